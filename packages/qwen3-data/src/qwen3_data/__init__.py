@@ -1,0 +1,3 @@
+"""Raw text to jsonl to Megatron `.bin`/`.idx`, without MindSpore."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,118 @@
+"""Outputs that appear whole or not at all, also after a kill at any moment."""
+
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from qwen3_model.errors import OutputExistsError, Qwen3Error
+
+
+def refuse_existing(path: Path, *, force: bool) -> None:
+    """Raise OutputExistsError when `path` exists and `force` is false."""
+    if path.exists() and not force:
+        raise OutputExistsError(f"{path} already exists; choose another output or pass --force to replace it")
+
+
+def require_free_space(directory: Path, needed_bytes: int) -> None:
+    """Raise Qwen3Error when the file system of `directory` (or its nearest existing parent) is too full."""
+    existing = directory.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    free_bytes = shutil.disk_usage(existing).free
+    if free_bytes < needed_bytes:
+        raise Qwen3Error(
+            f"{directory} needs {needed_bytes / 1e9:.2f} GB but its file system has {free_bytes / 1e9:.2f} GB free; "
+            "make room or choose another output"
+        )
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary neighbour of `path`, then rename it over `path`.
+
+    The data are on disk before the name appears, so a power cut leaves the old file or the new one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_neighbour(path)
+    try:
+        write(temporary)
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write `text` as UTF-8 to `path`, whole or not at all."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+@contextmanager
+def output_directory(path: Path, *, force: bool = False) -> Iterator[Path]:
+    """Yield an empty temporary folder that becomes `path` when the block ends without an error.
+
+    An existing `path` is replaced (with `force`) only after the new one is whole.
+
+    Raises:
+        OutputExistsError: `path` exists and `force` is false.
+    """
+    refuse_existing(path, force=force)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_neighbour(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            _sync(file)
+        replace_directory(temporary, path)
+        _sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def replace_directory(new: Path, path: Path) -> None:
+    """Rename folder `new` to `path`; what stood there goes only after the new one is in place."""
+    if not path.exists():
+        new.rename(path)
+        return
+    old = temporary_neighbour(path, suffix="old")
+    path.rename(old)
+    try:
+        new.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+    if old.is_dir() and not old.is_symlink():
+        shutil.rmtree(old)
+    else:
+        old.unlink()
+
+
+def temporary_neighbour(path: Path, *, suffix: str = "tmp") -> Path:
+    """Return a hidden name beside `path`, after removing those that dead processes of this host left there."""
+    host = socket.gethostname()
+    if path.parent.is_dir():
+        for stale in path.parent.glob(f".{path.name}.{host}.*.tmp"):
+            _remove_if_abandoned(stale)
+    return path.with_name(f".{path.name}.{host}.{os.getpid()}.{suffix}")
+
+
+def _remove_if_abandoned(stale: Path) -> None:
+    owner = stale.name.split(".")[-2]
+    if not owner.isdigit() or int(owner) == os.getpid() or Path(f"/proc/{owner}").exists():
+        return
+    if stale.is_dir():
+        shutil.rmtree(stale, ignore_errors=True)
+    else:
+        stale.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

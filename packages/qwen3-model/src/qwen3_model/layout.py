@@ -1,0 +1,81 @@
+"""Where each weight lives on a grid of devices: the one table behind sharding, strategy files and the planner."""
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from qwen3_model.errors import ConfigError
+
+# Pattern to the axis that splits each dimension; every weight matches exactly one row.
+PLACEMENT: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    ("model.embed_tokens.weight", ("tp", None)),
+    ("lm_head.weight", ("tp", None)),
+    ("*.self_attn.[qkv]_proj.weight", ("tp", None)),
+    ("*.self_attn.o_proj.weight", (None, "tp")),
+    ("*.mlp.gate_proj.weight", ("tp", None)),
+    ("*.mlp.up_proj.weight", ("tp", None)),
+    ("*.mlp.down_proj.weight", (None, "tp")),
+    ("*norm.weight", (None,)),
+)
+
+
+def placement(name: str) -> tuple[str | None, ...]:
+    """Return, for each dimension of the weight `name`, the axis that splits it, or None.
+
+    Raises:
+        ConfigError: `name` is not a weight of the model.
+    """
+    hits = [axes for pattern, axes in PLACEMENT if fnmatchcase(name, pattern)]
+    if len(hits) != 1:
+        raise ConfigError(f"{name} matches {len(hits)} placement rules, expected exactly 1")
+    return hits[0]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """A grid of `pp` stages x `dp` replicas x `tp` shards; rank = (stage * dp + replica) * tp + shard."""
+
+    dp: int = 1
+    """Data-parallel replicas."""
+    tp: int = 1
+    """Tensor-parallel shards of each weight."""
+    pp: int = 1
+    """Pipeline stages."""
+    sequence_parallel: bool = False
+    """Split activations between tensor-parallel regions along the sequence."""
+
+    def __post_init__(self) -> None:
+        for axis in ("dp", "tp", "pp"):
+            if getattr(self, axis) < 1:
+                raise ConfigError(f"layout: {axis}={getattr(self, axis)} must be at least 1")
+
+    @property
+    def num_ranks(self) -> int:
+        """Devices in the grid."""
+        return self.dp * self.tp * self.pp
+
+    def rank(self, *, stage: int, replica: int, shard: int) -> int:
+        """Return the rank at a place in the grid, in MindSpore's own order."""
+        return (stage * self.dp + replica) * self.tp + shard
+
+    def place(self, rank: int) -> tuple[int, int, int]:
+        """Return (stage, replica, shard) of `rank`."""
+        group, shard = divmod(rank, self.tp)
+        stage, replica = divmod(group, self.dp)
+        return stage, replica, shard
+
+
+def shard_slices(name: str, shape: tuple[int, ...], *, tp: int, shard: int) -> tuple[slice, ...]:
+    """Return the part of the full weight `name` of `shape` that tensor-parallel rank `shard` of `tp` holds.
+
+    Raises:
+        ConfigError: The split dimension does not divide by `tp`.
+    """
+    slices = []
+    for dim, (size, axis) in enumerate(zip(shape, placement(name), strict=True)):
+        if axis != "tp":
+            slices.append(slice(0, size))
+            continue
+        if size % tp:
+            raise ConfigError(f"{name}: dimension {dim} of {size} does not divide by model_parallel={tp}")
+        slices.append(slice(shard * size // tp, (shard + 1) * size // tp))
+    return tuple(slices)

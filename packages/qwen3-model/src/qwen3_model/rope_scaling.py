@@ -1,0 +1,90 @@
+"""How `config.json` describes the rotary embedding: its base and, for long contexts, YaRN's stretch."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from qwen3_model.errors import ConfigError
+
+KEYS = {
+    "factor",
+    "original_max_position_embeddings",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "truncate",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class YarnScaling:
+    """The parameters of YaRN (Peng et al. 2023)."""
+
+    factor: float
+    """How many times longer the context becomes."""
+    original_max_position_embeddings: int
+    """Context in tokens before the stretch."""
+    attention_factor: float | None = None
+    """Scale of cos and sin; None means 0.1 ln(factor) + 1."""
+    beta_fast: float = 32.0
+    """Rotations over the original context above which a frequency stays as it is."""
+    beta_slow: float = 1.0
+    """Rotations below which a frequency is divided by `factor`."""
+    truncate: bool = True
+    """Whether the bounds of the ramp are rounded outward to whole dimensions."""
+
+    def __post_init__(self) -> None:
+        if not self.factor >= 1:
+            raise ConfigError(f"rope_scaling: factor={self.factor!r} must be at least 1")
+        if self.original_max_position_embeddings < 1:
+            raise ConfigError("rope_scaling: original_max_position_embeddings must be at least 1")
+
+    def to_hf(self) -> dict[str, Any]:
+        """Return the `rope_scaling` object of `config.json`."""
+        raw: dict[str, Any] = {
+            "rope_type": "yarn",
+            "factor": self.factor,
+            "original_max_position_embeddings": self.original_max_position_embeddings,
+            "beta_fast": self.beta_fast,
+            "beta_slow": self.beta_slow,
+        }
+        if self.attention_factor is not None:
+            raw["attention_factor"] = self.attention_factor
+        if not self.truncate:
+            raw["truncate"] = False
+        return raw
+
+
+def read_rope(raw: dict[str, Any]) -> tuple[float, YarnScaling | None]:
+    """Return the base and the scaling from either spelling of `config.json`.
+
+    Raises:
+        ConfigError: No base is stated, the two spellings disagree, or the kind of scaling is not implemented.
+    """
+    newer = dict(raw.get("rope_parameters") or {})
+    older = dict(raw.get("rope_scaling") or {})
+    bases = {float(source["rope_theta"]) for source in (raw, newer, older) if source.get("rope_theta") is not None}
+    for source in (newer, older):
+        source.pop("rope_theta", None)
+    if len(bases) != 1:
+        raise ConfigError(f"config.json must state rope_theta once, found {sorted(bases) or 'none'}")
+    scalings = [scaling for scaling in (_read_scaling(newer, raw), _read_scaling(older, raw)) if scaling]
+    if len(set(scalings)) > 1:
+        raise ConfigError("config.json: rope_parameters and rope_scaling disagree")
+    return bases.pop(), scalings[0] if scalings else None
+
+
+def _read_scaling(source: dict[str, Any], raw: dict[str, Any]) -> YarnScaling | None:
+    kind = source.pop("rope_type", None) or source.pop("type", None) or "default"
+    source.pop("type", None)
+    if kind == "default":
+        if source:
+            raise ConfigError(f"config.json: rope of type 'default' takes no {', '.join(sorted(source))}")
+        return None
+    if kind != "yarn":
+        raise ConfigError(f"config.json: rope type {kind!r} is not implemented, only 'default' and 'yarn'")
+    if unknown := sorted(source.keys() - KEYS):
+        raise ConfigError(f"config.json: rope_scaling has unknown keys {', '.join(unknown)}")
+    if "factor" not in source:
+        raise ConfigError("config.json: rope_scaling of type 'yarn' lacks factor")
+    source.setdefault("original_max_position_embeddings", raw.get("max_position_embeddings"))
+    return YarnScaling(**{key: value for key, value in source.items() if value is not None})
