@@ -1,12 +1,16 @@
-"""What every command of the five tools does alike: error sentences, exit codes, flag spelling, `--version`."""
+"""What every command does alike: error sentences, exit codes, flag spelling, `--version`."""
 
 import errno
 import signal
+from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 import click
 
-from qwen3_model.errors import Qwen3Error
+from qwen3_model.errors import Qwen3Error, UsageError
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 CONTEXT = {
     "help_option_names": ["-h", "--help"],
@@ -27,6 +31,8 @@ class Commands(click.Group):
         signal.signal(signal.SIGTERM, _exit_cleanly)
         try:
             return super().invoke(ctx)
+        except UsageError as error:
+            raise click.UsageError(str(error)) from error
         except Qwen3Error as error:
             raise click.ClickException(str(error)) from error
         except BrokenPipeError:
@@ -34,7 +40,9 @@ class Commands(click.Group):
         except OSError as error:
             raise click.ClickException(_os_sentence(error)) from error
         except MemoryError as error:
-            raise click.ClickException("out of memory; use a smaller batch or sequence, or more memory") from error
+            raise click.ClickException(
+                "out of memory; use a smaller batch or sequence, or more memory"
+            ) from error
 
 
 def _os_sentence(error: OSError) -> str:
@@ -49,11 +57,11 @@ def _exit_cleanly(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
-def quiet_option() -> "click.decorators.FC":  # type: ignore[name-defined]
+def quiet_option() -> Decorator:
     """Return the `--quiet` option that every long command has."""
     return click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 
 
-def force_option(what: str = "an existing output") -> "click.decorators.FC":  # type: ignore[name-defined]
+def force_option(what: str = "an existing output") -> Decorator:
     """Return the `--force` option of the commands that write."""
     return click.option("--force", is_flag=True, help=f"Replace {what}, once the new one is whole.")

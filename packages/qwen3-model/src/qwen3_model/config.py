@@ -1,7 +1,8 @@
 """The architecture of a dense Qwen3 model, from and to Hugging Face's `config.json`.
 
 Both spellings are read: the older (`torch_dtype`, `rope_theta`, `rope_scaling`) and that of transformers 5
-(`dtype`, `rope_parameters`, `layer_types`). The older is written, since every version of transformers reads it.
+(`dtype`, `rope_parameters`, `layer_types`). The older is written, since every version of
+transformers reads it.
 """
 
 import difflib
@@ -106,8 +107,8 @@ class Qwen3Config:
 
     def __post_init__(self) -> None:
         for name in (
-            "vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim",
-            "max_position_embeddings",
+            "vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads",
+            "head_dim", "max_position_embeddings",
         ):  # fmt: skip
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -119,7 +120,9 @@ class Qwen3Config:
         if not isinstance(self.tie_word_embeddings, bool):
             raise ConfigError(f"tie_word_embeddings={self.tie_word_embeddings!r} must be true or false")
         if self.num_heads % self.num_kv_heads:
-            raise ConfigError(f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}")
+            raise ConfigError(
+                f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}"
+            )
         if self.head_dim % 2:
             raise ConfigError(f"head_dim={self.head_dim} must be even: rotary embedding turns pairs")
         if self.dtype not in DTYPES:
@@ -135,12 +138,16 @@ class Qwen3Config:
         known = MAPPED.keys() | MUST_EQUAL.keys() | SPELLED_TWICE | IGNORED
         if unknown := sorted(raw.keys() - known):
             hints = [_hint(key, known) for key in unknown]
-            raise ConfigError(f"config.json has keys that this version does not implement: {', '.join(hints)}")
+            raise ConfigError(
+                f"config.json has keys that this version does not implement: {', '.join(hints)}"
+            )
         for key, allowed in MUST_EQUAL.items():
             if key in raw and raw[key] not in allowed:
                 raise ConfigError(f"config.json: {key}={raw[key]!r} is not implemented, only {allowed[0]!r}")
         if any(kind != "full_attention" for kind in raw.get("layer_types") or ()):
-            raise ConfigError("config.json: layer_types has other kinds than 'full_attention', which only is implemented")
+            raise ConfigError(
+                "config.json: layer_types has other kinds than 'full_attention', which only is implemented"
+            )
         if missing := sorted(MAPPED.keys() - raw.keys() - OPTIONAL.keys()):
             raise ConfigError(f"config.json lacks {', '.join(missing)}")
         theta, scaling = read_rope(raw)
@@ -196,7 +203,9 @@ class Qwen3Config:
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return every weight's Hugging Face name and shape, in the model's order; no `lm_head` when tied."""
-        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, self.hidden_size)}
+        shapes: dict[str, tuple[int, ...]] = {
+            "model.embed_tokens.weight": (self.vocab_size, self.hidden_size)
+        }
         for layer in range(self.num_layers):
             shapes |= self.layer_weight_shapes(layer)
         shapes["model.norm.weight"] = (self.hidden_size,)
@@ -206,7 +215,11 @@ class Qwen3Config:
 
     def layer_weight_shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
         """Return the names and shapes of one decoder layer's weights."""
-        hidden, q_width, kv_width = self.hidden_size, self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        hidden, q_width, kv_width = (
+            self.hidden_size,
+            self.num_heads * self.head_dim,
+            self.num_kv_heads * self.head_dim,
+        )
         shapes: dict[str, tuple[int, ...]] = {
             "input_layernorm": (hidden,),
             "self_attn.q_proj": (q_width, hidden),
@@ -238,9 +251,7 @@ def _hint(key: str, known: set[str]) -> str:
     return f"{key} (did you mean {close[0]}?)" if close else key
 
 
-def _released(
-    hidden: int, layers: int, heads: int, intermediate: int, *, tied: bool
-) -> Qwen3Config:
+def _released(hidden: int, layers: int, heads: int, intermediate: int, *, tied: bool) -> Qwen3Config:
     return Qwen3Config(
         vocab_size=151936,
         hidden_size=hidden,

@@ -19,3 +19,7 @@ class FormatError(Qwen3Error):
 
 class OutputExistsError(Qwen3Error):
     """An output that is already there and may not be replaced without `--force`."""
+
+
+class UsageError(Qwen3Error):
+    """A command line that cannot be meant; reported with exit code 2."""

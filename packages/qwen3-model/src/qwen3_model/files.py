@@ -24,7 +24,7 @@ def require_free_space(directory: Path, needed_bytes: int) -> None:
     free_bytes = shutil.disk_usage(existing).free
     if free_bytes < needed_bytes:
         raise Qwen3Error(
-            f"{directory} needs {needed_bytes / 1e9:.2f} GB but its file system has {free_bytes / 1e9:.2f} GB free; "
+            f"{directory} needs {needed_bytes / 1e9:.2f} GB but {free_bytes / 1e9:.2f} GB are free; "
             "make room or choose another output"
         )
 
@@ -92,7 +92,7 @@ def replace_directory(new: Path, path: Path) -> None:
 
 
 def temporary_neighbour(path: Path, *, suffix: str = "tmp") -> Path:
-    """Return a hidden name beside `path`, after removing those that dead processes of this host left there."""
+    """Return a hidden name beside `path`, after removing what dead processes of this host left."""
     host = socket.gethostname()
     if path.parent.is_dir():
         for stale in path.parent.glob(f".{path.name}.{host}.*.tmp"):

@@ -1,4 +1,4 @@
-"""Where each weight lives on a grid of devices: the one table behind sharding, strategy files and the planner."""
+"""Where each weight lives on a grid of devices: the table behind sharding, strategy files and plans."""
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase

@@ -11,7 +11,7 @@ REFRESH_S = 0.2
 class Progress:
     """Show how far counted work has come, its speed and the time left.
 
-    Use as a context manager; `advance` may be called as often as wanted, it draws at most five times a second.
+    Use as a context manager; `advance` may be called often, it draws at most five times a second.
     """
 
     def __init__(self, label: str, total: float | None, unit: str, *, quiet: bool = False) -> None:

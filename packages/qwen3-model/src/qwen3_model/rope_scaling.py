@@ -62,7 +62,9 @@ def read_rope(raw: dict[str, Any]) -> tuple[float, YarnScaling | None]:
     """
     newer = dict(raw.get("rope_parameters") or {})
     older = dict(raw.get("rope_scaling") or {})
-    bases = {float(source["rope_theta"]) for source in (raw, newer, older) if source.get("rope_theta") is not None}
+    bases = {
+        float(source["rope_theta"]) for source in (raw, newer, older) if source.get("rope_theta") is not None
+    }
     for source in (newer, older):
         source.pop("rope_theta", None)
     if len(bases) != 1:

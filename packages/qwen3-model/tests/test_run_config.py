@@ -1,0 +1,103 @@
+import pytest
+
+from qwen3_model.errors import ConfigError, UsageError
+from qwen3_model.run_config import Key, parse_dotted, parse_run_config
+
+SCHEMA = {
+    "seed": Key((int,)),
+    "optimizer": {"learning_rate": Key((float,)), "type": Key((str,), choices=("AdamW",))},
+    "callbacks": [{"type": Key((str,)), "steps": Key((int,))}],
+    "profile": Key((bool,), effect="none"),
+    "context": {"max_device_memory": Key((str,), effect="ascend")},
+    "shape": Key((list,)),
+}
+
+
+def parse(text, *overrides):
+    return parse_run_config(text, parse_dotted(overrides), SCHEMA, where="run.yaml")
+
+
+def test_exponent_without_dot_is_a_number():
+    config = parse("optimizer: {learning_rate: 1e-6}")
+    assert config.get("optimizer.learning_rate") == 1e-6
+
+
+def test_overrides_reach_nested_keys_and_list_items_in_order():
+    config = parse(
+        "callbacks: [{type: A, steps: 1}, {type: B}]",
+        "--optimizer.learning-rate", "0.5", "--callbacks.1.steps=7", "--seed", "1", "--seed", "2", "--shape", "[1, -1]",
+    )  # fmt: skip
+    assert config.values == {
+        "callbacks": [{"type": "A", "steps": 1}, {"type": "B", "steps": 7}],
+        "optimizer": {"learning_rate": 0.5},
+        "seed": 2,
+        "shape": [1, -1],
+    }
+
+
+def test_unknown_keys_are_all_named_with_a_hint():
+    with pytest.raises(ConfigError) as caught:
+        parse("sed: 1\noptimizer: {learning_rte: 1.0, other: 2}")
+    assert str(caught.value) == (
+        "run.yaml: unknown key sed (did you mean seed?); "
+        "unknown key optimizer.learning_rte (did you mean learning_rate?); unknown key optimizer.other"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: true", "run.yaml: seed=True must be int"),
+        ("seed: 1.5", "run.yaml: seed=1.5 must be int"),
+        ("optimizer: 3", "run.yaml: optimizer=3 must be a section with keys"),
+        ("optimizer: {type: Muon}", "run.yaml: optimizer.type='Muon' is none of AdamW"),
+        ("callbacks: {type: A}", "run.yaml: callbacks={'type': 'A'} must be a list of sections"),
+        ("seed: 1\nseed: 2", "run.yaml, line 2, column 1: key 'seed' is given twice"),
+        ("seed: [1", "run.yaml, line 1, column 9: expected ',' or ']', but got '<stream end>'"),
+        ("- 1", "run.yaml must hold keys and values, found list"),
+    ],
+)
+def test_bad_file_is_one_sentence(text, message):
+    with pytest.raises(ConfigError) as caught:
+        parse(text)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["--sed", "1"], "--sed: unknown key sed (did you mean seed?)"),
+        (["--seed", "x"], "--seed: seed='x' must be int"),
+        (["--seed"], "--seed needs a value"),
+        (["--seed", "--shape"], "--seed needs a value"),
+        (["stray"], "unexpected argument 'stray'; overrides are written --key.key value"),
+        (["--callbacks.4.steps", "1"], "--callbacks.4.steps: '4' is no place in a list of 1; count from 0"),
+        (
+            ["--callbacks.0.steps.deep", "1"],
+            "--callbacks.0.steps.deep: callbacks.0.steps is 3, not a section",
+        ),
+    ],
+)
+def test_bad_override_is_a_usage_error(overrides, message):
+    with pytest.raises(UsageError) as caught:
+        parse("callbacks: [{steps: 3}]", *overrides)
+    assert str(caught.value) == message
+
+
+def test_keys_without_effect_are_named_once():
+    config = parse("profile: true\ncontext: {max_device_memory: 58GB}")
+    assert config.notes == (
+        "accepted without effect here: profile",
+        "with effect on Ascend only: context.max_device_memory",
+    )
+
+
+def test_written_configuration_reads_back_equal():
+    config = parse("optimizer: {learning_rate: 1e-6}\nshape: [1, 2]")
+    assert parse(config.to_yaml()).values == config.values
+
+
+def test_anchor_and_alias_are_followed():
+    config = parse("optimizer: &o {learning_rate: 2.0}\nseed: 3")
+    assert config.get("optimizer.learning_rate") == 2.0
+    assert config.get("optimizer.type", "AdamW") == "AdamW"
