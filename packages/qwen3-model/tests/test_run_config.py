@@ -25,7 +25,8 @@ def test_exponent_without_dot_is_a_number():
 def test_overrides_reach_nested_keys_and_list_items_in_order():
     config = parse(
         "callbacks: [{type: A, steps: 1}, {type: B}]",
-        "--optimizer.learning-rate", "0.5", "--callbacks.1.steps=7", "--seed", "1", "--seed", "2", "--shape", "[1, -1]",
+        "--optimizer.learning-rate", "0.5", "--callbacks.1.steps=7", "--seed", "1", "--seed", "2",
+        "--shape", "[1, -1]",
     )  # fmt: skip
     assert config.values == {
         "callbacks": [{"type": "A", "steps": 1}, {"type": "B", "steps": 7}],

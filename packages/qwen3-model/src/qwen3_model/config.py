@@ -151,7 +151,9 @@ class Qwen3Config:
         if missing := sorted(MAPPED.keys() - raw.keys() - OPTIONAL.keys()):
             raise ConfigError(f"config.json lacks {', '.join(missing)}")
         theta, scaling = read_rope(raw)
-        values = {ours: raw.get(theirs, OPTIONAL.get(theirs)) for theirs, ours in MAPPED.items()}
+        values: dict[str, Any] = {
+            ours: raw.get(theirs, OPTIONAL.get(theirs)) for theirs, ours in MAPPED.items()
+        }
         if isinstance(values["eos_token_id"], list):
             values["eos_token_id"] = tuple(values["eos_token_id"])
         dtype = raw.get("dtype") or raw.get("torch_dtype") or "float32"
