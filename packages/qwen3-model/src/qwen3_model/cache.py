@@ -1,0 +1,51 @@
+"""Keys and values of the tokens seen so far, written in place inside a compiled graph.
+
+A row's token at position p lies in slot p of that row, and a query at position p sees slots 0 to p. So rows
+may have any lengths and move at their own pace: short prompts are filled up on the right with any id at any
+free later position, and what such filling wrote is overwritten before a real query can see it.
+
+B rows, T slots, K key/value heads, H head_dim, L new tokens a row.
+"""
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, ParameterTuple, Tensor, mint, nn, ops
+
+from qwen3_model.config import Qwen3Config
+
+
+class KVCache(nn.Cell):
+    """Room for `capacity` tokens in each of `num_rows` rows, for every layer."""
+
+    def __init__(
+        self, config: Qwen3Config, num_rows: int, capacity: int, dtype: ms.Type = ms.float32
+    ) -> None:
+        super().__init__()
+        self.num_rows, self.capacity = num_rows, capacity
+        shape = (num_rows * config.num_kv_heads * capacity, config.head_dim)
+        layers = range(config.num_layers)
+        self.keys = ParameterTuple([_slots(f"cache.keys.{i}", shape, dtype) for i in layers])
+        self.values = ParameterTuple([_slots(f"cache.values.{i}", shape, dtype) for i in layers])
+        starts = np.arange(num_rows * config.num_kv_heads, dtype=np.int32) * capacity
+        self._starts_BK1 = Tensor(starts.reshape(num_rows, config.num_kv_heads, 1))
+        self._slots_T = Tensor(np.arange(capacity, dtype=np.int32))
+
+    def slots(self, position_ids_BL: Tensor) -> Tensor:
+        """Return the flat slot of each new token of each head, int32 of shape (B * K * L,)."""
+        return (self._starts_BK1 + position_ids_BL[:, None, :]).reshape(-1)
+
+    def visible(self, position_ids_BL: Tensor) -> Tensor:
+        """Return which slots each query sees, bool of shape (B, L, T)."""
+        return mint.less_equal(self._slots_T, position_ids_BL[:, :, None])
+
+
+def write_and_read(cache: Parameter, slots: Tensor, new_BLKH: Tensor) -> Tensor:
+    """Put the new tokens into their slots and return the whole cache as (B, K, T, H)."""
+    b, length, k, h = new_BLKH.shape
+    new_MH = new_BLKH.transpose(0, 2, 1, 3).reshape(b * k * length, h)
+    written = ops.depend(cache, ops.scatter_update(cache, slots, new_MH))
+    return written.reshape(b, k, -1, h)
+
+
+def _slots(name: str, shape: tuple[int, int], dtype: ms.Type) -> Parameter:
+    return Parameter(Tensor(np.zeros(shape, np.float32), dtype=dtype), name=name, requires_grad=False)

@@ -1,0 +1,68 @@
+"""The layers without attention, under the names that the released weights carry.
+
+M rows (batch * length), B batch, L length, D width, O output width, V vocabulary, F feed-forward.
+"""
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+
+from qwen3_model.config import Qwen3Config
+from qwen3_model.kernels import AscendKernels, PortableKernels
+
+Kernels = PortableKernels | AscendKernels
+
+
+def make_parameter(shape: tuple[int, ...], dtype: ms.Type) -> Parameter:
+    """Return a weight of zeros, to be filled by `loading` before the first call."""
+    # The system hands out the zeros of numpy page by page, when they are read.
+    return Parameter(Tensor(np.zeros(shape, np.float32), dtype=dtype), name="weight")
+
+
+class Linear(nn.Cell):
+    """Multiply by a weight of (outputs, inputs); Qwen3 has no bias anywhere."""
+
+    def __init__(self, num_inputs: int, num_outputs: int, kernels: Kernels, dtype: ms.Type) -> None:
+        super().__init__()
+        self.kernels = kernels
+        self.weight = make_parameter((num_outputs, num_inputs), dtype)
+
+    def construct(self, x_MD: Tensor) -> Tensor:
+        return self.kernels.linear(x_MD, self.weight.astype(x_MD.dtype))
+
+
+class Embedding(nn.Cell):
+    """Look up a row per id."""
+
+    def __init__(self, num_rows: int, width: int, dtype: ms.Type) -> None:
+        super().__init__()
+        self.weight = make_parameter((num_rows, width), dtype)
+
+    def construct(self, ids_BL: Tensor) -> Tensor:
+        return ops.gather(self.weight, ids_BL, 0)
+
+
+class RMSNorm(nn.Cell):
+    """Scale each row to unit root mean square, then by a weight."""
+
+    def __init__(self, width: int, eps: float, kernels: Kernels, dtype: ms.Type) -> None:
+        super().__init__()
+        self.kernels, self.eps = kernels, eps
+        self.weight = make_parameter((width,), dtype)
+
+    def construct(self, x_MD: Tensor) -> Tensor:
+        return self.kernels.rms_norm(x_MD, self.weight.astype(x_MD.dtype), self.eps)
+
+
+class MLP(nn.Cell):
+    """The gated feed-forward layer: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: Qwen3Config, kernels: Kernels, dtype: ms.Type) -> None:
+        super().__init__()
+        self.kernels = kernels
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, kernels, dtype)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, kernels, dtype)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, kernels, dtype)
+
+    def construct(self, x_MD: Tensor) -> Tensor:
+        return self.down_proj(self.kernels.swiglu(self.gate_proj(x_MD), self.up_proj(x_MD)))

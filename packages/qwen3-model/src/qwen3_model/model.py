@@ -1,0 +1,164 @@
+"""The Qwen3 dense model: one definition for training, prefill and decoding, with Hugging Face's weight names.
+
+Activations travel as M = B * L rows, since a CPU multiplies matrices fastest in two dimensions.
+B batch, L length, D hidden, V vocabulary, H head_dim.
+"""
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, mint, nn, ops
+
+from qwen3_model.attention import Attention
+from qwen3_model.cache import KVCache
+from qwen3_model.config import Qwen3Config
+from qwen3_model.kernels import PortableKernels
+from qwen3_model.layers import MLP, Embedding, Kernels, Linear, RMSNorm
+from qwen3_model.rope import rope_frequencies
+
+
+class DecoderLayer(nn.Cell):
+    """Attention and feed-forward, each added to the stream that it reads through a norm."""
+
+    def __init__(self, config: Qwen3Config, kernels: Kernels, dtype: ms.Type) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, kernels, dtype)
+        self.self_attn = Attention(config, kernels, dtype)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, kernels, dtype)
+        self.mlp = MLP(config, kernels, dtype)
+
+    def construct(
+        self,
+        x_MD: Tensor,
+        cos_BL1H: Tensor,
+        sin_BL1H: Tensor,
+        mask: Tensor,
+        cached: tuple[Parameter, Parameter, Tensor] | None = None,
+    ) -> Tensor:
+        x_MD = x_MD + self.self_attn(self.input_layernorm(x_MD), cos_BL1H, sin_BL1H, mask, cached)
+        return x_MD + self.mlp(self.post_attention_layernorm(x_MD))
+
+
+class Qwen3Model(nn.Cell):
+    """From ids to the last hidden states."""
+
+    def __init__(self, config: Qwen3Config, kernels: Kernels, param_dtype: ms.Type) -> None:
+        super().__init__()
+        self.kernels, self.compute_dtype = kernels, kernels.compute_dtype
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, param_dtype)
+        self.layers = nn.CellList(
+            [DecoderLayer(config, kernels, param_dtype) for _ in range(config.num_layers)]
+        )
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, kernels, param_dtype)
+        frequencies_H, self.rope_scale = rope_frequencies(config)
+        self.frequencies_H = Tensor(frequencies_H)
+
+    def construct(
+        self,
+        ids_BL: Tensor,
+        position_ids_BL: Tensor | None = None,
+        segment_ids_BL: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Return the hidden states after the last norm, (B * L, D); see `Qwen3ForCausalLM`."""
+        length = ids_BL.shape[1]
+        if position_ids_BL is None:
+            position_ids_BL = ops.arange(length).astype(ms.int32).expand_dims(0).broadcast_to(ids_BL.shape)
+        cos_BL1H, sin_BL1H = self._turns(position_ids_BL)
+        x_MD = self.embed_tokens(ids_BL.reshape(-1)).astype(self.compute_dtype)
+        if cache is not None:
+            mask = self.kernels.mask(cache.visible(position_ids_BL))
+            slots = cache.slots(position_ids_BL)
+            for i, layer in enumerate(self.layers):
+                x_MD = layer(x_MD, cos_BL1H, sin_BL1H, mask, (cache.keys[i], cache.values[i], slots))
+            return self.norm(x_MD)
+        mask = self._mask(segment_ids_BL, length)
+        for layer in self.layers:
+            x_MD = layer(x_MD, cos_BL1H, sin_BL1H, mask)
+        return self.norm(x_MD)
+
+    def _turns(self, position_ids_BL: Tensor) -> tuple[Tensor, Tensor]:
+        angles_BLH = position_ids_BL.astype(ms.float32).expand_dims(-1) * self.frequencies_H
+        cos_BL1H = (mint.cos(angles_BLH) * self.rope_scale).expand_dims(2)
+        return cos_BL1H, (mint.sin(angles_BLH) * self.rope_scale).expand_dims(2)
+
+    def _mask(self, segment_ids_BL: Tensor | None, length: int) -> Tensor:
+        if segment_ids_BL is None:
+            return self.kernels.causal_mask(length)
+        places_L = ops.arange(length)
+        past_LS = places_L.expand_dims(0) <= places_L.expand_dims(1)
+        same_BLS = segment_ids_BL.expand_dims(1) == segment_ids_BL.expand_dims(2)
+        return self.kernels.mask(mint.logical_and(same_BLS, past_LS))
+
+
+class Qwen3ForCausalLM(nn.Cell):
+    """The model with its head. Weights are zeros until `loading` fills them, which is before the first call.
+
+    Args of the call:
+        ids_BL: int32.
+        position_ids_BL: int32; 0, 1, 2, ... in each row when left out. They turn the queries and keys and
+            nothing else, unless there is a cache.
+        segment_ids_BL: int32; a token sees the earlier tokens of its own segment only. One segment per
+            document keeps packed documents apart, and a segment of their own hides padding on either side.
+        cache: Where keys and values are kept. Then `position_ids_BL` must be given, below the cache's
+            capacity, and alone says what a query sees: slots 0 to its position.
+        last_B: int32; the place in each row whose logits are wanted.
+
+    Returns:
+        float32 logits (B, L, V), or (B, V) with `last_B`.
+    """
+
+    def __init__(
+        self, config: Qwen3Config, kernels: Kernels | None = None, *, param_dtype: ms.Type = ms.float32
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.kernels = PortableKernels() if kernels is None else kernels
+        self.model = Qwen3Model(config, self.kernels, param_dtype)
+        self.is_tied = config.tie_word_embeddings
+        if not self.is_tied:
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, self.kernels, param_dtype)
+        name_parameters(self)
+
+    def construct(
+        self,
+        ids_BL: Tensor,
+        position_ids_BL: Tensor | None = None,
+        segment_ids_BL: Tensor | None = None,
+        cache: KVCache | None = None,
+        last_B: Tensor | None = None,
+    ) -> Tensor:
+        b, length = ids_BL.shape
+        hidden_MD = self.model(ids_BL, position_ids_BL, segment_ids_BL, cache)
+        if last_B is None:
+            return self.head(hidden_MD).reshape(b, length, -1)
+        return self.head(ops.gather(hidden_MD, Tensor(np.arange(b, dtype=np.int32)) * length + last_B, 0))
+
+    def head(self, hidden_MD: Tensor) -> Tensor:
+        """Return float32 logits (M, V) of hidden states (M, D)."""
+        if self.is_tied:
+            weight_VD = self.model.embed_tokens.weight.astype(hidden_MD.dtype)
+            return self.kernels.linear(hidden_MD, weight_VD).astype(ms.float32)
+        return self.lm_head(hidden_MD).astype(ms.float32)
+
+
+class CachedQwen3(nn.Cell):
+    """A model together with its cache: compile `construct` once per shape of `ids_BL`, (rows, 1) to decode.
+
+    Example:
+        step = ms.jit(CachedQwen3(model, KVCache(config, num_rows, capacity)).construct)
+        logits_BV = step(prompt_ids_BL, arange_BL, lengths_B - 1)   # prefill, filled up on the right
+        logits_BV = step(next_ids_B1, lengths_B1, zeros_B)          # decode, each row at its own position
+    """
+
+    def __init__(self, network: Qwen3ForCausalLM, cache: KVCache) -> None:
+        super().__init__()
+        self.network, self.cache = network, cache
+
+    def construct(self, ids_BL: Tensor, position_ids_BL: Tensor, last_B: Tensor) -> Tensor:
+        return self.network(ids_BL, position_ids_BL, None, self.cache, last_B)
+
+
+def name_parameters(cell: nn.Cell) -> None:
+    """Give each weight its path in `cell` as its name; needed again whenever a child has been replaced."""
+    for path, parameter in cell.parameters_and_names():
+        parameter.name = path
