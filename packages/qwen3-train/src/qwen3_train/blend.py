@@ -1,0 +1,115 @@
+"""Several token files as one dataset, and the part of each that is for training, validation or test."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3_model.errors import ConfigError
+
+SURPLUS = 1.005
+"""Samples asked of each file over its share, so that rounding never runs one dry; part of Megatron's order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blend:
+    """The files of a dataset and their shares."""
+
+    prefixes: tuple[str, ...]
+    """Paths without `.bin` or `.idx`."""
+    weights: tuple[float, ...] | None
+    """Shares that sum to 1, or None where none were given."""
+
+
+def parse_blend(data_path: Any, key: str) -> Blend:
+    """Read `[prefix, ...]` or `[weight, prefix, weight, prefix, ...]`, also as one string with spaces.
+
+    Raises:
+        ConfigError: The list is empty, or a weight is not above 0.
+    """
+    items = data_path.split() if isinstance(data_path, str) else data_path
+    if not isinstance(items, Sequence) or not items:
+        raise ConfigError(f"{key}={data_path!r} names no data; give a prefix, or weights and prefixes in turn")
+    texts = [str(item) for item in items]
+    weights = [_number(text) for text in texts[::2]]
+    if len(texts) % 2 or any(weight is None for weight in weights):
+        return Blend(tuple(texts), None)
+    numbers = np.array(weights, dtype=np.float64)
+    if not (np.isfinite(numbers).all() and (numbers > 0).all()):
+        raise ConfigError(f"{key}={data_path!r}: every weight must be a number above 0")
+    return Blend(tuple(texts[1::2]), tuple((numbers / numbers.sum()).tolist()))
+
+
+def split_bounds(split: Any, num_sequences: int) -> list[tuple[int, int] | None]:
+    """Return the range of sequences for training, validation and test; None for a part of size 0.
+
+    Args:
+        split: Proportions like "95, 5, 0".
+        num_sequences: Sequences of the file.
+
+    Raises:
+        ConfigError: `split` has no number above 0, or more than three.
+    """
+    parts = [float(text) for text in re.findall(r"[.0-9]+", str(split))]
+    if len(parts) > 3 or sum(parts) <= 0:
+        raise ConfigError(f"split={split!r} must be up to three proportions of train, valid and test, like '95, 5, 0'")
+    parts += [0.0] * (3 - len(parts))
+    ends = [0.0]
+    for part in parts:
+        ends.append(ends[-1] + part / sum(parts))
+    return [
+        (round(low * num_sequences), round(high * num_sequences)) if high > low else None
+        for low, high in zip(ends[:-1], ends[1:], strict=True)
+    ]
+
+
+def samples_per_file(blend: Blend, num_samples: int | None) -> list[int | None]:
+    """Return how many samples to ask of each file for `num_samples` of the blend."""
+    if blend.weights is None:
+        # Several files without weights are each read once, in proportion to their sizes.
+        return [num_samples] if len(blend.prefixes) == 1 else [None] * len(blend.prefixes)
+    if num_samples is None:
+        return [None] * len(blend.prefixes)
+    return [math.ceil(num_samples * weight * SURPLUS) for weight in blend.weights]
+
+
+def weighted_order(
+    weights: Sequence[float], num_samples: int
+) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
+    """Return for each sample of the blend its file and its number there, always serving the file most behind."""
+    shares = np.array(weights, dtype=np.float64)
+    served = np.zeros(len(shares), dtype=np.int64)
+    files = np.zeros(num_samples, dtype=np.int16)
+    numbers = np.zeros(num_samples, dtype=np.int64)
+    for sample in range(num_samples):
+        behind = int(np.argmax(shares * max(sample, 1.0) - served))
+        files[sample], numbers[sample] = behind, served[behind]
+        served[behind] += 1
+    return files, numbers
+
+
+def exhaustive_order(sizes: Sequence[int]) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
+    """Return the order that serves every sample of every file once, the files mixed in proportion to their sizes."""
+    left = np.array(sizes, dtype=np.int64)
+    total = int(left.sum())
+    served = np.zeros(len(left), dtype=np.int64)
+    shares = left / max(total, 1)
+    files = np.zeros(total, dtype=np.int16)
+    numbers = np.zeros(total, dtype=np.int64)
+    for sample in range(total):
+        lag = np.where(served < left, shares * max(sample, 1.0) - served, -np.inf)
+        behind = int(np.argmax(lag))
+        files[sample], numbers[sample] = behind, served[behind]
+        served[behind] += 1
+    return files, numbers
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None

@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+from qwen3_model.errors import ConfigError
+from qwen3_train.blend import (
+    Blend,
+    exhaustive_order,
+    parse_blend,
+    samples_per_file,
+    split_bounds,
+    weighted_order,
+)
+
+
+def test_weights_and_prefixes_alternate():
+    assert parse_blend(["3", "a", "1", "b"], "data_path") == Blend(("a", "b"), (0.75, 0.25))
+    assert parse_blend("0.3 a 0.1 b", "data_path").prefixes == ("a", "b")
+    assert parse_blend(["1", "/data/wiki"], "data_path") == Blend(("/data/wiki",), (1.0,))
+
+
+def test_prefixes_alone_have_no_weights():
+    assert parse_blend(["a", "b"], "data_path") == Blend(("a", "b"), None)
+    assert parse_blend("one", "data_path") == Blend(("one",), None)
+
+
+@pytest.mark.parametrize("data_path", [[], "", None, ["0", "a"], ["-1", "a"], ["nan", "a"]])
+def test_empty_or_negative_blends_are_refused(data_path):
+    with pytest.raises(ConfigError, match="data_path"):
+        parse_blend(data_path, "data_path")
+
+
+def test_split_cuts_sequences_by_rounded_fractions():
+    assert split_bounds("1, 0, 0", 10) == [(0, 10), None, None]
+    assert split_bounds("90,5,5", 33) == [(0, 30), (30, 31), (31, 33)]  # 29.7, 31.35, 33
+    assert split_bounds("0, 1", 4) == [None, (0, 4), None]
+    with pytest.raises(ConfigError, match="split="):
+        split_bounds("0,0,0", 4)
+
+
+def test_a_weighted_file_is_asked_for_half_a_percent_more():
+    assert samples_per_file(Blend(("a",), (1.0,)), 8000) == [8040]
+    assert samples_per_file(Blend(("a", "b"), (0.75, 0.25)), 100) == [76, 26]  # 75.375, 25.125
+    assert samples_per_file(Blend(("a",), None), 100) == [100]
+    assert samples_per_file(Blend(("a", "b"), None), 100) == [None, None]
+
+
+def test_order_serves_the_file_that_is_most_behind():
+    files, numbers = weighted_order([0.5, 0.5], 4)
+    assert files.tolist() == [0, 1, 0, 1]
+    assert numbers.tolist() == [0, 0, 1, 1]
+    files, _ = weighted_order([0.75, 0.25], 8)
+    # Step 0 and 1 weigh by 1: errors (.75,.25), (-.25,.25), then (.5,-.5), (1.25,-.25), (1,0), (.75,.25), ...
+    assert files.tolist() == [0, 1, 0, 0, 0, 1, 0, 0]
+
+
+def test_exhaustive_order_serves_everything_once():
+    files, numbers = exhaustive_order([3, 5, 1])
+    assert sorted(zip(files.tolist(), numbers.tolist(), strict=True)) == [
+        (file, number) for file, size in enumerate([3, 5, 1]) for number in range(size)
+    ]
+    assert np.bincount(files).tolist() == [3, 5, 1]
