@@ -1,7 +1,9 @@
 """Self-attention with grouped queries, normalised queries and keys, and rotary positions.
 
-B batch, L query length, S key length, D hidden, N query heads, K key/value heads, H head_dim, M = B * L.
+M token rows (batch * length), D hidden, R head rows (M * heads), H head_dim.
 """
+
+from typing import Any
 
 import mindspore as ms
 from mindspore import Parameter, Tensor, nn
@@ -12,7 +14,7 @@ from qwen3_model.layers import Kernels, Linear, RMSNorm
 
 
 class Attention(nn.Cell):
-    """Let each token gather from those that `mask` shows it.
+    """Let each token gather from those that `plan` shows it.
 
     Queries and keys are normalised per head before they are rotated (Qwen3 technical report 2025, section 2).
     """
@@ -34,23 +36,16 @@ class Attention(nn.Cell):
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, kernels, dtype)
 
     def construct(
-        self,
-        x_MD: Tensor,
-        cos_BL1H: Tensor,
-        sin_BL1H: Tensor,
-        mask: Tensor,
-        cached: tuple[Parameter, Parameter, Tensor] | None = None,
+        self, x_MD: Tensor, plan: Any, cached: tuple[Parameter, Parameter, Tensor] | None = None
     ) -> Tensor:
-        heads_BLxH = (cos_BL1H.shape[0], cos_BL1H.shape[1], -1, self.head_dim)
-        q_BLNH = self.q_norm(self.q_proj(x_MD).reshape(-1, self.head_dim)).reshape(heads_BLxH)
-        k_BLKH = self.k_norm(self.k_proj(x_MD).reshape(-1, self.head_dim)).reshape(heads_BLxH)
-        v_BLKH = self.v_proj(x_MD).reshape(heads_BLxH)
-        q_BLNH = self.kernels.rotate(q_BLNH, cos_BL1H, sin_BL1H)
-        k_BLKH = self.kernels.rotate(k_BLKH, cos_BL1H, sin_BL1H)
-        if cached is None:
-            k_BKSH, v_BKSH = k_BLKH.transpose(0, 2, 1, 3), v_BLKH.transpose(0, 2, 1, 3)
-        else:
+        q_RH = self.q_norm(self.q_proj(x_MD).reshape(-1, self.head_dim))
+        k_RH = self.k_norm(self.k_proj(x_MD).reshape(-1, self.head_dim))
+        v_RH = self.v_proj(x_MD).reshape(-1, self.head_dim)
+        q_RH = self.kernels.rotate_queries(q_RH, plan)
+        k_RH = self.kernels.heads_first(self.kernels.rotate_keys(k_RH, plan), plan)
+        v_RH = self.kernels.heads_first(v_RH, plan)
+        if cached is not None:
             keys, values, slots = cached
-            k_BKSH, v_BKSH = write_and_read(keys, slots, k_BLKH), write_and_read(values, slots, v_BLKH)
-        out_BLNH = self.kernels.attention(q_BLNH, k_BKSH, v_BKSH, mask)
-        return self.o_proj(out_BLNH.reshape(x_MD.shape[0], -1))
+            k_RH, v_RH = write_and_read(keys, slots, k_RH), write_and_read(values, slots, v_RH)
+        out_RH = self.kernels.attention(q_RH, k_RH, v_RH, plan)
+        return self.o_proj(out_RH.reshape(x_MD.shape[0], -1))

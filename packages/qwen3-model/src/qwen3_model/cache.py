@@ -4,7 +4,7 @@ A row's token at position p lies in slot p of that row, and a query at position 
 may have any lengths and move at their own pace: short prompts are filled up on the right with any id at any
 free later position, and what such filling wrote is overwritten before a real query can see it.
 
-B rows, T slots, K key/value heads, H head_dim, L new tokens a row.
+B rows, T slots, K key/value heads, H head_dim, L new tokens a row, R head rows (B * K * L).
 """
 
 import mindspore as ms
@@ -39,12 +39,9 @@ class KVCache(nn.Cell):
         return mint.less_equal(self._slots_T, position_ids_BL[:, :, None])
 
 
-def write_and_read(cache: Parameter, slots: Tensor, new_BLKH: Tensor) -> Tensor:
-    """Put the new tokens into their slots and return the whole cache as (B, K, T, H)."""
-    b, length, k, h = new_BLKH.shape
-    new_MH = new_BLKH.transpose(0, 2, 1, 3).reshape(b * k * length, h)
-    written = ops.depend(cache, ops.scatter_update(cache, slots, new_MH))
-    return written.reshape(b, k, -1, h)
+def write_and_read(cache: Parameter, slots: Tensor, new_RH: Tensor) -> Tensor:
+    """Put new rows, in the order (B, K, L), into their slots and return the whole cache, (B * K * T, H)."""
+    return ops.depend(cache, ops.scatter_update(cache, slots, new_RH))
 
 
 def _slots(name: str, shape: tuple[int, int], dtype: ms.Type) -> Parameter:

@@ -3,15 +3,20 @@
 `PortableKernels` is plain mathematics in float32 and runs everywhere. `AscendKernels` calls MindSpore's fused
 operators in bfloat16; the tests compile its graphs, which is not the same as having run on the hardware.
 
+Each has a `plan`, made once a call and handed to every layer: what positions and mask come to on that device.
+
 B batch, L query length, S key length, N query heads, K key/value heads, G = N / K, H head_dim,
-F feed-forward, M rows (B * L), D width.
+F feed-forward, M rows (B * L), R head rows (B * L * N), D width.
 """
+
+from typing import Any
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, mint, ops
 
 from qwen3_model.errors import ConfigError
+from qwen3_model.portable_ops import OrderRows, RmsNorm, Softmax
 
 # Adding this hides a key; it is finite so that a query which sees nothing gives a mean and not NaN.
 HIDDEN = -1e30
@@ -21,7 +26,7 @@ COMPRESSED_MASK = 2048
 
 @ms.jit_class
 class PortableKernels:
-    """Plain mathematics in float32."""
+    """Plain mathematics in float32 that broadcasts and transposes no large tensor (see `portable_ops`)."""
 
     compute_dtype = ms.float32
 
@@ -32,6 +37,8 @@ class PortableKernels:
         self._weighted = ops.BatchMatMul()
         self._halves = ops.Split(-1, 2)
         self._join = ops.Concat(-1)
+        self._add_row = ops.BiasAdd()
+        self._rms_norm, self._softmax, self._order_rows = RmsNorm(), Softmax(), OrderRows()
 
     def linear(self, x_MD: Tensor, weight_OD: Tensor) -> Tensor:
         """Multiply each row by the transpose of the weight, which stays where it is."""
@@ -39,43 +46,75 @@ class PortableKernels:
 
     def rms_norm(self, x_MD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         """Scale each row to unit root mean square, then by the weight (Zhang and Sennrich 2019, eq. 4)."""
-        x32_MD = x_MD.astype(ms.float32)
-        x32_MD = x32_MD * mint.rsqrt(mint.mean(x32_MD * x32_MD, dim=-1, keepdim=True) + eps)
-        return weight_D * x32_MD.astype(x_MD.dtype)
-
-    def rotate(self, x_BLNH: Tensor, cos_BL1H: Tensor, sin_BL1H: Tensor) -> Tensor:
-        """Turn pair i = (x[i], x[i + H/2]) by its angle; the tables have H/2 entries (Su et al. 2021)."""
-        first, second = self._halves(x_BLNH)
-        return self._join((first * cos_BL1H - second * sin_BL1H, second * cos_BL1H + first * sin_BL1H))
+        return self._rms_norm(x_MD, weight_D, eps)
 
     def swiglu(self, gate_MF: Tensor, up_MF: Tensor) -> Tensor:
         """Return silu(gate) * up (Shazeer 2020)."""
         return mint.nn.functional.silu(gate_MF) * up_MF
 
-    def causal_mask(self, length: int) -> Tensor:
-        """Return the mask with which each query sees itself and what came before."""
-        return Tensor(np.triu(np.full((length, length), HIDDEN, np.float32), 1)).reshape(
-            1, 1, 1, length, length
-        )
+    def plan(
+        self, cos_BLH: Tensor, sin_BLH: Tensor, visible_BLS: Tensor | None, num_heads: int, num_kv_heads: int
+    ) -> tuple:
+        """Return what every layer needs: sizes, the turns of queries and keys, the mask, the orders of rows.
 
-    def mask(self, visible_BLS: Tensor) -> Tensor:
-        """Return the mask for `attention` with which queries see the keys where `visible_BLS` is true."""
-        b, length, s = visible_BLS.shape
-        return mint.where(visible_BLS, 0.0, HIDDEN).astype(ms.float32).reshape(b, 1, 1, length, s)
+        The tables have H/2 entries. `visible_BLS` says which keys a query sees; None is the causal order.
+        """
+        b, length = cos_BLH.shape[0], cos_BLH.shape[1]
+        if visible_BLS is None:
+            mask = Tensor(np.triu(np.full((length, length), HIDDEN, np.float32), 1)).reshape(-1)
+        else:
+            mask_B1LS = ((1.0 - visible_BLS.astype(ms.float32)) * HIDDEN).expand_dims(1)
+            mask = ops.tile(mask_B1LS, (1, num_heads, 1, 1)).reshape(b * num_heads * length, -1)
+        turns = self._turns(cos_BLH, sin_BLH, num_heads), self._turns(cos_BLH, sin_BLH, num_kv_heads)
+        q_orders = _swapped(b, length, num_heads), _swapped(b, num_heads, length)
+        k_orders = _swapped(b, length, num_kv_heads), _swapped(b, num_kv_heads, length)
+        return (b, num_kv_heads), turns, mask, q_orders, k_orders
 
-    def attention(self, q_BLNH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, mask: Tensor) -> Tensor:
-        """Return softmax(q k^T / sqrt(H) + mask) v as (B, L, N, H); `mask` comes from one of the two above.
+    def rotate_queries(self, q_RH: Tensor, plan: Any) -> Tensor:
+        """Turn pair i = (x[i], x[i + H/2]) of each query head by its angle (Su et al. 2021, eq. 34)."""
+        return self._rotate(q_RH, plan[1][0])
+
+    def rotate_keys(self, k_RH: Tensor, plan: Any) -> Tensor:
+        """Turn the key heads likewise."""
+        return self._rotate(k_RH, plan[1][1])
+
+    def heads_first(self, k_RH: Tensor, plan: Any) -> Tensor:
+        """Bring keys or values from the order (B, L, K) of rows into (B, K, L)."""
+        return self._reorder(k_RH, plan[4])
+
+    def attention(self, q_RH: Tensor, k_RH: Tensor, v_RH: Tensor, plan: Any) -> Tensor:
+        """Return softmax(q k^T / sqrt(H) + mask) v for queries in the order (B, L, N), keys in (B, K, S).
 
         The G query heads of a key/value head are rows of one matrix, so keys and values are never repeated.
         """
-        b, length, n, h = q_BLNH.shape
-        k, s = k_BKSH.shape[1], k_BKSH.shape[2]
-        q_BKGLH = q_BLNH.reshape(b, length, k, n // k, h).transpose(0, 2, 3, 1, 4)
-        scores_BKMS = self._scores(q_BKGLH.reshape(b, k, (n // k) * length, h), k_BKSH)
-        scores_BKGLS = scores_BKMS.reshape(b, k, n // k, length, s).astype(ms.float32) * (h**-0.5) + mask
-        probs_BKGLS = mint.nn.functional.softmax(scores_BKGLS, dim=-1).astype(q_BLNH.dtype)
-        out_BKMH = self._weighted(probs_BKGLS.reshape(b, k, (n // k) * length, s), v_BKSH)
-        return out_BKMH.reshape(b, k, n // k, length, h).transpose(0, 3, 1, 2, 4).reshape(b, length, n, h)
+        (b, num_kv_heads), _, mask, (heads_first, tokens_first), _ = plan
+        h = q_RH.shape[1]
+        k_BKSH, v_BKSH = k_RH.reshape(b, num_kv_heads, -1, h), v_RH.reshape(b, num_kv_heads, -1, h)
+        q_RH = self._reorder(q_RH * (h**-0.5), (heads_first, tokens_first))
+        scores = self._scores(q_RH.reshape(b, num_kv_heads, -1, h), k_BKSH)
+        if len(mask.shape) == 1:
+            scores = self._add_row(scores.reshape(-1, mask.shape[0]), mask)
+        else:
+            scores = scores.reshape(mask.shape) + mask
+        probs_RS = self._softmax(scores.reshape(-1, k_BKSH.shape[2]))
+        out_RH = self._weighted(probs_RS.reshape(b, num_kv_heads, -1, k_BKSH.shape[2]), v_BKSH).reshape(-1, h)
+        return self._reorder(out_RH, (tokens_first, heads_first))
+
+    def _turns(self, cos_BLH: Tensor, sin_BLH: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
+        """Repeat each token's cos and sin for its heads; with -sin first, swapped halves need no negation."""
+        h = cos_BLH.shape[2]
+        cos_M1H = self._join((cos_BLH, cos_BLH)).reshape(-1, 1, 2 * h)
+        sin_M1H = self._join((-sin_BLH, sin_BLH)).reshape(-1, 1, 2 * h)
+        repeats = (1, num_heads, 1)
+        return ops.tile(cos_M1H, repeats).reshape(-1, 2 * h), ops.tile(sin_M1H, repeats).reshape(-1, 2 * h)
+
+    def _rotate(self, x_RH: Tensor, turns: Any) -> Tensor:
+        first, second = self._halves(x_RH)
+        return x_RH * turns[0] + self._join((second, first)) * turns[1]
+
+    def _reorder(self, x_RH: Tensor, orders: Any) -> Tensor:
+        order, inverse = orders
+        return x_RH if order is None else self._order_rows(x_RH, order, inverse)
 
 
 @ms.jit_class
@@ -96,34 +135,58 @@ class AscendKernels:
         """Scale each row to unit root mean square, then by the weight."""
         return ops.rms_norm(x_MD, weight_D, eps)[0]
 
-    def rotate(self, x_BLNH: Tensor, cos_BL1H: Tensor, sin_BL1H: Tensor) -> Tensor:
-        """Turn pair i = (x[i], x[i + H/2]) by its angle; the tables have H/2 entries."""
-        cos = self._join((cos_BL1H, cos_BL1H)).astype(x_BLNH.dtype)
-        sin = self._join((sin_BL1H, sin_BL1H)).astype(x_BLNH.dtype)
-        return ops.rotary_position_embedding(x_BLNH, cos, sin, 0)
-
     def swiglu(self, gate_MF: Tensor, up_MF: Tensor) -> Tensor:
         """Return silu(gate) * up."""
-        return ops.swiglu(self._join((gate_MF, up_MF)), -1)
+        return ops.auto_generate.swiglu(self._join((gate_MF, up_MF)), -1)
 
-    def causal_mask(self, length: int) -> Tensor:
-        """Return the operator's compressed mask: its size does not depend on the length."""
-        return Tensor(np.triu(np.ones((COMPRESSED_MASK, COMPRESSED_MASK), np.uint8), 1))
+    def plan(
+        self, cos_BLH: Tensor, sin_BLH: Tensor, visible_BLS: Tensor | None, num_heads: int, num_kv_heads: int
+    ) -> tuple:
+        """Return what every layer needs: sizes, the turns as (B, L, 1, H), the mask (1 hides a key)."""
+        sizes = cos_BLH.shape[0], cos_BLH.shape[1], num_heads, num_kv_heads
+        if visible_BLS is None:
+            mask = Tensor(np.triu(np.ones((COMPRESSED_MASK, COMPRESSED_MASK), np.uint8), 1))
+        else:
+            mask = mint.logical_not(visible_BLS).astype(ms.uint8).expand_dims(1)
+        cos_BL1H = self._join((cos_BLH, cos_BLH)).expand_dims(2).astype(self.compute_dtype)
+        sin_BL1H = self._join((sin_BLH, sin_BLH)).expand_dims(2).astype(self.compute_dtype)
+        return sizes, (cos_BL1H, sin_BL1H), mask
 
-    def mask(self, visible_BLS: Tensor) -> Tensor:
-        """Return the mask for `attention`; the operator wants 1 where a key is hidden."""
-        b, length, s = visible_BLS.shape
-        return mint.logical_not(visible_BLS).astype(ms.uint8).reshape(b, 1, length, s)
+    def rotate_queries(self, q_RH: Tensor, plan: Any) -> Tensor:
+        """Turn pair i = (x[i], x[i + H/2]) of each query head by its angle."""
+        return self._rotate(q_RH, plan, plan[0][2])
 
-    def attention(self, q_BLNH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, mask: Tensor) -> Tensor:
-        """Return softmax(q k^T / sqrt(H) + mask) v as (B, L, N, H), in tiles that never hold all scores."""
-        n, h = q_BLNH.shape[2], q_BLNH.shape[3]
-        sparse_mode = 2 if len(mask.shape) == 2 else 0
+    def rotate_keys(self, k_RH: Tensor, plan: Any) -> Tensor:
+        """Turn the key heads likewise."""
+        return self._rotate(k_RH, plan, plan[0][3])
+
+    def heads_first(self, k_RH: Tensor, plan: Any) -> Tensor:
+        """Bring keys or values from the order (B, L, K) of rows into (B, K, L)."""
+        b, length, _, num_kv_heads = plan[0]
+        h = k_RH.shape[1]
+        return k_RH.reshape(b, length, num_kv_heads, h).transpose(0, 2, 1, 3).reshape(-1, h)
+
+    def attention(self, q_RH: Tensor, k_RH: Tensor, v_RH: Tensor, plan: Any) -> Tensor:
+        """Return softmax(q k^T / sqrt(H) + mask) v in the order of `q_RH`, never holding all scores."""
+        (b, length, num_heads, num_kv_heads), _, mask = plan
+        h = q_RH.shape[1]
         out_BNLH = ops.flash_attention_score(
-            q_BLNH.transpose(0, 2, 1, 3), k_BKSH, v_BKSH, n,
-            attn_mask=mask, scalar_value=h**-0.5, input_layout="BNSD", sparse_mode=sparse_mode,
-        )  # fmt: skip
-        return out_BNLH.transpose(0, 2, 1, 3)
+            q_RH.reshape(b, length, num_heads, h).transpose(0, 2, 1, 3),
+            k_RH.reshape(b, num_kv_heads, -1, h),
+            v_RH.reshape(b, num_kv_heads, -1, h),
+            num_heads,
+            attn_mask=mask,
+            scalar_value=h**-0.5,
+            input_layout="BNSD",
+            sparse_mode=2 if len(mask.shape) == 2 else 0,
+        )
+        return out_BNLH.transpose(0, 2, 1, 3).reshape(-1, h)
+
+    def _rotate(self, x_RH: Tensor, plan: Any, num_heads: int) -> Tensor:
+        (b, length, _, _), (cos_BL1H, sin_BL1H), _ = plan
+        h = x_RH.shape[1]
+        x_BLNH = x_RH.reshape(b, length, num_heads, h)
+        return ops.auto_generate.rotary_position_embedding(x_BLNH, cos_BL1H, sin_BL1H, 0).reshape(-1, h)
 
 
 def make_kernels(device_target: str) -> PortableKernels | AscendKernels:
@@ -137,3 +200,11 @@ def make_kernels(device_target: str) -> PortableKernels | AscendKernels:
     if device_target == "CPU":
         return PortableKernels()
     raise ConfigError(f"device_target={device_target!r} is not supported; use CPU or Ascend")
+
+
+def _swapped(b: int, outer: int, inner: int) -> Tensor | None:
+    """Row numbers that bring rows from (b, outer, inner) into (b, inner, outer); None if they are there."""
+    if outer == 1 or inner == 1:
+        return None
+    rows = np.arange(b * outer * inner, dtype=np.int32).reshape(b, outer, inner)
+    return Tensor(np.ascontiguousarray(rows.transpose(0, 2, 1)).reshape(-1))

@@ -4,8 +4,8 @@ M rows (batch * length), B batch, L length, D width, O output width, V vocabular
 """
 
 import mindspore as ms
-import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
+from mindspore.common.initializer import Zero, initializer
 
 from qwen3_model.config import Qwen3Config
 from qwen3_model.kernels import AscendKernels, PortableKernels
@@ -15,8 +15,8 @@ Kernels = PortableKernels | AscendKernels
 
 def make_parameter(shape: tuple[int, ...], dtype: ms.Type) -> Parameter:
     """Return a weight of zeros, to be filled by `loading` before the first call."""
-    # The system hands out the zeros of numpy page by page, when they are read.
-    return Parameter(Tensor(np.zeros(shape, np.float32), dtype=dtype), name="weight")
+    # Takes memory only when `loading`, or the first call, touches it.
+    return Parameter(initializer(Zero(), shape, dtype), name="weight")
 
 
 class Linear(nn.Cell):

@@ -4,6 +4,8 @@ Activations travel as M = B * L rows, since a CPU multiplies matrices fastest in
 B batch, L length, D hidden, V vocabulary, H head_dim.
 """
 
+from typing import Any
+
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, mint, nn, ops
@@ -27,14 +29,9 @@ class DecoderLayer(nn.Cell):
         self.mlp = MLP(config, kernels, dtype)
 
     def construct(
-        self,
-        x_MD: Tensor,
-        cos_BL1H: Tensor,
-        sin_BL1H: Tensor,
-        mask: Tensor,
-        cached: tuple[Parameter, Parameter, Tensor] | None = None,
+        self, x_MD: Tensor, plan: Any, cached: tuple[Parameter, Parameter, Tensor] | None = None
     ) -> Tensor:
-        x_MD = x_MD + self.self_attn(self.input_layernorm(x_MD), cos_BL1H, sin_BL1H, mask, cached)
+        x_MD = x_MD + self.self_attn(self.input_layernorm(x_MD), plan, cached)
         return x_MD + self.mlp(self.post_attention_layernorm(x_MD))
 
 
@@ -44,6 +41,7 @@ class Qwen3Model(nn.Cell):
     def __init__(self, config: Qwen3Config, kernels: Kernels, param_dtype: ms.Type) -> None:
         super().__init__()
         self.kernels, self.compute_dtype = kernels, kernels.compute_dtype
+        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, param_dtype)
         self.layers = nn.CellList(
             [DecoderLayer(config, kernels, param_dtype) for _ in range(config.num_layers)]
@@ -60,34 +58,33 @@ class Qwen3Model(nn.Cell):
         cache: KVCache | None = None,
     ) -> Tensor:
         """Return the hidden states after the last norm, (B * L, D); see `Qwen3ForCausalLM`."""
-        length = ids_BL.shape[1]
         if position_ids_BL is None:
-            position_ids_BL = ops.arange(length).astype(ms.int32).expand_dims(0).broadcast_to(ids_BL.shape)
-        cos_BL1H, sin_BL1H = self._turns(position_ids_BL)
+            position_ids_BL = ops.tile(ops.arange(ids_BL.shape[1]).expand_dims(0), (ids_BL.shape[0], 1))
+        angles_BLH = position_ids_BL.astype(ms.float32).expand_dims(-1) * self.frequencies_H
+        cos_BLH, sin_BLH = mint.cos(angles_BLH) * self.rope_scale, mint.sin(angles_BLH) * self.rope_scale
+        visible_BLS = self._visible(position_ids_BL, segment_ids_BL, cache)
+        plan = self.kernels.plan(cos_BLH, sin_BLH, visible_BLS, self.num_heads, self.num_kv_heads)
         x_MD = self.embed_tokens(ids_BL.reshape(-1)).astype(self.compute_dtype)
-        if cache is not None:
-            mask = self.kernels.mask(cache.visible(position_ids_BL))
+        if cache is None:
+            for layer in self.layers:
+                x_MD = layer(x_MD, plan)
+        else:
             slots = cache.slots(position_ids_BL)
             for i, layer in enumerate(self.layers):
-                x_MD = layer(x_MD, cos_BL1H, sin_BL1H, mask, (cache.keys[i], cache.values[i], slots))
-            return self.norm(x_MD)
-        mask = self._mask(segment_ids_BL, length)
-        for layer in self.layers:
-            x_MD = layer(x_MD, cos_BL1H, sin_BL1H, mask)
+                x_MD = layer(x_MD, plan, (cache.keys[i], cache.values[i], slots))
         return self.norm(x_MD)
 
-    def _turns(self, position_ids_BL: Tensor) -> tuple[Tensor, Tensor]:
-        angles_BLH = position_ids_BL.astype(ms.float32).expand_dims(-1) * self.frequencies_H
-        cos_BL1H = (mint.cos(angles_BLH) * self.rope_scale).expand_dims(2)
-        return cos_BL1H, (mint.sin(angles_BLH) * self.rope_scale).expand_dims(2)
-
-    def _mask(self, segment_ids_BL: Tensor | None, length: int) -> Tensor:
+    def _visible(
+        self, position_ids_BL: Tensor, segment_ids_BL: Tensor | None, cache: KVCache | None
+    ) -> Tensor | None:
+        """Return which keys each query sees, (B, L, S); None is the causal order."""
+        if cache is not None:
+            return cache.visible(position_ids_BL)
         if segment_ids_BL is None:
-            return self.kernels.causal_mask(length)
-        places_L = ops.arange(length)
+            return None
+        places_L = ops.arange(segment_ids_BL.shape[1])
         past_LS = places_L.expand_dims(0) <= places_L.expand_dims(1)
-        same_BLS = segment_ids_BL.expand_dims(1) == segment_ids_BL.expand_dims(2)
-        return self.kernels.mask(mint.logical_and(same_BLS, past_LS))
+        return mint.logical_and(segment_ids_BL.expand_dims(1) == segment_ids_BL.expand_dims(2), past_LS)
 
 
 class Qwen3ForCausalLM(nn.Cell):
