@@ -1,0 +1,199 @@
+"""Qwen3's tokenizer and chat template, from the files of a Hugging Face folder."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from tokenizers import Tokenizer
+
+from qwen3_model.chat_template import render_chat_template
+from qwen3_model.errors import FormatError
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+"""What to copy along with a model, where present; only tokenizer.json is needed to encode."""
+
+END_OF_DOCUMENT = "<|endoftext|>"
+END_OF_TURN = "<|im_end|>"
+
+
+class Qwen3Tokenizer:
+    """Text to ids and back, exactly as `tokenizers` does it."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        settings: Mapping[str, Any],
+        *,
+        template: str | None,
+        name: str,
+        sha256: str,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._settings = settings
+        self._template = template
+        self._lock = threading.Lock()
+        self.name = name
+        self.sha256 = sha256
+        """Of tokenizer.json, in hexadecimal."""
+        self.vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
+        """Entries, added tokens included."""
+        self.special_tokens = {
+            added.content: number
+            for number, added in sorted(tokenizer.get_added_tokens_decoder().items())
+            if added.special
+        }
+        """Text and id of the tokens that raw text never means; `<think>` and the like are not among them."""
+        self.eos_id = self.token_id(self._named_token("eos_token") or END_OF_TURN)
+        self.pad_id = self.token_id(self._named_token("pad_token") or END_OF_DOCUMENT)
+
+    @classmethod
+    def from_dir(cls, directory: Path) -> Self:
+        """Load `tokenizer.json`, and `tokenizer_config.json` and `chat_template.jinja` where present.
+
+        Raises:
+            FormatError: A file is missing or damaged.
+        """
+        path = directory / "tokenizer.json"
+        if not path.is_file():
+            raise FormatError(
+                f"{directory} holds no tokenizer.json; give the folder of a Qwen3 model or of its tokenizer"
+            )
+        raw = path.read_bytes()
+        try:
+            tokenizer = Tokenizer.from_buffer(raw)
+        except Exception as error:  # tokenizers raises bare Exception, ValueError and others
+            raise FormatError(f"{path} is no tokenizer that `tokenizers` can read: {error}") from error
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        settings = _read_settings(directory / "tokenizer_config.json")
+        return cls(
+            tokenizer,
+            settings,
+            template=_read_template(directory, settings),
+            name=directory.resolve().name,
+            sha256=hashlib.sha256(raw).hexdigest(),
+        )
+
+    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+        """Return the ids of `text`.
+
+        Args:
+            text: Any text without lone surrogates.
+            allow_special: Whether `<|im_end|>` and the like in the text mean the tokens; else plain text.
+        """
+        return self.encode_batch([text], allow_special=allow_special)[0]
+
+    def encode_batch(self, texts: Sequence[str], *, allow_special: bool = False) -> list[list[int]]:
+        """Return the ids of each text, on all cores.
+
+        Raises:
+            FormatError: A text holds a lone surrogate.
+        """
+        with self._lock:
+            self._tokenizer.encode_special_tokens = not allow_special
+            try:
+                encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+            except (TypeError, UnicodeEncodeError) as error:
+                raise _surrogate_error(texts) from error
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """Return the text of `ids`; bytes that are no UTF-8 become U+FFFD, unknown ids nothing."""
+        return self._tokenizer.decode(list(map(int, ids)), skip_special_tokens=skip_special)
+
+    def token_id(self, token: str) -> int:
+        """Return the id of one token.
+
+        Raises:
+            FormatError: The vocabulary does not have it.
+        """
+        number = self._tokenizer.token_to_id(token)
+        if number is None:
+            raise FormatError(
+                f"the tokenizer {self.name} has no token {token!r}; choose one of its vocabulary"
+            )
+        return number
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        add_generation_prompt: bool = True,
+        enable_thinking: bool = True,
+    ) -> str:
+        """Return the conversation as the text that the model was trained on.
+
+        Args:
+            messages: OpenAI messages: `role`, `content`, and what the template knows besides.
+            tools: JSON schemas of functions that the model may call.
+            add_generation_prompt: End with the beginning of the assistant's turn.
+            enable_thinking: False ends the prompt with an empty thought, so that the answer comes at once.
+
+        Raises:
+            FormatError: There is no template, or it refuses the messages.
+        """
+        if self._template is None:
+            raise FormatError(
+                f"the tokenizer {self.name} has no chat template; add chat_template.jinja to its folder"
+            )
+        names = {name: self._named_token(name) for name in ("bos_token", "eos_token", "pad_token")}
+        return render_chat_template(
+            self._template,
+            {
+                **{name: token for name, token in names.items() if token is not None},
+                "messages": list(messages),
+                "tools": list(tools) if tools else None,
+                "documents": None,
+                "add_generation_prompt": add_generation_prompt,
+                "enable_thinking": enable_thinking,
+            },
+        )
+
+    def _named_token(self, name: str) -> str | None:
+        value = self._settings.get(name)
+        return value.get("content") if isinstance(value, dict) else value
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FormatError(f"{path} is no JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise FormatError(f"{path} holds no JSON object")
+    return settings
+
+
+def _read_template(directory: Path, settings: Mapping[str, Any]) -> str | None:
+    path = directory / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    template = settings.get("chat_template")
+    if isinstance(template, list):  # several named templates
+        template = next((entry["template"] for entry in template if entry.get("name") == "default"), None)
+    return template
+
+
+def _surrogate_error(texts: Sequence[str]) -> FormatError:
+    for number, text in enumerate(texts):
+        place = next((at for at, letter in enumerate(text) if "\ud800" <= letter <= "\udfff"), None)
+        if place is not None:
+            return FormatError(
+                f"text {number} holds a lone surrogate U+{ord(text[place]):04X} at character {place}, which "
+                "is no Unicode text; remove it"
+            )
+    return FormatError("only text can be encoded")

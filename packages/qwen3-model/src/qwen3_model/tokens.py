@@ -1,0 +1,252 @@
+"""Token files: Megatron's `.bin`/`.idx` version 1, memory mapped, and the manifest that says what made them.
+
+docs/formats/tokens.md describes both byte for byte.
+"""
+
+import dataclasses
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3_model.errors import FormatError
+
+MAGIC = b"MMIDIDX\x00\x00"
+IDX_VERSION = 1
+HEADER = struct.Struct("<9sQBQQ")
+"""Magic, version, dtype code, number of sequences, number of document indices."""
+
+DTYPE_OF_CODE: dict[int, np.dtype[Any]] = {
+    1: np.dtype("u1"),
+    2: np.dtype("i1"),
+    3: np.dtype("<i2"),
+    4: np.dtype("<i4"),
+    5: np.dtype("<i8"),
+    8: np.dtype("<u2"),
+}
+CODE_OF_DTYPE = {dtype: code for code, dtype in DTYPE_OF_CODE.items()}
+
+MANIFEST_VERSION = 1
+CHECK_BLOCK = 1 << 20
+"""Sequences whose pointers are checked at once; bounds the memory of opening a large index."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """What made a token file; stands beside it as `<prefix>.json`."""
+
+    version: int
+    """Of the manifest's own format."""
+    tokenizer_name: str
+    """Name of the tokenizer's folder, for people."""
+    tokenizer_sha256: str
+    """Of tokenizer.json, in hexadecimal."""
+    vocab_size: int
+    """Entries of the tokenizer, added tokens included."""
+    eod_id: int
+    """End-of-document id."""
+    eod_appended: bool
+    """Whether each document that holds text ends with `eod_id`."""
+    num_documents: int
+    """Records of the input that were kept, empty ones included."""
+    num_sequences: int
+    """Documents that hold at least one token."""
+    num_tokens: int
+    """End-of-document tokens included."""
+    sources: tuple[str, ...]
+    """Names of the input files, in order."""
+    num_skipped_records: int = 0
+    """Bad records left out under `--on-error skip`."""
+    num_special_texts: int = 0
+    """Documents whose text spells a special token."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenFile:
+    """An open pair of `.bin` and `.idx`; the arrays are read-only maps of the files."""
+
+    prefix: Path
+    """Path of the pair without `.bin` and `.idx`."""
+    dtype: np.dtype[Any]
+    """Of one token in the file."""
+    sequence_lengths: NDArray[np.int32]
+    """Tokens of each sequence."""
+    pointers: NDArray[np.int64]
+    """Byte offset of each sequence in `.bin`."""
+    document_indices: NDArray[np.int64]
+    """First sequence of each document, then the number of sequences."""
+    ids: NDArray[Any]
+    """All tokens of `.bin`."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in `.bin`."""
+        return len(self.ids)
+
+    @property
+    def num_documents(self) -> int:
+        """Documents, those without a sequence included."""
+        return len(self.document_indices) - 1
+
+    def sequence(self, index: int, offset: int = 0, length: int | None = None) -> NDArray[Any]:
+        """Return `length` tokens of a sequence from `offset` on (to its end by default), without a copy."""
+        begin = int(self.pointers[index]) // self.dtype.itemsize
+        held = int(self.sequence_lengths[index])
+        stop = held if length is None else offset + length
+        if not 0 <= offset <= stop <= held:
+            raise IndexError(f"tokens {offset} to {stop} of sequence {index}, which has {held}")
+        return self.ids[begin + offset : begin + stop]
+
+
+def open_tokens(prefix: Path) -> TokenFile:
+    """Map the token file `<prefix>.bin` and `<prefix>.idx`.
+
+    Raises:
+        FormatError: A file is missing, is no token file, or the two do not belong together.
+    """
+    idx_path, bin_path = sibling(prefix, ".idx"), sibling(prefix, ".bin")
+    for path in (idx_path, bin_path):
+        if not path.is_file():
+            raise FormatError(f"{path} is missing; give the path of the token files without .bin or .idx")
+    dtype, num_sequences, num_indices = read_idx_header(idx_path)
+    lengths_at = HEADER.size
+    pointers_at = lengths_at + 4 * num_sequences
+    indices_at = pointers_at + 8 * num_sequences
+    end = indices_at + 8 * num_indices
+    idx_bytes = idx_path.stat().st_size
+    # A multimodal index has one mode byte per sequence behind the rest.
+    if idx_bytes not in (end, end + num_sequences):
+        raise FormatError(
+            f"{idx_path} has {idx_bytes} bytes, but its header promises {end} ({num_sequences} sequences, "
+            f"{num_indices - 1} documents); it was cut or damaged, so make it again"
+        )
+    bin_bytes = bin_path.stat().st_size
+    if bin_bytes % dtype.itemsize:
+        raise FormatError(f"{bin_path} has {bin_bytes} bytes, which is no whole number of {dtype} tokens")
+    tokens = TokenFile(
+        prefix=prefix,
+        dtype=dtype,
+        sequence_lengths=_map(idx_path, np.dtype("<i4"), lengths_at, num_sequences),
+        pointers=_map(idx_path, np.dtype("<i8"), pointers_at, num_sequences),
+        document_indices=_map(idx_path, np.dtype("<i8"), indices_at, num_indices),
+        ids=_map(bin_path, dtype, 0, bin_bytes // dtype.itemsize),
+    )
+    _check_index(tokens, idx_path)
+    return tokens
+
+
+def read_idx_header(path: Path) -> tuple[np.dtype[Any], int, int]:
+    """Return token dtype, number of sequences and number of document indices of an index.
+
+    Raises:
+        FormatError: `path` is no index, or of a version or dtype that is not known.
+    """
+    with path.open("rb") as file:
+        raw = file.read(HEADER.size)
+    if len(raw) < HEADER.size or not raw.startswith(MAGIC):
+        raise FormatError(f"{path} is no token index (it does not begin with MMIDIDX)")
+    version, code, num_sequences, num_indices = (int(value) for value in HEADER.unpack(raw)[1:])
+    if version != IDX_VERSION:
+        raise FormatError(f"{path} is an index of version {version}; only version {IDX_VERSION} is known")
+    if code not in DTYPE_OF_CODE:
+        raise FormatError(f"{path} has token type code {code}; known are {sorted(DTYPE_OF_CODE)}")
+    if num_indices < 1:
+        raise FormatError(f"{path} has no document indices, not even the first 0; it is damaged")
+    return DTYPE_OF_CODE[code], num_sequences, num_indices
+
+
+def sibling(prefix: Path, ending: str) -> Path:
+    """Return the path `prefix` + `ending`, also where the prefix itself has dots."""
+    return prefix.with_name(prefix.name + ending)
+
+
+def _map(path: Path, dtype: np.dtype[Any], offset: int, count: int) -> NDArray[Any]:
+    if count == 0:
+        return np.empty(0, dtype=dtype)
+    mapped = np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=(count,))
+    return mapped.view(np.ndarray)
+
+
+def _check_index(tokens: TokenFile, path: Path) -> None:
+    """Refuse an index whose sequences leave the `.bin` or whose documents are out of order."""
+    bin_bytes = tokens.num_tokens * tokens.dtype.itemsize
+    count = len(tokens.sequence_lengths)
+    for first in range(0, count, CHECK_BLOCK):
+        lengths = tokens.sequence_lengths[first : first + CHECK_BLOCK]
+        begins = tokens.pointers[first : first + CHECK_BLOCK]
+        ends = begins + lengths.astype(np.int64) * tokens.dtype.itemsize
+        bad = (lengths < 0) | (begins < 0) | (ends > bin_bytes) | (begins % tokens.dtype.itemsize != 0)
+        if bad.any():
+            place = first + int(np.argmax(bad))
+            raise FormatError(
+                f"{path}: sequence {place} ({tokens.sequence_lengths[place]} tokens from byte "
+                f"{tokens.pointers[place]}) leaves its .bin of {bin_bytes} bytes; the two files are of "
+                "different runs or one was cut"
+            )
+    indices = tokens.document_indices
+    if indices[0] != 0 or indices[-1] != count:
+        raise FormatError(
+            f"{path}: document indices run from {indices[0]} to {indices[-1]}, not from 0 to {count}; "
+            "it is damaged"
+        )
+    for first in range(0, len(indices) - 1, CHECK_BLOCK):
+        if (np.diff(indices[first : first + CHECK_BLOCK + 1]) < 0).any():
+            raise FormatError(f"{path}: document indices go backwards; it is damaged")
+
+
+def read_manifest(prefix: Path) -> Manifest | None:
+    """Return the manifest of a token file, or None where there is none (as with Megatron's own files).
+
+    Raises:
+        FormatError: The manifest is damaged, of a newer version, or of another run than `.bin` and `.idx`.
+    """
+    path = sibling(prefix, ".json")
+    if not path.is_file():
+        return None
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FormatError(f"{path} is no JSON ({error}); preprocess again or remove it") from error
+    manifest = _parse_manifest(raw, path)
+    idx_path, bin_path = sibling(prefix, ".idx"), sibling(prefix, ".bin")
+    if idx_path.is_file() and bin_path.is_file():
+        dtype, num_sequences, num_indices = read_idx_header(idx_path)
+        found = (num_sequences, num_indices - 1, bin_path.stat().st_size // dtype.itemsize)
+        if found != (manifest.num_sequences, manifest.num_documents, manifest.num_tokens):
+            raise FormatError(
+                f"{path} speaks of {manifest.num_documents} documents, {manifest.num_tokens} tokens, but the "
+                f"files beside it hold {found[1]} documents, {found[2]} tokens; they are of different runs, "
+                "so preprocess again"
+            )
+    return manifest
+
+
+def _parse_manifest(raw: object, path: Path) -> Manifest:
+    if not isinstance(raw, dict) or not isinstance(raw.get("version"), int):
+        raise FormatError(f"{path} is no manifest of a token file (it has no version)")
+    if raw["version"] > MANIFEST_VERSION:
+        raise FormatError(
+            f"{path} is a manifest of version {raw['version']}; this program reads up to "
+            f"{MANIFEST_VERSION}, so update it"
+        )
+    fields = {field.name: field for field in dataclasses.fields(Manifest)}
+    missing = [
+        name for name, field in fields.items() if name not in raw and field.default is dataclasses.MISSING
+    ]
+    unknown = sorted(raw.keys() - fields.keys())
+    if missing or unknown:
+        raise FormatError(f"{path} is no manifest of version 1: missing {missing}, unknown {unknown}")
+    types = {"tokenizer_name": str, "tokenizer_sha256": str, "eod_appended": bool, "sources": list}
+    wrong = [name for name in raw if type(raw[name]) is not types.get(name, int)]
+    if wrong:
+        raise FormatError(f"{path} has values of a wrong type in {wrong}")
+    return Manifest(**{**raw, "sources": tuple(raw["sources"])})
+
+
+def manifest_json(manifest: Manifest) -> str:
+    """Return the text of a manifest file."""
+    return json.dumps(dataclasses.asdict(manifest), indent=2, ensure_ascii=False) + "\n"
