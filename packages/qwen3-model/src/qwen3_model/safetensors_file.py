@@ -1,0 +1,249 @@
+"""Read and write safetensors files as bytes, without any framework.
+
+Format: 8 bytes of little-endian header length, a JSON header, the data (README of safetensors).
+Tensors are read through a memory map, so a file larger than memory costs nothing until it is touched.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from qwen3_model.errors import FormatError
+
+Buffer = bytes | memoryview | np.ndarray
+
+# numpy has no bfloat16 or float8, whose bits travel as unsigned integers.
+NUMPY_DTYPES: dict[str, np.dtype] = {
+    name: np.dtype(kind)
+    for name, kind in {
+        "BOOL": "?", "U8": "u1", "I8": "i1", "F8_E4M3": "u1", "F8_E5M2": "u1", "U16": "<u2", "I16": "<i2",
+        "F16": "<f2", "BF16": "<u2", "U32": "<u4", "I32": "<i4", "F32": "<f4", "U64": "<u8", "I64": "<i8",
+        "F64": "<f8",
+    }.items()
+}  # fmt: skip
+FLOAT_DTYPES = ("BF16", "F16", "F32")
+# The reference implementation refuses longer headers.
+MAX_HEADER_BYTES = 100_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Where one tensor lies in its file."""
+
+    name: str
+    dtype: str
+    """Element type in the format's spelling, such as BF16."""
+    shape: tuple[int, ...]
+    start: int
+    """First byte in the file."""
+    end: int
+    """Byte after the last one."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the tensor's data."""
+        return self.end - self.start
+
+
+class SafetensorsFile:
+    """An opened file: its metadata, where its tensors lie, and their data as mapped arrays."""
+
+    def __init__(self, path: Path, metadata: dict[str, str], tensors: dict[str, TensorInfo]) -> None:
+        self.path, self.metadata, self.tensors = path, metadata, tensors
+        self._map: np.memmap | None = None
+
+    def raw(self, name: str) -> np.ndarray:
+        """Return a read-only view of a tensor's data; BF16 comes as uint16, float8 as uint8.
+
+        Raises:
+            FormatError: The file has no tensor `name`.
+        """
+        info = self.tensors.get(name)
+        if info is None:
+            raise FormatError(f"{self.path} has no tensor {name}")
+        dtype = NUMPY_DTYPES[info.dtype]
+        if info.size_bytes == 0:
+            return np.empty(info.shape, dtype)
+        if self._map is None:
+            self._map = np.memmap(self.path, np.uint8, "r")
+        # A start that is no multiple of the element size is legal, so the view is made of bytes.
+        return np.asarray(self._map[info.start : info.end]).view(dtype).reshape(info.shape)
+
+    def float32(self, name: str) -> np.ndarray:
+        """Return a float tensor widened to float32, exactly.
+
+        Raises:
+            FormatError: There is no such tensor or it holds no float.
+        """
+        raw = self.raw(name)
+        dtype = self.tensors[name].dtype
+        if dtype not in FLOAT_DTYPES:
+            raise FormatError(
+                f"{self.path}: tensor {name} is {dtype}, expected one of {', '.join(FLOAT_DTYPES)}"
+            )
+        return to_float32(raw, dtype)
+
+
+def open_safetensors(path: Path) -> SafetensorsFile:
+    """Read and check the header of `path`.
+
+    Raises:
+        FormatError: The header is damaged or does not fit the file; the message says how.
+        OSError: The file cannot be read.
+    """
+    file_bytes = path.stat().st_size
+    with path.open("rb") as file:
+        header_bytes = _header_length(path, file, file_bytes)
+        header = _parse_header(path, file.read(header_bytes))
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise FormatError(f"{path}: __metadata__ must map texts to texts")
+    data_start = 8 + header_bytes
+    tensors = {name: _tensor_info(path, name, entry, data_start) for name, entry in header.items()}
+    _check_cover(path, tensors.values(), data_start, file_bytes)
+    return SafetensorsFile(path, metadata, tensors)
+
+
+def _header_length(path: Path, file: BinaryIO, file_bytes: int) -> int:
+    head = file.read(8)
+    if len(head) < 8:
+        raise FormatError(f"{path} is no safetensors file: {file_bytes} bytes are too few for a header")
+    (length,) = struct.unpack("<Q", head)
+    if length > MAX_HEADER_BYTES or 8 + length > file_bytes:
+        raise FormatError(
+            f"{path} is damaged or no safetensors file: its header claims {length} of {file_bytes} bytes"
+        )
+    return int(length)
+
+
+def _parse_header(path: Path, text: bytes) -> dict[str, Any]:
+    try:
+        header = json.loads(text, object_pairs_hook=_refuse_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path}: the header is not valid JSON: {error}") from None
+    if not isinstance(header, dict):
+        raise FormatError(f"{path}: the header is no JSON object")
+    return header
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r} occurs twice")
+    return result
+
+
+def _tensor_info(path: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise FormatError(f"{path}: the header's entry of {name} must have dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in NUMPY_DTYPES:
+        raise FormatError(f"{path}: {name} has the unknown dtype {dtype!r}")
+    if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
+        raise FormatError(
+            f"{path}: {name} has shape {shape!r} and data_offsets {offsets!r}, which are no counts"
+        )
+    needed = math.prod(shape) * NUMPY_DTYPES[dtype].itemsize
+    given = offsets[1] - offsets[0]
+    if given != needed:
+        raise FormatError(f"{path}: {name} of {dtype} {shape} needs {needed} bytes, its offsets span {given}")
+    return TensorInfo(name, dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
+
+
+def _are_counts(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**63 for value in values)
+
+
+def _check_cover(path: Path, tensors: Iterable[TensorInfo], data_start: int, file_bytes: int) -> None:
+    position, previous = data_start, "the header"
+    for info in sorted(tensors, key=lambda info: (info.start, info.end)):
+        if info.start != position:
+            kind = "overlaps" if info.start < position else "leaves a gap after"
+            raise FormatError(f"{path}: tensor {info.name} {kind} {previous}")
+        position, previous = info.end, info.name
+    if position != file_bytes:
+        kind = "is cut short" if position > file_bytes else "has stray bytes at its end"
+        raise FormatError(f"{path} {kind}: the header describes {position} bytes, the file has {file_bytes}")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlan:
+    """A tensor to be written."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the tensor's data."""
+        return math.prod(self.shape) * NUMPY_DTYPES[self.dtype].itemsize
+
+
+def encode_header(plans: Iterable[TensorPlan], metadata: Mapping[str, str]) -> bytes:
+    """Return the length and the JSON header, padded to 8 bytes, of a file with `plans` in order."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    position = 0
+    for plan in plans:
+        offsets = [position, position + plan.size_bytes]
+        header[plan.name] = {"dtype": plan.dtype, "shape": list(plan.shape), "data_offsets": offsets}
+        position = offsets[1]
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def write_safetensors(
+    path: Path, tensors: Iterable[tuple[TensorPlan, Iterable[Buffer]]], metadata: Mapping[str, str]
+) -> None:
+    """Write a file of tensors whose data come in pieces, so that no tensor has to be in memory whole.
+
+    Not atomic by itself: give it a temporary name, or use `files.write_atomically`.
+
+    Raises:
+        FormatError: The pieces of a tensor do not add up to its size.
+    """
+    entries = list(tensors)
+    with path.open("wb") as file:
+        file.write(encode_header([plan for plan, _ in entries], metadata))
+        for plan, pieces in entries:
+            written = 0
+            for piece in pieces:
+                written += file.write(_bytes_of(piece))
+            if written != plan.size_bytes:
+                raise FormatError(f"{path}: {plan.name} needs {plan.size_bytes} bytes, {written} came")
+
+
+def _bytes_of(piece: Buffer) -> bytes | memoryview:
+    if isinstance(piece, np.ndarray):
+        return memoryview(np.ascontiguousarray(piece).reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+    return piece
+
+
+def to_float32(raw: np.ndarray, dtype: str) -> np.ndarray:
+    """Widen raw F32, F16 or BF16 (uint16) data to float32; exact. F32 is returned as it is."""
+    if dtype == "BF16":
+        wide = raw.astype(np.uint32)
+        wide <<= 16
+        return wide.view(np.float32)
+    return raw.astype(np.float32, copy=False)
+
+
+def from_float32(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Round float32 to F32, F16 or BF16 (as uint16), to nearest with ties to even; NaN stays NaN."""
+    if dtype != "BF16":
+        with np.errstate(over="ignore"):
+            return values.astype(NUMPY_DTYPES[dtype], copy=False)
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    rounded = ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(
+        np.uint16
+    )
+    is_nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+    return np.where(is_nan, (bits >> np.uint32(16)).astype(np.uint16) | np.uint16(0x40), rounded)
