@@ -1,0 +1,61 @@
+"""The `plan` command."""
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from qwen3_model.cli_base import CONTEXT
+from qwen3_model.errors import ConfigError
+
+
+@click.command(context_settings=CONTEXT | {"ignore_unknown_options": True})
+@click.option(
+    "--config",
+    "config_path",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The run's YAML.",
+)
+@click.option("--devices", type=click.IntRange(min=1), help="Search layouts of this many devices.")
+@click.option(
+    "--max-device-memory", metavar="SIZE", help="Memory of a device, like 58GB; default from the YAML."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON with every tensor and layout.")
+@click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
+def plan(
+    config_path: Path,
+    devices: int | None,
+    max_device_memory: str | None,
+    as_json: bool,
+    overrides: tuple[str, ...],
+) -> None:
+    r"""Say what a run needs before it starts: memory, traffic, steps, and the layouts that fit.
+
+    Any key of the YAML is overridden with --key.key VALUE. The exit code is 1 when the run's own layout does
+    not divide or does not fit.
+
+    \b
+    Example:
+      qwen3-train plan --config configs/qwen3/pretrain_32b.yaml --devices 16 --max-device-memory 58GB
+      qwen3-train plan --config my.yaml --parallel_config.model_parallel 8
+    """
+    from qwen3_model.run_config import load_run_config, parse_dotted
+    from qwen3_train.plan import make_plan, parse_memory, plan_values
+    from qwen3_train.plan_report import plan_text
+    from qwen3_train.plan_settings import PLAN_SCHEMA, read_plan_settings
+    from qwen3_train.schema import FLAG_ALIASES
+
+    pairs = [(FLAG_ALIASES.get(key, key), value) for key, value in parse_dotted(overrides)]
+    config = load_run_config(config_path, pairs, PLAN_SCHEMA)
+    limit = max_device_memory or config.get("context.max_device_memory")
+    made = make_plan(
+        read_plan_settings(config),
+        num_devices=devices,
+        memory_bytes=parse_memory(str(limit)) if limit else None,
+    )
+    click.echo(json.dumps(plan_values(made), indent=2) if as_json else plan_text(made))
+    sys.stdout.flush()
+    if made.problem:
+        raise ConfigError(f"{config_path}: {made.problem}")

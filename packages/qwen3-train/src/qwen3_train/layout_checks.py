@@ -1,0 +1,121 @@
+"""What must divide before a layout can train a model: one sentence for each thing that does not."""
+
+from collections.abc import Sequence
+
+from qwen3_model.config import Qwen3Config
+from qwen3_model.layout import Layout
+
+TP, PP, DP = (
+    "parallel_config.model_parallel",
+    "parallel_config.pipeline_stage",
+    "parallel_config.data_parallel",
+)
+
+
+def layout_problems(
+    config: Qwen3Config, layout: Layout, *, seq_length: int, offset: Sequence[int], micro_batch_num: int
+) -> list[str]:
+    """Say what of a model cannot be laid out on a grid.
+
+    Args:
+        config: The model.
+        layout: The grid.
+        seq_length: Tokens of a row.
+        offset: Shift of the number of layers of each stage; empty for none.
+        micro_batch_num: Micro-batches that go through the pipeline together.
+    """
+    return tensor_problems(config, layout, seq_length) + pipeline_problems(
+        config, layout.pp, offset, micro_batch_num
+    )
+
+
+def tensor_problems(config: Qwen3Config, layout: Layout, seq_length: int) -> list[str]:
+    """Say what tensor and sequence parallelism cannot split."""
+    tp = layout.tp
+    split = {
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "vocab_size": config.vocab_size,
+        "intermediate_size": config.intermediate_size,
+    }
+    problems = [
+        f"{key}={size} does not divide by {TP}={tp}; use one of {_divisors(size, tp)}"
+        for key, size in split.items()
+        if size % tp
+    ]
+    if layout.sequence_parallel and seq_length % tp:
+        problems.append(
+            f"seq_length={seq_length} does not divide by {TP}={tp}, which use_seq_parallel needs; "
+            "change seq_length or set use_seq_parallel to False"
+        )
+    return problems
+
+
+def pipeline_problems(config: Qwen3Config, pp: int, offset: Sequence[int], micro_batch_num: int) -> list[str]:
+    """Say which stages would be empty, unequal without an offset, or never full."""
+    num_layers, problems = config.num_layers, []
+    share, rest = divmod(num_layers, pp)
+    if pp > num_layers:
+        return [f"{PP}={pp} exceeds num_hidden_layers={num_layers}; use at most one stage per layer"]
+    if not offset and rest:
+        problems.append(
+            f"num_hidden_layers={num_layers} does not divide by {PP}={pp}; use one of "
+            f"{_divisors(num_layers, pp)} or "
+            f"an offset of {pp} numbers whose sum is {rest}"
+        )
+    if offset and len(offset) != pp:
+        problems.append(
+            f"offset={list(offset)} has {len(offset)} numbers but {PP}={pp}; give one for each stage"
+        )
+    elif offset:
+        if sum(offset) != rest:
+            problems.append(
+                f"offset={list(offset)} sums to {sum(offset)}, so the stages hold {share * pp + sum(offset)} "
+                f"layers of "
+                f"num_hidden_layers={num_layers}; it must sum to {rest}"
+            )
+        if min(offset) + share < 1:
+            problems.append(
+                f"offset={list(offset)} leaves a stage without a layer ({share} before the shift)"
+            )
+    if micro_batch_num < 1:
+        problems.append(f"parallel_config.micro_batch_num={micro_batch_num} must be at least 1")
+    elif pp > 1 and micro_batch_num < pp:
+        problems.append(
+            f"parallel_config.micro_batch_num={micro_batch_num} is below {PP}={pp}, so that the pipeline is "
+            f"never full; "
+            f"use at least {pp}"
+        )
+    return problems
+
+
+def process_problems(layout: Layout, worker_num: int | None) -> list[str]:
+    """Say when the grid has another number of places than there are processes."""
+    if worker_num is None or worker_num == layout.num_ranks:
+        return []
+    return [
+        f"{DP}={layout.dp} x {TP}={layout.tp} x {PP}={layout.pp} needs {layout.num_ranks} processes but "
+        f"worker_num is "
+        f"{worker_num}; make them equal"
+    ]
+
+
+def batch_problems(dp: int, batch_size: int, passes: int, num_samples: int | None) -> list[str]:
+    """Say when an epoch has not enough samples for one step."""
+    counts = {"batch_size": batch_size, "gradient_accumulation_steps": passes}
+    problems = [f"{key}={value} must be at least 1" for key, value in counts.items() if value < 1]
+    global_batch = dp * batch_size * passes
+    if num_samples is not None and not problems and global_batch > num_samples:
+        problems.append(
+            f"a step takes {global_batch} samples (batch_size {batch_size} x {passes} forward passes x "
+            f"data_parallel "
+            f"{dp}) but an epoch has {num_samples}; use a smaller batch or more data"
+        )
+    return problems
+
+
+def _divisors(size: int, wanted: int) -> str:
+    """The divisors nearest to what was asked for."""
+    found = [number for number in range(1, min(size, 4 * wanted) + 1) if size % number == 0]
+    found.sort(key=lambda number: abs(number - wanted))
+    return ", ".join(str(number) for number in sorted(found[:3]))

@@ -1,0 +1,138 @@
+import math
+from dataclasses import fields, replace
+
+import pytest
+from qwen3_model.config import SIZES
+from qwen3_model.layout import Layout, shard_slices
+from qwen3_train.adapter_shapes import Adapters
+from qwen3_train.memory_plan import micro_batches_in_flight, optimizer_elements, plan_memory
+from qwen3_train.plan_settings import PlanSettings
+from qwen3_train.saved_tensors import layer_tensors
+from qwen3_train.stages import stage_names
+
+GIB = 2**30
+
+
+def make_settings(size="0.6B", **changes):
+    values = {
+        "model": SIZES[size], "layout": Layout(), "offset": (), "micro_batch": 1, "micro_batch_num": 1, "accumulation": 1,
+        "seq_length": 4096, "epochs": 1, "num_samples": 8000, "recompute": "none", "parallel_optimizer": False,
+        "is_fused": True, "compute_bytes": 2, "adapters": None,
+    }  # fmt: skip
+    return PlanSettings(**(values | changes))
+
+
+def fullest(settings):
+    return max(stage.total for stage in plan_memory(settings))
+
+
+def test_parameters_gradients_and_moments_of_06b_on_8_devices_are_as_counted_by_hand():
+    # Embedding 151936 x 1024 / 8; 28 layers of (2 x 2048 x 1024 + 2 x 1024 x 1024 + 3 x 3072 x 1024) / 8 and
+    norms of # 2 x 1024 + 2 x 128; last norm 1024.
+    elements = 19_447_808 + 28 * (1_966_080 + 2304) + 1024
+    (memory,) = plan_memory(make_settings(layout=Layout(tp=8)))
+    assert elements == 74_563_584
+    assert (memory.parameters, memory.gradients, memory.optimizer) == (4 * elements, 4 * elements, 8 *
+    elements) assert memory.gradient_sums == 0
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("layout", [Layout(), Layout(tp=8), Layout(tp=2, pp=4), Layout(dp=2, tp=4, pp=2)])
+def test_every_rank_holds_exactly_the_slices_of_its_weights(size, layout):
+    settings = make_settings(size, layout=layout, micro_batch_num=layout.pp)
+    shapes = SIZES[size].weight_shapes()
+    for rank in range(layout.num_ranks):
+        stage, _, shard = layout.place(rank)
+        counted = 0
+        for name in stage_names(SIZES[size], layout.pp, (), stage):
+            slices = shard_slices(name, shapes[name], tp=layout.tp, shard=shard)
+            counted += math.prod(part.stop - part.start for part in slices)
+        assert plan_memory(settings)[stage].parameters == 4 * counted
+
+
+def test_without_splitting_an_untied_model_needs_16_bytes_a_parameter():
+    (memory,) = plan_memory(make_settings("8B"))
+    assert memory.parameters + memory.gradients + memory.optimizer == 16 * 8_190_735_360
+
+
+def test_zero1_shares_the_moments_of_weights_whose_rows_divide():
+    assert optimizer_elements([(8, 3), (7, 3), (4,)], dp=4) == 6 + 21 + 1
+    one, two, four = (
+        plan_memory(make_settings("8B", layout=Layout(dp=dp), parallel_optimizer=True))[0].optimizer
+        for dp in (1, 2, 4)
+    )
+    assert (one, two, four) == (8 * 8_190_735_360, one / 2, one / 4)
+
+
+def test_accumulation_adds_one_more_gradient():
+    once, twice, often = (plan_memory(make_settings(accumulation=n))[0] for n in (1, 2, 9))
+    assert once.gradient_sums == 0
+    assert twice.gradient_sums == often.gradient_sums == twice.gradients
+
+
+def test_stages_keep_fewer_micro_batches_towards_the_end():
+    assert [micro_batches_in_flight(stage, 4, 8) for stage in range(4)] == [4, 3, 2, 1]
+    assert [micro_batches_in_flight(stage, 4, 2) for stage in range(4)] == [2, 2, 2, 1]
+    kept = [stage.activations for stage in plan_memory(make_settings("8B", layout=Layout(pp=4), micro_batch_num=8))]
+    assert kept == sorted(kept, reverse=True)
+
+
+def test_a_fused_layer_of_06b_keeps_what_a_hand_count_says():
+    # 4096 rows in bfloat16: 2 streams and 2 norm outputs of 1024, q before and after rotation 2 x 2048, k 2
+    x 1024, v 1024, # attention's output twice 2 x 2048, gate and up 2 x 3072, their product 3072. In
+    float32: 1 per row for 2 norms, 16 # and 8 for the norms of heads, 2 x 8 x 16 statistics.
+    halves = 4 * 1024 + 2 * 2048 + 2 * 1024 + 1024 + 2 * 2048 + 3 * 3072
+    floats = 2 + 16 + 8 + 256
+    assert sum(tensor.num_bytes for tensor in layer_tensors(make_settings())) == 4096 * (2 * halves + 4 *
+    floats)
+
+
+def test_full_recomputation_keeps_the_input_of_each_layer():
+    settings = make_settings(recompute="full")
+    assert [tensor.name for tensor in layer_tensors(settings) if tensor.is_kept("full")] == ["input_layernorm.input"]
+
+
+def test_the_plain_kernels_keep_the_probabilities():
+    shapes = {tensor.name: tensor.shape for tensor in layer_tensors(make_settings(is_fused=False,
+    compute_bytes=4))} assert shapes["attention.probabilities"] == (1, 16, 4096, 4096)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("is_fused", [True, False])
+def test_more_recomputation_never_needs_more(size, is_fused):
+    for layout in (Layout(), Layout(tp=8), Layout(tp=2, pp=4)):
+        base = make_settings(size, layout=layout, micro_batch_num=layout.pp, is_fused=is_fused)
+        none, selective, full = (fullest(replace(base, recompute=kind)) for kind in ("none", "selective", "full"))
+        assert full < selective < none
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_splitting_further_needs_less(size):
+    by_tp = [fullest(make_settings(size, layout=Layout(tp=tp))) for tp in (2, 4, 8)]
+    assert by_tp == sorted(by_tp, reverse=True)
+    plain, split = (make_settings(size, layout=Layout(tp=4, sequence_parallel=on)) for on in (False, True))
+    assert fullest(split) < fullest(plain)
+
+
+@pytest.mark.parametrize("change", [{"seq_length": 8192}, {"micro_batch": 2}])
+def test_more_tokens_need_more(change):
+    assert fullest(make_settings(**change)) > fullest(make_settings())
+
+
+def test_logits_are_on_the_last_stage_and_split_over_the_vocabulary():
+    stages = plan_memory(make_settings("8B", layout=Layout(tp=4, pp=2), micro_batch_num=2))
+    # Three float32 and one bfloat16 of 4096 x 151936 / 4.
+    assert [stage.logits for stage in stages] == [0, 4096 * 37984 * 14]
+
+
+def test_adapters_alone_have_gradients():
+    (memory,) = plan_memory(make_settings("8B", adapters=Adapters(16, "linear_qkv")))
+    # A of 16 x 4096 each for q, k, v; B of 4096, 1024 and 1024 rows.
+    adapters = 36 * (3 * 16 * 4096 + 16 * (4096 + 1024 + 1024))
+    assert (memory.gradients, memory.optimizer) == (4 * adapters, 8 * adapters)
+    assert memory.parameters == 4 * (8_190_735_360 + adapters)
+
+
+def test_the_total_is_the_sum_of_the_parts():
+    (memory,) = plan_memory(make_settings())
+    assert memory.total == sum(getattr(memory, field.name) for field in fields(memory))
