@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from qwen3_model.errors import ConfigError
 from qwen3_train.blend import (
     Blend,

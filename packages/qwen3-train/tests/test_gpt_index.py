@@ -1,7 +1,8 @@
-"""The sample index against a plain-Python walk over the tokens, which follows the format's description word by word."""
+"""The sample index against a plain-Python walk over the tokens that follows the format's description."""
 
 import numpy as np
 import pytest
+
 from qwen3_train import gpt_index
 from qwen3_train.gpt_index import build_sample_index
 
@@ -45,7 +46,12 @@ def reference_index(lengths, sequences, seq_length, num_samples, seed):
         return part.tolist()
 
     split_at = before if separate else total
-    return documents, starts, order(0, split_at) + (order(split_at, total) if split_at < total else []), epochs
+    return (
+        documents,
+        starts,
+        order(0, split_at) + (order(split_at, total) if split_at < total else []),
+        epochs,
+    )
 
 
 CASES = [

@@ -1,4 +1,5 @@
 import pytest
+
 from qwen3_model.errors import ConfigError
 from qwen3_train.lr_schedule import SCHEDULES, make_schedule
 
@@ -45,12 +46,21 @@ def test_every_type_is_worked_out_above():
     [
         ({"type": "CosineLR", "learning_rate": 1.0}, "none of ConstantWarmUpLR"),
         ({"learning_rate": -1.0}, "learning_rate=-1.0 must be a number of at least 0"),
-        ({"warmup_ratio": 1.5, "warmup_lr_init": -1}, "lacks learning_rate; warmup_ratio=1.5 .*warmup_lr_init=-1"),
+        (
+            {"warmup_ratio": 1.5, "warmup_lr_init": -1},
+            "lacks learning_rate; warmup_ratio=1.5 .*warmup_lr_init=-1",
+        ),
         ({"learning_rate": 1.0, "total_steps": 0}, "total_steps=0 must be at least 1"),
         ({"learning_rate": 1.0, "t_max": 3}, "has no use for t_max"),
         ({"type": "CosineAnnealingLR", "base_lr": 1.0}, "lacks t_max"),
-        ({"type": "WarmUpStableDecayLR", "learning_rate": 1.0}, "lacks decay_start_steps or decay_start_ratio"),
-        ({"type": "PolynomialWithWarmUpLR", "learning_rate": 1.0, "lr_end": 2.0}, "lr_end=2.0 must be smaller"),
+        (
+            {"type": "WarmUpStableDecayLR", "learning_rate": 1.0},
+            "lacks decay_start_steps or decay_start_ratio",
+        ),
+        (
+            {"type": "PolynomialWithWarmUpLR", "learning_rate": 1.0, "lr_end": 2.0},
+            "lr_end=2.0 must be smaller",
+        ),
         ({"learning_rate": float("nan")}, "learning_rate=nan"),
     ],
 )

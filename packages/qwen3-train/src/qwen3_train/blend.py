@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from qwen3_model.errors import ConfigError
 
 SURPLUS = 1.005
-"""Samples asked of each file over its share, so that rounding never runs one dry; part of Megatron's order."""
+"""Samples asked of each file over its share, so that none runs dry by rounding; part of Megatron's order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,9 @@ def parse_blend(data_path: Any, key: str) -> Blend:
     """
     items = data_path.split() if isinstance(data_path, str) else data_path
     if not isinstance(items, Sequence) or not items:
-        raise ConfigError(f"{key}={data_path!r} names no data; give a prefix, or weights and prefixes in turn")
+        raise ConfigError(
+            f"{key}={data_path!r} names no data; give a prefix, or weights and prefixes in turn"
+        )
     texts = [str(item) for item in items]
     weights = [_number(text) for text in texts[::2]]
     if len(texts) % 2 or any(weight is None for weight in weights):
@@ -56,14 +59,16 @@ def split_bounds(split: Any, num_sequences: int) -> list[tuple[int, int] | None]
     """
     parts = [float(text) for text in re.findall(r"[.0-9]+", str(split))]
     if len(parts) > 3 or sum(parts) <= 0:
-        raise ConfigError(f"split={split!r} must be up to three proportions of train, valid and test, like '95, 5, 0'")
+        raise ConfigError(
+            f"split={split!r} must be up to three proportions of train, valid and test, like '95, 5, 0'"
+        )
     parts += [0.0] * (3 - len(parts))
     ends = [0.0]
     for part in parts:
         ends.append(ends[-1] + part / sum(parts))
     return [
         (round(low * num_sequences), round(high * num_sequences)) if high > low else None
-        for low, high in zip(ends[:-1], ends[1:], strict=True)
+        for low, high in pairwise(ends)
     ]
 
 
@@ -77,10 +82,8 @@ def samples_per_file(blend: Blend, num_samples: int | None) -> list[int | None]:
     return [math.ceil(num_samples * weight * SURPLUS) for weight in blend.weights]
 
 
-def weighted_order(
-    weights: Sequence[float], num_samples: int
-) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
-    """Return for each sample of the blend its file and its number there, always serving the file most behind."""
+def weighted_order(weights: Sequence[float], num_samples: int) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
+    """Return for each sample its file and its number there, always serving the file most behind."""
     shares = np.array(weights, dtype=np.float64)
     served = np.zeros(len(shares), dtype=np.int64)
     files = np.zeros(num_samples, dtype=np.int16)
@@ -93,7 +96,7 @@ def weighted_order(
 
 
 def exhaustive_order(sizes: Sequence[int]) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
-    """Return the order that serves every sample of every file once, the files mixed in proportion to their sizes."""
+    """Return the order that serves every sample once, the files mixed in proportion to their sizes."""
     left = np.array(sizes, dtype=np.int64)
     total = int(left.sum())
     served = np.zeros(len(left), dtype=np.int64)

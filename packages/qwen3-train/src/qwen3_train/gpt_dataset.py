@@ -1,13 +1,13 @@
-"""Samples of Megatron token files, with the labels, masks and positions that the YAML's document options ask for."""
+"""Samples of Megatron token files, with the labels, masks and positions that the YAML asks for."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
 from qwen3_model.errors import ConfigError
 from qwen3_model.tokens import TokenFile, open_tokens
-
 from qwen3_train.blend import Blend, exhaustive_order, samples_per_file, split_bounds, weighted_order
 from qwen3_train.gpt_index import SampleIndex, build_sample_index
 
@@ -117,8 +117,9 @@ def build_dataset(
         held = int(tokens.sequence_lengths[sequences].sum(dtype=np.int64))
         if held < seq_length + 1:
             raise ConfigError(
-                f"{prefix}: its {part} part holds {held} tokens in {len(sequences)} documents, fewer than one sample "
-                f"of seq_length + 1 = {seq_length + 1}; shorten seq_length, change split or add data"
+                f"{prefix}: its {part} part holds {held} tokens in {len(sequences)} documents, fewer "
+                f"than one sample of seq_length + 1 = {seq_length + 1}; shorten seq_length, change split "
+                "or add data"
             )
         index = build_sample_index(tokens.sequence_lengths, sequences, seq_length, wanted, seed)
         datasets.append(GptDataset(tokens, index, seq_length))
@@ -161,6 +162,4 @@ def make_sample(text_T: NDArray[np.int64], options: DocumentOptions) -> Sample:
         documents_L = np.cumsum(begins_L, dtype=np.int32)
     tokens_L[tokens_L == options.pad] = 0
     labels_L[labels_L == options.pad] = 0
-    return Sample(
-        tokens_L.astype(np.int32), labels_L.astype(np.int32), loss_mask_L, positions_L, documents_L
-    )
+    return Sample(tokens_L.astype(np.int32), labels_L.astype(np.int32), loss_mask_L, positions_L, documents_L)

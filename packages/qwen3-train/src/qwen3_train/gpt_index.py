@@ -1,7 +1,8 @@
 """Which tokens make up which sample: the three index arrays of Megatron's GPTDataset, number for number.
 
-The documents of all epochs are shuffled and laid end to end; sample k covers `seq_length + 1` tokens from token
-`k * seq_length` on, so neighbours share one token, the last label of one being the first input of the next.
+The documents of all epochs are shuffled and laid end to end; sample k covers `seq_length + 1` tokens from
+token `k * seq_length` on, so neighbours share one token, the last label of one being the first input of the
+next.
 """
 
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ class SampleIndex:
     documents: NDArray[np.int32]
     """Sequence numbers in the order in which their tokens are read, every epoch's."""
     starts: NDArray[np.int64]
-    """[n + 1, 2]: for each sample and for the end, a place in `documents` and a token offset in that sequence."""
+    """[n + 1, 2]: for each sample and for the end, a place in `documents` and an offset in that sequence."""
     order: NDArray[np.unsignedinteger | np.int64]
     """Sample numbers in the order in which they are served."""
     num_epochs: int
@@ -55,7 +56,7 @@ def build_sample_index(
     tokens_per_epoch = int(lengths[sequences].sum(dtype=np.int64))
     num_epochs = _num_epochs(tokens_per_epoch, seq_length, num_samples)
     final = _samples_before_separate_epoch(tokens_per_epoch, seq_length, num_samples, num_epochs)
-    generator = np.random.RandomState(seed)  # noqa: NPY002 - the legacy generator is part of the format
+    generator = np.random.RandomState(seed)
     documents = _shuffled_documents(sequences, num_epochs, final is not None, generator)
     total = max(0, (num_epochs * tokens_per_epoch - 1) // seq_length)
     starts = _sample_starts(lengths, documents, seq_length, total)

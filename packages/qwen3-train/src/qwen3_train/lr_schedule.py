@@ -1,8 +1,8 @@
 """Learning rates as functions of the step, under mindformers' names and keys.
 
-Steps count from 0, so a warm-up from 0 takes its first step with a rate of 0, as mindformers and transformers do.
-Where mindformers' own formula jumps (its polynomial and its restarts fall to the end value too early or to 0), the
-curve here is the one that its documentation describes.
+Steps count from 0, so a warm-up from 0 takes its first step with a rate of 0, as mindformers and transformers
+do. Where mindformers' own formula jumps (its polynomial and its restarts fall to the end value too early or
+to 0), the curve here is the one that its documentation describes.
 """
 
 import math
@@ -22,7 +22,8 @@ SCHEDULES: dict[str, tuple[str, ...]] = {
     "CosineWithRestartsAndWarmUpLR": (*_WARMUP, "num_cycles", "lr_end", "decay_steps"),
     "PolynomialWithWarmUpLR": (*_WARMUP, "power", "lr_end", "decay_steps"),
     "ConstantWithCoolDownLR": (
-        *_WARMUP, "keep_steps", "decay_steps", "decay_ratio", "num_cycles", "lr_end1", "final_steps", "lr_end2",
+        *_WARMUP, "keep_steps", "decay_steps", "decay_ratio", "num_cycles",
+        "lr_end1", "final_steps", "lr_end2",
     ),
     "WarmUpStableDecayLR": (*_WARMUP, "lr_end", "decay_start_steps", "decay_start_ratio"),
     "CosineAnnealingLR": ("t_max", "eta_min"),
@@ -38,7 +39,8 @@ def make_schedule(section: Mapping[str, Any], run_steps: int) -> Schedule:
         run_steps: Steps that the run will take.
 
     Raises:
-        ConfigError: The type is unknown, or keys are missing, out of range or foreign to the type; all are named.
+        ConfigError: The type is unknown, or keys are missing, out of range or foreign to the type; all are
+        named.
     """
     kind = section.get("type") or "ConstantWarmUpLR"
     if kind not in SCHEDULES:
@@ -61,16 +63,7 @@ def _problems(kind: str, values: Mapping[str, Any]) -> list[str]:
         problems.append(f"has no use for {', '.join(foreign)}")
     if "learning_rate" not in values and "base_lr" not in values:
         problems.append("lacks learning_rate")
-    for key, value in values.items():
-        if key.endswith("ratio") and not 0 <= value <= 1:
-            problems.append(f"{key}={value} must be between 0 and 1")
-        elif key == "total_steps":
-            if value != -1 and value < 1:
-                problems.append(f"{key}={value} must be at least 1, or -1 for the steps of the run")
-        elif key in ("t_max", "t_0", "t_mult") and value < 1:
-            problems.append(f"{key}={value} must be at least 1")
-        elif not math.isfinite(value) or value < 0:
-            problems.append(f"{key}={value} must be a number of at least 0")
+    problems += [problem for key, value in values.items() if (problem := _range_problem(key, value))]
     for needed, kinds in (("t_max", "CosineAnnealingLR"), ("t_0", "CosineAnnealingWarmRestarts")):
         if kind == kinds and needed not in values:
             problems.append(f"lacks {needed}")
@@ -81,6 +74,18 @@ def _problems(kind: str, values: Mapping[str, Any]) -> list[str]:
         if end >= peak:
             problems.append(f"lr_end={end} must be smaller than learning_rate={peak}")
     return problems
+
+
+def _range_problem(key: str, value: float) -> str | None:
+    if key.endswith("ratio") and not 0 <= value <= 1:
+        return f"{key}={value} must be between 0 and 1"
+    if key == "total_steps":
+        return None if value == -1 or value >= 1 else f"{key}={value} must be at least 1, or -1 for all steps"
+    if key in ("t_max", "t_0", "t_mult") and value < 1:
+        return f"{key}={value} must be at least 1"
+    if not math.isfinite(value) or value < 0:
+        return f"{key}={value} must be a number of at least 0"
+    return None
 
 
 def _with_warmup(values: Mapping[str, Any], peak: float, total: int, decay: Schedule) -> Schedule:

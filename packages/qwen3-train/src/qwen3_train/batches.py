@@ -1,0 +1,121 @@
+"""Which samples each step takes, stacked into arrays.
+
+A step takes the next `global_batch` samples in the dataset's order; an epoch is as many whole steps as the
+data give, and every epoch takes the same samples in the same order, as mindformers does. So the step number
+alone is the data's position, and resuming needs no other state.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3_model.errors import FormatError
+from qwen3_train.gpt_dataset import Dataset, DocumentOptions, Sample, make_sample
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Arguments of the loss: one micro-batch. B rows, L tokens."""
+
+    input_ids_BL: NDArray[np.int32]
+    labels_BL: NDArray[np.int32]
+    weights_BL: NDArray[np.float32]
+    """Loss mask over the unmasked tokens of the whole step."""
+    position_ids_BL: NDArray[np.int32] | None
+    segment_ids_BL: NDArray[np.int32] | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchPlan:
+    """How samples become steps."""
+
+    micro_batch: int
+    """Rows of one forward pass."""
+    num_micro_batches: int
+    """Forward passes of one step."""
+    num_samples: int
+    """Samples of one epoch."""
+    num_epochs: int
+
+    @property
+    def global_batch(self) -> int:
+        """Samples of one step."""
+        return self.micro_batch * self.num_micro_batches
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole steps that an epoch's samples give."""
+        return self.num_samples // self.global_batch
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the run."""
+        return self.steps_per_epoch * self.num_epochs
+
+    def epoch_and_step(self, step: int) -> tuple[int, int]:
+        """Return the epoch of the `step`-th step and its number there, all counted from 1."""
+        epoch, within = divmod(step - 1, self.steps_per_epoch)
+        return epoch + 1, within + 1
+
+    def samples(self, step: int) -> range:
+        """Return the sample numbers of the `step`-th step, counted from 1."""
+        first = (step - 1) % self.steps_per_epoch * self.global_batch
+        return range(first, first + self.global_batch)
+
+
+def step_batches(
+    dataset: Dataset, plan: BatchPlan, options: DocumentOptions, step: int, vocab_size: int
+) -> list[Batch]:
+    """Return the micro-batches of a step.
+
+    Raises:
+        FormatError: The data hold an id that the model has no row for.
+    """
+    samples = [make_sample(dataset.text(number), options) for number in plan.samples(step)]
+    counted = int(sum(sample.loss_mask_L.sum() for sample in samples))
+    size = plan.micro_batch
+    parts = [samples[first : first + size] for first in range(0, len(samples), size)]
+    return [_stack(part, options, counted, vocab_size) for part in parts]
+
+
+def evaluation_batches(
+    dataset: Dataset, num_samples: int, batch: int, options: DocumentOptions, vocab_size: int
+) -> Iterator[tuple[Batch, int]]:
+    """Yield batches of one row count with weights of 0 or 1, and their unmasked tokens.
+
+    The last batch is filled up with samples of weight 0, so that no second graph is compiled.
+    """
+    for first in range(0, num_samples, batch):
+        numbers = range(first, min(first + batch, num_samples))
+        samples = [make_sample(dataset.text(number), options) for number in numbers]
+        counted = int(sum(sample.loss_mask_L.sum() for sample in samples))
+        while len(samples) < batch:
+            blank = samples[0]
+            samples.append(
+                Sample(
+                    blank.input_ids_L, blank.labels_L, np.zeros_like(blank.loss_mask_L),
+                    blank.position_ids_L, blank.document_ids_L,
+                )
+            )  # fmt: skip
+        yield _stack(samples, options, 1, vocab_size), counted
+
+
+def _stack(samples: list[Sample], options: DocumentOptions, counted: int, vocab_size: int) -> Batch:
+    ids_BL = np.stack([sample.input_ids_L for sample in samples])
+    labels_BL = np.stack([sample.labels_L for sample in samples])
+    largest = max(int(ids_BL.max()), int(labels_BL.max()))
+    if largest >= vocab_size or min(int(ids_BL.min()), int(labels_BL.min())) < 0:
+        raise FormatError(
+            f"the data hold id {largest}, but the model has vocab_size={vocab_size}; use data of the "
+            "model's tokenizer"
+        )
+    mask_BL = np.stack([sample.loss_mask_L for sample in samples])
+    return Batch(
+        ids_BL,
+        labels_BL,
+        mask_BL / np.float32(max(counted, 1)),
+        np.stack([s.position_ids_L for s in samples]) if options.reset_position_ids else None,
+        np.stack([s.document_ids_L for s in samples]) if options.separate_documents else None,
+    )

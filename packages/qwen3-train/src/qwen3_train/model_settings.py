@@ -1,0 +1,93 @@
+"""The model that a run trains: the YAML's `model.model_config` over a Hugging Face folder's `config.json`."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from qwen3_model.config import Qwen3Config
+from qwen3_model.errors import ConfigError
+from qwen3_model.rope_scaling import read_rope
+
+# YAML key to our field; several spellings may be used, but not for different values.
+FIELDS = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "intermediate_size",
+    "ffn_hidden_size": "intermediate_size",
+    "num_hidden_layers": "num_layers",
+    "num_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "num_key_value_heads": "num_kv_heads",
+    "num_query_groups": "num_kv_heads",
+    "head_dim": "head_dim",
+    "kv_channels": "head_dim",
+    "max_position_embeddings": "max_position_embeddings",
+    "rms_norm_eps": "rms_norm_eps",
+    "layernorm_epsilon": "rms_norm_eps",
+    "initializer_range": "initializer_range",
+    "init_method_std": "initializer_range",
+    "rope_theta": "rope_theta",
+    "rotary_base": "rope_theta",
+    "tie_word_embeddings": "tie_word_embeddings",
+    "bos_token_id": "bos_token_id",
+    "eos_token_id": "eos_token_id",
+    "pad_token_id": "pad_token_id",
+}
+DEFAULTS: dict[str, Any] = {
+    "initializer_range": 0.02,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "rope_scaling": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+
+
+def read_model(section: Mapping[str, Any], hf_dir: Path | None) -> Qwen3Config:
+    """Return the model's config; its dtype is float32, which is what training keeps and saves.
+
+    Args:
+        section: The keys of `model.model_config`.
+        hf_dir: Folder whose `config.json` gives what the section leaves out, or None.
+
+    Raises:
+        ConfigError: A size is missing, or two spellings of one key disagree.
+    """
+    values: dict[str, Any] = {}
+    if hf_dir is not None:
+        base = Qwen3Config.from_dir(hf_dir)
+        values = {field.name: getattr(base, field.name) for field in fields(base)}
+    values |= {ours: value for ours, value in DEFAULTS.items() if ours not in values}
+    values |= _stated(section)
+    if section.get("rope_scaling") is not None:
+        theta = values.get("rope_theta", 1.0)
+        raw = {"rope_theta": theta, "rope_scaling": section["rope_scaling"]}
+        values["rope_scaling"] = read_rope(
+            raw | {"max_position_embeddings": values.get("max_position_embeddings")}
+        )[1]
+    if isinstance(values["eos_token_id"], list):
+        values["eos_token_id"] = tuple(values["eos_token_id"])
+    values["dtype"] = "float32"
+    if missing := sorted({field.name for field in fields(Qwen3Config)} - values.keys()):
+        keys = [next(key for key, ours in FIELDS.items() if ours == name) for name in missing]
+        raise ConfigError(
+            f"model.model_config lacks {', '.join(keys)}; state them, or give pretrained_model_dir with "
+            "a config.json"
+        )
+    return Qwen3Config(**values)
+
+
+def _stated(section: Mapping[str, Any]) -> dict[str, Any]:
+    stated: dict[str, Any] = {}
+    for key, value in section.items():
+        if key not in FIELDS or value is None:
+            continue
+        ours = FIELDS[key]
+        if stated.get(ours, value) != value:
+            raise ConfigError(
+                f"model.model_config says {key}={value!r} and {stated[ours]!r} under another name"
+            )
+        stated[ours] = value
+    return stated

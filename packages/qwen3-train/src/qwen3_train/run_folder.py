@@ -1,0 +1,82 @@
+"""The folder of a run: what may be in it before, and what describes the model beside the checkpoints."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from qwen3_model.config import Qwen3Config
+from qwen3_model.errors import OutputExistsError
+from qwen3_model.files import write_atomically, write_text_atomically
+from qwen3_model.tokenizer import TOKENIZER_FILES
+
+METRICS = "metrics.jsonl"
+RESOLVED_CONFIG = "run.yaml"
+REPLACED = ".replaced"
+"""Where `--force` keeps the run before until the new one has a checkpoint of its own."""
+ARTEFACTS = ("checkpoint", "strategy", METRICS, RESOLVED_CONFIG, "config.json")
+
+
+def refuse_used_folder(output_dir: Path, *, force: bool, resume: bool) -> None:
+    """Raise OutputExistsError when `output_dir` holds a run that is neither replaced nor resumed."""
+    if force or resume:
+        return
+    held = [name for name in ARTEFACTS if (output_dir / name).exists()]
+    if held:
+        raise OutputExistsError(
+            f"{output_dir} holds a run already ({', '.join(held)}); choose another --output_dir, "
+            "continue it with --resume_training True, or pass --force to replace it"
+        )
+
+
+@contextmanager
+def replaced_run(output_dir: Path) -> Iterator[None]:
+    """Put the run in `output_dir` aside while a new one starts.
+
+    When the block ends it is removed, or brought back if the new run has no checkpoint of its own.
+    """
+    aside = output_dir / REPLACED
+    if not _has_checkpoint(output_dir) and _has_checkpoint(aside):
+        _move(aside, output_dir)  # a killed `--force` had put the only good run aside
+    if aside.exists():
+        shutil.rmtree(aside)
+    aside.mkdir(parents=True)
+    _move(output_dir, aside)
+    try:
+        yield
+    finally:
+        if not _has_checkpoint(output_dir):
+            _move(aside, output_dir)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    return any(folder.glob("checkpoint/rank_*/*.safetensors"))
+
+
+def _move(source: Path, target: Path) -> None:
+    for name in ARTEFACTS:
+        if (source / name).exists():
+            if (target / name).is_dir():
+                shutil.rmtree(target / name)
+            (source / name).replace(target / name)
+
+
+def write_model_files(output_dir: Path, config: Qwen3Config, hf_dir: Path | None) -> None:
+    """Write config.json and generation_config.json, and copy the tokenizer of `hf_dir`, for `qwen3-ckpt convert`."""
+    write_text_atomically(output_dir / "config.json", json.dumps(config.to_hf(), indent=2) + "\n")
+    for name in TOKENIZER_FILES if hf_dir else ():
+        _copy(hf_dir, output_dir, name)
+    if hf_dir and (hf_dir / "generation_config.json").is_file():
+        _copy(hf_dir, output_dir, "generation_config.json")
+        return
+    raw = config.to_hf()
+    ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+    stated = {key: raw[key] for key in ids if raw.get(key) is not None}
+    write_text_atomically(output_dir / "generation_config.json", json.dumps(stated, indent=2) + "\n")
+
+
+def _copy(source: Path | None, target: Path, name: str) -> None:
+    if source is not None and (source / name).is_file():
+        write_atomically(target / name, lambda temporary: shutil.copyfile(source / name, temporary))

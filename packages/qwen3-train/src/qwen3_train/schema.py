@@ -1,0 +1,139 @@
+"""The YAML keys of a run: mindformers' own, each used here, used on Ascend only, or without effect."""
+
+from typing import Any
+
+from qwen3_model.run_config import Key
+
+TEXT, FLAG, COUNT, NUMBER, ANY = Key((str,)), Key((bool,)), Key((int,)), Key((float,)), Key()
+ASCEND, NO_EFFECT = Key(effect="ascend"), Key(effect="none")
+FLOAT32_ONLY = Key((str,), ("float32",), effect="ascend")
+
+MODEL_CONFIG: dict[str, Any] = {
+    # Hugging Face's names, then mindformers' other spellings of the same.
+    "vocab_size": COUNT, "hidden_size": COUNT, "intermediate_size": COUNT, "num_hidden_layers": COUNT,
+    "num_attention_heads": COUNT, "num_key_value_heads": COUNT, "head_dim": COUNT,
+    "max_position_embeddings": COUNT,
+    "initializer_range": NUMBER, "rms_norm_eps": NUMBER, "tie_word_embeddings": FLAG, "rope_theta": NUMBER,
+    "rope_scaling": ANY, "eos_token_id": ANY, "pad_token_id": COUNT, "bos_token_id": COUNT,
+    "ffn_hidden_size": COUNT, "num_layers": COUNT, "num_query_groups": COUNT, "kv_channels": COUNT,
+    "init_method_std": NUMBER, "layernorm_epsilon": NUMBER, "rotary_base": NUMBER, "seq_length": COUNT,
+    # Only the value that Qwen3 has is implemented.
+    "hidden_act": Key((str,), ("silu", "swiglu")), "model_type": Key((str,), ("qwen3",)),
+    "architectures": Key((list, str), (["Qwen3ForCausalLM"], "Qwen3ForCausalLM")),
+    "attention_bias": Key((bool,), (False,)), "add_qkv_bias": Key((bool,), (False,)),
+    "add_bias_linear": Key((bool,), (False,)), "attention_dropout": Key((float,), (0.0,)),
+    "hidden_dropout": Key((float,), (0.0,)), "qk_layernorm": Key((bool,), (True,)),
+    "position_embedding_type": Key((str,), ("rope",)), "params_dtype": Key((str,), ("float32",)),
+    # A CPU computes in float32.
+    "compute_dtype": Key((str,), ("bfloat16", "float16", "float32"), effect="ascend"),
+    "layernorm_compute_dtype": FLOAT32_ONLY, "softmax_compute_dtype": FLOAT32_ONLY,
+    "rotary_dtype": FLOAT32_ONLY,
+    "fp32_residual_connection": ASCEND, "use_flash_attention": ASCEND,
+    "offset": NO_EFFECT, "use_cache": NO_EFFECT, "input_sliced_sig": NO_EFFECT, "qkv_concat": NO_EFFECT,
+    "untie_embeddings_and_output_weights": NO_EFFECT, "use_contiguous_weight_layout_attention": NO_EFFECT,
+    "use_interleaved_weight_layout_mlp": NO_EFFECT, "use_past": NO_EFFECT, "return_extra_loss": NO_EFFECT,
+}  # fmt: skip
+
+GPT_DATASET: dict[str, Any] = {
+    "data_path": ANY, "train_data_path": ANY, "valid_data_path": ANY, "test_data_path": ANY, "split": ANY,
+    "seed": COUNT, "seq_length": COUNT, "eod": COUNT, "pad": COUNT,
+    "eod_mask_loss": FLAG, "reset_position_ids": FLAG, "reset_attention_mask": FLAG,
+    "create_attention_mask": FLAG, "create_compressed_eod_mask": FLAG,
+    "eod_pad_length": ASCEND, "compressed_eod_mask_length": ASCEND,
+    "path_to_cache": NO_EFFECT, "num_dataset_builder_threads": NO_EFFECT,
+}  # fmt: skip
+
+DATA_LOADER: dict[str, Any] = {
+    "type": TEXT, "datasets_type": Key((str,), ("GPTDataset",)), "sizes": Key((list,)), "config": GPT_DATASET,
+    # HFDataLoader.
+    "load_func": ANY, "path": ANY, "split": ANY, "data_files": ANY, "create_attention_mask": ANY,
+    "create_compressed_eod_mask": ANY, "compressed_eod_mask_length": ANY, "use_broadcast_data": ANY,
+    "shuffle": ANY, "handler": ANY,
+}  # fmt: skip
+
+DATASET: dict[str, Any] = {
+    "data_loader": DATA_LOADER, "drop_remainder": Key((bool,), (True,)),
+    "input_columns": NO_EFFECT, "construct_args_key": NO_EFFECT, "num_parallel_workers": NO_EFFECT,
+    "prefetch_size": NO_EFFECT, "python_multiprocessing": NO_EFFECT, "numa_enable": NO_EFFECT,
+    "seed": NO_EFFECT,
+}  # fmt: skip
+
+LR_SCHEDULE: dict[str, Any] = {
+    "type": TEXT, "learning_rate": NUMBER, "base_lr": NUMBER, "total_steps": COUNT, "warmup_steps": COUNT,
+    "warmup_ratio": NUMBER, "warmup_lr_init": NUMBER, "num_cycles": NUMBER, "lr_end": NUMBER, "power": NUMBER,
+    "decay_steps": COUNT, "decay_ratio": NUMBER, "keep_steps": COUNT, "lr_end1": NUMBER, "final_steps": COUNT,
+    "lr_end2": NUMBER, "decay_start_steps": COUNT, "decay_start_ratio": NUMBER, "t_max": COUNT, "t_0": COUNT,
+    "t_mult": COUNT, "eta_min": NUMBER,
+}  # fmt: skip
+
+CALLBACK: dict[str, Any] = {
+    "type": Key((str,), ("MFLossMonitor", "CheckpointMonitor", "TrainCallBack")),
+    "per_print_times": COUNT, "stop_step": COUNT,
+    "prefix": TEXT, "save_checkpoint_steps": COUNT, "keep_checkpoint_max": COUNT,
+    "checkpoint_format": Key((str,), ("safetensors",)), "integrated_save": NO_EFFECT, "async_save": NO_EFFECT,
+    "remove_redundancy": NO_EFFECT, "save_trainable_params": Key((bool,), (False,)),
+    "save_network_params": Key((bool,), (False,)), "exception_save": NO_EFFECT, "directory": NO_EFFECT,
+}  # fmt: skip
+
+TRAIN: dict[str, Any] = {
+    "seed": COUNT, "output_dir": TEXT, "run_mode": TEXT, "use_parallel": FLAG,
+    "load_checkpoint": TEXT, "load_ckpt_format": Key((str,), ("safetensors",)), "pretrained_model_dir": TEXT,
+    "auto_trans_ckpt": FLAG, "resume_training": Key((bool, str)),
+    "src_strategy_path_or_dir": NO_EFFECT, "only_save_strategy": Key((bool,), (False,)),
+    "use_legacy": Key((bool,), (False,)),
+    "trainer": {"type": Key((str,), ("CausalLanguageModelingTrainer",)), "model_name": NO_EFFECT},
+    "runner_config": {
+        "epochs": COUNT, "batch_size": COUNT, "gradient_accumulation_steps": COUNT,
+        "sink_mode": NO_EFFECT, "sink_size": NO_EFFECT,
+    },
+    "optimizer": {
+        "type": TEXT, "betas": Key((list,)), "eps": NUMBER, "weight_decay": NUMBER, "learning_rate": NUMBER,
+    },
+    "lr_schedule": LR_SCHEDULE,
+    "train_dataset": DATASET,
+    "train_dataset_task": {"type": NO_EFFECT, "dataset_config": NO_EFFECT},
+    "eval_dataset": ANY, "eval_dataset_task": NO_EFFECT,
+    "do_eval": FLAG, "eval_step_interval": COUNT, "eval_epoch_interval": COUNT,
+    "context": {
+        "mode": Key((int,), (0, 1)), "device_target": Key((str,), ("CPU", "Ascend")), "device_id": ASCEND,
+        "max_device_memory": ASCEND, "memory_optimize_level": ASCEND, "jit_config": ASCEND,
+        "ascend_config": ASCEND, "enable_graph_kernel": ASCEND,
+        "save_graphs": NO_EFFECT, "save_graphs_path": NO_EFFECT, "max_call_depth": NO_EFFECT,
+    },
+    "parallel_config": {
+        "data_parallel": COUNT, "model_parallel": COUNT, "pipeline_stage": COUNT, "micro_batch_num": COUNT,
+        "use_seq_parallel": FLAG, "gradient_aggregation_group": ASCEND, "context_parallel": Key((int,), (1,)),
+        "expert_parallel": Key((int,), (1,)), "vocab_emb_dp": NO_EFFECT,
+    },
+    "micro_batch_interleave_num": ASCEND,
+    "parallel": {
+        "enable_parallel_optimizer": FLAG, "parallel_mode": NO_EFFECT, "full_batch": NO_EFFECT,
+        "dataset_strategy": NO_EFFECT, "enable_alltoall": NO_EFFECT, "search_mode": NO_EFFECT,
+        "gradients_mean": NO_EFFECT, "parallel_optimizer_config": NO_EFFECT,
+        "strategy_ckpt_config": {"save_file": NO_EFFECT, "only_trainable_params": NO_EFFECT},
+    },
+    "recompute_config": {
+        "recompute": Key((bool, int)), "select_recompute": Key((bool,)),
+        "parallel_optimizer_comm_recompute": ASCEND, "mp_comm_recompute": ASCEND,
+    },
+    "model": {"model_config": MODEL_CONFIG, "arch": NO_EFFECT},
+    "callbacks": [CALLBACK],
+    "runner_wrapper": {
+        "type": Key((str,), ("MFTrainOneStepCell",)), "scale_sense": ASCEND, "use_clip_grad": FLAG,
+        "max_grad_norm": NUMBER,
+    },
+    "profile": NO_EFFECT, "profile_start_step": NO_EFFECT, "profile_stop_step": NO_EFFECT,
+    "init_start_profile": NO_EFFECT, "profile_communication": NO_EFFECT, "profile_memory": NO_EFFECT,
+    "layer_scale": NO_EFFECT, "layer_decay": NO_EFFECT, "lr_scale_factor": NO_EFFECT,
+}  # fmt: skip
+
+# run_mindformer.py's own flags, which are short for keys.
+FLAG_ALIASES = {
+    "epochs": "runner_config.epochs",
+    "batch_size": "runner_config.batch_size",
+    "gradient_accumulation_steps": "runner_config.gradient_accumulation_steps",
+    "sink_mode": "runner_config.sink_mode",
+    "device_target": "context.device_target",
+    "device_id": "context.device_id",
+    "mode": "context.mode",
+}

@@ -1,0 +1,140 @@
+"""The run itself: weights in, then steps, evaluations and checkpoints."""
+
+import math
+import time
+
+import mindspore as ms
+
+from qwen3_model.errors import Qwen3Error
+from qwen3_model.kernels import make_kernels
+from qwen3_model.model import Qwen3ForCausalLM
+from qwen3_train.batches import evaluation_batches, step_batches
+from qwen3_train.checkpoint import FloatTensor, Place, TrainState, save_checkpoint
+from qwen3_train.prepare import PreparedRun
+from qwen3_train.run_folder import METRICS
+from qwen3_train.run_log import Metrics, RunLog, step_line
+from qwen3_train.step import Evaluation, TrainStep
+from qwen3_train.strategy_files import write_strategies
+from qwen3_train.weights import resume_weights, start_weights
+
+RANK = 0
+RECENT_STEPS = 20
+"""Steps that the estimate of the time left looks back on."""
+
+
+def set_up_device(device: str, *, graph_mode: bool) -> None:
+    """Choose device and mode; call once, before any tensor is made."""
+    ms.set_device(device)
+    ms.set_context(mode=ms.GRAPH_MODE if graph_mode else ms.PYNATIVE_MODE)
+
+
+def train(run: PreparedRun, log: RunLog) -> None:
+    """Take every step of `run` that is left, evaluating and saving on the way.
+
+    Raises:
+        WeightError: Weights to start from do not fit the model.
+        Qwen3Error: The loss is no longer a number.
+    """
+    settings = run.settings
+    model = Qwen3ForCausalLM(settings.model, make_kernels(settings.device))
+    if settings.recompute:
+        for layer in model.model.layers:
+            layer.recompute()
+    step = TrainStep(
+        model, settings.adam, max_norm=settings.max_grad_norm, num_micro_batches=settings.accumulation
+    )
+    done = 0
+    if run.resume_path is None:
+        log.line(f"weights: {start_weights(model, settings)}")
+    else:
+        done = resume_weights(step, run.resume_path)
+        log.line(f"resumed from {run.resume_path} after step {done}")
+    write_strategies(settings.output_dir, settings.layout, settings.model, RANK)
+    metrics = Metrics(settings.output_dir / METRICS, after_step=done)
+    try:
+        _Loop(run, step, Evaluation(model), metrics, log).run(done)
+    finally:
+        metrics.close()
+
+
+class _Loop:
+    def __init__(
+        self, run: PreparedRun, step: TrainStep, evaluation: Evaluation, metrics: Metrics, log: RunLog
+    ) -> None:
+        self.prepared, self.step, self.evaluation = run, step, evaluation
+        self.metrics, self.log = metrics, log
+        self.times_s: list[float] = []
+
+    def run(self, done: int) -> None:
+        settings, last = self.prepared.settings, self.prepared.last_step
+        if done == 0:
+            self._evaluate(0)
+        for number in range(done + 1, last + 1):
+            values = self._step(number)
+            if number % settings.log_every == 0 or number in (done + 1, last):
+                self._log_step(number, values)
+            if number == last or (settings.eval_every and number % settings.eval_every == 0):
+                self._evaluate(number)
+            if number == last or (settings.save_every and number % settings.save_every == 0):
+                self._save(number)
+
+    def _step(self, number: int) -> dict[str, float]:
+        run, started_s = self.prepared, time.perf_counter()
+        lr = run.schedule(number - 1)
+        batches = step_batches(run.train, run.plan, run.options, number, run.settings.model.vocab_size)
+        result = self.step.run(batches, lr, number)
+        step_time_s = time.perf_counter() - started_s
+        if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
+            raise Qwen3Error(
+                f"step {number}: the loss is {result.loss} and the gradients' norm {result.grad_norm}, so the "
+                "weights are spoilt and were not saved; lower lr_schedule.learning_rate or turn on "
+                "runner_wrapper.use_clip_grad, then continue from the last checkpoint with "
+                "--resume_training True"
+            )
+        self.times_s.append(step_time_s)
+        speed = run.plan.global_batch * run.settings.data.seq_length / step_time_s
+        values = {
+            "step": number, "loss": result.loss, "lr": lr, "grad_norm": result.grad_norm,
+            "tokens_per_s": speed, "step_time_s": step_time_s,
+        }  # fmt: skip
+        self.metrics.write(**values)
+        return values
+
+    def _log_step(self, number: int, values: dict[str, float]) -> None:
+        plan = self.prepared.plan
+        # The first step compiles, so it says nothing about those to come.
+        recent = self.times_s[1:][-RECENT_STEPS:] or self.times_s
+        left_s = (self.prepared.last_step - number) * sum(recent) / len(recent)
+        epoch, within = plan.epoch_and_step(number)
+        self.log.line(step_line((epoch, plan.num_epochs), (within, plan.steps_per_epoch), values, left_s))
+
+    def _evaluate(self, number: int) -> None:
+        run = self.prepared
+        if run.valid is None:
+            return
+        total, counted = 0.0, 0
+        batches = evaluation_batches(
+            run.valid, run.num_valid, run.settings.batch_size, run.options, run.settings.model.vocab_size
+        )
+        for batch, unmasked in batches:
+            total += self.evaluation.run(batch)
+            counted += unmasked
+        loss = total / max(counted, 1)
+        perplexity = math.exp(min(loss, 700.0))
+        self.metrics.write(step=number, eval_loss=loss, eval_perplexity=perplexity)
+        self.log.line(
+            f"step {number}: eval_loss: {loss:.6f}, eval_perplexity: {perplexity:.3f} on {counted} held-out tokens"
+        )
+
+    def _save(self, number: int) -> None:
+        run, settings = self.prepared, self.prepared.settings
+        parameters = self.step.weights | self.step.moments()
+        path = save_checkpoint(
+            settings.output_dir / "checkpoint" / f"rank_{RANK}",
+            f"{settings.prefix}_rank_{RANK}",
+            Place(*run.plan.epoch_and_step(number)),
+            TrainState(number, run.fingerprint),
+            [FloatTensor(name, tuple(held.shape), held.asnumpy) for name, held in parameters.items()],
+            settings.keep_max,
+        )
+        self.log.line(f"saved {path}")

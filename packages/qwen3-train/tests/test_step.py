@@ -1,0 +1,135 @@
+"""The compiled step against torch and transformers (golden/make_golden.py) and against plain numpy.
+
+MindSpore is imported once; the graphs are tiny.
+"""
+
+import json
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Parameter, Tensor
+from qwen3_model.kernels import make_kernels
+from qwen3_model.model import Qwen3ForCausalLM
+from qwen3_model.safetensors_file import open_safetensors
+from qwen3_train.adam_settings import AdamSettings
+from qwen3_train.batches import Batch
+from qwen3_train.lr_schedule import make_schedule
+from qwen3_train.model_settings import read_model
+from qwen3_train.optimizer import AdamW, ClipByGlobalNorm, adam_scalars
+from qwen3_train.step import Evaluation, TrainStep
+
+ATOL_ADAM = 1e-7  # per step and element; torch rounds in another order
+ATOL_CURVE = 1e-3  # twenty steps let rounding differences grow
+ATOL_LOSS = 1e-5  # reduction order
+RTOL_NORM = 1e-4
+
+GOLDEN = open_safetensors(Path(__file__).parent / "golden" / "train.safetensors")
+ADAM = json.loads(GOLDEN.metadata["adam"])
+SETTINGS = AdamSettings(**{key: ADAM[key] for key in ("beta1", "beta2", "eps", "weight_decay")})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def graph_mode():
+    ms.set_context(mode=ms.GRAPH_MODE)
+
+
+def golden_model():
+    model = Qwen3ForCausalLM(read_model(json.loads(GOLDEN.metadata["model"]), None), make_kernels("CPU"))
+    for name, parameter in model.parameters_and_names():
+        parameter.set_data(Tensor(np.array(GOLDEN.raw(f"weights.{name}"))))
+    return model
+
+
+def batch_of(text, mask=None, **changes):
+    mask = np.ones(text[:, 1:].shape, np.float32) if mask is None else mask
+    arguments = {"position_ids_BL": None, "segment_ids_BL": None} | changes
+    return Batch(text[:, :-1].copy(), text[:, 1:].copy(), mask / mask.sum(), **arguments)
+
+
+def cut(batch, parts):
+    """Cut a batch into micro-batches; the weights already count the tokens of the whole step."""
+    rows = len(batch.input_ids_BL) // parts
+    pick = [slice(i * rows, (i + 1) * rows) for i in range(parts)]
+    return [Batch(batch.input_ids_BL[p], batch.labels_BL[p], batch.weights_BL[p], None, None) for p in pick]
+
+
+class _Update(ms.nn.Cell):
+    def __init__(self, adam):
+        super().__init__(auto_prefix=False)
+        self.adam = adam
+
+    @ms.jit
+    def construct(self, rate, eps, decay, a, b):
+        return self.adam(rate, eps, decay, (a, b))
+
+
+def test_five_updates_equal_torch_adamw():
+    weights = {f"w{i}": Parameter(Tensor(np.array(GOLDEN.raw(f"adamw.start.{i}"))), name=f"w{i}") for i in range(2)}
+    update = _Update(AdamW(weights, SETTINGS))
+    for step in range(5):
+        gradients = [Tensor(np.array(GOLDEN.raw(f"adamw.gradient.{step}.{i}"))) for i in range(2)]
+        before = [weight.asnumpy().copy() for weight in weights.values()]
+        update(*adam_scalars(SETTINGS, ADAM["lr"], step + 1), *gradients)
+        for i, weight in enumerate(weights.values()):
+            after = GOLDEN.raw(f"adamw.after.{step}.{i}")
+            assert np.abs(after - before[i]).max() > 1e-3  # the step moved it
+            np.testing.assert_allclose(weight.asnumpy(), after, rtol=0, atol=ATOL_ADAM * (step + 1) * 2)
+
+
+@pytest.mark.parametrize("num_micro_batches", [1, 2])
+def test_twenty_steps_follow_transformers_and_torch(num_micro_batches):
+    step = TrainStep(
+        golden_model(), SETTINGS, max_norm=ADAM["max_norm"], num_micro_batches=num_micro_batches
+    )
+    section = {"type": "CosineWithWarmUpLR", "learning_rate": ADAM["lr"], "warmup_steps": int(GOLDEN.metadata["warmup"])}
+    schedule = make_schedule(section, run_steps=20)
+    losses, norms = [], []
+    for i, text in enumerate(GOLDEN.raw("curve.text")):
+        assert schedule(i) == pytest.approx(float(GOLDEN.raw("curve.rates")[i]), rel=1e-12, abs=1e-15)
+        result = step.run(cut(batch_of(text), num_micro_batches), schedule(i), i + 1)
+        losses.append(result.loss)
+        norms.append(result.grad_norm)
+    np.testing.assert_allclose(losses, GOLDEN.raw("curve.losses"), rtol=0, atol=ATOL_CURVE)
+    np.testing.assert_allclose(norms, GOLDEN.raw("curve.norms"), rtol=5e-3)
+    np.testing.assert_allclose(norms[0], GOLDEN.raw("curve.norms")[0], rtol=RTOL_NORM)
+    assert max(norms) > ADAM["max_norm"]  # clipping took part
+    assert losses[-1] < losses[0] - 0.5
+    for name, weight in step.weights.items():
+        np.testing.assert_allclose(weight.asnumpy(), GOLDEN.raw(f"after.{name}"), rtol=0, atol=5e-3, err_msg=name)
+
+
+def test_loss_is_the_mean_over_unmasked_tokens():
+    model, rng = golden_model(), np.random.default_rng(0)
+    text = np.array(GOLDEN.raw("curve.text")[0])
+    mask = (rng.random(text[:, 1:].shape) < 0.5).astype(np.float32)
+    logits = model(Tensor(text[:, :-1])).asnumpy().astype(np.float64)
+    log_z = np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)) + logits.max(-1)
+    picked = np.take_along_axis(logits, text[:, 1:, None].astype(np.int64), -1)[..., 0]
+    expected = ((log_z - picked) * mask).sum() / mask.sum()
+    assert Evaluation(model).run(batch_of(text, mask)) == pytest.approx(expected, abs=ATOL_LOSS)
+
+
+def test_separate_documents_have_the_loss_of_each_alone():
+    evaluation = Evaluation(golden_model())
+    text = np.array(GOLDEN.raw("curve.text")[0][:2])
+    alone = [evaluation.run(batch_of(row[None])) for row in text]
+    together = np.concatenate([text[0, :-1], text[1, :-1]])[None]
+    labels = np.concatenate([text[0, 1:], text[1, 1:]])[None]
+    length = text.shape[1] - 1
+    segments = np.repeat([[0, 1]], length, axis=1).astype(np.int32)
+    positions = np.tile(np.arange(length, dtype=np.int32), 2)[None]
+    weights = np.full(labels.shape, 1 / (2 * length), np.float32)
+    packed = evaluation.run(Batch(together, labels, weights, positions, segments))
+    assert packed == pytest.approx(np.mean(alone), abs=ATOL_LOSS)
+
+
+def test_gradients_below_the_limit_are_left_alone():
+    clip = ClipByGlobalNorm(10.0)
+    gradients = (Tensor(np.array([[3.0]], np.float32)), Tensor(np.array([0.0, 4.0], np.float32)))
+    clipped, norm = clip(gradients)
+    assert float(norm.asnumpy()) == 5.0
+    np.testing.assert_array_equal(clipped[1].asnumpy(), [0.0, 4.0])
+    clipped, _ = ClipByGlobalNorm(1.0)(gradients)
+    np.testing.assert_allclose(clipped[0].asnumpy(), [[0.6]], rtol=1e-6)
