@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import pytest
+
 from qwen3_model.config import SIZES
 from qwen3_model.layout import Layout
 from qwen3_train.layout_checks import batch_problems, layout_problems, process_problems
@@ -17,7 +18,12 @@ def problems(config=BIG, seq_length=4096, offset=(), micro_batch_num=4, **layout
 
 @pytest.mark.parametrize(
     "layout",
-    [{"tp": 8}, {"tp": 4, "pp": 4}, {"tp": 4, "pp": 4, "offset": (-1, -1, 1, 1)}, {"dp": 3, "tp": 2, "pp": 2}],
+    [
+        {"tp": 8},
+        {"tp": 4, "pp": 4},
+        {"tp": 4, "pp": 4, "offset": (-1, -1, 1, 1)},
+        {"dp": 3, "tp": 2, "pp": 2},
+    ],
 )
 def test_a_layout_that_divides_has_no_problem(layout):
     assert problems(**layout) == []
@@ -96,5 +102,6 @@ def test_shards_of_a_stage_add_up_to_its_weights():
     config, layout = SIZES["4B"], Layout(tp=4, pp=2)
     full = config.weight_shapes()
     for name, shape in stage_weights(config, layout, (), 1).items():
-        assert shape in (full[name], (full[name][0] // 4, *full[name][1:]), (full[name][0], full[name][-1] //
-        4)) assert (shape == full[name]) == name.endswith("norm.weight")
+        rows, columns = full[name][0], full[name][-1]
+        assert shape in (full[name], (rows // 4, columns), (rows, columns // 4))
+        assert (shape == full[name]) == name.endswith("norm.weight")

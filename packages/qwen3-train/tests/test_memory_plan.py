@@ -2,24 +2,16 @@ import math
 from dataclasses import fields, replace
 
 import pytest
+from plan_inputs import make_settings
+
 from qwen3_model.config import SIZES
 from qwen3_model.layout import Layout, shard_slices
 from qwen3_train.adapter_shapes import Adapters
 from qwen3_train.memory_plan import micro_batches_in_flight, optimizer_elements, plan_memory
-from qwen3_train.plan_settings import PlanSettings
 from qwen3_train.saved_tensors import layer_tensors
 from qwen3_train.stages import stage_names
 
 GIB = 2**30
-
-
-def make_settings(size="0.6B", **changes):
-    values = {
-        "model": SIZES[size], "layout": Layout(), "offset": (), "micro_batch": 1, "micro_batch_num": 1, "accumulation": 1,
-        "seq_length": 4096, "epochs": 1, "num_samples": 8000, "recompute": "none", "parallel_optimizer": False,
-        "is_fused": True, "compute_bytes": 2, "adapters": None,
-    }  # fmt: skip
-    return PlanSettings(**(values | changes))
 
 
 def fullest(settings):
@@ -27,13 +19,13 @@ def fullest(settings):
 
 
 def test_parameters_gradients_and_moments_of_06b_on_8_devices_are_as_counted_by_hand():
-    # Embedding 151936 x 1024 / 8; 28 layers of (2 x 2048 x 1024 + 2 x 1024 x 1024 + 3 x 3072 x 1024) / 8 and
-    norms of # 2 x 1024 + 2 x 128; last norm 1024.
+    # Embedding 151936 x 1024 / 8; last norm 1024; in each of 28 layers norms of 2 x 1024 + 2 x 128 and
+    # (2 x 2048 x 1024 + 2 x 1024 x 1024 + 3 x 3072 x 1024) / 8.
     elements = 19_447_808 + 28 * (1_966_080 + 2304) + 1024
-    (memory,) = plan_memory(make_settings(layout=Layout(tp=8)))
     assert elements == 74_563_584
-    assert (memory.parameters, memory.gradients, memory.optimizer) == (4 * elements, 4 * elements, 8 *
-    elements) assert memory.gradient_sums == 0
+    (memory,) = plan_memory(make_settings(layout=Layout(tp=8)))
+    assert (memory.parameters, memory.gradients) == (4 * elements, 4 * elements)
+    assert (memory.optimizer, memory.gradient_sums) == (8 * elements, 0)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -73,28 +65,30 @@ def test_accumulation_adds_one_more_gradient():
 def test_stages_keep_fewer_micro_batches_towards_the_end():
     assert [micro_batches_in_flight(stage, 4, 8) for stage in range(4)] == [4, 3, 2, 1]
     assert [micro_batches_in_flight(stage, 4, 2) for stage in range(4)] == [2, 2, 2, 1]
-    kept = [stage.activations for stage in plan_memory(make_settings("8B", layout=Layout(pp=4), micro_batch_num=8))]
+    settings = make_settings("8B", layout=Layout(pp=4), micro_batch_num=8)
+    kept = [stage.activations for stage in plan_memory(settings)]
     assert kept == sorted(kept, reverse=True)
 
 
 def test_a_fused_layer_of_06b_keeps_what_a_hand_count_says():
-    # 4096 rows in bfloat16: 2 streams and 2 norm outputs of 1024, q before and after rotation 2 x 2048, k 2
-    x 1024, v 1024, # attention's output twice 2 x 2048, gate and up 2 x 3072, their product 3072. In
-    float32: 1 per row for 2 norms, 16 # and 8 for the norms of heads, 2 x 8 x 16 statistics.
+    # In each of 4096 rows in bfloat16: 2 streams and 2 outputs of norms of 1024; q before and after rotation of
+    # 2048; k before and after of 1024; v of 1024; attention's output twice 2048; gate, up, product of 3072.
     halves = 4 * 1024 + 2 * 2048 + 2 * 1024 + 1024 + 2 * 2048 + 3 * 3072
+    # In float32: one for each of 2 norms, 16 and 8 for the norms of heads, 2 statistics of 8 for 16 heads.
     floats = 2 + 16 + 8 + 256
-    assert sum(tensor.num_bytes for tensor in layer_tensors(make_settings())) == 4096 * (2 * halves + 4 *
-    floats)
+    counted = sum(tensor.num_bytes for tensor in layer_tensors(make_settings()))
+    assert counted == 4096 * (2 * halves + 4 * floats)
 
 
 def test_full_recomputation_keeps_the_input_of_each_layer():
-    settings = make_settings(recompute="full")
-    assert [tensor.name for tensor in layer_tensors(settings) if tensor.is_kept("full")] == ["input_layernorm.input"]
+    kept = [tensor.name for tensor in layer_tensors(make_settings()) if tensor.is_kept("full")]
+    assert kept == ["input_layernorm.input"]
 
 
 def test_the_plain_kernels_keep_the_probabilities():
-    shapes = {tensor.name: tensor.shape for tensor in layer_tensors(make_settings(is_fused=False,
-    compute_bytes=4))} assert shapes["attention.probabilities"] == (1, 16, 4096, 4096)
+    tensors = layer_tensors(make_settings(is_fused=False, compute_bytes=4))
+    shapes = {tensor.name: tensor.shape for tensor in tensors}
+    assert shapes["attention.probabilities"] == (1, 16, 4096, 4096)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -102,8 +96,8 @@ def test_the_plain_kernels_keep_the_probabilities():
 def test_more_recomputation_never_needs_more(size, is_fused):
     for layout in (Layout(), Layout(tp=8), Layout(tp=2, pp=4)):
         base = make_settings(size, layout=layout, micro_batch_num=layout.pp, is_fused=is_fused)
-        none, selective, full = (fullest(replace(base, recompute=kind)) for kind in ("none", "selective", "full"))
-        assert full < selective < none
+        by_kind = [fullest(replace(base, recompute=kind)) for kind in ("full", "selective", "none")]
+        assert by_kind[0] < by_kind[1] < by_kind[2]
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -1,0 +1,25 @@
+"""Settings for the planner's tests: one device, bfloat16 on fused kernels, 4096 tokens, nothing recomputed."""
+
+from qwen3_model.config import SIZES
+from qwen3_model.layout import Layout
+from qwen3_train.plan_settings import PlanSettings
+
+
+def make_settings(size="0.6B", **changes):
+    values = {
+        "model": SIZES[size],
+        "layout": Layout(),
+        "offset": (),
+        "micro_batch": 1,
+        "micro_batch_num": 1,
+        "accumulation": 1,
+        "seq_length": 4096,
+        "epochs": 1,
+        "num_samples": 8000,
+        "recompute": "none",
+        "parallel_optimizer": False,
+        "is_fused": True,
+        "compute_bytes": 2,
+        "adapters": None,
+    }
+    return PlanSettings(**(values | changes))
