@@ -1,0 +1,247 @@
+"""MindSpore's strategy files: which slice of each weight a rank holds. Needs no protobuf and no MindSpore.
+
+Format: proto2 package `mindspore.straspb`, message ParallelStrategyMap: 1 current_stage,
+2 parallel_strategy_item {1 node_name, 2 {1 stage, 2 {1 dim}}}, 3 parallel_layout_item {1 param_name, 2 {1 dev_matrix {1 dim},
+2 tensor_map {1 dim}, 3 param_split_shape, 4 indices_offset, 5 field, 6 opt_weight_shard_step,
+7 opt_weight_shard_size}}. Wire format: protobuf's encoding guide.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from qwen3_model.errors import FormatError
+from qwen3_model.files import write_atomically
+
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
+WORD = 1 << 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorLayout:
+    """How one weight is cut over the devices of its stage."""
+
+    dev_matrix: tuple[int, ...]
+    """Devices of the stage as a grid; the last axis runs fastest over local ranks."""
+    tensor_map: tuple[int, ...]
+    """For each dimension -1 (whole) or the grid axis that cuts it, counted from the right."""
+    opt_shard_step: int = 0
+    """Distance in local ranks between neighbours that share out a slice again."""
+    opt_shard_size: int = 0
+    """Pieces into which dimension 0 of a slice is cut again: 0 none, -1 as many as there are replicas."""
+
+    def num_devices(self) -> int:
+        """Return the devices of the stage."""
+        return math.prod(self.dev_matrix)
+
+    def splits(self) -> tuple[int, ...]:
+        """Return into how many parts the grid cuts each dimension, optimizer pieces not counted."""
+        from_right = self.dev_matrix[::-1]
+        return tuple(1 if axis < 0 else from_right[axis] for axis in self.tensor_map)
+
+    def optimizer_pieces(self) -> int:
+        """Return into how many pieces dimension 0 of a slice is cut again, 1 for none."""
+        if self.opt_shard_size == -1:
+            return self.num_devices() // math.prod(self.splits())
+        return max(self.opt_shard_size, 1)
+
+    def place(self, local_rank: int) -> tuple[tuple[int, ...], int]:
+        """Return which part of each dimension a local rank holds, and which optimizer piece of that slice."""
+        coordinates, rest = [], local_rank
+        for size in self.dev_matrix[::-1]:
+            rest, coordinate = divmod(rest, size)
+            coordinates.append(coordinate)
+        parts = tuple(0 if axis < 0 else coordinates[axis] for axis in self.tensor_map)
+        return parts, local_rank // max(self.opt_shard_step, 1) % self.optimizer_pieces()
+
+
+def write_strategy(path: Path, stage: int, layouts: Mapping[str, TensorLayout]) -> None:
+    """Write the strategy file of a rank of pipeline stage `stage`, whole or not at all."""
+    body = encode_strategy(stage, {name: (stage, layout) for name, layout in layouts.items()})
+    write_atomically(path, lambda temporary: temporary.write_bytes(body))
+
+
+def encode_strategy(current_stage: int, items: Mapping[str, tuple[int, TensorLayout]]) -> bytes:
+    """Return the bytes of a strategy file; `items` maps a name to its stage and layout.
+
+    A file that merges the stages of a pipeline names its weights `<stage>-<name>`.
+    """
+    # MindSpore takes a file's stage from its first strategy item, so each weight gets one.
+    strategies = [_strategy_item(name, stage, layout) for name, (stage, layout) in items.items()]
+    layouts = [_layout_item(name, layout) for name, (_, layout) in items.items()]
+    return _number(1, current_stage) + b"".join(strategies) + b"".join(layouts)
+
+
+def read_strategy(path: Path) -> tuple[int, dict[str, TensorLayout]]:
+    """Read a rank's strategy file.
+
+    Returns:
+        The pipeline stage and the layout of each tensor. In a file that merges the stages of a pipeline the
+        names are `<stage>-<name>` and the stage is that of its first item.
+
+    Raises:
+        FormatError: The file is damaged, or is no strategy file, or uses more than one grid for a tensor.
+    """
+    body = path.read_bytes()
+    try:
+        return _decode(body)
+    except (ValueError, IndexError, OverflowError) as error:
+        raise FormatError(f"{path} is damaged or no strategy file of MindSpore: {error}") from None
+
+
+def _strategy_item(name: str, stage: int, layout: TensorLayout) -> bytes:
+    split = _message(2, b"".join(_number(1, parts) for parts in layout.splits()))
+    return _message(2, _text(1, name) + _message(2, _number(1, stage) + split))
+
+
+def _layout_item(name: str, layout: TensorLayout) -> bytes:
+    grid = _message(1, b"".join(_number(1, size) for size in layout.dev_matrix))
+    axes = _message(2, b"".join(_number(1, axis) for axis in layout.tensor_map))
+    options = _number(5, 0) + _number(6, layout.opt_shard_step) + _number(7, layout.opt_shard_size)
+    return _message(3, _text(1, name) + _message(2, grid + axes + options))
+
+
+def _varint(value: int) -> bytes:
+    value %= WORD  # negative numbers travel as 64-bit two's complement
+    encoded = bytearray()
+    while value >= 0x80:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+def _number(field: int, value: int) -> bytes:
+    return _varint(field << 3 | VARINT) + _varint(value)
+
+
+def _message(field: int, body: bytes) -> bytes:
+    return _varint(field << 3 | BYTES) + _varint(len(body)) + body
+
+
+def _text(field: int, value: str) -> bytes:
+    return _message(field, value.encode())
+
+
+def _decode(body: bytes) -> tuple[int, dict[str, TensorLayout]]:
+    stages: list[int] = []
+    layouts: dict[str, TensorLayout] = {}
+    current_stage = None
+    for field, value in _fields(body):
+        if field == 1:
+            current_stage = _as_number(value)
+        elif field == 2:
+            stages.append(_decode_stage(_as_bytes(value)))
+        elif field == 3:
+            name, layout = _decode_layout_item(_as_bytes(value))
+            if name in layouts:
+                raise ValueError(f"{name} occurs twice")
+            layouts[name] = layout
+    if current_stage is None:
+        raise ValueError("it states no stage")
+    return (stages[0] if stages else current_stage), layouts
+
+
+def _decode_stage(body: bytes) -> int:
+    strategies = dict(_fields(body)).get(2, b"")
+    return _as_number(dict(_fields(_as_bytes(strategies))).get(1, 0))
+
+
+def _decode_layout_item(body: bytes) -> tuple[str, TensorLayout]:
+    fields = dict(_fields(body))
+    name = _as_bytes(fields.get(1, b"")).decode()
+    grids: list[tuple[int, ...]] = []
+    maps: list[tuple[int, ...]] = []
+    options = {6: 0, 7: 0}
+    for field, value in _fields(_as_bytes(fields.get(2, b""))):
+        if field == 1:
+            grids.append(_dims(_as_bytes(value)))
+        elif field == 2:
+            maps.append(_dims(_as_bytes(value)))
+        elif field in options:
+            options[field] = _signed(_as_number(value))
+    if len(grids) != 1 or len(maps) != 1:
+        raise ValueError(
+            f"{name!r} has {len(grids)} grids and {len(maps)} tensor maps, one of each is supported"
+        )
+    layout = TensorLayout(
+        dev_matrix=grids[0], tensor_map=maps[0], opt_shard_step=options[6], opt_shard_size=options[7]
+    )
+    _check(name, layout)
+    return name, layout
+
+
+def _check(name: str, layout: TensorLayout) -> None:
+    if not layout.dev_matrix or min(layout.dev_matrix) < 1:
+        raise ValueError(f"{name!r} has the grid {layout.dev_matrix}")
+    if any(not -1 <= axis < len(layout.dev_matrix) for axis in layout.tensor_map):
+        raise ValueError(f"{name!r} has the tensor map {layout.tensor_map} on the grid {layout.dev_matrix}")
+    if layout.opt_shard_size < -1 or layout.opt_shard_step < -1:
+        raise ValueError(
+            f"{name!r} has optimizer pieces of {layout.opt_shard_size} by {layout.opt_shard_step}"
+        )
+
+
+def _dims(body: bytes) -> tuple[int, ...]:
+    dims: list[int] = []
+    for field, value in _fields(body):
+        if field != 1:
+            continue
+        if isinstance(value, int):
+            dims.append(_signed(value))
+        else:  # packed
+            position = 0
+            while position < len(value):
+                number, position = _read_varint(value, position)
+                dims.append(_signed(number))
+    return tuple(dims)
+
+
+def _fields(body: bytes) -> Iterator[tuple[int, int | bytes]]:
+    position = 0
+    while position < len(body):
+        key, position = _read_varint(body, position)
+        field, kind = key >> 3, key & 7
+        if kind == VARINT:
+            value, position = _read_varint(body, position)
+            yield field, value
+            continue
+        if kind == BYTES:
+            length, position = _read_varint(body, position)
+        elif kind in (FIXED32, FIXED64):
+            length = 4 if kind == FIXED32 else 8
+        else:
+            raise ValueError(f"wire type {kind} of field {field} is unknown")
+        if position + length > len(body):
+            raise ValueError(f"field {field} reaches beyond its end")
+        yield field, body[position : position + length]
+        position += length
+
+
+def _read_varint(body: bytes, position: int) -> tuple[int, int]:
+    value, shift = 0, 0
+    while True:
+        if position >= len(body) or shift > 63:
+            raise ValueError("a number is cut short")
+        byte = body[position]
+        value |= (byte & 0x7F) << shift
+        position, shift = position + 1, shift + 7
+        if byte < 0x80:
+            return value % WORD, position
+
+
+def _as_bytes(value: int | bytes) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    raise ValueError("a number stands where a message belongs")
+
+
+def _as_number(value: int | bytes) -> int:
+    if isinstance(value, int):
+        return value
+    raise ValueError("a message stands where a number belongs")
+
+
+def _signed(value: int) -> int:
+    return value - WORD if value >= WORD // 2 else value
