@@ -1,9 +1,10 @@
 """MindSpore's strategy files: which slice of each weight a rank holds. Needs no protobuf and no MindSpore.
 
 Format: proto2 package `mindspore.straspb`, message ParallelStrategyMap: 1 current_stage,
-2 parallel_strategy_item {1 node_name, 2 {1 stage, 2 {1 dim}}}, 3 parallel_layout_item {1 param_name, 2 {1 dev_matrix {1 dim},
-2 tensor_map {1 dim}, 3 param_split_shape, 4 indices_offset, 5 field, 6 opt_weight_shard_step,
-7 opt_weight_shard_size}}. Wire format: protobuf's encoding guide.
+2 parallel_strategy_item {1 node_name, 2 {1 stage, 2 {1 dim}}},
+3 parallel_layout_item {1 param_name, 2 {1 dev_matrix {1 dim}, 2 tensor_map {1 dim}, 3 param_split_shape,
+4 indices_offset, 5 field, 6 opt_weight_shard_step, 7 opt_weight_shard_size}}.
+Wire format: protobuf's encoding guide.
 """
 
 import math
