@@ -1,0 +1,51 @@
+"""Fixtures for every package's tests: real text and two tokenizers, all from this checkout."""
+
+import gzip
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent
+DEMO_DATA = ROOT / "tools/demo_data"
+
+# Two pytest workers share two cores: one thread each, or they spend their time waiting for each other.
+# MindSpore and numpy read these when they are first imported, which no conftest does.
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+os.environ.setdefault("GLOG_v", "3")  # MindSpore: errors only
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+@pytest.fixture(scope="session")
+def demo_tokenizer_dir() -> Path:
+    """Return the folder of the demo's tokenizer: Qwen3's in everything but the vocabulary, which has 4096."""
+    return DEMO_DATA / "tokenizer"
+
+
+@pytest.fixture(scope="session")
+def wikitext_path() -> Path:
+    """Return the validation text of WikiText-2, 1.1 MB of English Wikipedia."""
+    return DEMO_DATA / "wikitext2_valid.txt"
+
+
+@pytest.fixture(scope="session")
+def qwen3_tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with Qwen3's own tokenizer.json and tokenizer_config.json, for tests on real ids.
+
+    Each pytest-xdist worker unpacks its own copy: 12 MB and a tenth of a second, and nothing to share.
+    """
+    source = ROOT / "tests/assets/qwen3-tokenizer"
+    directory = tmp_path_factory.mktemp("assets") / "qwen3-tokenizer"
+    directory.mkdir()
+    with gzip.open(source / "tokenizer.json.gz") as packed, (directory / "tokenizer.json").open("wb") as out:
+        shutil.copyfileobj(packed, out)
+    shutil.copy(source / "tokenizer_config.json", directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def sft_seed_dir() -> Path:
+    """Return the folder with 175 English and 175 Chinese seed tasks (json lines)."""
+    return ROOT / "tests/assets/sft"
