@@ -1,0 +1,114 @@
+"""Filling a model's weights, from a Hugging Face folder, from arrays or from a seed.
+
+On a CPU the values are converted from the mapped file straight into the parameter's own memory, so there is
+never a second copy of a tensor, let alone of the model. A graph that was compiled earlier sees them, too.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn
+
+from qwen3_model.errors import WeightError
+from qwen3_model.fresh_weights import init_weights
+from qwen3_model.hf_folder import open_hf_folder
+from qwen3_model.model import Qwen3ForCausalLM
+from qwen3_model.progress import Progress
+
+# Elements converted at a time: what a core's cache holds.
+CHUNK = 1 << 18
+NUM_THREADS = 4
+STORED_AS = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32}
+
+
+def load_hf(model: Qwen3ForCausalLM, directory: Path, *, quiet: bool = True) -> None:
+    """Fill every weight of `model` from the safetensors files of `directory`.
+
+    Raises:
+        WeightError: A weight is missing, left over, misshapen or of a dtype that is not a float.
+        ConfigError, FormatError: The folder is not a model's.
+    """
+    folder = open_hf_folder(directory)
+    weights = {name: (folder.info(name).dtype, folder.raw(name)) for name in folder.tensors}
+    fill_weights(model, weights, str(directory), quiet=quiet)
+
+
+def init_model(model: Qwen3ForCausalLM, seed: int) -> None:
+    """Fill every weight of `model` with fresh random values."""
+    parameters = dict(model.parameters_and_names())
+    for name, values in init_weights(model.config, seed):
+        fill(parameters[name], "F32", values)
+
+
+def fill_weights(
+    model: nn.Cell, weights: Mapping[str, tuple[str, np.ndarray]], source: str, *, quiet: bool = True
+) -> None:
+    """Fill every weight of `model` from (safetensors dtype, array), BF16 as its bits in uint16.
+
+    Raises:
+        WeightError: The two sets of names differ, or a shape or dtype does not fit; all such faults at once.
+    """
+    own = dict(model.parameters_and_names())
+    faults = [f"missing {name}" for name in sorted(own.keys() - weights.keys())]
+    faults += [f"unexpected {name}" for name in sorted(weights.keys() - own.keys())]
+    for name in sorted(own.keys() & weights.keys()):
+        dtype, array = weights[name]
+        if tuple(own[name].shape) != tuple(array.shape):
+            faults.append(f"{name} has shape {tuple(array.shape)}, the model wants {tuple(own[name].shape)}")
+        elif dtype not in STORED_AS:
+            faults.append(f"{name} is {dtype}, only BF16, F16 and F32 can be loaded")
+    if faults:
+        raise WeightError(f"the weights of {source} do not fit the model: {'; '.join(faults)}")
+    total_bytes = sum(array.nbytes for _, array in weights.values())
+    with Progress("weights", total_bytes, "B", quiet=quiet) as progress:
+        for name, parameter in own.items():
+            dtype, array = weights[name]
+            fill(parameter, dtype, array)
+            progress.advance(array.nbytes)
+
+
+def fill(parameter: Parameter, dtype: str, values: np.ndarray) -> None:
+    """Put `values`, stored as safetensors' `dtype`, into `parameter`, in place where the device allows it."""
+    if parameter.dtype == ms.float32:
+        target = parameter.asnumpy()
+        _convert(dtype, values, target)
+        if not np.shares_memory(target, parameter.asnumpy()):
+            parameter.set_data(Tensor(target))
+    elif parameter.dtype == ms.bfloat16 and dtype == "BF16":
+        parameter.set_data(Tensor(values.view(np.int16)).view(ms.bfloat16))
+    else:
+        target = np.empty(values.shape, np.float32)
+        _convert(dtype, values, target)
+        parameter.set_data(Tensor(target).astype(parameter.dtype))
+
+
+def _convert(dtype: str, values: np.ndarray, target_f32: np.ndarray) -> None:
+    """Widen `values` into `target_f32` in pieces, on a few threads; numpy releases the lock meanwhile."""
+    if not target_f32.flags.writeable:
+        target_f32.flags.writeable = True
+    source, target = values.reshape(-1), target_f32.reshape(-1)
+    convert = _widen_bf16 if dtype == "BF16" else _copy
+    pieces = [slice(start, start + CHUNK) for start in range(0, source.size, CHUNK)]
+    _in_threads(lambda piece: convert(source[piece], target[piece]), pieces)
+
+
+def _widen_bf16(bits: np.ndarray, target: np.ndarray) -> None:
+    # A bfloat16 is the upper half of a float32.
+    np.left_shift(bits, np.uint32(16), out=target.view(np.uint32), dtype=np.uint32)
+
+
+def _copy(values: np.ndarray, target: np.ndarray) -> None:
+    np.copyto(target, values)
+
+
+def _in_threads(work: Callable[[slice], None], pieces: Iterable[slice]) -> None:
+    pieces = list(pieces)
+    if len(pieces) < NUM_THREADS:
+        for piece in pieces:
+            work(piece)
+        return
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        list(pool.map(work, pieces))
