@@ -9,27 +9,76 @@ def rates(steps, **section):
     return [schedule(step) for step in steps]
 
 
+def constant(**keys):
+    return {"type": "ConstantWarmUpLR", "learning_rate": 8.0} | keys
+
+
+def cosine(**keys):
+    return {"type": "CosineWithWarmUpLR", "learning_rate": 8.0} | keys
+
+
 HAND = [
     # Steps 0 to 3 climb 0, 1/4, 2/4, 3/4 of the way; step 4 has arrived.
-    ({"type": "ConstantWarmUpLR", "learning_rate": 8.0, "warmup_steps": 4}, {0: 0, 1: 2, 3: 6, 4: 8, 99: 8}),
-    ({"type": "ConstantWarmUpLR", "learning_rate": 8.0, "warmup_ratio": 0.4, "warmup_lr_init": 4.0}, {0: 4, 2: 6, 4: 8}),
-    ({"type": "ConstantWarmUpLR", "learning_rate": 1e-6, "warmup_ratio": 0, "total_steps": -1}, {0: 1e-6, 9: 1e-6}),
-    ({"type": "LinearWithWarmUpLR", "learning_rate": 8.0, "warmup_steps": 2}, {0: 0, 1: 4, 2: 8, 6: 4, 9: 1, 10: 0, 11: 0}),
-    ({"type": "CosineWithWarmUpLR", "learning_rate": 8.0, "warmup_steps": 2}, {1: 4, 2: 8, 6: 4, 10: 0, 50: 0}),
-    ({"type": "CosineWithWarmUpLR", "learning_rate": 9.0, "lr_end": 1.0, "total_steps": 4}, {0: 9, 2: 5, 4: 1, 5: 1}),
+    (constant(warmup_steps=4), {0: 0, 1: 2, 3: 6, 4: 8, 99: 8}),
+    (constant(warmup_ratio=0.4, warmup_lr_init=4.0), {0: 4, 2: 6, 4: 8}),
+    (constant(learning_rate=1e-6, warmup_ratio=0, total_steps=-1), {0: 1e-6, 9: 1e-6}),
+    (
+        {"type": "LinearWithWarmUpLR", "learning_rate": 8.0, "warmup_steps": 2},
+        {0: 0, 1: 4, 2: 8, 6: 4, 9: 1, 10: 0, 11: 0},
+    ),
+    (cosine(warmup_steps=2), {1: 4, 2: 8, 6: 4, 10: 0, 50: 0}),
+    (cosine(learning_rate=9.0, lr_end=1.0, total_steps=4), {0: 9, 2: 5, 4: 1, 5: 1}),
     # A third of a half wave: cos(60 degrees) = 1/2.
-    ({"type": "CosineWithWarmUpLR", "learning_rate": 8.0, "decay_steps": 3}, {1: 6, 2: 2, 3: 0}),
-    ({"type": "CosineWithRestartsAndWarmUpLR", "learning_rate": 8.0, "total_steps": 8, "num_cycles": 2, "lr_end": 1.0},
-     {0: 8, 2: 4.5, 4: 8, 6: 4.5, 8: 1}),
-    ({"type": "PolynomialWithWarmUpLR", "learning_rate": 9.0, "lr_end": 1.0, "power": 2.0, "warmup_steps": 2},
-     {1: 4.5, 2: 9, 6: 3, 10: 1, 20: 1}),
-    ({"type": "ConstantWithCoolDownLR", "learning_rate": 9.0, "warmup_steps": 1, "keep_steps": 2, "decay_steps": 4,
-      "lr_end1": 1.0, "final_steps": 2, "lr_end2": 0.5}, {0: 0, 1: 9, 2: 9, 3: 9, 5: 5, 7: 1, 8: 1, 9: 0.5, 30: 0.5}),
-    ({"type": "WarmUpStableDecayLR", "learning_rate": 9.0, "lr_end": 1.0, "warmup_steps": 1, "decay_start_ratio": 0.6},
-     {0: 0, 1: 9, 5: 9, 6: 9, 8: 5, 10: 1, 12: 1}),
+    (cosine(decay_steps=3), {1: 6, 2: 2, 3: 0}),
+    (
+        {
+            "type": "CosineWithRestartsAndWarmUpLR",
+            "learning_rate": 8.0,
+            "total_steps": 8,
+            "num_cycles": 2,
+            "lr_end": 1.0,
+        },
+        {0: 8, 2: 4.5, 4: 8, 6: 4.5, 8: 1},
+    ),
+    (
+        {
+            "type": "PolynomialWithWarmUpLR",
+            "learning_rate": 9.0,
+            "lr_end": 1.0,
+            "power": 2.0,
+            "warmup_steps": 2,
+        },
+        {1: 4.5, 2: 9, 6: 3, 10: 1, 20: 1},
+    ),
+    (
+        {
+            "type": "ConstantWithCoolDownLR",
+            "learning_rate": 9.0,
+            "warmup_steps": 1,
+            "keep_steps": 2,
+            "decay_steps": 4,
+            "lr_end1": 1.0,
+            "final_steps": 2,
+            "lr_end2": 0.5,
+        },
+        {0: 0, 1: 9, 2: 9, 3: 9, 5: 5, 7: 1, 8: 1, 9: 0.5, 30: 0.5},
+    ),
+    (
+        {
+            "type": "WarmUpStableDecayLR",
+            "learning_rate": 9.0,
+            "lr_end": 1.0,
+            "warmup_steps": 1,
+            "decay_start_ratio": 0.6,
+        },
+        {0: 0, 1: 9, 5: 9, 6: 9, 8: 5, 10: 1, 12: 1},
+    ),
     ({"type": "CosineAnnealingLR", "base_lr": 8.0, "t_max": 4}, {0: 8, 2: 4, 4: 0, 8: 8}),
-    ({"type": "CosineAnnealingWarmRestarts", "base_lr": 8.0, "t_0": 2, "t_mult": 2}, {0: 8, 1: 4, 2: 8, 4: 4, 6: 8, 10: 4}),
-]  # fmt: skip
+    (
+        {"type": "CosineAnnealingWarmRestarts", "base_lr": 8.0, "t_0": 2, "t_mult": 2},
+        {0: 8, 1: 4, 2: 8, 4: 4, 6: 8, 10: 4},
+    ),
+]
 
 
 @pytest.mark.parametrize(("section", "expected"), HAND)

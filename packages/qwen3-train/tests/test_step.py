@@ -10,6 +10,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Parameter, Tensor
+
 from qwen3_model.kernels import make_kernels
 from qwen3_model.model import Qwen3ForCausalLM
 from qwen3_model.safetensors_file import open_safetensors
@@ -21,7 +22,8 @@ from qwen3_train.optimizer import AdamW, ClipByGlobalNorm, adam_scalars
 from qwen3_train.step import Evaluation, TrainStep
 
 ATOL_ADAM = 1e-7  # per step and element; torch rounds in another order
-ATOL_CURVE = 1e-3  # twenty steps let rounding differences grow
+ATOL_CURVE = 1e-4  # twenty steps let rounding differences grow; 1.4e-6 was seen
+ATOL_WEIGHTS = 1e-5  # after those steps; 7e-7 was seen
 ATOL_LOSS = 1e-5  # reduction order
 RTOL_NORM = 1e-4
 
@@ -66,7 +68,9 @@ class _Update(ms.nn.Cell):
 
 
 def test_five_updates_equal_torch_adamw():
-    weights = {f"w{i}": Parameter(Tensor(np.array(GOLDEN.raw(f"adamw.start.{i}"))), name=f"w{i}") for i in range(2)}
+    weights = {
+        f"w{i}": Parameter(Tensor(np.array(GOLDEN.raw(f"adamw.start.{i}"))), name=f"w{i}") for i in range(2)
+    }
     update = _Update(AdamW(weights, SETTINGS))
     for step in range(5):
         gradients = [Tensor(np.array(GOLDEN.raw(f"adamw.gradient.{step}.{i}"))) for i in range(2)]
@@ -75,15 +79,18 @@ def test_five_updates_equal_torch_adamw():
         for i, weight in enumerate(weights.values()):
             after = GOLDEN.raw(f"adamw.after.{step}.{i}")
             assert np.abs(after - before[i]).max() > 1e-3  # the step moved it
-            np.testing.assert_allclose(weight.asnumpy(), after, rtol=0, atol=ATOL_ADAM * (step + 1) * 2)
+            limit = ATOL_ADAM * (step + 1)
+            np.testing.assert_allclose(weight.asnumpy(), after, rtol=limit, atol=limit)
 
 
 @pytest.mark.parametrize("num_micro_batches", [1, 2])
 def test_twenty_steps_follow_transformers_and_torch(num_micro_batches):
-    step = TrainStep(
-        golden_model(), SETTINGS, max_norm=ADAM["max_norm"], num_micro_batches=num_micro_batches
-    )
-    section = {"type": "CosineWithWarmUpLR", "learning_rate": ADAM["lr"], "warmup_steps": int(GOLDEN.metadata["warmup"])}
+    step = TrainStep(golden_model(), SETTINGS, max_norm=ADAM["max_norm"], num_micro_batches=num_micro_batches)
+    section = {
+        "type": "CosineWithWarmUpLR",
+        "learning_rate": ADAM["lr"],
+        "warmup_steps": int(GOLDEN.metadata["warmup"]),
+    }
     schedule = make_schedule(section, run_steps=20)
     losses, norms = [], []
     for i, text in enumerate(GOLDEN.raw("curve.text")):
@@ -92,12 +99,13 @@ def test_twenty_steps_follow_transformers_and_torch(num_micro_batches):
         losses.append(result.loss)
         norms.append(result.grad_norm)
     np.testing.assert_allclose(losses, GOLDEN.raw("curve.losses"), rtol=0, atol=ATOL_CURVE)
-    np.testing.assert_allclose(norms, GOLDEN.raw("curve.norms"), rtol=5e-3)
-    np.testing.assert_allclose(norms[0], GOLDEN.raw("curve.norms")[0], rtol=RTOL_NORM)
+    np.testing.assert_allclose(norms, GOLDEN.raw("curve.norms"), rtol=RTOL_NORM)
     assert max(norms) > ADAM["max_norm"]  # clipping took part
     assert losses[-1] < losses[0] - 0.5
     for name, weight in step.weights.items():
-        np.testing.assert_allclose(weight.asnumpy(), GOLDEN.raw(f"after.{name}"), rtol=0, atol=5e-3, err_msg=name)
+        np.testing.assert_allclose(
+            weight.asnumpy(), GOLDEN.raw(f"after.{name}"), rtol=0, atol=ATOL_WEIGHTS, err_msg=name
+        )
 
 
 def test_loss_is_the_mean_over_unmasked_tokens():

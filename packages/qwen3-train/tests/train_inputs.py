@@ -35,11 +35,11 @@ def write_tokens(
     )
     if eod_id is not None:
         manifest = {
-            "version": 1, "tokenizer_name": "tiny", "tokenizer_sha256": "0" * 64, "vocab_size": vocab_size,
+            "version": 1, "tokenizer_name": "tiny", "tokenizer_sha256": "", "vocab_size": vocab_size,
             "eod_id": eod_id, "eod_appended": True, "num_documents": len(documents),
             "num_sequences": len(documents), "num_tokens": int(lengths.sum()), "sources": ["tiny.jsonl"],
         }  # fmt: skip
-        prefix.with_name(prefix.name + ".json").write_text(json.dumps(manifest))
+        prefix.with_name(prefix.name + ".json").write_text(json.dumps(manifest), encoding="utf-8")
     return prefix
 
 
@@ -49,7 +49,7 @@ def random_documents(count: int, *, seed: int = 0, vocab_size: int = 64) -> list
 
 
 def tiny_run(output_dir: Path, prefix: Path | str, **changes: object) -> dict:
-    """Return the YAML values of a run of 6 steps of 4 samples of 16 tokens, with dotted `changes` as a__b=value."""
+    """Return the YAML of a run of 6 steps of 4 samples of 16 tokens; `changes` are keys written a__b=value."""
     values: dict = {
         "seed": 7,
         "output_dir": str(output_dir),
@@ -88,5 +88,5 @@ def tiny_run(output_dir: Path, prefix: Path | str, **changes: object) -> dict:
 
 
 def write_yaml(path: Path, values: dict) -> Path:
-    path.write_text(yaml.safe_dump(values))
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
     return path

@@ -117,7 +117,7 @@ def choose_checkpoint(
         places = [
             place for place in places if match and place == Place(int(match["epoch"]), int(match["step"]))
         ]
-    passed_over = []
+    passed_over: list[str] = []
     for place in places:
         problem = _problem_of(place, ranks)
         if problem is None:

@@ -26,7 +26,7 @@ def main() -> None:
 @force_option("the run in the output folder")
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
 def launch(config_path: Path, worker_num: int, overrides: tuple[str, ...], *, force: bool) -> None:
-    r"""Train as the YAML says, with mindformers' keys; any key may follow as --section.key VALUE.
+    """Train as the YAML says, with mindformers' keys; any key may follow as --section.key VALUE.
 
     The run's folder (output_dir) then holds checkpoint/, strategy/, msrun_log/worker_0.log, metrics.jsonl,
     config.json and run.yaml, the configuration as it was used.
@@ -35,7 +35,7 @@ def launch(config_path: Path, worker_num: int, overrides: tuple[str, ...], *, fo
     Example:
       qwen3-train launch --config configs/qwen3/demo.yaml --output_dir out \\
         --train_dataset.data_loader.config.data_path data/wiki_text_document
-    """
+    """  # noqa: D301 - \\b is click's mark for lines to keep
     from qwen3_train.launch import launch_run
 
     launch_run(config_path, overrides, worker_num=worker_num, force=force)
@@ -45,12 +45,12 @@ def launch(config_path: Path, worker_num: int, overrides: tuple[str, ...], *, fo
 @click.argument("run_dir", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--width", default=78, show_default=True, help="Columns of the curve.")
 def report(run_dir: Path, width: int) -> None:
-    r"""Summarise the run in RUN_DIR, draw its loss here and as RUN_DIR/loss.png.
+    """Summarise the run in RUN_DIR, draw its loss here and as RUN_DIR/loss.png.
 
     \b
     Example:
       qwen3-train report out
-    """
+    """  # noqa: D301
     from qwen3_train.report import write_report
 
     click.echo(write_report(run_dir, width))

@@ -59,9 +59,9 @@ def read_data(section: Mapping[str, Any]) -> DataSettings:
         seq_length=seq_length,
         num_train=num_train,
         num_valid=num_valid,
-        seed=config.get("seed") if config.get("seed") is not None else 1234,
+        seed=1234 if config.get("seed") is None else config["seed"],
         eod=config.get("eod"),
-        pad=config.get("pad") if config.get("pad") is not None else -1,
+        pad=-1 if config.get("pad") is None else config["pad"],
         eod_mask_loss=bool(config.get("eod_mask_loss")),
         reset_position_ids=bool(config.get("reset_position_ids")),
         separate_documents=bool(

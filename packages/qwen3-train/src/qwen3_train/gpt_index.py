@@ -6,6 +6,7 @@ next.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +25,8 @@ class SampleIndex:
     """Sequence numbers in the order in which their tokens are read, every epoch's."""
     starts: NDArray[np.int64]
     """[n + 1, 2]: for each sample and for the end, a place in `documents` and an offset in that sequence."""
-    order: NDArray[np.unsignedinteger | np.int64]
-    """Sample numbers in the order in which they are served."""
+    order: NDArray[Any]
+    """Sample numbers in the order in which they are served, uint32 or int64."""
     num_epochs: int
     """Passes over the documents."""
 
@@ -116,9 +117,7 @@ def _sample_starts(
     return starts
 
 
-def _shuffled_samples(
-    first: int, total: int, generator: np.random.RandomState
-) -> NDArray[np.unsignedinteger | np.int64]:
+def _shuffled_samples(first: int, total: int, generator: np.random.RandomState) -> NDArray[Any]:
     dtype = np.uint32 if total < np.iinfo(np.uint32).max - 1 else np.int64
     head = np.arange(first, dtype=dtype)
     generator.shuffle(head)

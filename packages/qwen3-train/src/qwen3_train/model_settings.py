@@ -50,13 +50,14 @@ def read_model(section: Mapping[str, Any], hf_dir: Path | None) -> Qwen3Config:
 
     Args:
         section: The keys of `model.model_config`.
-        hf_dir: Folder whose `config.json` gives what the section leaves out, or None.
+        hf_dir: Folder whose `config.json` gives what the section leaves out, or None; one with
+            a tokenizer and no config gives nothing.
 
     Raises:
         ConfigError: A size is missing, or two spellings of one key disagree.
     """
     values: dict[str, Any] = {}
-    if hf_dir is not None:
+    if hf_dir is not None and not _is_tokenizer_only(hf_dir):
         base = Qwen3Config.from_dir(hf_dir)
         values = {field.name: getattr(base, field.name) for field in fields(base)}
     values |= {ours: value for ours, value in DEFAULTS.items() if ours not in values}
@@ -77,6 +78,10 @@ def read_model(section: Mapping[str, Any], hf_dir: Path | None) -> Qwen3Config:
             "a config.json"
         )
     return Qwen3Config(**values)
+
+
+def _is_tokenizer_only(folder: Path) -> bool:
+    return (folder / "tokenizer.json").is_file() and not (folder / "config.json").exists()
 
 
 def _stated(section: Mapping[str, Any]) -> dict[str, Any]:

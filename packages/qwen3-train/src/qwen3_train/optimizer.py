@@ -57,7 +57,7 @@ class ClipByGlobalNorm(nn.Cell):
         self.dot = ops.MatMul(transpose_b=True)
 
     def construct(self, gradients: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor]:
-        total = 0.0
+        total: Any = 0.0
         for gradient in gradients:
             row = gradient.reshape(1, -1)
             total = total + self.dot(row, row)
@@ -65,7 +65,7 @@ class ClipByGlobalNorm(nn.Cell):
         if self.max_norm is None:
             return gradients, norm
         scale = ops.minimum(self.max_norm / (norm + 1e-6), Tensor(1.0, ms.float32))
-        clipped = ()
+        clipped: tuple[Tensor, ...] = ()
         for gradient in gradients:
             clipped = (*clipped, gradient * scale)
         return clipped, norm

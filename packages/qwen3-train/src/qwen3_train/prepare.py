@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +60,9 @@ def prepare_run(settings: TrainSettings, *, force: bool) -> PreparedRun:
     _check_weights(settings)
     notes: list[str] = []
     options = _document_options(settings, notes)
+    if settings.model.eos_token_id is None and options.eod is not None:
+        # Text ends where documents end, so generation should stop there.
+        settings = replace(settings, model=replace(settings.model, eos_token_id=options.eod))
     train, valid = _datasets(settings)
     plan = _plan(settings, train)
     last_step = min(plan.num_steps, settings.stop_step or plan.num_steps)
@@ -163,8 +166,8 @@ def _check_largest_id(tokens: TokenFile, prefix: str, vocab_size: int) -> None:
         largest = int(ids[first : first + SCAN_BLOCK].max())
         if largest >= vocab_size:
             raise ConfigError(
-                f"{prefix}.bin holds id {largest}, but the model has vocab_size={vocab_size}; use data of the "
-                "model's tokenizer or raise vocab_size"
+                f"{prefix}.bin holds id {largest}, but the model has vocab_size={vocab_size}; use data of "
+                "the model's tokenizer or raise vocab_size"
             )
 
 

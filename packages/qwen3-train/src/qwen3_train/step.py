@@ -144,7 +144,7 @@ class _ApplyGradients(nn.Cell):
 
     @ms.jit
     def construct(self, rate, eps, decay):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        gradients = ()
+        gradients: tuple[Tensor, ...] = ()
         for total in self.sums:
             gradients = (*gradients, total * 1.0)
         gradients, norm = self.clip(gradients)

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from qwen3_model.strategy import TensorLayout, write_strategy
-
 from qwen3_model.config import Qwen3Config
 from qwen3_model.layout import Layout, placement
+from qwen3_model.strategy import TensorLayout, write_strategy
 
 MOMENTS = ("adam_m.", "adam_v.")
 

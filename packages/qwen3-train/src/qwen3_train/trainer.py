@@ -13,7 +13,7 @@ from qwen3_train.checkpoint import FloatTensor, Place, TrainState, save_checkpoi
 from qwen3_train.prepare import PreparedRun
 from qwen3_train.run_folder import METRICS
 from qwen3_train.run_log import Metrics, RunLog, step_line
-from qwen3_train.step import Evaluation, TrainStep
+from qwen3_train.step import Evaluation, StepResult, TrainStep
 from qwen3_train.strategy_files import write_strategies
 from qwen3_train.weights import resume_weights, start_weights
 
@@ -84,13 +84,7 @@ class _Loop:
         batches = step_batches(run.train, run.plan, run.options, number, run.settings.model.vocab_size)
         result = self.step.run(batches, lr, number)
         step_time_s = time.perf_counter() - started_s
-        if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
-            raise Qwen3Error(
-                f"step {number}: the loss is {result.loss} and the gradients' norm {result.grad_norm}, so the "
-                "weights are spoilt and were not saved; lower lr_schedule.learning_rate or turn on "
-                "runner_wrapper.use_clip_grad, then continue from the last checkpoint with "
-                "--resume_training True"
-            )
+        _refuse_spoilt(number, result)
         self.times_s.append(step_time_s)
         speed = run.plan.global_batch * run.settings.data.seq_length / step_time_s
         values = {
@@ -122,9 +116,8 @@ class _Loop:
         loss = total / max(counted, 1)
         perplexity = math.exp(min(loss, 700.0))
         self.metrics.write(step=number, eval_loss=loss, eval_perplexity=perplexity)
-        self.log.line(
-            f"step {number}: eval_loss: {loss:.6f}, eval_perplexity: {perplexity:.3f} on {counted} held-out tokens"
-        )
+        told = f"eval_loss: {loss:.6f}, eval_perplexity: {perplexity:.3f} on {counted} held-out tokens"
+        self.log.line(f"step {number}: {told}")
 
     def _save(self, number: int) -> None:
         run, settings = self.prepared, self.prepared.settings
@@ -138,3 +131,13 @@ class _Loop:
             settings.keep_max,
         )
         self.log.line(f"saved {path}")
+
+
+def _refuse_spoilt(number: int, result: StepResult) -> None:
+    if math.isfinite(result.loss) and math.isfinite(result.grad_norm):
+        return
+    raise Qwen3Error(
+        f"step {number}: the loss is {result.loss} and the gradients' norm {result.grad_norm}, so the weights "
+        "are spoilt and were not saved; lower lr_schedule.learning_rate or turn on "
+        "runner_wrapper.use_clip_grad, then continue from the last checkpoint with --resume_training True"
+    )

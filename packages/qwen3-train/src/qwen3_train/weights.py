@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-from mindspore import Parameter, Tensor
-from qwen3_model.loading import init_weights, load_hf
+from mindspore import Parameter
 
 from qwen3_model.errors import WeightError
+from qwen3_model.loading import fill, init_model, load_hf
 from qwen3_model.model import Qwen3ForCausalLM
 from qwen3_model.safetensors_file import SafetensorsFile, open_safetensors
 from qwen3_train.checkpoint import choose_checkpoint, read_state
@@ -25,9 +24,7 @@ def start_weights(model: Qwen3ForCausalLM, settings: TrainSettings) -> str:
     """
     source = settings.weights_from
     if source is None:
-        parameters = dict(model.parameters_and_names())
-        for name, array in init_weights(settings.model, settings.seed):
-            parameters[name].set_data(Tensor(array))
+        init_model(model, settings.seed)
         return f"random, seed {settings.seed}"
     if source.is_dir() and (source / "config.json").is_file() and not (source / "checkpoint").is_dir():
         load_hf(model, source)
@@ -60,4 +57,4 @@ def _assign(parameters: Mapping[str, Parameter], file: SafetensorsFile) -> None:
         more = f"; and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
         raise WeightError(f"{file.path} does not fit the model: {'; '.join(problems[:SHOWN_PROBLEMS])}{more}")
     for name, parameter in parameters.items():
-        parameter.set_data(Tensor(np.ascontiguousarray(file.float32(name))))
+        fill(parameter, file.tensors[name].dtype, file.raw(name))

@@ -1,4 +1,4 @@
-"""Write what torch and transformers compute for the trainer's tests; needs both, in an environment of its own.
+"""Write what torch and transformers compute for the trainer's tests; needs an environment of its own.
 
 Usage: make_golden.py OUT.safetensors
 
@@ -18,8 +18,8 @@ from transformers import Qwen3Config, Qwen3ForCausalLM, get_cosine_schedule_with
 STEPS, WARMUP, BATCH, LENGTH = 20, 4, 4, 16
 ADAM = {"lr": 1e-2, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "max_norm": 0.5}
 MODEL = {
-    "vocab_size": 64, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64, "rms_norm_eps": 1e-6,
+    "vocab_size": 64, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64, "rms_norm_eps": 1e-6,
     "tie_word_embeddings": True,
 }  # fmt: skip
 
@@ -41,7 +41,11 @@ def optimizer_of(parameters: list[torch.nn.Parameter]) -> torch.optim.AdamW:
         {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
-        groups, lr=ADAM["lr"], betas=(ADAM["beta1"], ADAM["beta2"]), eps=ADAM["eps"], weight_decay=ADAM["weight_decay"]
+        groups,
+        lr=ADAM["lr"],
+        betas=(ADAM["beta1"], ADAM["beta2"]),
+        eps=ADAM["eps"],
+        weight_decay=ADAM["weight_decay"],
     )
 
 
@@ -83,7 +87,8 @@ def curve() -> dict[str, torch.Tensor]:
         losses.append(loss.detach())
     tensors |= {f"after.{n}": p.detach().clone() for n, p in model.named_parameters()}
     return tensors | {
-        "curve.text": text.int(), "curve.losses": torch.stack(losses), "curve.norms": torch.stack(norms).detach(),
+        "curve.text": text.int(), "curve.losses": torch.stack(losses),
+        "curve.norms": torch.stack(norms).detach(),
         "curve.rates": torch.tensor(rates, dtype=torch.float64),
     }  # fmt: skip
 
