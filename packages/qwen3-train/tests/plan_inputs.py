@@ -1,4 +1,4 @@
-"""Settings for the planner's tests: one device, bfloat16 on fused kernels, 4096 tokens, nothing recomputed."""
+"""Settings for the planner's tests: one device, bfloat16 on fused kernels, 4096 tokens."""
 
 from qwen3_model.config import SIZES
 from qwen3_model.layout import Layout

@@ -71,8 +71,8 @@ def test_stages_keep_fewer_micro_batches_towards_the_end():
 
 
 def test_a_fused_layer_of_06b_keeps_what_a_hand_count_says():
-    # In each of 4096 rows in bfloat16: 2 streams and 2 outputs of norms of 1024; q before and after rotation of
-    # 2048; k before and after of 1024; v of 1024; attention's output twice 2048; gate, up, product of 3072.
+    # In each of 4096 rows in bfloat16: 2 streams and 2 outputs of norms of 1024; q before and after rotation
+    # of 2048; k likewise of 1024; v of 1024; attention's output twice 2048; gate, up, product of 3072.
     halves = 4 * 1024 + 2 * 2048 + 2 * 1024 + 1024 + 2 * 2048 + 3 * 3072
     # In float32: one for each of 2 norms, 16 and 8 for the norms of heads, 2 statistics of 8 for 16 heads.
     floats = 2 + 16 + 8 + 256

@@ -45,8 +45,8 @@ def tensor_problems(config: Qwen3Config, layout: Layout, seq_length: int) -> lis
     ]
     if layout.sequence_parallel and seq_length % tp:
         problems.append(
-            f"seq_length={seq_length} does not divide by {TP}={tp}, which use_seq_parallel needs; "
-            "change seq_length or set use_seq_parallel to False"
+            f"seq_length={seq_length} does not divide by {TP}={tp}, which use_seq_parallel needs; change "
+            "seq_length or set use_seq_parallel to False"
         )
     return problems
 
@@ -60,8 +60,7 @@ def pipeline_problems(config: Qwen3Config, pp: int, offset: Sequence[int], micro
     if not offset and rest:
         problems.append(
             f"num_hidden_layers={num_layers} does not divide by {PP}={pp}; use one of "
-            f"{_divisors(num_layers, pp)} or "
-            f"an offset of {pp} numbers whose sum is {rest}"
+            f"{_divisors(num_layers, pp)} or an offset of {pp} numbers whose sum is {rest}"
         )
     if offset and len(offset) != pp:
         problems.append(
@@ -71,8 +70,7 @@ def pipeline_problems(config: Qwen3Config, pp: int, offset: Sequence[int], micro
         if sum(offset) != rest:
             problems.append(
                 f"offset={list(offset)} sums to {sum(offset)}, so the stages hold {share * pp + sum(offset)} "
-                f"layers of "
-                f"num_hidden_layers={num_layers}; it must sum to {rest}"
+                f"layers of num_hidden_layers={num_layers}; it must sum to {rest}"
             )
         if min(offset) + share < 1:
             problems.append(
@@ -83,8 +81,7 @@ def pipeline_problems(config: Qwen3Config, pp: int, offset: Sequence[int], micro
     elif pp > 1 and micro_batch_num < pp:
         problems.append(
             f"parallel_config.micro_batch_num={micro_batch_num} is below {PP}={pp}, so that the pipeline is "
-            f"never full; "
-            f"use at least {pp}"
+            f"never full; use at least {pp}"
         )
     return problems
 
@@ -95,8 +92,7 @@ def process_problems(layout: Layout, worker_num: int | None) -> list[str]:
         return []
     return [
         f"{DP}={layout.dp} x {TP}={layout.tp} x {PP}={layout.pp} needs {layout.num_ranks} processes but "
-        f"worker_num is "
-        f"{worker_num}; make them equal"
+        f"worker_num is {worker_num}; make them equal"
     ]
 
 
@@ -108,8 +104,7 @@ def batch_problems(dp: int, batch_size: int, passes: int, num_samples: int | Non
     if num_samples is not None and not problems and global_batch > num_samples:
         problems.append(
             f"a step takes {global_batch} samples (batch_size {batch_size} x {passes} forward passes x "
-            f"data_parallel "
-            f"{dp}) but an epoch has {num_samples}; use a smaller batch or more data"
+            f"data_parallel {dp}) but an epoch has {num_samples}; use a smaller batch or more data"
         )
     return problems
 

@@ -42,8 +42,7 @@ class StageMemory:
     optimizer: int
     """AdamW's two moments, float32, shared among the replicas with enable_parallel_optimizer."""
     weight_copies: int
-    """Matrices in the compute type, where that is not float32; under full recomputation those of one "
-    "layer."""
+    """Matrices in the compute type, where that is not float32; one layer's under full recomputation."""
     activations: int
     """What the backward pass needs of all micro-batches in flight."""
     working: int

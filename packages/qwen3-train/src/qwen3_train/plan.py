@@ -60,8 +60,8 @@ def make_plan(settings: PlanSettings, *, num_devices: int | None, memory_bytes: 
         fullest = max(stage.total for stage in stages)
         if memory_bytes is not None and fullest > memory_bytes:
             problems.append(
-                f"the fullest device needs {gib(fullest)} GiB of max_device_memory {gib(memory_bytes)} "
-                "GiB; take a layout from the list, more recomputation or more devices"
+                f"the fullest device needs {gib(fullest)} GiB of max_device_memory {gib(memory_bytes)} GiB; "
+                "take a layout from the list, more recomputation or more devices"
             )
     problem = "; ".join(problems)
     return Plan(

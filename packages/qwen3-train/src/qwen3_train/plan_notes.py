@@ -35,10 +35,8 @@ def _recompute_note(settings: PlanSettings, own: Candidate, memory_bytes: int | 
             gain = own.time.total_s / lighter.time.total_s
             return (
                 f"Recomputation {settings.recompute} is not needed: with {recompute} the fullest device "
-                f"takes "
-                f"{lighter.memory_bytes / GIB:.1f} of {memory_bytes / GIB:.1f} GiB, and a step is about "
-                f"{gain:.2f} times "
-                "as fast."
+                f"takes {lighter.memory_bytes / GIB:.1f} of {memory_bytes / GIB:.1f} GiB, and a step is "
+                f"about {gain:.2f} times as fast."
             )
     return ""
 
@@ -51,8 +49,7 @@ def _pipeline_note(settings: PlanSettings) -> str:
     more = 4 * pp
     return (
         f"The pipeline of {pp} stages is idle for {idle:.0%} of a step with micro_batch_num {num}; {more} "
-        f"micro-batches "
-        f"would leave {(pp - 1) / (more + pp - 1):.0%}."
+        f"micro-batches would leave {(pp - 1) / (more + pp - 1):.0%}."
     )
 
 
@@ -73,8 +70,8 @@ def _offset_note(settings: PlanSettings) -> str:
     then = [stage.total for stage in plan_memory(replace(settings, offset=()))]
     return (
         f"offset {list(settings.offset)} puts {max(now) / GIB:.1f} GiB on the fullest stage and "
-        f"{min(now) / GIB:.1f} on the "
-        f"emptiest; without it they would be {max(then) / GIB:.1f} and {min(then) / GIB:.1f}."
+        f"{min(now) / GIB:.1f} on the emptiest; without it they would be {max(then) / GIB:.1f} and "
+        f"{min(then) / GIB:.1f}."
     )
 
 
@@ -90,10 +87,10 @@ def _grid_note(settings: PlanSettings, own: Candidate, memory_bytes: int | None)
     if gain < WORTH:
         return ""
     layout = best.settings.layout
+    kind = best.settings.recompute
+    recompute = "without recomputation" if kind == "none" else f"with {kind} recomputation"
     return (
         f"With a global batch of {best.settings.global_batch}, dp {layout.dp} x tp {layout.tp} x pp "
-        f"{layout.pp} with "
-        f"{best.settings.recompute} recomputation would fit in {best.memory_bytes / GIB:.1f} GiB and give "
-        f"about "
-        f"{gain:.1f} times the tokens per second."
+        f"{layout.pp} {recompute} would fit in {best.memory_bytes / GIB:.1f} GiB and give about {gain:.1f} "
+        "times the tokens per second."
     )

@@ -86,9 +86,9 @@ def read_plan_settings(config: RunConfig) -> PlanSettings:
         ConfigError: A size is missing or out of range; all that can be found at once are named.
     """
     problems = _range_problems(config)
-    seq_length = config.get("train_dataset.data_loader.config.seq_length") or config.get(
-        "model.model_config.seq_length"
-    )
+    seq_length = config.get("train_dataset.data_loader.config.seq_length")
+    if seq_length is None:
+        seq_length = config.get("model.model_config.seq_length")
     if not seq_length or seq_length < 1:
         problems.append(f"train_dataset.data_loader.config.seq_length={seq_length} must be at least 1")
     recompute = config.get("recompute_config.recompute", False)

@@ -3,26 +3,23 @@
 Each entry follows from the derivative of one operation of `qwen3_model` (`layers`, `attention`, `kernels`):
 
 * y = x W^T: dW = dy^T x, so x. The weight is no activation; see `memory_plan` for its copy in another type.
-* y = w x r with r = 1 / rms(x) (Zhang and Sennrich 2019): dx needs x and r; plain arithmetic keeps x r for
-dw too,
-  the fused operator does not.
+* y = w x r with r = 1 / rms(x) (Zhang and Sennrich 2019): dx and dw need x and r; the fused operator keeps r,
+  the plain one computes it again.
 * rotation: linear, dx is the rotation back; only the tables, which all layers share.
 * softmax(q k^T) v: dq, dk, dv need q, k, v, and the probabilities P (B, N, L, S). FlashAttentionScore
-rebuilds P from
-  two statistics of (B, N, L, 8) in float32, a maximum and a sum per row, and needs its output (Dao 2023,
-  section 3.1).
-* silu(g) u: du needs silu(g), dg needs g and u; plain arithmetic keeps silu(g), the fused operator reads one
-join of
-  g and u.
+  rebuilds P from two statistics of (B, N, L, 8) in float32, a maximum and a sum per row, and needs its output
+  (Dao 2023, section 3.1).
+* silu(g) u: du needs silu(g), dg needs g and u; plain arithmetic keeps silu(g), the fused operator reads
+  one join of g and u.
 * x + y: nothing.
 
-Korthikanti et al. 2022 (section 4) count the same way for a GPT layer; here with grouped queries, a gated
-feed-forward, no dropout, and with what MindSpore 2.10's operators keep. Tensor parallelism divides what lies
-between a column and a row split, sequence parallelism divides the rest but for the gathered inputs of q, k,
-v and of gate and up, which are kept.
+Korthikanti et al. 2022 (section 4) count the same way for a GPT layer; here it is with grouped queries, a
+gated feed-forward, no dropout, and what MindSpore's operators keep. Tensor parallelism divides what lies
+between a column and a row split. Sequence parallelism divides the rest, but for the gathered inputs of q, k,
+v and of gate and up, which are kept. Adapters (LoRA) add (M, rank) for each target, which is not counted.
 
-M rows of a micro-batch (B * L), D hidden, N query heads, K key/value heads, H head_dim, F feed-forward, V
-vocabulary.
+M rows of a micro-batch (B * L), D hidden, N query heads, K key/value heads, H head_dim, F feed-forward,
+V vocabulary.
 """
 
 import math
@@ -32,6 +29,8 @@ from qwen3_train.plan_settings import PlanSettings
 
 FLASH_STATISTIC = 8
 """Columns of each statistic of FlashAttentionScore, float32."""
+COMPRESSED_MASK = 2048
+"""Rows and columns of its causal mask, uint8."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,16 +87,22 @@ def logits_tensors(settings: PlanSettings) -> list[SavedTensor]:
 
 
 def shared_tensors(settings: PlanSettings) -> list[SavedTensor]:
-    """Return what all layers of a stage read: ids, rotary tables, and the plain kernels' causal mask."""
-    table = (settings.micro_batch, settings.seq_length, 1, settings.model.head_dim // 2)
-    tensors = [
-        SavedTensor("ids", (settings.rows,), 4, ""),
-        SavedTensor("cos", table, 4, ""),
-        SavedTensor("sin", table, 4, ""),
+    """Return what all layers of a stage read: ids, rotary tables and the causal mask.
+
+    The plain kernels repeat the tables for every head; the fused operator's mask has one size.
+    """
+    model, tp, rows = settings.model, settings.layout.tp, settings.rows
+    ids = SavedTensor("ids", (rows,), 4, "")
+    if settings.is_fused:
+        table = (settings.micro_batch, settings.seq_length, 1, model.head_dim)
+        tables = [SavedTensor(name, table, settings.compute_bytes, "") for name in ("cos", "sin")]
+        return [ids, *tables, SavedTensor("mask", (COMPRESSED_MASK, COMPRESSED_MASK), 1, "")]
+    tables = [
+        SavedTensor(f"{name} of {heads}", (rows * count // tp, model.head_dim), 4, "")
+        for heads, count in (("queries", model.num_heads), ("keys", model.num_kv_heads))
+        for name in ("cos", "sin")
     ]
-    if not settings.is_fused:
-        tensors.append(SavedTensor("mask", (settings.seq_length, settings.seq_length), 4, ""))
-    return tensors
+    return [ids, *tables, SavedTensor("mask", (settings.seq_length, settings.seq_length), 4, "")]
 
 
 def backward_tensors(settings: PlanSettings) -> list[SavedTensor]:
@@ -168,14 +173,9 @@ def _mlp_tensors(settings: PlanSettings) -> list[SavedTensor]:
 def _norm_tensors(
     settings: PlanSettings, name: str, rows: int, width: int, input_dropped_by: str, rest_dropped_by: str
 ) -> list[SavedTensor]:
-    tensors = [
-        SavedTensor(f"{name}.input", (rows, width), settings.compute_bytes, input_dropped_by),
-        SavedTensor(f"{name}.inverse_rms", (rows, 1), 4, rest_dropped_by),
-    ]
-    if not settings.is_fused:
-        tensors.append(
-            SavedTensor(f"{name}.normalised", (rows, width), settings.compute_bytes, rest_dropped_by)
-        )
+    tensors = [SavedTensor(f"{name}.input", (rows, width), settings.compute_bytes, input_dropped_by)]
+    if settings.is_fused:
+        tensors.append(SavedTensor(f"{name}.inverse_rms", (rows, 1), 4, rest_dropped_by))
     return tensors
 
 

@@ -1,0 +1,107 @@
+"""The planner's lists against the model itself, run operator by operator on a tiny size."""
+
+from dataclasses import replace
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor
+from plan_inputs import make_settings
+
+from qwen3_model.config import SIZES
+from qwen3_model.kernels import PortableKernels
+from qwen3_model.model import Qwen3ForCausalLM
+from qwen3_train.adam_settings import AdamSettings
+from qwen3_train.memory_plan import plan_memory
+from qwen3_train.saved_tensors import head_tensors, layer_tensors, shared_tensors
+from qwen3_train.step import TrainStep
+
+CONFIG = replace(
+    SIZES["8B"],
+    vocab_size=40,
+    hidden_size=24,
+    intermediate_size=56,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    dtype="float32",
+)
+SETTINGS = make_settings(model=CONFIG, micro_batch=3, seq_length=10, is_fused=False, compute_bytes=4)
+# No input or output of a kernel: it is made and used within one.
+WITHIN_A_KERNEL = {"swiglu.silu"}
+
+
+class RecordingKernels:
+    """The plain kernels, with every tensor kept that a backward pass would read."""
+
+    compute_dtype = ms.float32
+
+    def __init__(self):
+        self.inner = PortableKernels()
+        self.read, self.plans = {}, []
+        softmax = self.inner._softmax
+        self.inner._softmax = lambda scores_RS: self.keep(softmax(scores_RS))
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def keep(self, tensor):
+        self.read[id(tensor)] = tensor
+        return tensor
+
+    def plan(self, *arguments):
+        self.plans.append(self.inner.plan(*arguments))
+        return self.plans[-1]
+
+    def linear(self, x_MD, weight_OD):
+        return self.inner.linear(self.keep(x_MD), weight_OD)
+
+    def rms_norm(self, x_MD, weight_D, eps):
+        return self.inner.rms_norm(self.keep(x_MD), weight_D, eps)
+
+    def swiglu(self, gate_MF, up_MF):
+        return self.inner.swiglu(self.keep(gate_MF), self.keep(up_MF))
+
+    def attention(self, q_RH, k_RH, v_RH, plan):
+        return self.inner.attention(self.keep(q_RH), self.keep(k_RH), self.keep(v_RH), plan)
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    kernels = RecordingKernels()
+    model = Qwen3ForCausalLM(CONFIG, kernels)
+    model(Tensor(np.zeros((SETTINGS.micro_batch, SETTINGS.seq_length), np.int32)))
+    return kernels
+
+
+def listed(tensors):
+    return sorted(tensor.num_bytes for tensor in tensors if tensor.name not in WITHIN_A_KERNEL)
+
+
+def test_the_list_is_what_the_models_operators_read(recorded):
+    read = sorted(tensor.nbytes for tensor in recorded.read.values())
+    assert read == listed(layer_tensors(SETTINGS) * CONFIG.num_layers + head_tensors(SETTINGS))
+
+
+def test_shared_tensors_are_those_of_the_kernels_plan(recorded):
+    (_, turns, mask, *_), *others = recorded.plans
+    assert not others
+    tables = [table.nbytes for pair in turns for table in pair]
+    found = {tensor.name: tensor.num_bytes for tensor in shared_tensors(SETTINGS)}
+    assert mask.nbytes == found.pop("mask")
+    assert found.pop("ids") == 4 * SETTINGS.rows
+    assert sorted(tables) == sorted(found.values())
+
+
+@pytest.mark.parametrize("num_micro_batches", [1, 2])
+def test_parameters_and_optimizer_are_what_a_step_holds(num_micro_batches):
+    adam = AdamSettings(beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1)
+    step = TrainStep(Qwen3ForCausalLM(CONFIG), adam, max_norm=1.0, num_micro_batches=num_micro_batches)
+    (memory,) = plan_memory(
+        make_settings(model=CONFIG, accumulation=num_micro_batches, is_fused=False, compute_bytes=4)
+    )
+    assert sum(weight.nbytes for weight in step.weights.values()) == memory.parameters == memory.gradients
+    assert sum(moment.nbytes for moment in step.moments().values()) == memory.optimizer
+    sums = sum(total.nbytes for total in step._add.sums) if num_micro_batches > 1 else 0
+    assert sums == memory.gradient_sums
