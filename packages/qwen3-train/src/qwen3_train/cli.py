@@ -6,12 +6,16 @@ import click
 
 from qwen3_model.cli_base import CONTEXT, Commands, force_option
 from qwen3_train import __version__
+from qwen3_train.cli_plan import plan
 
 
 @click.group(cls=Commands)
 @click.version_option(__version__, prog_name="qwen3-train")
 def main() -> None:
     """Pretrain and fine-tune Qwen3 on MindSpore."""
+
+
+main.add_command(plan)
 
 
 @main.command(context_settings=CONTEXT | {"ignore_unknown_options": True})
