@@ -8,7 +8,6 @@ from typing import Any
 import mindspore as ms
 from mindspore import Parameter, Tensor, nn
 
-from qwen3_model.cache import write_and_read
 from qwen3_model.config import Qwen3Config
 from qwen3_model.layers import Kernels, Linear, RMSNorm
 
@@ -36,16 +35,16 @@ class Attention(nn.Cell):
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, kernels, dtype)
 
     def construct(
-        self, x_MD: Tensor, plan: Any, cached: tuple[Parameter, Parameter, Tensor] | None = None
+        self, x_MD: Tensor, plan: Any, cached: tuple[Parameter, Parameter, int, tuple] | None = None
     ) -> Tensor:
         q_RH = self.q_norm(self.q_proj(x_MD).reshape(-1, self.head_dim))
         k_RH = self.k_norm(self.k_proj(x_MD).reshape(-1, self.head_dim))
         v_RH = self.v_proj(x_MD).reshape(-1, self.head_dim)
         q_RH = self.kernels.rotate_queries(q_RH, plan)
-        k_RH = self.kernels.heads_first(self.kernels.rotate_keys(k_RH, plan), plan)
-        v_RH = self.kernels.heads_first(v_RH, plan)
-        if cached is not None:
-            keys, values, slots = cached
-            k_RH, v_RH = write_and_read(keys, slots, k_RH), write_and_read(values, slots, v_RH)
-        out_RH = self.kernels.attention(q_RH, k_RH, v_RH, plan)
+        k_RH = self.kernels.rotate_keys(k_RH, plan)
+        if cached is None:
+            k_RH, v_RH = self.kernels.heads_first(k_RH, plan), self.kernels.heads_first(v_RH, plan)
+            out_RH = self.kernels.attention(q_RH, k_RH, v_RH, plan)
+        else:
+            out_RH = self.kernels.cached_attention(q_RH, k_RH, v_RH, plan, cached)
         return self.o_proj(out_RH.reshape(x_MD.shape[0], -1))

@@ -30,18 +30,31 @@ class KVCache(nn.Cell):
         self._starts_BK1 = Tensor(starts.reshape(num_rows, config.num_kv_heads, 1))
         self._slots_T = Tensor(np.arange(capacity, dtype=np.int32))
 
-    def slots(self, position_ids_BL: Tensor) -> Tensor:
-        """Return the flat slot of each new token of each head, int32 of shape (B * K * L,)."""
-        return (self._starts_BK1 + position_ids_BL[:, None, :]).reshape(-1)
+    def places(self, position_ids_BL: Tensor, rows_B: Tensor | None = None) -> tuple:
+        """Return where new tokens go and what they see, the same for every layer.
+
+        Returns:
+            The flat slot of each new token of each head, int32 of shape (B * K * L,); `rows_B`, int32, the
+            rows that are used, None for all in their order; the positions.
+        """
+        starts_BK1 = self._starts_BK1 if rows_B is None else ops.gather(self._starts_BK1, rows_B, 0)
+        return (starts_BK1 + position_ids_BL[:, None, :]).reshape(-1), rows_B, position_ids_BL
 
     def visible(self, position_ids_BL: Tensor) -> Tensor:
         """Return which slots each query sees, bool of shape (B, L, T)."""
         return mint.less_equal(self._slots_T, position_ids_BL[:, :, None])
 
 
-def write_and_read(cache: Parameter, slots: Tensor, new_RH: Tensor) -> Tensor:
-    """Put new rows, in the order (B, K, L), into their slots and return the whole cache, (B * K * T, H)."""
-    return ops.depend(cache, ops.scatter_update(cache, slots, new_RH))
+def write_and_read(cache: Parameter, places: tuple, new_RH: Tensor, num_rows: int) -> Tensor:
+    """Put new rows, in the order (B, K, L), into their slots and return the rows in use, (B * K * T, H).
+
+    `num_rows` is that of the whole cache.
+    """
+    slots, rows_B, _ = places
+    written = ops.depend(cache, ops.scatter_update(cache, slots, new_RH))
+    if rows_B is None:
+        return written
+    return ops.gather(written.reshape(num_rows, -1), rows_B, 0).reshape(-1, new_RH.shape[1])
 
 
 def _slots(name: str, shape: tuple[int, int], dtype: ms.Type) -> Parameter:

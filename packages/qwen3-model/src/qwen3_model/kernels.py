@@ -15,6 +15,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, mint, ops
 
+from qwen3_model.cache import write_and_read
 from qwen3_model.errors import ConfigError
 from qwen3_model.portable_ops import OrderRows, RmsNorm, Softmax
 
@@ -100,6 +101,13 @@ class PortableKernels:
         out_RH = self._weighted(probs_RS.reshape(b, num_kv_heads, -1, k_BKSH.shape[2]), v_BKSH).reshape(-1, h)
         return self._reorder(out_RH, (tokens_first, heads_first))
 
+    def cached_attention(self, q_RH: Tensor, k_RH: Tensor, v_RH: Tensor, plan: Any, cached: Any) -> Tensor:
+        """Store new keys and values, all in the order (B, L, heads), and attend to those stored so far."""
+        keys, values, num_rows, places = cached
+        k_RH = write_and_read(keys, places, self.heads_first(k_RH, plan), num_rows)
+        v_RH = write_and_read(values, places, self.heads_first(v_RH, plan), num_rows)
+        return self.attention(q_RH, k_RH, v_RH, plan)
+
     def _turns(self, cos_BLH: Tensor, sin_BLH: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
         """Repeat each token's cos and sin for its heads; with -sin first, swapped halves need no negation."""
         h = cos_BLH.shape[2]
@@ -181,6 +189,13 @@ class AscendKernels:
             sparse_mode=2 if len(mask.shape) == 2 else 0,
         )
         return out_BNLH.transpose(0, 2, 1, 3).reshape(-1, h)
+
+    def cached_attention(self, q_RH: Tensor, k_RH: Tensor, v_RH: Tensor, plan: Any, cached: Any) -> Tensor:
+        """Store new keys and values, all in the order (B, L, heads), and attend to those stored so far."""
+        keys, values, num_rows, places = cached
+        k_RH = write_and_read(keys, places, self.heads_first(k_RH, plan), num_rows)
+        v_RH = write_and_read(values, places, self.heads_first(v_RH, plan), num_rows)
+        return self.attention(q_RH, k_RH, v_RH, plan)
 
     def _rotate(self, x_RH: Tensor, plan: Any, num_heads: int) -> Tensor:
         (b, length, _, _), (cos_BL1H, sin_BL1H), _ = plan

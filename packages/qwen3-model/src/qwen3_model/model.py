@@ -29,7 +29,7 @@ class DecoderLayer(nn.Cell):
         self.mlp = MLP(config, kernels, dtype)
 
     def construct(
-        self, x_MD: Tensor, plan: Any, cached: tuple[Parameter, Parameter, Tensor] | None = None
+        self, x_MD: Tensor, plan: Any, cached: tuple[Parameter, Parameter, int, tuple] | None = None
     ) -> Tensor:
         x_MD = x_MD + self.self_attn(self.input_layernorm(x_MD), plan, cached)
         return x_MD + self.mlp(self.post_attention_layernorm(x_MD))
@@ -56,6 +56,7 @@ class Qwen3Model(nn.Cell):
         position_ids_BL: Tensor | None = None,
         segment_ids_BL: Tensor | None = None,
         cache: KVCache | None = None,
+        rows_B: Tensor | None = None,
     ) -> Tensor:
         """Return the hidden states after the last norm, (B * L, D); see `Qwen3ForCausalLM`."""
         if position_ids_BL is None:
@@ -69,9 +70,9 @@ class Qwen3Model(nn.Cell):
             for layer in self.layers:
                 x_MD = layer(x_MD, plan)
         else:
-            slots = cache.slots(position_ids_BL)
+            places = cache.places(position_ids_BL, rows_B)
             for i, layer in enumerate(self.layers):
-                x_MD = layer(x_MD, plan, (cache.keys[i], cache.values[i], slots))
+                x_MD = layer(x_MD, plan, (cache.keys[i], cache.values[i], cache.num_rows, places))
         return self.norm(x_MD)
 
     def _visible(
@@ -99,6 +100,7 @@ class Qwen3ForCausalLM(nn.Cell):
         cache: Where keys and values are kept. Then `position_ids_BL` must be given, below the cache's
             capacity, and alone says what a query sees: slots 0 to its position.
         last_B: int32; the place in each row whose logits are wanted.
+        rows_B: int32; the cache's rows that these rows continue, all of them in their order when left out.
 
     Returns:
         float32 logits (B, L, V), or (B, V) with `last_B`.
@@ -123,9 +125,10 @@ class Qwen3ForCausalLM(nn.Cell):
         segment_ids_BL: Tensor | None = None,
         cache: KVCache | None = None,
         last_B: Tensor | None = None,
+        rows_B: Tensor | None = None,
     ) -> Tensor:
         b, length = ids_BL.shape
-        hidden_MD = self.model(ids_BL, position_ids_BL, segment_ids_BL, cache)
+        hidden_MD = self.model(ids_BL, position_ids_BL, segment_ids_BL, cache, rows_B)
         if last_B is None:
             return self.head(hidden_MD).reshape(b, length, -1)
         return self.head(ops.gather(hidden_MD, Tensor(np.arange(b, dtype=np.int32)) * length + last_B, 0))
@@ -151,8 +154,10 @@ class CachedQwen3(nn.Cell):
         super().__init__()
         self.network, self.cache = network, cache
 
-    def construct(self, ids_BL: Tensor, position_ids_BL: Tensor, last_B: Tensor) -> Tensor:
-        return self.network(ids_BL, position_ids_BL, None, self.cache, last_B)
+    def construct(
+        self, ids_BL: Tensor, position_ids_BL: Tensor, last_B: Tensor, rows_B: Tensor | None = None
+    ) -> Tensor:
+        return self.network(ids_BL, position_ids_BL, None, self.cache, last_B, rows_B)
 
 
 def name_parameters(cell: nn.Cell) -> None:
