@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from train_inputs import random_documents, write_tokens
+from train_inputs import counting_documents, write_tokens
 
 from qwen3_model.errors import ConfigError, FormatError
 from qwen3_train.blend import Blend
@@ -27,7 +27,7 @@ def build(prefix, **changes):
 
 
 def test_samples_are_the_shuffled_documents_end_to_end(tmp_path):
-    documents = random_documents(9)
+    documents = counting_documents(9)
     dataset = build(write_tokens(tmp_path / "a", documents))
     laid_out = np.concatenate([documents[number] for number in dataset.index.documents])
     for number in range(len(dataset)):
@@ -38,7 +38,7 @@ def test_samples_are_the_shuffled_documents_end_to_end(tmp_path):
 
 
 def test_two_epochs_read_every_token_twice(tmp_path):
-    documents = random_documents(9)
+    documents = counting_documents(9)
     tokens = sum(len(document) for document in documents)
     dataset = build(write_tokens(tmp_path / "a", documents), num_samples=2 * tokens // 8 - 1)
     read = np.concatenate([dataset.text(number)[:-1] for number in range(len(dataset))])
@@ -49,7 +49,7 @@ def test_two_epochs_read_every_token_twice(tmp_path):
 
 
 def test_split_parts_share_no_document(tmp_path):
-    prefix = write_tokens(tmp_path / "a", random_documents(20))
+    prefix = write_tokens(tmp_path / "a", counting_documents(20))
     train, valid = build(prefix, split="90,10,0"), build(prefix, split="90,10,0", part="valid")
     assert set(train.index.documents.tolist()) == set(range(18))
     assert set(valid.index.documents.tolist()) == {18, 19}

@@ -43,13 +43,18 @@ def write_tokens(
     return prefix
 
 
-def random_documents(count: int, *, seed: int = 0, vocab_size: int = 64) -> list[list[int]]:
+def counting_documents(count: int, *, seed: int = 0, vocab_size: int = 64) -> list[list[int]]:
+    """Return documents that count upwards from a random number and end with 1, which a model soon learns."""
     rng = np.random.default_rng(seed)
-    return [[*rng.integers(2, vocab_size, rng.integers(3, 40)).tolist(), 1] for _ in range(count)]
+    sizes, starts = rng.integers(3, 40, count), rng.integers(0, vocab_size - 2, count)
+    return [
+        [*(2 + (start + np.arange(size)) % (vocab_size - 2)).tolist(), 1]
+        for size, start in zip(sizes, starts, strict=True)
+    ]
 
 
 def tiny_run(output_dir: Path, prefix: Path | str, **changes: object) -> dict:
-    """Return the YAML of a run of 6 steps of 4 samples of 16 tokens; `changes` are keys written a__b=value."""
+    """Return the YAML of a run of 6 steps of 4 samples of 16 tokens; `changes` write a__b for a.b."""
     values: dict = {
         "seed": 7,
         "output_dir": str(output_dir),
@@ -59,7 +64,7 @@ def tiny_run(output_dir: Path, prefix: Path | str, **changes: object) -> dict:
         "optimizer": {"type": "AdamW", "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1},
         "lr_schedule": {
             "type": "CosineWithWarmUpLR",
-            "learning_rate": 0.01,
+            "learning_rate": 0.02,
             "warmup_steps": 2,
             "total_steps": -1,
         },

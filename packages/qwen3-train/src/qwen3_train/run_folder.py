@@ -64,7 +64,7 @@ def _move(source: Path, target: Path) -> None:
 
 
 def write_model_files(output_dir: Path, config: Qwen3Config, hf_dir: Path | None) -> None:
-    """Write config.json and generation_config.json and copy the tokenizer of `hf_dir`, for conversion later."""
+    """Write config.json and generation_config.json, and copy the tokenizer of `hf_dir`."""
     write_text_atomically(output_dir / "config.json", json.dumps(config.to_hf(), indent=2) + "\n")
     for name in TOKENIZER_FILES if hf_dir else ():
         _copy(hf_dir, output_dir, name)

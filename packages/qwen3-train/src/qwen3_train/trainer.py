@@ -137,7 +137,7 @@ def _refuse_spoilt(number: int, result: StepResult) -> None:
     if math.isfinite(result.loss) and math.isfinite(result.grad_norm):
         return
     raise Qwen3Error(
-        f"step {number}: the loss is {result.loss} and the gradients' norm {result.grad_norm}, so the weights "
-        "are spoilt and were not saved; lower lr_schedule.learning_rate or turn on "
+        f"step {number}: the loss is {result.loss} and the gradients' norm {result.grad_norm}, so the "
+        "weights are spoilt and were not saved; lower lr_schedule.learning_rate or turn on "
         "runner_wrapper.use_clip_grad, then continue from the last checkpoint with --resume_training True"
     )

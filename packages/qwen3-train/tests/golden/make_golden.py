@@ -3,7 +3,7 @@
 Usage: make_golden.py OUT.safetensors
 
 adamw.*: five updates of torch.optim.AdamW of two tensors, one that decays and one that does not.
-curve.*: twenty steps of a tiny Qwen3 with clipping and a cosine schedule with warm-up, and its weights before.
+curve.*, weights.*, after.*: twenty steps of a tiny Qwen3 with clipping and a cosine schedule with warm-up.
 """
 
 import json
@@ -19,7 +19,8 @@ STEPS, WARMUP, BATCH, LENGTH = 20, 4, 4, 16
 ADAM = {"lr": 1e-2, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "max_norm": 0.5}
 MODEL = {
     "vocab_size": 64, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64, "rms_norm_eps": 1e-6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64, "rms_norm_eps": 1e-6,
     "tie_word_embeddings": True,
 }  # fmt: skip
 

@@ -1,0 +1,260 @@
+"""The command from end to end; every refusal comes before MindSpore is imported."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner
+from train_inputs import TINY_MODEL, counting_documents, tiny_run, write_tokens, write_yaml
+
+from qwen3_model.safetensors_file import open_safetensors
+from qwen3_model.strategy import read_strategy
+from qwen3_train.cli import main
+from qwen3_train.run_log import read_metrics
+
+HELP_LIMIT_S = 0.3
+
+
+@pytest.fixture
+def prefix(tmp_path):
+    return write_tokens(tmp_path / "tiny_text_document", counting_documents(60), eod_id=1)
+
+
+def launch(tmp_path, values, *arguments):
+    config = write_yaml(tmp_path / "config.yaml", values)
+    return CliRunner().invoke(main, ["launch", "--config", str(config), *arguments])
+
+
+def last_weights(output_dir):
+    file = open_safetensors(max((output_dir / "checkpoint" / "rank_0").glob("*.safetensors")))
+    return {name: np.array(file.raw(name)) for name in file.tensors}
+
+
+def test_a_run_leaves_everything_that_the_next_tools_need(tmp_path, prefix):
+    out = tmp_path / "out"
+    result = launch(tmp_path, tiny_run(out, prefix, do_eval=True, eval_step_interval=3))
+    assert result.exit_code == 0, result.output
+    metrics = read_metrics(out / "metrics.jsonl")
+    losses = [line["loss"] for line in metrics if "loss" in line]
+    assert [line["step"] for line in metrics if "eval_loss" in line] == [0, 3, 6]
+    assert [line["step"] for line in metrics if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    # Random weights know nothing: the loss is that of 64 equal chances.
+    assert losses[0] == pytest.approx(np.log(64), abs=0.05)
+    assert losses[-1] < losses[0] - 0.05
+    for line in metrics:
+        if "eval_loss" in line:
+            assert line["eval_perplexity"] == pytest.approx(np.exp(line["eval_loss"]))
+    assert [line["lr"] for line in metrics if "loss" in line][:3] == [0.0, 0.01, 0.02]
+    assert "step:[3/6], loss: " in result.output
+    assert "loss: " in (out / "msrun_log" / "worker_0.log").read_text()
+    kept = sorted(path.name for path in (out / "checkpoint" / "rank_0").iterdir())
+    assert kept == ["meta.json", "qwen3_rank_0-1_4.safetensors", "qwen3_rank_0-1_6.safetensors"]
+    stage, layouts = read_strategy(out / "strategy" / "ckpt_strategy_rank_0.ckpt")
+    weights = last_weights(out)
+    assert stage == 0
+    assert set(weights) == set(layouts) | {"epoch_num", "step_num", "global_step", "loss_scale"}
+    config = json.loads((out / "config.json").read_text())
+    assert (config["num_hidden_layers"], config["tie_word_embeddings"], config["eos_token_id"]) == (
+        2,
+        True,
+        1,
+    )
+    # The resolved configuration is a valid one and gives the same run.
+    again = yaml.safe_load((out / "run.yaml").read_text()) | {"output_dir": str(tmp_path / "again")}
+    assert launch(tmp_path, again).exit_code == 0
+    for name, value in last_weights(tmp_path / "again").items():
+        np.testing.assert_array_equal(value, weights[name], err_msg=name)
+
+
+def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tmp_path, prefix):
+    # Two epochs, accumulation and clipping; the break comes inside the second epoch.
+    changes = {
+        "runner_config__epochs": 2, "runner_config__batch_size": 2,
+        "runner_config__gradient_accumulation_steps": 2,
+        "callbacks__1__save_checkpoint_steps": 100,
+    }  # fmt: skip
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert launch(tmp_path, tiny_run(whole, prefix, **changes)).exit_code == 0
+    stopping = tiny_run(broken, prefix, **changes)
+    stopping["callbacks"].append({"type": "TrainCallBack", "stop_step": 8})
+    assert launch(tmp_path, stopping).exit_code == 0
+    result = launch(tmp_path, tiny_run(broken, prefix, **changes), "--resume_training", "True")
+    assert result.exit_code == 0, result.output
+    assert "after step 8" in result.output
+    after = last_weights(broken)
+    for name, value in last_weights(whole).items():
+        np.testing.assert_array_equal(after[name], value, err_msg=name)
+    curves = [
+        [
+            (line["step"], line["loss"], line["lr"], line["grad_norm"])
+            for line in read_metrics(out / "metrics.jsonl")
+        ]
+        for out in (whole, broken)
+    ]
+    assert curves[0] == curves[1]
+    assert len(curves[0]) == 12
+    result = launch(tmp_path, tiny_run(broken, prefix, **changes), "--resume_training", "True")
+    assert "there is nothing left to train" in result.output
+    result = launch(tmp_path, tiny_run(broken, prefix, **changes, seed=3), "--resume_training", "True",
+                    "--train_dataset.data_loader.config.seed", "5")  # fmt: skip
+    assert "was trained on other data, order or batch size" in result.output
+
+
+def test_weights_come_from_a_checkpoint_and_a_failed_force_keeps_the_run(tmp_path, prefix):
+    first = tmp_path / "first"
+    assert launch(tmp_path, tiny_run(first, prefix)).exit_code == 0
+    before = {path.name: path.read_bytes() for path in (first / "checkpoint" / "rank_0").iterdir()}
+    result = launch(tmp_path, tiny_run(first, prefix))
+    assert result.exit_code == 1
+    assert "holds a run already" in result.output
+    # A rate of 1e30 spoils the weights before the first checkpoint of the new run.
+    wild = {
+        "lr_schedule__learning_rate": 1e30,
+        "lr_schedule__warmup_steps": 0,
+        "runner_wrapper__use_clip_grad": False,
+    }
+    result = launch(
+        tmp_path, tiny_run(first, prefix, **wild, callbacks__1__save_checkpoint_steps=50), "--force"
+    )
+    assert result.exit_code == 1
+    assert "the weights are spoilt" in result.output
+    assert {path.name: path.read_bytes() for path in (first / "checkpoint" / "rank_0").iterdir()} == before
+    second = tmp_path / "second"
+    result = launch(tmp_path, tiny_run(second, prefix), "--load_checkpoint", str(first))
+    assert result.exit_code == 0, result.output
+    losses = [[line["loss"] for line in read_metrics(out / "metrics.jsonl")] for out in (first, second)]
+    assert losses[1][0] < losses[0][0] - 0.05
+
+
+REFUSED = [
+    ({"model__model_config__vocab_size": 60}, [], "a vocabulary of 64, but the model has vocab_size=60"),
+    ({}, ["--train_dataset.data_loader.config.eod", "2"], "eod=2 but documents of .* end with 1"),
+    ({}, ["--train_dataset.data_loader.config.seq_length", "5000",
+          "--model.model_config.max_position_embeddings",
+          "5000"], "fewer than one sample of seq_length"),
+    ({}, ["--train_dataset.data_loader.config.seq_length", "65"], "longer than max_position_embeddings=64"),
+    ({}, ["--train_dataset.data_loader.config.data_path", "/nowhere/x"], "/nowhere/x.idx is missing"),
+    ({}, ["--train_dataset.data_loader.config.split", "0, 1"], "leaves nothing to train on"),
+    ({}, ["--runner_config.batch_size", "900"], "one step takes 900 samples .* but the data give 24"),
+    ({}, ["--runner_config.batch_size", "0"], "runner_config.batch_size=0 must be at least 1"),
+    ({"use_parallel": True, "parallel_config__model_parallel": 4}, [], "needs 4 processes but 1 is started"),
+    ({"lr_schedule__learning_rate": -1.0}, [], "learning_rate=-1.0 must be a number of at least 0"),
+    ({"optimizer__type": "Muon"}, [], "optimizer.type='Muon' is not implemented"),
+    ({"optimizer__betas": [0.9, 1.5]}, [], "betas=.0.9, 1.5. must be two numbers"),
+    ({"run_mode": "predict"}, [], "run_mode='predict' is not for this command"),
+    ({"run_mode": "finetune"}, [], "run_mode=finetune needs weights"),
+    ({"do_eval": True, "train_dataset__data_loader__config__split": "1"}, [], "leaves no valid part"),
+    ({"load_checkpoint": "/nowhere"}, [], "/nowhere does not exist"),
+    ({"pretrained_model_dir": "/nowhere"}, [], "pretrained_model_dir=/nowhere is not a folder"),
+    ({"resume_training": True}, [], "no whole checkpoint"),
+    ({"train_dataset__data_loader__type": "HFDataLoader"}, [], "type='HFDataLoader' is not implemented"),
+    ({"model__model_config": {"vocab_size": 64}}, [], "model.model_config lacks .*hidden_size"),
+    ({"model__model_config__kv_channels": 16}, [], "kv_channels=16 and 8 under another name"),
+    ({"learning_rat": 1}, [], "unknown key learning_rat"),
+    ({"lr_schedule__learning_rat": 1}, [], "lr_schedule.learning_rat .did you mean learning_rate"),
+    ({}, ["--worker-num", "2"], "this version trains in one process"),
+    ({}, ["--lr_schedule.warmup"], "needs a value"),
+    ({"train_dataset__data_loader__config__pad": 1}, [], "pad=1 is also the end-of-document id"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "arguments", "sentence"), REFUSED)
+def test_what_cannot_work_is_refused_in_a_sentence_and_leaves_nothing(
+    tmp_path, prefix, changes, arguments, sentence
+):
+    out = tmp_path / "out"
+    result = launch(tmp_path, tiny_run(out, prefix, **changes), *arguments)
+    assert result.exit_code in (1, 2), result.output
+    assert isinstance(result.exception, SystemExit), result.exception  # no traceback
+    assert re.search(sentence, result.output), result.output
+    assert not out.exists()
+
+
+def test_several_faults_are_named_at_once(tmp_path, prefix):
+    values = tiny_run(tmp_path / "out", prefix, optimizer__eps=0.0, runner_config__epochs=0, run_mode="eval")
+    output = launch(tmp_path, values).output
+    assert all(word in output for word in ("optimizer.eps=0.0", "runner_config.epochs=0", "run_mode='eval'"))
+
+
+def test_data_without_manifest_are_searched_for_foreign_ids(tmp_path):
+    bare = write_tokens(tmp_path / "bare", counting_documents(30))
+    model = TINY_MODEL | {"vocab_size": 60}
+    result = launch(tmp_path, tiny_run(tmp_path / "out", bare, model__model_config=model))
+    assert result.exit_code == 1
+    assert "holds id 63, but the model has vocab_size=60" in result.output
+
+
+def test_no_space_is_refused_before_anything_is_written(tmp_path, prefix, monkeypatch):
+    full = SimpleNamespace(total=2000, used=1000, free=1000)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: full)
+    result = launch(tmp_path, tiny_run(tmp_path / "out", prefix))
+    assert result.exit_code == 1
+    assert "needs 0.00 GB" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_refusals_and_help_do_not_import_mindspore(tmp_path, prefix):
+    config = write_yaml(tmp_path / "config.yaml", tiny_run(tmp_path / "out", prefix, run_mode="predict"))
+    program = (
+        "import sys; from qwen3_train.cli import main; sys.argv = ['qwen3-train', *sys.argv[1:]]\n"
+        "try: main()\n"
+        "finally: sys.stderr.write(str('mindspore' in sys.modules))"
+    )
+    for arguments in (
+        ["launch", "--config", str(config)],
+        ["--help"],
+        ["launch", "--help"],
+        ["report", "--help"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False
+        )
+        assert done.stderr.endswith("False"), done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["launch", "--help"], ["report", "--help"]])
+def test_help_is_quick(arguments):
+    program = "import sys; from qwen3_train.cli import main; main()"
+    times_s = []
+    for _ in range(3):
+        started_s = time.perf_counter()
+        subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, check=True)
+        times_s.append(time.perf_counter() - started_s)
+    assert min(times_s) < HELP_LIMIT_S
+
+
+def test_report_draws_the_run(tmp_path):
+    lines = [{"step": 0, "eval_loss": 4.0, "eval_perplexity": 54.6}]
+    lines += [
+        {
+            "step": step,
+            "loss": 4.0 - step / 10,
+            "lr": 0.1,
+            "grad_norm": 1.0,
+            "tokens_per_s": 100.0,
+            "step_time_s": 0.5,
+        }
+        for step in range(1, 21)
+    ]
+    lines += [{"step": 20, "eval_loss": 2.1, "eval_perplexity": 8.2}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 2')
+    result = CliRunner().invoke(main, ["report", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert "3.9000 -> 2.0000" in result.output
+    assert "perplexity 54.60 at step 0 -> 8.20 at step 20" in result.output
+    assert result.output.count("*") == 20  # one mark per step
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_report_of_a_folder_without_run_is_a_sentence(tmp_path):
+    result = CliRunner().invoke(main, ["report", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "give the output folder of qwen3-train launch" in result.output
+    assert not list(Path(tmp_path).iterdir())
