@@ -34,7 +34,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
     The data are on disk before the name appears, so a power cut leaves the old file or the new one.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_parent(path)
     temporary = temporary_neighbour(path)
     try:
         write(temporary)
@@ -60,7 +60,7 @@ def output_directory(path: Path, *, force: bool = False) -> Iterator[Path]:
         OutputExistsError: `path` exists and `force` is false.
     """
     refuse_existing(path, force=force)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_parent(path)
     temporary = temporary_neighbour(path)
     temporary.mkdir()
     try:
@@ -98,6 +98,13 @@ def temporary_neighbour(path: Path, *, suffix: str = "tmp") -> Path:
         for stale in path.parent.glob(f".{path.name}.{host}.*.tmp"):
             _remove_if_abandoned(stale)
     return path.with_name(f".{path.name}.{host}.{os.getpid()}.{suffix}")
+
+
+def _make_parent(path: Path) -> None:
+    in_the_way = [parent for parent in path.parents if parent.is_file()]
+    if in_the_way:
+        raise Qwen3Error(f"{path} cannot be made, since {in_the_way[0]} is a file; choose another output")
+    path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _remove_if_abandoned(stale: Path) -> None:

@@ -59,7 +59,7 @@ def open_hf_folder(path: Path) -> HfFolder:
     """
     config = Qwen3Config.from_dir(path)
     tensors = open_hf_tensors(path)
-    problems = list(_tied_head_problems(config, tensors)) + list(weight_problems(config, tensors))
+    problems = list(tied_head_problems(config, tensors)) + list(weight_problems(config, tensors))
     if problems:
         raise WeightError(f"{path}: {'; '.join(problems)}")
     return HfFolder(path, config, tensors)
@@ -115,8 +115,8 @@ def _open_indexed(path: Path, weight_map: dict[str, str]) -> dict[str, Safetenso
     return {tensor: files[name] for tensor, name in weight_map.items()}
 
 
-def _tied_head_problems(config: Qwen3Config, tensors: dict[str, SafetensorsFile]) -> Iterator[str]:
-    """Drop a tied head that repeats the embedding; report one that differs."""
+def tied_head_problems(config: Qwen3Config, tensors: dict[str, SafetensorsFile]) -> Iterator[str]:
+    """Drop the head of a tied model from `tensors`; yield a sentence when it differs from the embedding."""
     if not config.tie_word_embeddings or TIED_HEAD not in tensors or EMBEDDING not in tensors:
         return
     head, embedding = tensors[TIED_HEAD].raw(TIED_HEAD), tensors[EMBEDDING].raw(EMBEDDING)

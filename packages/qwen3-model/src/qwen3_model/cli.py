@@ -1,0 +1,101 @@
+"""The command line of qwen3-model; nothing here needs MindSpore."""
+
+import json
+from pathlib import Path
+
+import click
+
+from qwen3_model import __version__
+from qwen3_model.cli_base import Commands, force_option, quiet_option
+
+
+@click.group(cls=Commands)
+@click.version_option(__version__, prog_name="qwen3-model")
+def main() -> None:
+    """Look at, check and make Qwen3 models in Hugging Face format."""
+
+
+@main.command()
+@click.argument("source", metavar="DIR|SIZE")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def info(source: str, *, as_json: bool) -> None:
+    """Print the sizes, parameters and bytes by dtype of a model folder, a config.json or a released size.
+
+    \b
+    Example:
+      qwen3-model info 0.6B
+    """
+    from qwen3_model.describe import describe, to_text
+
+    facts = describe(source)
+    click.echo(json.dumps(facts) if as_json else to_text(facts))
+
+
+@main.command()
+@click.argument("hf_dir", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@quiet_option()
+def verify(hf_dir: Path, *, quiet: bool) -> None:
+    """Check config, index, and every tensor's presence, shape, dtype and numbers; exit 1 with all faults.
+
+    \b
+    Example:
+      qwen3-model verify Qwen3-0.6B
+    """
+    from qwen3_model.errors import WeightError
+    from qwen3_model.verify import find_faults
+
+    num_faults = 0
+    for fault in find_faults(hf_dir, quiet=quiet):
+        num_faults += 1
+        click.echo(fault)
+    if num_faults:
+        raise WeightError(f"{hf_dir} has {num_faults} fault{'s' if num_faults > 1 else ''}, listed above")
+    click.echo(f"{hf_dir} is sound")
+
+
+@main.command()
+@click.argument("source", metavar="SIZE|CONFIG")
+@click.argument("out_dir", metavar="OUT", type=click.Path(path_type=Path))
+@click.option("--seed", default=0, show_default=True, help="The same seed gives the same bytes.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["bfloat16", "float16", "float32"]),
+    help="Element type of the weights; that of the config when left out.",
+)
+@click.option(
+    "--tokenizer-dir",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Copy the tokenizer's files from here.",
+)
+@force_option()
+@quiet_option()
+def init(
+    source: str,
+    out_dir: Path,
+    *,
+    seed: int,
+    dtype: str | None,
+    tokenizer_dir: Path | None,
+    force: bool,
+    quiet: bool,
+) -> None:
+    """Write random weights for a released size or a config.json as the Hugging Face folder OUT.
+
+    \b
+    Example:
+      qwen3-model init 0.6B fresh-0.6B --seed 1 --dtype bfloat16
+    """
+    from qwen3_model.describe import find_config
+    from qwen3_model.write_fresh import write_fresh
+
+    config = find_config(source)
+    write_fresh(
+        config,
+        out_dir,
+        seed=seed,
+        dtype=dtype or config.dtype,
+        tokenizer_dir=tokenizer_dir,
+        force=force,
+        quiet=quiet,
+    )
+    click.echo(f"{config.num_parameters():,} parameters in {out_dir}")

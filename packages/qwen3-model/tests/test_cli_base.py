@@ -1,0 +1,100 @@
+import errno
+import signal
+import subprocess
+import sys
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from qwen3_model.cli_base import Commands
+from qwen3_model.errors import ConfigError, UsageError
+
+
+def make_command(raises):
+    @click.group(cls=Commands)
+    def main():
+        pass
+
+    @main.command()
+    @click.option("--some-dir")
+    def work(some_dir):
+        if raises:
+            raise raises
+        click.echo(some_dir)
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code", "sentence"),
+    [
+        (ConfigError("a=1 cannot be; use 2"), 1, "Error: a=1 cannot be; use 2\n"),
+        (UsageError("give one of both"), 2, "Error: give one of both\n"),
+        (
+            FileNotFoundError(errno.ENOENT, "No such file or directory", "x"),
+            1,
+            "No such file or directory (x)",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device", "y"), 1, "no space left on the device (y)"),
+        (MemoryError(), 1, "out of memory"),
+    ],
+)
+def test_an_error_is_one_sentence_on_stderr_with_its_exit_code(error, exit_code, sentence):
+    result = CliRunner().invoke(make_command(error), ["work"])
+    assert result.exit_code == exit_code
+    assert sentence in result.stderr
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+
+
+def test_our_own_bugs_keep_their_traceback():
+    result = CliRunner().invoke(make_command(AssertionError("bug")), ["work"])
+    assert isinstance(result.exception, AssertionError)
+
+
+@pytest.mark.parametrize("flag", ["--some-dir", "--some_dir"])
+def test_hyphens_and_underscores_are_the_same(flag):
+    result = CliRunner().invoke(make_command(None), ["work", flag, "here"])
+    assert result.exit_code == 0
+    assert result.stdout == "here\n"
+
+
+SLEEPER = """
+import sys, time
+from pathlib import Path
+import click
+from qwen3_model.cli_base import Commands
+from qwen3_model.files import output_directory
+
+@click.group(cls=Commands)
+def main(): pass
+
+@main.command()
+@click.argument("out", type=click.Path(path_type=Path))
+def work(out):
+    with output_directory(out):
+        print("started", flush=True)
+        time.sleep(60)
+
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "exit_code"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, 1)]
+)
+def test_a_stopped_command_removes_its_temporary_files(tmp_path, number, exit_code):
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLEEPER, "work", str(tmp_path / "out")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "started\n"
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == exit_code
+    assert "Traceback" not in errors
+    assert list(tmp_path.iterdir()) == []

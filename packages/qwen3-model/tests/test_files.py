@@ -1,0 +1,136 @@
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from qwen3_model.errors import OutputExistsError, Qwen3Error
+from qwen3_model.files import (
+    output_directory,
+    refuse_existing,
+    require_free_space,
+    write_atomically,
+    write_text_atomically,
+)
+
+
+def names(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text_atomically(path, "old")
+
+    def fail(temporary):
+        temporary.write_text("half", encoding="utf-8")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(path, fail)
+    assert path.read_text(encoding="utf-8") == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_a_folder_appears_only_when_it_is_whole(tmp_path):
+    out = tmp_path / "deep" / "out"
+    with output_directory(out) as partial:
+        (partial / "a").write_text("1", encoding="utf-8")
+        assert not out.exists()
+    assert names(out) == ["a"]
+    assert names(out.parent) == ["out"]
+
+
+def test_a_failed_folder_leaves_nothing(tmp_path):
+    out = tmp_path / "out"
+
+    def fill():
+        with output_directory(out) as partial:
+            (partial / "a").write_text("1", encoding="utf-8")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError):
+        fill()
+    assert names(tmp_path) == []
+
+
+def test_an_existing_output_needs_force_and_goes_only_when_the_new_one_is_whole(tmp_path):
+    out = tmp_path / "out"
+    with output_directory(out) as partial:
+        (partial / "old").write_text("1", encoding="utf-8")
+    with pytest.raises(OutputExistsError, match="--force"), output_directory(out):
+        pass
+    with output_directory(out, force=True) as partial:
+        assert names(out) == ["old"]
+        (partial / "new").write_text("2", encoding="utf-8")
+    assert names(out) == ["new"]
+    assert names(tmp_path) == ["out"]
+
+
+def test_refusal_names_the_output_and_the_remedy(tmp_path):
+    with pytest.raises(OutputExistsError) as caught:
+        refuse_existing(tmp_path, force=False)
+    assert str(tmp_path) in str(caught.value)
+    assert "--force" in str(caught.value)
+    refuse_existing(tmp_path, force=True)
+
+
+def test_too_little_space_is_said_in_gigabytes_before_any_work(tmp_path):
+    with pytest.raises(Qwen3Error, match=r"needs 1000000000\.00 GB but"):
+        require_free_space(tmp_path / "not" / "there", 10**18)
+    require_free_space(tmp_path, 1)
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from qwen3_model.files import output_directory
+with output_directory(Path(sys.argv[1])) as partial:
+    (partial / "a").write_text("half")
+    print("started", flush=True)
+    time.sleep(60)
+"""
+
+
+def start_writer(out: Path) -> subprocess.Popen:
+    process = subprocess.Popen([sys.executable, "-c", WRITER, str(out)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "started\n"
+    return process
+
+
+def test_a_killed_writer_leaves_no_output_and_the_next_one_sweeps_up_after_it(tmp_path):
+    out = tmp_path / "out"
+    process = start_writer(out)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not out.exists()
+    assert len(names(tmp_path)) == 1, "the hidden remains of the dead process"
+    with output_directory(out) as partial:
+        (partial / "b").write_text("whole", encoding="utf-8")
+    assert names(tmp_path) == ["out"]
+    assert names(out) == ["b"]
+
+
+def test_a_living_writers_temporary_folder_is_left_alone(tmp_path):
+    out = tmp_path / "out"
+    process = start_writer(out)
+    try:
+        with output_directory(out) as partial:
+            assert len(names(tmp_path)) == 2
+            (partial / "b").write_text("1", encoding="utf-8")
+        assert len(names(tmp_path)) == 2
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_the_temporary_name_carries_the_process(tmp_path):
+    with output_directory(tmp_path / "out") as partial:
+        assert partial.name.split(".")[-2] == str(os.getpid())
+        assert partial.parent == tmp_path
+    assert time.time() - (tmp_path / "out").stat().st_mtime < 60
