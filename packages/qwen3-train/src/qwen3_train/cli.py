@@ -39,7 +39,7 @@ def launch(config_path: Path, worker_num: int, overrides: tuple[str, ...], *, fo
     Example:
       qwen3-train launch --config configs/qwen3/demo.yaml --output_dir out \\
         --train_dataset.data_loader.config.data_path data/wiki_text_document
-    """  # noqa: D301 - \\b is click's mark for lines to keep
+    """
     from qwen3_train.launch import launch_run
 
     launch_run(config_path, overrides, worker_num=worker_num, force=force)
@@ -54,7 +54,7 @@ def report(run_dir: Path, width: int) -> None:
     \b
     Example:
       qwen3-train report out
-    """  # noqa: D301
+    """
     from qwen3_train.report import write_report
 
     click.echo(write_report(run_dir, width))

@@ -179,6 +179,10 @@ def _mode_problems(config: RunConfig) -> list[str]:
         problems.append(
             "context.device_target=Ascend but this machine has none; use --context.device_target CPU"
         )
+    if config.get("model.model_config.pet_config"):
+        problems.append(
+            "model.model_config.pet_config (LoRA) is not implemented in this version; leave it out"
+        )
     if config.get("do_eval") and config.get("eval_dataset"):
         problems.append(
             "eval_dataset is not implemented; the valid part of train_dataset's split is evaluated"

@@ -1,0 +1,97 @@
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import yaml
+from train_inputs import tiny_run
+
+from qwen3_model.config import SIZES
+from qwen3_model.errors import ConfigError
+from qwen3_model.layout import Layout
+from qwen3_model.run_config import load_run_config, parse_run_config
+from qwen3_train.schema import TRAIN
+from qwen3_train.settings import read_settings
+
+KEYS = Path(__file__).with_name("mindformers_keys.yaml")
+CONFIGS = Path(__file__).parents[3] / "configs" / "qwen3"
+LAYOUTS = {"0.6B": (8, 1), "1.7B": (8, 1), "4B": (8, 1), "8B": (8, 1), "14B": (8, 1), "32B": (4, 4)}
+
+
+def settings_of(values, *overrides, **arguments):
+    return read_settings(
+        parse_run_config(yaml.safe_dump(values), overrides, TRAIN, where="test"), **arguments
+    )
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_ready_file_of_each_size_has_its_architecture_and_the_guides_layout(size):
+    path = CONFIGS / f"pretrain_qwen3_{size.lower()}_4k.yaml"
+    tp, pp = LAYOUTS[size]
+    settings = read_settings(load_run_config(path, [], TRAIN), worker_num=tp * pp)
+    # The files train on 4096 tokens in float32 weights, and stop at the end of a document.
+    differ = {"max_position_embeddings", "eos_token_id", "pad_token_id", "dtype"}
+    for field in fields(settings.model):
+        if field.name not in differ:
+            assert getattr(settings.model, field.name) == getattr(SIZES[size], field.name), field.name
+    assert settings.layout == Layout(tp=tp, pp=pp, sequence_parallel=True)
+    assert settings.recompute == (size in ("14B", "32B"))
+    assert settings.data.eod == 151643
+
+
+def test_the_demo_file_is_read():
+    config = load_run_config(
+        CONFIGS / "demo.yaml", [("train_dataset.data_loader.config.data_path", "some/prefix")], TRAIN
+    )
+    settings = read_settings(config)
+    assert settings.model.vocab_size == 4096
+    assert settings.data.train.prefixes == ("some/prefix",)
+    assert config.notes == ()
+
+
+def test_every_key_of_mindformers_file_works_or_is_named_once():
+    config = load_run_config(KEYS, [], TRAIN)
+    settings = read_settings(config)
+    assert settings.data.train.prefixes == ("/path/to/wiki103-megatron_text_document",)
+    assert settings.data.num_train == 8000
+    assert (settings.data.eod, settings.data.seq_length) == (1, 4096)
+    assert settings.max_grad_norm == 1.0
+    assert (settings.save_every, settings.keep_max, settings.prefix) == (5000, 1, "qwen3")
+    assert settings.model.eos_token_id == 63
+    assert settings.layout == Layout()  # use_parallel is False
+    notes = " ".join(config.notes)
+    for key in ("layer_decay", "parallel.search_mode", "model.model_config.use_flash_attention", "profile"):
+        assert notes.count(key) >= 1
+
+
+def test_defaults_are_those_of_one_short_run(tmp_path):
+    values = tiny_run(tmp_path, "prefix")
+    del values["optimizer"], values["lr_schedule"], values["callbacks"], values["runner_wrapper"]
+    settings = settings_of(values)
+    assert (settings.adam.beta2, settings.adam.weight_decay) == (0.999, 0.0)
+    assert settings.max_grad_norm is None
+    assert (settings.save_every, settings.keep_max, settings.log_every) == (None, 1, 1)
+
+
+def test_sizes_of_nothing_mean_one_pass(tmp_path):
+    for sizes in ([0, 0, 0], [-1], None):
+        values = tiny_run(tmp_path, "prefix", train_dataset__data_loader__sizes=sizes)
+        assert settings_of(values).data.num_train is None
+    with pytest.raises(ConfigError, match="sizes="):
+        settings_of(tiny_run(tmp_path, "prefix", train_dataset__data_loader__sizes=["many"]))
+
+
+def test_files_of_their_own_exclude_a_split(tmp_path):
+    own = {"train_dataset__data_loader__config__train_data_path": ["a"]}
+    with pytest.raises(ConfigError, match="give one or the other"):
+        settings_of(tiny_run(tmp_path, "prefix", **own))
+    config = "train_dataset__data_loader__config__"
+    changes = own | {f"{config}data_path": None, f"{config}valid_data_path": ["b"]}
+    data = settings_of(tiny_run(tmp_path, "prefix", **changes)).data
+    assert (data.train.prefixes, data.valid.prefixes, data.split) == (("a",), ("b",), None)
+
+
+def test_a_layout_fits_the_number_of_processes(tmp_path):
+    changes = {"use_parallel": True, "parallel_config": {"data_parallel": 2, "model_parallel": 2}}
+    assert settings_of(tiny_run(tmp_path, "prefix", **changes), worker_num=4).layout == Layout(dp=2, tp=2)
+    with pytest.raises(ConfigError, match="needs 4 processes but 2 is started"):
+        settings_of(tiny_run(tmp_path, "prefix", **changes), worker_num=2)
