@@ -42,6 +42,10 @@ class HfFolder:
         """Return a mapped, read-only view of a tensor; BF16 comes as uint16."""
         return self.tensors[name].raw(name)
 
+    def release(self, name: str) -> None:
+        """Take a tensor's mapped pages out of this process's memory again."""
+        self.tensors[name].release(name)
+
     def float32(self, name: str) -> np.ndarray:
         """Return a tensor widened to float32."""
         return self.tensors[name].float32(name)

@@ -20,7 +20,7 @@ from qwen3_model.progress import Progress
 
 # Elements converted at a time: what a core's cache holds.
 CHUNK = 1 << 18
-NUM_THREADS = 4
+NUM_THREADS = 2
 STORED_AS = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32}
 
 
@@ -33,7 +33,7 @@ def load_hf(model: Qwen3ForCausalLM, directory: Path, *, quiet: bool = True) -> 
     """
     folder = open_hf_folder(directory)
     weights = {name: (folder.info(name).dtype, folder.raw(name)) for name in folder.tensors}
-    fill_weights(model, weights, str(directory), quiet=quiet)
+    fill_weights(model, weights, str(directory), release=folder.release, quiet=quiet)
 
 
 def init_model(model: Qwen3ForCausalLM, seed: int) -> None:
@@ -44,9 +44,16 @@ def init_model(model: Qwen3ForCausalLM, seed: int) -> None:
 
 
 def fill_weights(
-    model: nn.Cell, weights: Mapping[str, tuple[str, np.ndarray]], source: str, *, quiet: bool = True
+    model: nn.Cell,
+    weights: Mapping[str, tuple[str, np.ndarray]],
+    source: str,
+    *,
+    release: Callable[[str], None] | None = None,
+    quiet: bool = True,
 ) -> None:
     """Fill every weight of `model` from (safetensors dtype, array), BF16 as its bits in uint16.
+
+    `release` is called with the name of each weight that is no longer needed.
 
     Raises:
         WeightError: The two sets of names differ, or a shape or dtype does not fit; all such faults at once.
@@ -67,6 +74,8 @@ def fill_weights(
         for name, parameter in own.items():
             dtype, array = weights[name]
             fill(parameter, dtype, array)
+            if release is not None:
+                release(name)
             progress.advance(array.nbytes)
 
 

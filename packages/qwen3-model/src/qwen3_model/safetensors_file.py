@@ -6,6 +6,7 @@ Tensors are read through a memory map, so a file larger than memory costs nothin
 
 import json
 import math
+import mmap
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -74,6 +75,14 @@ class SafetensorsFile:
             self._map = np.memmap(self.path, np.uint8, "r")
         # A start that is no multiple of the element size is legal, so the view is made of bytes.
         return np.asarray(self._map[info.start : info.end]).view(dtype).reshape(info.shape)
+
+    def release(self, name: str) -> None:
+        """Take a tensor's pages out of this process's memory; they come back when they are read again."""
+        info = self.tensors[name]
+        start = info.start // mmap.PAGESIZE * mmap.PAGESIZE
+        if self._map is not None and info.size_bytes:
+            # numpy keeps the mapping that it made in this attribute.
+            self._map._mmap.madvise(mmap.MADV_DONTNEED, start, info.end - start)  # type: ignore[attr-defined]
 
     def float32(self, name: str) -> np.ndarray:
         """Return a float tensor widened to float32, exactly.
