@@ -27,7 +27,8 @@ def test_bytes_are_those_of_a_hand_encoded_message():
     expected = bytes.fromhex(
         "0801"  # current_stage 1
         "120d" "0a0177" "1208" "0801" "1204" "08020801"  # item w: stage 1, cut in (2, 1)
-        "1a20" "0a0177" "121b" "0a04" "08010802" "120d" "0800" "08ffffffffffffffffff01"  # grid, map (0, -1)
+        "1a24" "0a0177" "121f" "0a04" "08010802" "120d" "0800" "08ffffffffffffffffff01"  # grid, map (0, -1)
+        "1a002200"  # empty param_split_shape and indices_offset
         "2800" "3000" "3800"
     )  # fmt: skip
     assert encode_strategy(1, {"w": (1, layout)}) == expected

@@ -100,7 +100,9 @@ def _layout_item(name: str, layout: TensorLayout) -> bytes:
     grid = _message(1, b"".join(_number(1, size) for size in layout.dev_matrix))
     axes = _message(2, b"".join(_number(1, axis) for axis in layout.tensor_map))
     options = _number(5, 0) + _number(6, layout.opt_shard_step) + _number(7, layout.opt_shard_size)
-    return _message(3, _text(1, name) + _message(2, grid + axes + options))
+    # MindSpore reads the first param_split_shape of every layout, and uses neither it nor indices_offset.
+    unused = _message(3, b"") + _message(4, b"")
+    return _message(3, _text(1, name) + _message(2, grid + axes + unused + options))
 
 
 def _varint(value: int) -> bytes:

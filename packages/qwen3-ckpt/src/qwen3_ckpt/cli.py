@@ -1,0 +1,166 @@
+"""The command `qwen3-ckpt`."""
+
+from pathlib import Path
+
+import click
+
+from qwen3_ckpt import __version__
+from qwen3_model.cli_base import Commands, force_option, quiet_option
+
+A_PATH = click.Path(path_type=Path)
+A_FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
+DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
+QKV = click.Choice(["grouped", "contiguous"])
+MLP = click.Choice(["interleaved", "contiguous"])
+
+shard_option = click.option(
+    "--max-shard-size", "shard_bytes", type=click.IntRange(min=1), default=5_000_000_000, show_default=True,
+    metavar="BYTES", help="Largest file of a Hugging Face folder.",
+)  # fmt: skip
+hf_dir_option = click.option(
+    "--hf-dir",
+    type=A_FOLDER,
+    help="Folder with config.json and tokenizer files; looked for beside the source.",
+)
+
+
+@click.group(cls=Commands)
+@click.version_option(__version__, prog_name="qwen3-ckpt")
+def main() -> None:
+    """Merge and convert Qwen3 checkpoints. Needs no MindSpore."""
+
+
+@main.command()
+@click.option("--mindspore-ckpt-dir", required=True, type=A_FOLDER, help="Folder with rank_0, rank_1, ...")
+@click.option(
+    "--src-strategy-dirs", type=click.Path(path_type=Path, exists=True),
+    help="Folder of ckpt_strategy_rank_*.ckpt, one such file, or a merged one. Not needed for one rank.",
+)  # fmt: skip
+@click.option("--output-dir", required=True, type=A_PATH, help="Where the result goes.")
+@click.option(
+    "--file-suffix", metavar="E_S", help="Epoch and step; the newest that every rank has by default."
+)
+@click.option(
+    "--to", "target", type=click.Choice(["mindspore", "hf"]), default="mindspore", show_default=True,
+    help="MindSpore's unified layout below OUTPUT_DIR, or OUTPUT_DIR as a Hugging Face folder.",
+)  # fmt: skip
+@click.option(
+    "--filter-out-param-prefix",
+    multiple=True,
+    metavar="PREFIX",
+    help="Leave out tensors so named, such as adam_.",
+)
+@click.option("--check-replicas", is_flag=True, help="Compare the ranks that should hold equal slices.")
+@click.option("--has-redundancy", type=bool, help="Accepted for compatibility; it is seen from the files.")
+@click.option("--max-process-num", type=int, help="Accepted for compatibility; one process is enough.")
+@click.option("--dry-run", is_flag=True, help="Check everything and say what would be written.")
+@hf_dir_option
+@shard_option
+@force_option()
+@quiet_option()
+def merge(  # noqa: PLR0913 - the flags of the tool that it replaces
+    mindspore_ckpt_dir: Path,
+    src_strategy_dirs: Path | None,
+    output_dir: Path,
+    file_suffix: str | None,
+    target: str,
+    filter_out_param_prefix: tuple[str, ...],
+    check_replicas: bool,
+    has_redundancy: bool | None,
+    max_process_num: int | None,
+    dry_run: bool,
+    hf_dir: Path | None,
+    shard_bytes: int,
+    force: bool,
+    quiet: bool,
+) -> None:
+    """Merge a distributed checkpoint into whole tensors.
+
+    \b
+    Example:
+      qwen3-ckpt merge --mindspore-ckpt-dir output/checkpoint --src-strategy-dirs output/strategy \\
+          --output-dir merged --file-suffix 1_200
+    """
+    from qwen3_ckpt.merge import MergeRequest, merge_to_hf, merge_unified, prepare
+
+    del has_redundancy, max_process_num
+    request = MergeRequest(
+        mindspore_ckpt_dir, src_strategy_dirs, file_suffix, filter_out_param_prefix, check_replicas, hf_dir
+    )
+    prepared = prepare(request)
+    for note in prepared.checkpoint.notes:
+        click.echo(f"Note: {note}", err=True)
+    size = prepared.size_bytes()
+    summary = f"step {prepared.ranks.suffix}: {len(prepared.checkpoint.tensors)} tensors, {size:,} bytes"
+    if dry_run:
+        click.echo(f"would merge {summary} from {len(prepared.ranks.files)} ranks into {output_dir}")
+        return
+    if target == "hf":
+        result = merge_to_hf(prepared, output_dir, force=force, quiet=quiet, shard_bytes=shard_bytes)
+    else:
+        result = merge_unified(prepared, output_dir, force=force, quiet=quiet)
+    click.echo(f"merged {summary}: {result}")
+
+
+@main.command()
+@click.argument("source", type=click.Path(path_type=Path, exists=True))
+@click.argument("output", type=A_PATH)
+@click.option(
+    "--to", "target", type=click.Choice(["hf", "ours", "mindformers"]), default="hf", show_default=True,
+    help="A Hugging Face folder, unified files with its names, or those with fused weights.",
+)  # fmt: skip
+@click.option("--dtype", type=click.Choice(sorted(DTYPES)), help="Element type; kept by default.")
+@click.option(
+    "--source-qkv", type=QKV, default="grouped", show_default=True, help="Rows of fused q, k, v in SOURCE."
+)
+@click.option(
+    "--source-mlp", type=MLP, default="interleaved", show_default=True, help="Rows of fused gate, up."
+)
+@click.option(
+    "--target-qkv", type=QKV, default="grouped", show_default=True, help="Rows of fused q, k, v in OUTPUT."
+)
+@click.option(
+    "--target-mlp", type=MLP, default="interleaved", show_default=True, help="Rows of fused gate, up."
+)
+@hf_dir_option
+@shard_option
+@force_option()
+@quiet_option()
+def convert(  # noqa: PLR0913 - one parameter a flag
+    source: Path,
+    output: Path,
+    target: str,
+    dtype: str | None,
+    source_qkv: str,
+    source_mlp: str,
+    target_qkv: str,
+    target_mlp: str,
+    hf_dir: Path | None,
+    shard_bytes: int,
+    force: bool,
+    quiet: bool,
+) -> None:
+    """Convert the whole weights in SOURCE to OUTPUT.
+
+    SOURCE is a Hugging Face folder, what `merge` wrote, or one safetensors file; what it is, is seen from its
+    files and names.
+
+    \b
+    Examples:
+      qwen3-ckpt convert merged hf_model --dtype bf16
+      qwen3-ckpt convert Qwen3-0.6B unified --to mindformers
+    """
+    from qwen3_ckpt.convert import ConvertRequest
+    from qwen3_ckpt.convert import convert as run
+    from qwen3_ckpt.fused import FusedLayout
+
+    request = ConvertRequest(
+        source=source,
+        target=target,
+        source_layout=FusedLayout(source_qkv == "contiguous", source_mlp == "interleaved"),
+        target_layout=FusedLayout(target_qkv == "contiguous", target_mlp == "interleaved"),
+        dtype=DTYPES[dtype] if dtype else None,
+        hf_dir=hf_dir,
+    )
+    run(request, output, force=force, quiet=quiet, shard_bytes=shard_bytes)
+    click.echo(f"converted {source}: {output}")

@@ -1,0 +1,176 @@
+"""Merge a distributed checkpoint into MindSpore's unified layout or straight into a Hugging Face folder.
+
+Unified layout, below `<output>/<suffix>_ckpt_convert/`:
+    merge_strategy/merge_strategy.ckpt    the strategies of all stages in one file
+    unified_safe/part0.safetensors, ...   whole tensors, about 3 GiB a file
+    unified_safe/param_name_map.json      {"metadata": {"total_size"}, "weight_map": {tensor: file}}
+    unified_safe/hyper_param.safetensors  scalars of the run, such as global_step
+    hf_files/                             config.json and tokenizer files of the run, where it kept them
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from qwen3_ckpt.assemble import Assembled, assemble, without_strategy
+from qwen3_ckpt.check_shapes import check_shapes
+from qwen3_ckpt.companions import copy_companions, find_companions
+from qwen3_ckpt.hf_output import write_hf_folder
+from qwen3_ckpt.names import hf_tensors
+from qwen3_ckpt.rank_files import RankFiles, open_rank_files
+from qwen3_ckpt.replicas import check_replicas
+from qwen3_ckpt.rows import LazyTensor
+from qwen3_ckpt.strategies import Stages, read_stages
+from qwen3_model.config import Qwen3Config
+from qwen3_model.errors import ConfigError
+from qwen3_model.files import output_directory, refuse_existing, require_free_space
+from qwen3_model.progress import Progress
+from qwen3_model.safetensors_file import write_safetensors
+from qwen3_model.strategy import encode_strategy
+
+PART_BYTES = 3 << 30
+UNIFIED, NAME_MAP, HYPER = "unified_safe", "param_name_map.json", "hyper_param.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class MergeRequest:
+    """What to merge and how."""
+
+    checkpoint_dir: Path
+    """Folder with rank_0, rank_1, ..."""
+    strategy: Path | None
+    """Folder or file of strategies; None for a checkpoint that one process wrote."""
+    suffix: str | None
+    """Epoch and step, `E_S`; None for the newest step that every rank has."""
+    filter_out_prefixes: tuple[str, ...]
+    """Tensors whose names begin so are left out."""
+    check_replicas: bool
+    """Whether ranks that should hold equal slices are compared byte by byte."""
+    hf_dir: Path | None
+    """Folder with config.json and tokenizer files; None to look beside the checkpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A merge that can be written."""
+
+    ranks: RankFiles
+    stages: Stages
+    checkpoint: Assembled
+    companions: Path | None
+    config: Qwen3Config | None
+
+    def size_bytes(self) -> int:
+        """Return the bytes of all tensors."""
+        return sum(tensor.plan.size_bytes for tensor in self.checkpoint.tensors.values())
+
+
+def prepare(request: MergeRequest) -> Prepared:
+    """Open and check everything; nothing is written.
+
+    Raises:
+        Qwen3Error: Something is missing, damaged, or does not fit; see `assemble`.
+    """
+    ranks = open_rank_files(request.checkpoint_dir, request.suffix)
+    notes: list[str] = []
+    stages: Stages = {}
+    if request.strategy is None:
+        checkpoint = without_strategy(ranks)
+    else:
+        stages, notes = read_stages(request.strategy)
+        checkpoint = assemble(ranks, stages)
+    checkpoint.notes += notes
+    if request.check_replicas:
+        check_replicas(ranks, stages)
+    for prefix in request.filter_out_prefixes:
+        checkpoint.tensors = {n: t for n, t in checkpoint.tensors.items() if not n.startswith(prefix)}
+    companions = request.hf_dir or find_companions(request.checkpoint_dir)
+    config = Qwen3Config.from_dir(companions) if companions else None
+    if config:
+        check_shapes(checkpoint.tensors, config)
+    return Prepared(ranks, stages, checkpoint, companions, config)
+
+
+def merge_unified(prepared: Prepared, output_dir: Path, *, force: bool, quiet: bool) -> Path:
+    """Write the unified layout below `output_dir` and return its folder.
+
+    Raises:
+        OutputExistsError: The folder is there and `force` is false.
+    """
+    target = output_dir / f"{prepared.ranks.suffix}_ckpt_convert"
+    refuse_existing(target, force=force)
+    require_free_space(output_dir, prepared.size_bytes())
+    with (
+        output_directory(target, force=force) as folder,
+        Progress("merge", prepared.size_bytes(), "B", quiet=quiet) as progress,
+    ):
+        write_parts(folder / UNIFIED, prepared.checkpoint.tensors, progress.advance)
+        if prepared.checkpoint.run_state:
+            _write(folder / UNIFIED / HYPER, list(prepared.checkpoint.run_state.values()), lambda _: None)
+        if prepared.stages:
+            items = {
+                f"{stage}-{name}" if len(prepared.stages) > 1 else name: (stage, layout)
+                for stage, layouts in prepared.stages.items()
+                for name, layout in layouts.items()
+            }
+            (folder / "merge_strategy").mkdir()
+            (folder / "merge_strategy" / "merge_strategy.ckpt").write_bytes(encode_strategy(0, items))
+        if prepared.companions:
+            copy_companions(prepared.companions, folder / "hf_files")
+    return target
+
+
+def merge_to_hf(prepared: Prepared, output_dir: Path, *, force: bool, quiet: bool, shard_bytes: int) -> Path:
+    """Write a Hugging Face folder in one pass over the ranks and return it.
+
+    Raises:
+        ConfigError: No config.json was found for the model.
+        OutputExistsError: The folder is there and `force` is false.
+    """
+    if prepared.companions is None or prepared.config is None:
+        raise ConfigError(
+            "a Hugging Face folder needs a config.json, and none lies beside the checkpoint; name its folder "
+            "with --hf-dir"
+        )
+    tensors = hf_tensors(prepared.checkpoint.tensors, prepared.config)
+    write_hf_folder(
+        output_dir,
+        tensors,
+        prepared.config,
+        prepared.companions,
+        force=force,
+        quiet=quiet,
+        shard_bytes=shard_bytes,
+    )
+    return output_dir
+
+
+def plan_parts(tensors: dict[str, LazyTensor]) -> list[list[LazyTensor]]:
+    """Share tensors out over files of about PART_BYTES, the largest first to the emptiest file."""
+    total = sum(tensor.plan.size_bytes for tensor in tensors.values())
+    count = max(1, min(-(-total // PART_BYTES), len(tensors)))
+    parts: list[list[LazyTensor]] = [[] for _ in range(count)]
+    filled = [0] * count
+    for tensor in sorted(tensors.values(), key=lambda tensor: -tensor.plan.size_bytes):
+        emptiest = filled.index(min(filled))
+        parts[emptiest].append(tensor)
+        filled[emptiest] += tensor.plan.size_bytes
+    return parts
+
+
+def write_parts(folder: Path, tensors: dict[str, LazyTensor], count: Callable[[float], None]) -> None:
+    """Write `part0.safetensors`, ... and the map of names into the new folder `folder`."""
+    folder.mkdir()
+    weight_map: dict[str, str] = {}
+    for index, part in enumerate(plan_parts(tensors)):
+        name = f"part{index}.safetensors"
+        _write(folder / name, part, count)
+        weight_map |= {tensor.plan.name: name for tensor in part}
+    total = sum(tensor.plan.size_bytes for tensor in tensors.values())
+    told = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / NAME_MAP).write_text(json.dumps(told, indent=4), encoding="utf-8")
+
+
+def _write(path: Path, tensors: list[LazyTensor], count: Callable[[float], None]) -> None:
+    write_safetensors(path, [(tensor.plan, tensor.pieces(count)) for tensor in tensors], {"format": "ms"})

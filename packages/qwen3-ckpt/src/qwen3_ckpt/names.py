@@ -1,0 +1,45 @@
+"""From whatever names a checkpoint has to the model's own, complete and in order."""
+
+from qwen3_ckpt.fused import FUSED_LAYER, FusedLayout, split_fused
+from qwen3_ckpt.rows import LazyTensor
+from qwen3_model.config import Qwen3Config
+from qwen3_model.errors import WeightError
+
+MAX_NAMED = 8
+OPTIMIZER_PREFIXES = ("adam_m.", "adam_v.")
+
+
+def is_fused(tensors: dict[str, LazyTensor]) -> bool:
+    """Return whether the names are mindformers'."""
+    return any(FUSED_LAYER.fullmatch(name) for name in tensors)
+
+
+def hf_tensors(
+    tensors: dict[str, LazyTensor],
+    config: Qwen3Config,
+    layout: FusedLayout = FusedLayout(),  # noqa: B008
+) -> dict[str, LazyTensor]:
+    """Return exactly the model's weights under Hugging Face's names, in the model's order.
+
+    Optimizer state is left out; a tied model's output layer is left out.
+
+    Raises:
+        WeightError: Weights are missing, unknown, or of the wrong shape; they are named.
+    """
+    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(OPTIMIZER_PREFIXES)}
+    if is_fused(weights):
+        weights = split_fused(weights, config, layout)
+    if config.tie_word_embeddings:
+        weights.pop("lm_head.weight", None)
+    shapes = config.weight_shapes()
+    problems = [f"{name} is missing" for name in shapes if name not in weights]
+    problems += [f"{name} is unknown" for name in weights if name not in shapes]
+    problems += [
+        f"{name} is {weights[name].plan.shape}, config.json says {shape}"
+        for name, shape in shapes.items()
+        if name in weights and weights[name].plan.shape != shape
+    ]
+    if problems:
+        more = f" and {len(problems) - MAX_NAMED} more" if len(problems) > MAX_NAMED else ""
+        raise WeightError(f"the weights are not those of the model: {'; '.join(problems[:MAX_NAMED])}{more}")
+    return {name: weights[name] for name in shapes}
