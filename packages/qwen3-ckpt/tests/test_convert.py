@@ -1,0 +1,165 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from ckpt_samples import TINY, Spec, make_checkpoint
+from click.testing import CliRunner
+
+from qwen3_ckpt.cli import main
+from qwen3_ckpt.convert import open_weights
+from qwen3_model.hf_folder import open_hf_folder
+from qwen3_model.safetensors_file import NUMPY_DTYPES, from_float32
+
+TIED = dataclasses.replace(TINY, tie_word_embeddings=True)
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def whole(folder):
+    """Read every tensor through its lazy pieces."""
+    return {
+        name: np.concatenate([piece.reshape(-1) for piece in tensor.pieces()])
+        .view(NUMPY_DTYPES[tensor.plan.dtype])
+        .reshape(tensor.plan.shape)
+        for name, tensor in open_weights(folder).items()
+    }
+
+
+@pytest.fixture
+def merged(tmp_path):
+    made = make_checkpoint(tmp_path / "run", Spec(tp=2, pp=2, with_moments=True))
+    (tmp_path / "run" / "tokenizer.json").write_text("{}", encoding="utf-8")
+    result = run(
+        "merge", "--mindspore-ckpt-dir", made.checkpoint_dir, "--src-strategy-dirs", made.strategy_dir,
+        "--output-dir", tmp_path / "merged",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    return made
+
+
+def weights_of(made):
+    return {name: value for name, value in made.whole.items() if not name.startswith("adam_")}
+
+
+def test_a_merged_checkpoint_becomes_a_hugging_face_folder(merged, tmp_path):
+    result = run("convert", tmp_path / "merged", tmp_path / "hf")
+    assert result.exit_code == 0, result.output
+    folder = open_hf_folder(tmp_path / "hf")
+    assert folder.config.dtype == "float32"
+    assert folder.tensors.keys() == weights_of(merged).keys()
+    for name, value in weights_of(merged).items():
+        np.testing.assert_array_equal(folder.raw(name), value)
+    assert (tmp_path / "hf" / "tokenizer.json").read_text(encoding="utf-8") == "{}"
+
+
+def test_merging_straight_to_hugging_face_gives_the_same_bytes(merged, tmp_path):
+    run("convert", tmp_path / "merged", tmp_path / "hf")
+    result = run(
+        "merge", "--mindspore-ckpt-dir", merged.checkpoint_dir, "--src-strategy-dirs", merged.strategy_dir,
+        "--output-dir", tmp_path / "direct", "--to", "hf",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    for path in (tmp_path / "hf").iterdir():
+        assert path.read_bytes() == (tmp_path / "direct" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("qkv", ["grouped", "contiguous"])
+@pytest.mark.parametrize("mlp", ["interleaved", "contiguous"])
+def test_mindformers_fused_rows_are_where_its_formula_says(merged, tmp_path, qkv, mlp):
+    run("convert", tmp_path / "merged", tmp_path / "hf")
+    result = run(
+        "convert",
+        tmp_path / "hf",
+        tmp_path / "mf",
+        "--to",
+        "mindformers",
+        "--target-qkv",
+        qkv,
+        "--target-mlp",
+        mlp,
+    )
+    assert result.exit_code == 0, result.output
+    fused, plain = whole(tmp_path / "mf" / "unified_safe"), weights_of(merged)
+    c = TINY
+    for layer in range(c.num_layers):
+        q, k, v = (plain[f"model.layers.{layer}.self_attn.{part}_proj.weight"] for part in "qkv")
+        gate, up = (plain[f"model.layers.{layer}.mlp.{part}_proj.weight"] for part in ("gate", "up"))
+        groups = [part.reshape(c.num_kv_heads, -1, c.hidden_size) for part in (q, k, v)]
+        grouped = np.concatenate(groups, axis=1).reshape(-1, c.hidden_size)
+        expected = grouped if qkv == "grouped" else np.concatenate([q, k, v])
+        np.testing.assert_array_equal(
+            fused[f"decoder.layers.{layer}.self_attention.linear_qkv.weight"], expected
+        )
+        woven = np.stack([gate, up], axis=1).reshape(-1, c.hidden_size)
+        expected = woven if mlp == "interleaved" else np.concatenate([gate, up])
+        np.testing.assert_array_equal(fused[f"decoder.layers.{layer}.mlp.linear_fc1.weight"], expected)
+    result = run("convert", tmp_path / "mf", tmp_path / "back", "--source-qkv", qkv, "--source-mlp", mlp)
+    assert result.exit_code == 0, result.output
+    for path in (tmp_path / "hf").iterdir():
+        assert path.read_bytes() == (tmp_path / "back" / path.name).read_bytes()
+
+
+def test_another_dtype_rounds_to_nearest_and_is_stated_in_the_config(merged, tmp_path):
+    result = run("convert", tmp_path / "merged", tmp_path / "hf", "--dtype", "bf16")
+    assert result.exit_code == 0, result.output
+    folder = open_hf_folder(tmp_path / "hf")
+    assert folder.config.dtype == "bfloat16"
+    for name, value in weights_of(merged).items():
+        np.testing.assert_array_equal(folder.raw(name), from_float32(value, "BF16"))
+
+
+def test_a_tied_model_loses_its_repeated_head(tmp_path):
+    made = make_checkpoint(tmp_path / "run", Spec(config=TIED))
+    result = run(
+        "merge", "--mindspore-ckpt-dir", made.checkpoint_dir, "--to", "hf", "--output-dir", tmp_path / "hf"
+    )
+    assert result.exit_code == 0, result.output
+    assert "lm_head.weight" not in open_hf_folder(tmp_path / "hf").tensors
+
+
+def test_shards_respect_the_size(merged, tmp_path):
+    run("convert", tmp_path / "merged", tmp_path / "hf", "--max-shard-size", 8000)
+    files = sorted((tmp_path / "hf").glob("model-*-of-*.safetensors"))
+    assert len(files) > 2
+    assert all(path.stat().st_size < 8000 + 2000 for path in files)
+    assert open_hf_folder(tmp_path / "hf").tensors.keys() == weights_of(merged).keys()
+
+
+def test_a_weight_that_is_missing_is_named_and_nothing_is_written(merged, tmp_path):
+    run("convert", tmp_path / "merged", tmp_path / "hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text(encoding="utf-8")) | {
+        "num_hidden_layers": 5
+    }
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    result = run("convert", tmp_path / "hf", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "model.layers.4.input_layernorm.weight is missing" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_existing_output_is_kept_without_force_and_replaced_with_it(merged, tmp_path):
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "mine").write_text("mine", encoding="utf-8")
+    result = run("convert", tmp_path / "merged", tmp_path / "hf")
+    assert result.exit_code == 1
+    assert "already exists" in result.output
+    assert (tmp_path / "hf" / "mine").read_text(encoding="utf-8") == "mine"
+    assert run("convert", tmp_path / "merged", tmp_path / "hf", "--force").exit_code == 0
+    assert not (tmp_path / "hf" / "mine").exists()
+    assert open_hf_folder(tmp_path / "hf").config == TINY
+
+
+def test_without_a_config_the_remedy_is_named(merged, tmp_path):
+    (tmp_path / "alone").mkdir()
+    part = tmp_path / "merged" / "1_5_ckpt_convert" / "unified_safe" / "part0.safetensors"
+    (tmp_path / "alone" / "deep").mkdir()
+    (tmp_path / "alone" / "deep" / "deeper").mkdir()
+    target = tmp_path / "alone" / "deep" / "deeper" / "x.safetensors"
+    target.write_bytes(part.read_bytes())
+    result = run("convert", target, tmp_path / "hf")
+    assert result.exit_code == 1
+    assert "name its folder with --hf-dir" in result.output
+    assert "Traceback" not in result.output

@@ -1,0 +1,236 @@
+import hashlib
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from ckpt_samples import TINY, Spec, make_checkpoint
+from click.testing import CliRunner
+
+from qwen3_ckpt.cli import main
+from qwen3_model.safetensors_file import TensorPlan, open_safetensors, write_safetensors
+from qwen3_model.strategy import encode_strategy, read_strategy
+
+NAME = "model.layers.0.mlp.up_proj.weight"
+
+
+def merge(made, out, *more):
+    arguments = [
+        "merge", "--mindspore-ckpt-dir", made.checkpoint_dir, "--src-strategy-dirs", made.strategy_dir,
+        "--output-dir", out, *more,
+    ]  # fmt: skip
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def refused(made, out, *more):
+    """Run a merge that must fail with one sentence, leave the sources alone and write nothing."""
+    before = digest(made)
+    result = merge(made, out, *more)
+    assert result.exit_code == 1, result.output
+    assert result.output.startswith("Error: ") or "\nError: " in result.output
+    assert "Traceback" not in result.output
+    assert digest(made) == before
+    assert not out.exists() or not list(out.iterdir())
+    return result.output
+
+
+def digest(made):
+    paths = sorted(path for folder in (made.checkpoint_dir, made.strategy_dir) for path in folder.rglob("*"))
+    return [(path, hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths if path.is_file()]
+
+
+def rank_file(made, rank):
+    (path,) = (made.checkpoint_dir / f"rank_{rank}").glob("*.safetensors")
+    return path
+
+
+def rewrite(path, change):
+    """Write the file anew with `change` applied to {name: (dtype, array)}."""
+    file = open_safetensors(path)
+    tensors = {name: (info.dtype, np.array(file.raw(name))) for name, info in file.tensors.items()}
+    change(tensors)
+    entries = [(TensorPlan(name, dtype, value.shape), [value]) for name, (dtype, value) in tensors.items()]
+    write_safetensors(path, entries, file.metadata)
+
+
+@pytest.fixture
+def made(tmp_path):
+    return make_checkpoint(tmp_path / "run", Spec(dp=2, tp=2, pp=2))
+
+
+def test_a_missing_rank_is_replaced_by_its_twin_and_named(made, tmp_path):
+    shutil.rmtree(made.checkpoint_dir / "rank_0")
+    result = merge(made, tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "rank_0 missing; ranks with the same slices were used" in result.output
+
+
+def test_a_slice_that_no_rank_has_is_named(made, tmp_path):
+    for rank in (1, 3):
+        shutil.rmtree(made.checkpoint_dir / f"rank_{rank}")
+    assert f"{NAME}: the slice of rank_1 or rank_3 is missing" in refused(made, tmp_path / "out").replace(
+        "\n", ""
+    )
+
+
+def test_a_truncated_file_is_named(made, tmp_path):
+    path = rank_file(made, 2)
+    path.write_bytes(path.read_bytes()[:-10])
+    assert f"{path} is cut short" in refused(made, tmp_path / "out")
+
+
+def test_an_empty_file_is_named(made, tmp_path):
+    rank_file(made, 2).write_bytes(b"")
+    assert f"{rank_file(made, 2)} is no safetensors file" in refused(made, tmp_path / "out")
+
+
+def test_a_rank_of_another_dtype_is_named(made, tmp_path):
+    rewrite(rank_file(made, 1), lambda t: t.update({NAME: ("F16", t[NAME][1].astype(np.float16))}))
+    assert f"{NAME} is F32 (12, 16) in rank_0 but F16 (12, 16) in rank_1" in refused(made, tmp_path / "out")
+
+
+def test_a_rank_of_another_shape_is_named(made, tmp_path):
+    rewrite(rank_file(made, 1), lambda t: t.update({NAME: ("F32", t[NAME][1][:5])}))
+    assert f"{NAME} is F32 (12, 16) in rank_0 but F32 (5, 16) in rank_1" in refused(made, tmp_path / "out")
+
+
+def test_a_tensor_absent_everywhere_is_named(made, tmp_path):
+    for rank in range(4):
+        rewrite(rank_file(made, rank), lambda t: t.pop(NAME))
+    assert f"{NAME} is in the strategy but in no rank's file" in refused(made, tmp_path / "out")
+
+
+def test_a_tensor_that_the_strategy_does_not_know_is_named(made, tmp_path):
+    rewrite(rank_file(made, 0), lambda t: t.update({"new-name": ("F32", np.ones((2, 2), np.float32))}))
+    assert "new-name in rank_0 is not in the strategy of its stage" in refused(made, tmp_path / "out")
+
+
+def test_replicas_that_disagree_are_found_on_request(made, tmp_path):
+    rewrite(rank_file(made, 2), lambda t: t.update({NAME: ("F32", t[NAME][1] + 1)}))
+    output = refused(made, tmp_path / "out", "--check-replicas")
+    assert f"{NAME} differs between" in output
+    assert merge(made, tmp_path / "out").exit_code == 0
+
+
+def test_a_stage_without_strategy_is_named(made, tmp_path):
+    for rank in range(4):
+        (made.strategy_dir / f"ckpt_strategy_rank_{rank}.ckpt").unlink()
+    assert "the strategy lacks stage 0" in refused(made, tmp_path / "out")
+
+
+def test_the_strategy_of_a_later_stage_missing_is_seen_from_the_ranks(made, tmp_path):
+    for rank in range(4, 8):
+        (made.strategy_dir / f"ckpt_strategy_rank_{rank}.ckpt").unlink()
+    assert "the strategy is for 4 devices, but there is a rank_4" in refused(made, tmp_path / "out")
+
+
+def test_a_strategy_of_another_layout_is_refused_by_shape(tmp_path):
+    made = make_checkpoint(tmp_path / "run", Spec(dp=2, tp=2))
+    other = make_checkpoint(tmp_path / "other", Spec(dp=4))
+    shutil.rmtree(made.strategy_dir)
+    shutil.copytree(other.strategy_dir, made.strategy_dir)
+    assert "is of another run" in refused(made, tmp_path / "out")
+
+
+def test_a_merged_strategy_beside_the_rank_files_does_not_matter_unless_it_disagrees(made, tmp_path):
+    items = {}
+    for rank in (0, 4):
+        stage, layouts = read_strategy(made.strategy_dir / f"ckpt_strategy_rank_{rank}.ckpt")
+        items |= {f"{stage}-{name}": (stage, layout) for name, layout in layouts.items()}
+    merged = made.strategy_dir / "merged_ckpt_strategy.ckpt"
+    merged.write_bytes(encode_strategy(0, items))
+    result = merge(made, tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "was not needed" in result.output
+    shutil.rmtree(tmp_path / "out")
+    items.pop(f"0-{NAME}")
+    merged.write_bytes(encode_strategy(0, items))
+    assert "disagrees with the rank files beside it" in refused(made, tmp_path / "out")
+
+
+def test_a_merged_strategy_file_alone_works(made, tmp_path):
+    assert merge(made, tmp_path / "a").exit_code == 0
+    merged = tmp_path / "a" / "1_5_ckpt_convert" / "merge_strategy" / "merge_strategy.ckpt"
+    arguments = ["merge", "--mindspore-ckpt-dir", made.checkpoint_dir, "--src-strategy-dirs", merged,
+                 "--output-dir", tmp_path / "b"]  # fmt: skip
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    for part in (tmp_path / "a" / "1_5_ckpt_convert" / "unified_safe").iterdir():
+        assert (
+            part.read_bytes()
+            == (tmp_path / "b" / "1_5_ckpt_convert" / "unified_safe" / part.name).read_bytes()
+        )
+
+
+def test_ranks_at_different_steps_merge_at_the_newest_common_one(made, tmp_path):
+    path = rank_file(made, 0)
+    shutil.copy(path, path.with_name("qwen3_rank_0-1_9.safetensors"))
+    result = merge(made, tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "step 1_9 is not in every rank folder and was passed over" in result.output
+    assert (tmp_path / "out" / "1_5_ckpt_convert").is_dir()
+
+
+def test_an_unknown_step_lists_the_known_ones(made, tmp_path):
+    assert "has no step 7_7; its steps are 1_5" in refused(made, tmp_path / "out", "--file-suffix", "7_7")
+
+
+def test_a_header_that_lies_is_named(made, tmp_path):
+    path = rank_file(made, 0)
+    path.write_bytes(path.read_bytes().replace(b'"shape":[12,16]', b'"shape":[16,16]', 1))
+    assert str(path) in refused(made, tmp_path / "out")
+
+
+def test_an_optimizer_prefix_is_left_out_whole(tmp_path):
+    made = make_checkpoint(tmp_path / "run", Spec(dp=2, with_moments=True, shard_moments=True))
+    result = merge(made, tmp_path / "out", "--filter-out-param-prefix", "adam_")
+    assert result.exit_code == 0, result.output
+    names = set()
+    for path in (tmp_path / "out").rglob("*.safetensors"):
+        names |= open_safetensors(path).tensors.keys()
+    assert names == TINY.weight_shapes().keys() | {"global_step"}
+
+
+def test_a_dry_run_writes_nothing(made, tmp_path):
+    result = merge(made, tmp_path / "out", "--dry-run")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("would merge step 1_5: 47 tensors, ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_existing_merge_survives_a_failed_one(made, tmp_path):
+    assert merge(made, tmp_path / "out").exit_code == 0
+    kept = tmp_path / "out" / "1_5_ckpt_convert" / "unified_safe" / "part0.safetensors"
+    before = kept.read_bytes()
+    assert "already exists" in merge(made, tmp_path / "out").output
+    rank_file(made, 2).write_bytes(b"")
+    assert merge(made, tmp_path / "out", "--force").exit_code == 1
+    assert kept.read_bytes() == before
+
+
+def test_a_kill_at_any_moment_leaves_the_output_absent_or_whole(tmp_path):
+    made = make_checkpoint(tmp_path / "run", Spec(tp=2, with_moments=True))
+    out = tmp_path / "out"
+    command = [
+        sys.executable, "-c", "from qwen3_ckpt.cli import main; main()", "merge", "--mindspore-ckpt-dir",
+        made.checkpoint_dir, "--src-strategy-dirs", made.strategy_dir, "--output-dir", out,
+    ]  # fmt: skip
+    started = time.monotonic()
+    subprocess.run(command, check=True, capture_output=True)
+    whole_s = time.monotonic() - started
+    shutil.rmtree(out)
+    for tenth in range(4, 10):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(whole_s * tenth / 10)
+        process.kill()
+        process.wait()
+        assert (
+            not (out / "1_5_ckpt_convert").exists()
+            or (out / "1_5_ckpt_convert" / "unified_safe" / "hyper_param.safetensors").exists()
+        )
+        shutil.rmtree(out / "1_5_ckpt_convert", ignore_errors=True)
+    result = merge(made, out)
+    assert result.exit_code == 0, result.output
+    assert [path.name for path in out.iterdir()] == ["1_5_ckpt_convert"]
