@@ -3,7 +3,7 @@
 import numpy as np
 
 from qwen3_ckpt.rank_files import RankFiles
-from qwen3_ckpt.rows import from_file
+from qwen3_ckpt.rows import from_file, row_windows
 from qwen3_ckpt.strategies import Stages
 from qwen3_model.errors import WeightError
 from qwen3_model.safetensors_file import SafetensorsFile
@@ -33,5 +33,5 @@ def check_replicas(ranks: RankFiles, stages: Stages) -> None:
 
 
 def _equal(name: str, a: SafetensorsFile, b: SafetensorsFile) -> bool:
-    pairs = zip(from_file(a, name).pieces(), from_file(b, name).pieces(), strict=True)
-    return all(np.array_equal(left, right) for left, right in pairs)
+    left, right = from_file(a, name).rows, from_file(b, name).rows
+    return all(np.array_equal(left.read(*window), right.read(*window)) for window in row_windows(left))

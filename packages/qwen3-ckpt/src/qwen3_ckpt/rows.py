@@ -4,7 +4,7 @@ A tensor of shape (d0, d1, ...) has d0 rows of d1 * d2 * ... elements; a scalar 
 or conversion does (stack slices, join columns, pick rows, cast) is a source of rows that reads from others.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from qwen3_model.safetensors_file import (
     NUMPY_DTYPES,
+    FileRange,
     SafetensorsFile,
     TensorPlan,
     from_float32,
@@ -32,6 +33,9 @@ class RowSource(Protocol):
     def read(self, start: int, stop: int) -> Bytes:
         """Return rows `start` to `stop` as uint8 (stop - start, row_bytes); may be a read-only view."""
 
+    def ranges(self, start: int, stop: int) -> list[FileRange] | None:
+        """Return the same rows as ranges of files, or None when they lie nowhere as they are."""
+
 
 @dataclass(frozen=True, slots=True)
 class LazyTensor:
@@ -40,11 +44,19 @@ class LazyTensor:
     plan: TensorPlan
     rows: RowSource
 
-    def pieces(self, count: Callable[[float], None] = lambda _: None) -> Iterator[Bytes]:
-        """Yield the data in order, about PIECE_BYTES at a time; `count` hears of the bytes that were used."""
-        step = max(1, PIECE_BYTES // max(self.rows.row_bytes, 1))
-        for start in range(0, self.rows.num_rows, step):
-            piece = self.rows.read(start, min(start + step, self.rows.num_rows))
+    def pieces(self, count: Callable[[float], None] = lambda _: None) -> Iterator[Bytes | FileRange]:
+        """Yield the data in order, about PIECE_BYTES at a time or as ranges of files to copy.
+
+        `count` hears of the bytes of each piece once it was used.
+        """
+        ranges = self.rows.ranges(0, self.rows.num_rows)
+        if ranges is not None:
+            for part in ranges:
+                yield part
+                count(part.size_bytes)
+            return
+        for window in row_windows(self.rows):
+            piece = self.rows.read(*window)
             yield piece
             count(piece.nbytes)
 
@@ -67,6 +79,11 @@ class FileRows:
         raw = self._file.raw(self._name).reshape(-1).view(np.uint8)
         return raw[start * self.row_bytes : stop * self.row_bytes].reshape(stop - start, self.row_bytes)
 
+    def ranges(self, start: int, stop: int) -> list[FileRange]:
+        """Return the one range."""
+        first = self._file.tensors[self._name].start + start * self.row_bytes
+        return [FileRange(self._file.path, first, (stop - start) * self.row_bytes)]
+
 
 class StackedRows:
     """Sources one below the other: slices along dimension 0."""
@@ -78,13 +95,19 @@ class StackedRows:
 
     def read(self, start: int, stop: int) -> Bytes:
         """Return a view when the rows lie in one source, else a copy."""
-        parts, offset = [], 0
+        return _stack([source.read(*window) for source, window in self._windows(start, stop)])
+
+    def ranges(self, start: int, stop: int) -> list[FileRange] | None:
+        """Return the sources' ranges, if all have them."""
+        return _all_ranges(source.ranges(*window) for source, window in self._windows(start, stop))
+
+    def _windows(self, start: int, stop: int) -> Iterator[tuple[RowSource, tuple[int, int]]]:
+        offset = 0
         for source in self._sources:
             first, last = max(start - offset, 0), min(stop - offset, source.num_rows)
             if first < last:
-                parts.append(source.read(first, last))
+                yield source, (first, last)
             offset += source.num_rows
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 class JoinedColumns:
@@ -98,6 +121,9 @@ class JoinedColumns:
     def read(self, start: int, stop: int) -> Bytes:
         """Return a copy."""
         return np.concatenate([source.read(start, stop) for source in self._sources], axis=1)
+
+    def ranges(self, start: int, stop: int) -> None:
+        """Return None: no row lies in one piece."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,16 +147,25 @@ class PickedRows:
         self.row_bytes = source.row_bytes
 
     def read(self, start: int, stop: int) -> Bytes:
-        """Return a view when the rows are one run without a step, else a copy."""
-        parts, offset = [], 0
+        """Return a view when the rows are one run, else a copy."""
+        return _stack(
+            [self._source.read(run.start, run.stop)[:: run.step] for run in self._windows(start, stop)]
+        )
+
+    def ranges(self, start: int, stop: int) -> list[FileRange] | None:
+        """Return the source's ranges, unless rows are skipped."""
+        windows = list(self._windows(start, stop))
+        if any(run.step != 1 for run in windows):
+            return None
+        return _all_ranges(self._source.ranges(run.start, run.stop) for run in windows)
+
+    def _windows(self, start: int, stop: int) -> Iterator[Run]:
+        offset = 0
         for run in self._runs:
             first, last = max(start - offset, 0), min(stop - offset, len(run))
             if first < last:
-                top = run.start + first * run.step
-                bottom = run.start + (last - 1) * run.step + 1
-                parts.append(self._source.read(top, bottom)[:: run.step])
+                yield Run(run.start + first * run.step, run.start + (last - 1) * run.step + 1, run.step)
             offset += len(run)
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 class InterleavedRows:
@@ -148,6 +183,9 @@ class InterleavedRows:
         woven = np.stack([source.read(first, last) for source in self._sources], axis=1)
         return woven.reshape(-1, self.row_bytes)[start - first * count : stop - first * count]
 
+    def ranges(self, start: int, stop: int) -> None:
+        """Return None: a range a row would be slower than a copy."""
+
 
 class CastRows:
     """A float source in another float type; rounding is to nearest, ties to even."""
@@ -163,6 +201,29 @@ class CastRows:
         """Return a copy."""
         raw = np.ascontiguousarray(self._source.read(start, stop)).view(NUMPY_DTYPES[self._old])
         return from_float32(to_float32(raw, self._old), self._new).view(np.uint8)
+
+    def ranges(self, start: int, stop: int) -> None:
+        """Return None: the bytes change."""
+
+
+def row_windows(rows: RowSource) -> Iterator[tuple[int, int]]:
+    """Yield windows of rows that together cover `rows`, each of about PIECE_BYTES."""
+    step = max(1, PIECE_BYTES // max(rows.row_bytes, 1))
+    for start in range(0, rows.num_rows, step):
+        yield start, min(start + step, rows.num_rows)
+
+
+def _stack(parts: list[Bytes]) -> Bytes:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _all_ranges(parts: Iterable[list[FileRange] | None]) -> list[FileRange] | None:
+    found: list[FileRange] = []
+    for part in parts:
+        if part is None:
+            return None
+        found += part
+    return found
 
 
 def from_file(file: SafetensorsFile, name: str) -> LazyTensor:
