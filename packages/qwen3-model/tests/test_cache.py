@@ -65,3 +65,9 @@ def test_a_prompt_in_two_parts_is_the_prompt_in_one(found, step, assert_close):
     prefill(step, prompts_BL[:, :5], np.array([5, 5]))
     rest = step(ints(prompts_BL[:, 5:]), ints(np.tile(np.arange(5, 8), (2, 1))), ints([2, 2])).asnumpy()
     assert_close(rest, whole, atol=1e-5)
+
+
+def test_a_cache_leaves_the_models_names_alone(found, make_model):
+    model = make_model("yarn" if found.config.rope_scaling else "tied")
+    CachedQwen3(model, KVCache(found.config, 1, 4))
+    assert list(model.parameters_dict()) == list(found.config.weight_shapes())

@@ -153,6 +153,7 @@ class CachedQwen3(nn.Cell):
     def __init__(self, network: Qwen3ForCausalLM, cache: KVCache) -> None:
         super().__init__()
         self.network, self.cache = network, cache
+        name_parameters(network)
 
     def construct(
         self, ids_BL: Tensor, position_ids_BL: Tensor, last_B: Tensor, rows_B: Tensor | None = None
@@ -161,6 +162,10 @@ class CachedQwen3(nn.Cell):
 
 
 def name_parameters(cell: nn.Cell) -> None:
-    """Give each weight its path in `cell` as its name; needed again whenever a child has been replaced."""
+    """Give each weight its path in `cell` as its name.
+
+    Needed again whenever a child has been replaced, or `cell` has become a child, which puts a prefix before the
+    names.
+    """
     for path, parameter in cell.parameters_and_names():
         parameter.name = path
