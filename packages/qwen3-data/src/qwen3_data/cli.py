@@ -1,0 +1,18 @@
+"""The command `qwen3-data`."""
+
+import click
+
+from qwen3_data.cli_inspect import inspect_command
+from qwen3_data.cli_preprocess import preprocess_command
+from qwen3_data.cli_text import wikitext_command
+from qwen3_model.cli_base import Commands
+
+
+@click.group(cls=Commands)
+@click.version_option(package_name="qwen3-data")
+def main() -> None:
+    """Turn raw text into exact Megatron token files for Qwen3."""
+
+
+for command in (wikitext_command, preprocess_command, inspect_command):
+    main.add_command(command)

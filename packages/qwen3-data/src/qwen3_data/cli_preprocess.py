@@ -1,0 +1,148 @@
+"""`qwen3-data preprocess`."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qwen3_model.cli_base import force_option, quiet_option
+from qwen3_model.errors import UsageError
+
+UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
+
+
+class ByteSize(click.ParamType):
+    """A number of bytes: 1000000, 256M, 2G."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        text = value.strip().upper().removesuffix("B")
+        shift = UNITS.get(text[-1:], 0)
+        digits = text[:-1] if shift else text
+        if not digits.isdigit() or not int(digits):
+            self.fail(f"{value!r} is no size; write for example 64M or 2G", param, ctx)
+        return int(digits) << shift
+
+
+class ManyValues(click.Command):
+    """Command whose `--input a b` and `--json-keys a b` take several values, as mindformers' script does."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        spelled: list[str] = []
+        option = ""
+        for arg in args:
+            if arg.startswith("-") and arg != "-":
+                name = arg.replace("_", "-")
+                option = name if name in ("--input", "--json-keys") else ""
+                spelled += [] if option else [arg]
+            elif option:
+                spelled += [option, arg]
+            else:
+                spelled.append(arg)
+        return super().parse_args(ctx, spelled)
+
+
+@click.command("preprocess", cls=ManyValues)
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    required=True,
+    help="File, folder, glob pattern or - for stdin; one or several. Known: .jsonl .json .parquet .txt, also "
+    "compressed (.gz .zst .bz2 .xz).",
+)
+@click.option(
+    "--output-prefix",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Files are named PREFIX_KEY_document.bin, .idx and .json.",
+)
+@click.option(
+    "--tokenizer-type",
+    type=click.Choice(["HuggingFaceTokenizer"]),
+    default="HuggingFaceTokenizer",
+    show_default=True,
+)
+@click.option(
+    "--tokenizer-dir",
+    required=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder that holds tokenizer.json.",
+)
+@click.option(
+    "--json-keys",
+    multiple=True,
+    default=("text",),
+    show_default=True,
+    help="Key to encode; one or several, each with files of its own.",
+)
+@click.option(
+    "--append-eod/--no-append-eod",
+    default=True,
+    show_default=True,
+    help="End each document with the EOD token.",
+)
+@click.option("--eod-token", default="<|endoftext|>", show_default=True)
+@click.option("--workers", type=click.IntRange(min=1), help="Encoding threads.  [default: all cores]")
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "fastokens", "tokenizers"]),
+    default="auto",
+    show_default=True,
+    help="auto: fastokens where installed, a sample of it checked against tokenizers.",
+)
+@click.option("--dtype", type=click.Choice(["auto", "int32", "uint16"]), default="auto", show_default=True)
+@click.option("--allow-special", is_flag=True, help="<|im_end|> and the like in the text mean the tokens.")
+@click.option("--on-error", type=click.Choice(["fail", "skip"]), default="fail", show_default=True)
+@click.option(
+    "--rejects",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="JSON lines of the skipped records, with file, line and reason.",
+)
+@click.option("--max-docs", type=click.IntRange(min=1), help="Stop after so many documents.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
+@click.option(
+    "--shard-size",
+    "shard_bytes",
+    type=ByteSize(),
+    default=256 << 20,
+    show_default="256M",
+    help="Output between two points that --resume can go on from.",
+)
+@click.option("--shard-index", type=int, default=0, show_default=True, help="Which part this machine takes.")
+@click.option("--num-shards", type=click.IntRange(min=1), default=1, show_default=True)
+@force_option()
+@quiet_option()
+def preprocess_command(
+    json_keys: tuple[str, ...],
+    workers: int | None,
+    tokenizer_type: str,
+    **options: Any,
+) -> None:
+    """Encode text and write Megatron token files (.bin, .idx) and a manifest (.json).
+
+    \b
+    Examples:
+      qwen3-data preprocess --input wiki.jsonl --output-prefix data/wiki --tokenizer-dir Qwen3-0.6B
+      qwen3-data preprocess --input 'crawl/*.jsonl.gz' --output-prefix data/crawl \\
+          --tokenizer-dir Qwen3-0.6B --on-error skip --rejects bad.jsonl --resume
+      srun qwen3-data preprocess --input big.jsonl --output-prefix data/big --tokenizer-dir Qwen3-0.6B \\
+          --shard-index $SLURM_ARRAY_TASK_ID --num-shards 16
+    """
+    if workers is not None:
+        # Both encoders take the size of their thread pool from here, once.
+        os.environ["RAYON_NUM_THREADS"] = str(workers)
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    from qwen3_data.preprocess import Settings, preprocess
+    from qwen3_data.report import preprocess_report
+
+    keys = tuple(dict.fromkeys(key for entry in json_keys for key in entry.split(",") if key))
+    if not keys:
+        raise UsageError("--json-keys names no key")
+    settings = Settings(json_keys=keys, **options)
+    for line in preprocess_report(preprocess(settings)):
+        click.echo(line)

@@ -1,0 +1,44 @@
+"""`qwen3-data wikitext`."""
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from qwen3_model.cli_base import force_option
+
+
+@click.command("wikitext")
+@click.argument("source", metavar="INPUT", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("output", metavar="OUTPUT.jsonl", type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--unit",
+    type=click.Choice(["article", "paragraph"]),
+    default="article",
+    show_default=True,
+    help="What becomes one document.",
+)
+@click.option("--headings", type=click.Choice(["keep", "drop"]), default="keep", show_default=True)
+@force_option()
+def wikitext_command(
+    source: Path,
+    output: Path,
+    unit: Literal["article", "paragraph"],
+    headings: Literal["keep", "drop"],
+    *,
+    force: bool,
+) -> None:
+    """Turn a WikiText file into JSON lines of natural text.
+
+    The marks of its tokenisation are undone: "5 @,@ 000 m ( 3 mi )" becomes "5,000 m (3 mi)".
+
+    \b
+    Example:
+      qwen3-data wikitext wiki.train.tokens wiki.jsonl
+    """
+    from qwen3_data.wikitext import convert_wikitext
+    from qwen3_model.files import refuse_existing
+
+    refuse_existing(output, force=force)
+    counts = convert_wikitext(source, output, unit=unit, keep_headings=headings == "keep")
+    click.echo(f"{output}: {counts.num_records} records from {counts.num_articles} articles")

@@ -1,0 +1,116 @@
+"""Texts to ids: long texts in pieces, and a sample of every run compared with the reference encoder."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3_data.engines import Engine
+from qwen3_data.records import Batch
+from qwen3_data.splitting import head_of_text, split_text
+from qwen3_model.errors import FormatError
+
+PIECE_CHARS = 1 << 19
+"""Longer texts are cut, so that all cores share them and memory stays bounded."""
+CHUNK_CHARS = 8 << 20
+"""Text that is encoded in one call."""
+CHECK_CHARS = 4096
+"""Beginning of a sampled document that is compared."""
+SHOWN_IDS = 8
+"""Ids on each side of a difference that its message quotes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Ids of some pieces of one key's documents."""
+
+    key: str
+    ids_T: NDArray[np.uint32]
+    offsets: NDArray[np.int64]
+    ends: NDArray[np.bool_]
+    """Whether a document ends with each piece."""
+    num_chars: int
+    finished: Batch | None
+    """The batch that ends here; None for what comes before."""
+
+
+class Checker:
+    """Compares one document of each batch with the reference."""
+
+    def __init__(self, reference: "Future[Engine]", *, splits: bool) -> None:
+        self._reference, self._splits = reference, splits
+        self.num_checked = 0
+
+    def check(self, texts: Sequence[str], ids_T: NDArray[np.uint32], offsets: NDArray[np.int64]) -> None:
+        """Raise FormatError where the sampled text's ids differ from the reference's."""
+        if not texts:
+            return
+        place = (self.num_checked * 2654435761) % len(texts)
+        text = texts[place]
+        if len(text) > CHECK_CHARS:
+            if not self._splits:
+                return
+            text = head_of_text(text, CHECK_CHARS)
+        wanted, _ = self._reference.result().encode([text])
+        got = ids_T[offsets[place] : offsets[place + 1]]
+        if len(text) < len(texts[place]):
+            got = got[: len(wanted)]
+        self.num_checked += 1
+        if not np.array_equal(wanted, got):
+            raise FormatError(_difference(text, wanted, got))
+
+
+def encode_batches(
+    batches: Iterator[Batch], engine: Engine, *, splits: bool, checker: Checker | None
+) -> Iterator[Encoded]:
+    """Yield the ids of each batch, in pieces of at most about CHUNK_CHARS."""
+    nothing = (np.empty(0, dtype=np.uint32), np.zeros(1, dtype=np.int64), np.empty(0, dtype=bool))
+    for batch in batches:
+        for key, texts in batch.texts.items():
+            for pieces, ends in _chunks(texts, splits=splits):
+                ids_T, offsets = engine.encode(pieces)
+                if checker is not None:
+                    checker.check(pieces, ids_T, offsets)
+                yield Encoded(key, ids_T, offsets, np.array(ends, dtype=bool), sum(map(len, pieces)), None)
+        yield Encoded(key, *nothing, 0, batch)
+
+
+def _chunks(texts: Sequence[str], *, splits: bool) -> Iterator[tuple[list[str], list[bool]]]:
+    pieces: list[str] = []
+    ends: list[bool] = []
+    held = 0
+    for text in texts:
+        if len(text) <= PIECE_CHARS or not splits:
+            pieces.append(text)
+            ends.append(True)
+            held += len(text)
+        else:
+            for piece in split_text(text, PIECE_CHARS):
+                pieces.append(piece)
+                ends.append(False)
+                held += len(piece)
+                if held >= CHUNK_CHARS:
+                    yield pieces, ends
+                    pieces, ends, held = [], [], 0
+            # An empty piece closes the document, whether or not its last piece went out already.
+            pieces.append("")
+            ends.append(True)
+        if held >= CHUNK_CHARS:
+            yield pieces, ends
+            pieces, ends, held = [], [], 0
+    if pieces:
+        yield pieces, ends
+
+
+def _difference(text: str, wanted: NDArray[np.uint32], got: NDArray[np.uint32]) -> str:
+    same = 0
+    while same < min(len(wanted), len(got)) and wanted[same] == got[same]:
+        same += 1
+    part = slice(max(0, same - SHOWN_IDS), same + SHOWN_IDS)
+    return (
+        f"fastokens and tokenizers disagree at token {same} of a text that begins {text[:60]!r}: "
+        f"fastokens {got[part].tolist()}, tokenizers {wanted[part].tolist()}; pass --engine tokenizers, and "
+        "please report the text"
+    )

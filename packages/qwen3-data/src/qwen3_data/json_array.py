@@ -1,0 +1,50 @@
+"""The elements of a JSON array as raw bytes, without holding the array."""
+
+import re
+from collections.abc import Iterable, Iterator
+
+from qwen3_model.errors import FormatError
+
+# A whole string, a bracket, a comma, or the quote of a string that goes on in the next chunk.
+MARK = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{},"]', re.DOTALL)
+QUOTE, COMMA = 0x22, 0x2C
+
+
+def split_array(chunks: Iterable[bytes], name: str) -> Iterator[bytes]:
+    """Yield the raw JSON of each element of the array that `chunks` spell.
+
+    Brackets are matched and strings skipped; whether an element is valid JSON is for its parser to say.
+
+    Raises:
+        FormatError: The text is no array or is cut.
+    """
+    held, depth, begin, scanned = bytearray(), 0, 0, 0
+    begun = ended = False
+    for chunk in chunks:
+        held += chunk
+        for mark in MARK.finditer(held, scanned):
+            letter = held[mark.start()]
+            if ended or (letter == QUOTE and mark.end() - mark.start() == 1):
+                scanned = mark.start()
+                break
+            scanned = mark.end()
+            if letter == QUOTE:
+                continue
+            depth += (letter in b"[{") - (letter in b"]}")
+            if depth == 1 and letter == 0x5B and not begun:
+                begun, begin = True, mark.end()
+            elif depth == 0 or (depth == 1 and letter == COMMA):
+                element = bytes(held[begin : mark.start()]).strip()
+                if element or letter == COMMA:
+                    yield element
+                begin, ended = mark.end(), depth == 0
+        else:
+            scanned = len(held)
+        del held[:begin]
+        scanned, begin = scanned - begin, 0
+        if ended and held.strip():
+            raise FormatError(
+                f"{name} goes on after the end of its JSON array; if it is JSON lines, name it .jsonl"
+            )
+    if not ended:
+        raise FormatError(f"{name} ends inside its JSON array; it was cut, so fetch it again")

@@ -1,0 +1,178 @@
+"""Raw records to texts; what is wrong with a bad one is said in a sentence with its place."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import orjson
+
+from qwen3_data.blocks import Block, Position
+from qwen3_model.errors import FormatError
+
+OnError = Literal["fail", "skip"]
+EXCERPT = 200
+"""Bytes of a bad record that the rejects file quotes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A record that was left out."""
+
+    file: str
+    record: int
+    reason: str
+    excerpt: str
+
+
+@dataclass(slots=True)
+class Batch:
+    """The texts of one block."""
+
+    texts: dict[str, list[str]]
+    """Of each key, in order; the same number for every key."""
+    after: Position
+    read_bytes: int
+    rejects: list[Reject] = field(default_factory=list)
+    num_special: int = 0
+    """Texts that spell a special token."""
+
+    @property
+    def num_documents(self) -> int:
+        """Records that were kept."""
+        return len(next(iter(self.texts.values())))
+
+
+class BadRecordError(Exception):
+    """Why a record cannot be used; turned into a FormatError or a Reject."""
+
+
+class RecordParser:
+    """Turns blocks into batches of texts."""
+
+    def __init__(self, keys: Sequence[str], *, on_error: OnError, special_tokens: Sequence[str]) -> None:
+        self.keys = list(keys)
+        self.on_error = on_error
+        self._special = re.compile("|".join(map(re.escape, special_tokens))) if special_tokens else None
+        self._special_head = _common_head(special_tokens)
+
+    def parse(self, blocks: Iterator[Block], max_docs: int | None = None) -> Iterator[Batch]:
+        """Yield one batch per block, `max_docs` documents in all.
+
+        Raises:
+            FormatError: A record is bad, unless they are skipped.
+        """
+        kept = 0
+        for block in blocks:
+            batch = self._parse_block(block)
+            if max_docs is not None and kept + batch.num_documents >= max_docs:
+                for texts in batch.texts.values():
+                    del texts[max_docs - kept :]
+                yield batch
+                return
+            kept += batch.num_documents
+            yield batch
+
+    def _parse_block(self, block: Block) -> Batch:
+        batch = Batch({key: [] for key in self.keys}, block.after, block.read_bytes)
+        is_text = block.source.kind == "text"
+        last = block.first_record + len(block.records) - 1
+        for number, raw in enumerate(block.records, block.first_record):
+            try:
+                values = [_decode(raw)] if is_text else self._texts_of(raw)
+            except BadRecordError as error:
+                reason = str(error)
+                if block.cut and number == last:
+                    reason += " (the last line has no line end, so the file may be cut)"
+                self._reject(batch, block, Reject(str(block.source.path), number, reason, _excerpt(raw)))
+                continue
+            if values is None:
+                continue
+            for key, text in zip(self.keys, values, strict=True):
+                batch.texts[key].append(text)
+                batch.num_special += self._spells_special(text)
+        return batch
+
+    def _texts_of(self, raw: bytes) -> list[str] | None:
+        """Return the texts of a record; None for a blank line."""
+        try:
+            record = orjson.loads(raw)
+        except orjson.JSONDecodeError:
+            if not raw.strip():
+                return None
+            record = _load_leniently(raw)
+        if not isinstance(record, dict):
+            raise BadRecordError(
+                f"is a JSON {_json_name(record)}, not an object like {{'{self.keys[0]}': '...'}}"
+            )
+        texts = []
+        for key in self.keys:
+            text = record.get(key)
+            if not isinstance(text, str):
+                if key not in record:
+                    raise BadRecordError(f"has no key '{key}'; its keys are {sorted(record)[:8]}")
+                raise BadRecordError(f"has a JSON {_json_name(text)} under '{key}', which must be a string")
+            texts.append(text)
+        return texts
+
+    def _spells_special(self, text: str) -> bool:
+        if self._special is None or self._special_head not in text:
+            return False
+        return self._special.search(text) is not None
+
+    def _reject(self, batch: Batch, block: Block, reject: Reject) -> None:
+        if self.on_error == "fail":
+            place = "line" if block.source.kind == "lines" else "record"
+            raise FormatError(
+                f"{reject.file}, {place} {reject.record} {reject.reason}; mend it, or pass --on-error skip "
+                "to leave bad records out and count them"
+            )
+        batch.rejects.append(reject)
+
+
+def _load_leniently(raw: bytes) -> object:
+    """Parse what Python's json takes and orjson does not (NaN, huge numbers); explain the rest."""
+    text = _decode(raw)
+    try:
+        record = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise BadRecordError(f"is no JSON: {error.msg} at character {error.pos + 1}") from error
+    except RecursionError as error:
+        raise BadRecordError("is nested too deeply") from error
+    try:
+        json.dumps(record, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        letter = error.object[error.start]
+        raise BadRecordError(f"holds a lone surrogate \\u{ord(letter):04x}, which is no character") from error
+    return record
+
+
+def _decode(raw: bytes) -> str:
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise BadRecordError("begins with a UTF-16 mark; convert the file to UTF-8")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadRecordError(
+            f"is not UTF-8: byte 0x{raw[error.start]:02x} at byte {error.start + 1}"
+        ) from error
+
+
+def _json_name(value: object) -> str:
+    names = {type(None): "null", bool: "boolean", list: "array", dict: "object", str: "string"}
+    return names.get(type(value), "number")
+
+
+def _excerpt(raw: bytes) -> str:
+    return raw[:EXCERPT].decode("utf-8", errors="replace")
+
+
+def _common_head(tokens: Sequence[str]) -> str:
+    if not tokens:
+        return ""
+    first, last = min(tokens), max(tokens)
+    same = 0
+    while same < min(len(first), len(last)) and first[same] == last[same]:
+        same += 1
+    return first[:same]

@@ -1,0 +1,144 @@
+"""The input files of a run: what they are, in which order, and how to open them."""
+
+import bz2
+import gzip
+import importlib
+import io
+import lzma
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal, cast
+
+from qwen3_model.errors import ConfigError, FormatError, Qwen3Error
+
+Kind = Literal["lines", "json", "parquet", "text"]
+
+KIND_OF_ENDING: dict[str, Kind] = {
+    ".jsonl": "lines",
+    ".ndjson": "lines",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".txt": "text",
+}
+COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
+STDIN = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One input file."""
+
+    path: Path
+    kind: Kind
+    compression: str
+    """Its ending, or "" for none."""
+    size_bytes: int
+    """On disk; 0 for stdin."""
+
+    @property
+    def is_stdin(self) -> bool:
+        """Whether the records come from standard input."""
+        return str(self.path) == STDIN
+
+    @property
+    def is_divisible(self) -> bool:
+        """Whether reading may begin at any line."""
+        return self.kind == "lines" and not self.compression and not self.is_stdin
+
+
+def find_sources(inputs: Sequence[str]) -> list[Source]:
+    """Return the files that `inputs` (files, folders, glob patterns, `-`) name, each once, in a fixed order.
+
+    Inputs keep the order of the command line; the files of a folder or pattern are sorted by name.
+
+    Raises:
+        ConfigError: An input names nothing, or stdin beside others.
+        FormatError: A file's ending is not known.
+    """
+    if STDIN in inputs:
+        if len(inputs) > 1:
+            raise ConfigError("stdin (-) can only be the single input; give files, or pipe them all")
+        return [Source(Path(STDIN), "lines", "", 0)]
+    found: dict[Path, Source] = {}
+    for entry in inputs:
+        path = Path(entry)
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.is_file() and _kind(file) is not None)
+            if not files:
+                raise ConfigError(f"the folder {path} holds no file with a known ending ({_known_endings()})")
+        elif path.is_file():
+            files = [path]
+        else:
+            files = _match(path)
+            if not files:
+                raise ConfigError(f"--input {entry} does not exist and matches no file; check the path")
+        for file in files:
+            found.setdefault(file.resolve(), _make_source(file))
+    return list(found.values())
+
+
+def _match(pattern: Path) -> list[Path]:
+    root = Path(pattern.anchor)
+    try:
+        return sorted(path for path in root.glob(str(pattern.relative_to(root))) if path.is_file())
+    except ValueError:  # no pattern
+        return []
+
+
+def _make_source(path: Path) -> Source:
+    kind = _kind(path)
+    if kind is None:
+        raise FormatError(
+            f"{path} has no known ending; rename it to one of {_known_endings()}, or pipe it into --input -"
+        )
+    compression = path.suffix if path.suffix in COMPRESSIONS else ""
+    if kind == "parquet" and compression:
+        raise FormatError(f"{path} is a compressed parquet file; decompress it first")
+    return Source(path, kind, compression, path.stat().st_size)
+
+
+def _kind(path: Path) -> Kind | None:
+    bare = path.with_suffix("") if path.suffix in COMPRESSIONS else path
+    return KIND_OF_ENDING.get(bare.suffix)
+
+
+def _known_endings() -> str:
+    return ", ".join(KIND_OF_ENDING) + "; also with " + ", ".join(COMPRESSIONS)
+
+
+def open_source(source: Source) -> IO[bytes]:
+    """Open the decompressed bytes of a source.
+
+    Raises:
+        ConfigError: `.zst` without the package zstandard.
+    """
+    if source.is_stdin:
+        return sys.stdin.buffer
+    if source.compression == ".zst":
+        return cast(IO[bytes], _open_zst(source.path))
+    if not source.compression:
+        return source.path.open("rb", buffering=0)
+    openers: dict[str, type] = {".gz": gzip.GzipFile, ".bz2": bz2.BZ2File, ".xz": lzma.LZMAFile}
+    return cast(IO[bytes], openers[source.compression](source.path))
+
+
+def _open_zst(path: Path) -> io.BufferedReader:
+    try:
+        zstandard = importlib.import_module("zstandard")
+    except ImportError as error:
+        raise ConfigError(
+            f"{path} needs the package zstandard: pip install 'qwen3-data[zstd]', or decompress it first"
+        ) from error
+    return zstandard.open(path, "rb", dctx=zstandard.ZstdDecompressor(max_window_size=2**31))
+
+
+def describe_read_error(source: Source, error: Exception) -> Qwen3Error | None:
+    """Return a sentence for what a decompressor raises about damaged data, None for other errors."""
+    name = type(error).__name__
+    if isinstance(error, EOFError | lzma.LZMAError | gzip.BadGzipFile) or name in ("ZstdError", "error"):
+        return FormatError(f"{source.path} is damaged or cut ({error}); fetch it again")
+    if isinstance(error, OSError) and error.errno is None and source.compression:
+        return FormatError(f"{source.path} is no {source.compression} file ({error}); check its ending")
+    return None
