@@ -88,7 +88,8 @@ def _fingerprint() -> str:
     """Return a hash of all that .venv is made from."""
     digest = hashlib.sha256(f"{ROOT} {sys.version}".encode())
     sources = [ROOT / "uv.lock", ROOT / "pyproject.toml", *sorted(ROOT.glob("packages/*/pyproject.toml"))]
-    for path in (*sources, *sorted((ROOT / "tools/lib").glob("*.py"))):
+    scripts = [Path(__file__).with_name(name) for name in ("setup.py", "fetch.py", "wheels.py")]
+    for path in (*sources, *scripts):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

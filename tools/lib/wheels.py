@@ -78,8 +78,8 @@ def rank_for(file: str, target: Target) -> tuple[int, ...] | None:
         python_rank = 0
     else:
         return None
-    glibcs = [_glibc(tag) for tag in platforms.split(".") if tag.endswith(f"_{target.machine}")]
-    glibcs = [minor for minor in glibcs if minor is not None]
+    tags = [tag for tag in platforms.split(".") if tag.endswith(f"_{target.machine}")]
+    glibcs = [minor for minor in map(_glibc, tags) if minor is not None]
     if glibcs:
         return 1, python_rank, -min(glibcs)
     return (0, python_rank, 0) if platforms == "any" else None
