@@ -1,0 +1,225 @@
+"""Start the workers of a job through msrun, watch them, and leave no process behind.
+
+msrun starts the scheduler and the workers and waits for them; on a failure it waits a minute for the
+scheduler, and when it is killed its workers live on. So the launcher watches the workers' own records, ends
+the whole job at the first failure, and has a guard (`job_guard`) for its own sudden death.
+"""
+
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from qwen3_model.errors import Qwen3Error
+from qwen3_train.job_guard import guarded
+from qwen3_train.job_processes import JOB_VARIABLE, end_job, is_alive
+from qwen3_train.launch_checks import LaunchSettings, check_launch, find_msrun, interpreter_name
+from qwen3_train.live_line import LiveLine
+from qwen3_train.run_log import clock
+from qwen3_train.worker_logs import MetricsTail, exit_reason, last_sentence, progress_line
+from qwen3_train.worker_records import (
+    DONE,
+    FAILED,
+    LOG_DIR_VARIABLE,
+    RUNNING,
+    SCHEDULER,
+    THREADS_VARIABLE,
+    WorkerRecord,
+    read_records,
+    remove_records,
+)
+
+POLL_S = 0.1
+SETTLE_S = 1.5
+"""Time after a first failure in which an earlier one may still be reported."""
+FAREWELL_S = 60.0
+"""Time for msrun to end after its workers have."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """What to run and what to show of it."""
+
+    argv: Sequence[str]
+    """What would follow `python`: a script or `-m module`, with its arguments."""
+    environment: Mapping[str, str]
+    """Environment of the workers."""
+    metrics_path: Path | None = None
+    """File to which the rank with the loss appends its steps."""
+    total_steps: int | None = None
+    quiet: bool = False
+
+
+def launch_workers(
+    job: Job, settings: LaunchSettings, *, num_devices: int | None = None, msrun: Path | None = None
+) -> None:
+    """Run `job` in the workers of this node until all have finished.
+
+    With `settings.join` false the job goes on in the background, watched by a process that is named.
+
+    Args:
+        job: The command.
+        settings: The workers.
+        num_devices: Devices of this machine; None where workers share the processor.
+        msrun: Another msrun than the interpreter's own.
+
+    Raises:
+        ConfigError: The job cannot start, for all reasons given.
+        Qwen3Error: A worker failed; the sentence names the first one, its error and its log.
+    """
+    check_launch(settings, num_devices=num_devices)
+    command = msrun_command(job.argv, settings, msrun or find_msrun())
+    if settings.join:
+        _supervise(job, settings, command)
+    elif not _go_to_background(settings):
+        try:
+            _supervise(replace(job, quiet=True), settings, command)
+        except BaseException as error:
+            sys.stderr.write(f"Error: {error}\n")
+            os._exit(1)
+        os._exit(0)
+
+
+def msrun_command(argv: Sequence[str], settings: LaunchSettings, msrun: Path) -> list[str]:
+    """Return the command line of msrun, run by this interpreter."""
+    return [
+        sys.executable, str(msrun),
+        f"--worker_num={settings.worker_num}", f"--local_worker_num={settings.local_worker_num}",
+        f"--master_addr={settings.master_addr}", f"--master_port={settings.master_port}",
+        f"--node_rank={settings.node_rank}", f"--log_dir={settings.log_dir.absolute()}",
+        f"--cluster_time_out={settings.cluster_time_out}", "--join=True",
+        f"--tail_worker_log={settings.worker_num}",  # no such rank; else msrun shows all logs
+        interpreter_name(), "-m", "qwen3_train.cli_worker", *argv,
+    ]  # fmt: skip
+
+
+def worker_environment(environment: Mapping[str, str], settings: LaunchSettings, job: str) -> dict[str, str]:
+    """Return `environment` with the job's mark, this interpreter first on PATH, a share of the threads."""
+    cores = len(os.sched_getaffinity(0))
+    threads = environment.get("OMP_NUM_THREADS") or str(max(1, cores // settings.local_worker_num))
+    folder = str(Path(sys.executable).parent)
+    return {
+        **environment,
+        "PATH": os.pathsep.join(part for part in (folder, environment.get("PATH", "")) if part),
+        "PYTHONUNBUFFERED": "1",  # so that a killed worker's log has all it said
+        JOB_VARIABLE: job,
+        LOG_DIR_VARIABLE: str(settings.log_dir.absolute()),
+        THREADS_VARIABLE: threads,
+    }
+
+
+def _supervise(job: Job, settings: LaunchSettings, command: list[str]) -> None:
+    mark, names = uuid.uuid4().hex, _names(settings)
+    remove_records(settings.log_dir, names)
+    for name in names:
+        (settings.log_dir / f"{name}.log").unlink(missing_ok=True)
+    with guarded(mark), settings.msrun_log.open("wb") as log, LiveLine(quiet=job.quiet) as line:
+        msrun = subprocess.Popen(
+            command,
+            env=worker_environment(job.environment, settings, mark),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches the launcher alone, which then ends the rest
+        )
+        try:
+            _watch(job, settings, msrun, line)
+        finally:
+            end_job(mark)
+            msrun.wait()
+
+
+def _watch(job: Job, settings: LaunchSettings, msrun: subprocess.Popen[bytes], line: LiveLine) -> None:
+    """Return when all workers have finished; raise Qwen3Error at the first failure."""
+    metrics, names, started_s = MetricsTail(job.metrics_path), _names(settings), time.monotonic()
+    done_s = None
+    while True:
+        code = msrun.poll()
+        records = read_records(settings.log_dir, names)
+        states = [record.state for record in records.values() if record.name != SCHEDULER]
+        all_done = states.count(DONE) == settings.local_worker_num
+        has_failed = any(_has_failed(settings.log_dir, record) for record in records.values())
+        if has_failed and not all_done and (failure := _first_failure(settings)):
+            raise Qwen3Error(failure)
+        if code is not None:
+            if code == 0 and all_done:
+                return
+            raise Qwen3Error(_msrun_sentence(settings, code))
+        if all_done:
+            done_s = done_s or time.monotonic()
+            if time.monotonic() - done_s > FAREWELL_S:
+                return
+        line.show(_status(job, settings, metrics, len(states), time.monotonic() - started_s))
+        time.sleep(POLL_S)
+
+
+def _names(settings: LaunchSettings) -> list[str]:
+    """Whom this node has started: its workers, and on node 0 the scheduler."""
+    return [f"worker_{rank}" for rank in settings.ranks] + [SCHEDULER] * (settings.node_rank == 0)
+
+
+def _has_failed(log_dir: Path, record: WorkerRecord) -> bool:
+    if record.state == RUNNING and not is_alive(record.pid):
+        # It may have written its end between the two looks.
+        return read_records(log_dir, [record.name])[record.name].state != DONE
+    return record.state == FAILED
+
+
+def _first_failure(settings: LaunchSettings) -> str:
+    """Wait until all who fail for the same reason have said so, and describe the first.
+
+    Returns:
+        A sentence, empty when it is only the scheduler, which goes without a word once all workers are done.
+    """
+    seen_s = time.time()
+    time.sleep(SETTLE_S)
+    records = read_records(settings.log_dir, _names(settings))
+    scheduler = records.pop(SCHEDULER, None)
+    failures = []
+    if scheduler and any(record.state != DONE for record in records.values()):
+        records[SCHEDULER] = scheduler
+    for record in records.values():
+        if record.state == FAILED:
+            failures.append((record.time_s, record))
+        elif record.state == RUNNING and not is_alive(record.pid):
+            failures.append((seen_s, record))
+    if not failures:
+        return ""
+    _, first = min(failures, key=lambda failure: failure[0])
+    log = settings.log_dir / f"{first.name}.log"
+    if first.state == RUNNING:
+        return f"{first.title} {exit_reason(settings.msrun_log, first.pid)}; see {log}"
+    return f"{first.title} failed: {first.error or last_sentence(log)}; see {log}"
+
+
+def _msrun_sentence(settings: LaunchSettings, code: int) -> str:
+    how = f"with exit code {code}" if code >= 0 else f"by signal {-code}"
+    said = last_sentence(settings.msrun_log)
+    return f"msrun ended {how} before all workers had finished: {said}; see {settings.msrun_log}"
+
+
+def _status(job: Job, settings: LaunchSettings, metrics: MetricsTail, num_up: int, elapsed_s: float) -> str:
+    if steps := metrics.steps():
+        return progress_line(steps, job.total_steps)
+    if num_up < settings.local_worker_num:
+        return f"starting: {num_up} of {settings.local_worker_num} workers up, {clock(elapsed_s)}"
+    return f"{num_up} workers run, no step yet, {clock(elapsed_s)}"
+
+
+def _go_to_background(settings: LaunchSettings) -> bool:
+    """Fork; return True in the process that goes back to the shell."""
+    if pid := os.fork():
+        logs = settings.log_dir / f"worker_{settings.ranks[0]}.log"
+        sys.stdout.write(
+            f"Running in the background; follow it with tail -f {logs}, end it with kill {pid}\n"
+        )
+        return True
+    os.setsid()
+    with (settings.log_dir / "launcher.log").open("wb") as log, Path(os.devnull).open("rb") as nothing:
+        for stream, number in ((nothing, 0), (log, 1), (log, 2)):
+            os.dup2(stream.fileno(), number)
+    return False

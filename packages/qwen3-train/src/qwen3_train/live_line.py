@@ -1,0 +1,48 @@
+"""One line of a terminal that is drawn over itself; without a terminal, a plain line now and then."""
+
+import shutil
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+REFRESH_S = 0.2
+PLAIN_S = 30.0
+"""Seconds between lines where there is no terminal."""
+
+
+class LiveLine:
+    """Show the newest text on stderr."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet, self._is_terminal = quiet, sys.stderr.isatty()
+        self._text, self._shown, self._shown_s = "", "", 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._quiet or not self._text:
+            return
+        if self._text != self._shown:
+            self._draw()
+        if self._is_terminal:
+            sys.stderr.write("\n")
+
+    def show(self, text: str) -> None:
+        """Replace the line by `text`; may be called often."""
+        self._text = text
+        wait_s = REFRESH_S if self._is_terminal else PLAIN_S
+        if not self._quiet and text != self._shown and time.monotonic() - self._shown_s >= wait_s:
+            self._draw()
+
+    def _draw(self) -> None:
+        self._shown, self._shown_s = self._text, time.monotonic()
+        if self._is_terminal:
+            width = shutil.get_terminal_size().columns - 1
+            sys.stderr.write("\r\033[K" + self._text[:width])
+        else:
+            sys.stderr.write(self._text + "\n")
+        sys.stderr.flush()

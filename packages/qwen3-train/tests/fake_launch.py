@@ -1,0 +1,43 @@
+"""Launch two fake workers: `python fake_launch.py launch DEED FOLDER [--join False]`."""
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from qwen3_model.cli_base import Commands
+from qwen3_train.launch_checks import LaunchSettings
+from qwen3_train.launcher import Job, launch_workers
+
+HERE = Path(__file__).parent
+
+
+@click.group(cls=Commands)
+def main():
+    """Stand for qwen3-train."""
+
+
+@main.command()
+@click.argument("deed")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--join", type=bool, default=True)
+def launch(deed, folder, join):
+    job = Job(
+        argv=[str(HERE / "fake_worker.py"), deed, str(folder)],
+        environment=dict(os.environ),
+        metrics_path=folder / "metrics.jsonl",
+        total_steps=10,
+    )
+    settings = LaunchSettings(
+        worker_num=2,
+        local_worker_num=2,
+        master_port=int(os.environ["TEST_PORT"]),
+        log_dir=folder / "log",
+        join=join,
+    )
+    launch_workers(job, settings, msrun=HERE / "fake_msrun.py")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

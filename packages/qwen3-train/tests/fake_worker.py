@@ -1,0 +1,35 @@
+"""A worker of tests: argument 1 is what rank 1 does, argument 2 a folder for what the tests look at."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from qwen3_model.errors import ConfigError
+
+deed, folder, rank = sys.argv[1], Path(sys.argv[2]), os.environ["RANK_ID"]
+helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+(folder / f"pids_{rank}.tmp").write_text(f"{os.getpid()} {os.getppid()} {helper.pid}")
+(folder / f"pids_{rank}.tmp").rename(folder / f"pids_{rank}")
+sys.stdout.write(f"prefix {sys.prefix} threads {os.environ['OMP_NUM_THREADS']}\n")
+if rank == "1":
+    if deed == "raise":
+        raise ValueError("the second rank does not like this\nand says so at length")
+    if deed == "refuse":
+        raise ConfigError("seq_length=0 must be at least 1")
+    if deed == "exit":
+        sys.stdout.write("Error: no space left on the device\n[WARNING] what MindSpore says at its end\n")
+        sys.exit(1)
+    if deed == "kill":
+        os.kill(os.getpid(), 9)
+    with (folder / "metrics.jsonl").open("a") as metrics:
+        for step in range(1, 4):
+            line = {"step": step, "loss": 8.0 / step, "lr": 1e-3, "grad_norm": 0.5, "tokens_per_s": 1234.5}
+            metrics.write(json.dumps(line | {"step_time_s": 2.0}) + "\n")
+if deed != "finish":
+    time.sleep(600)
+time.sleep(0.5)
+helper.kill()
+helper.wait()

@@ -1,0 +1,170 @@
+import os
+import pty
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from qwen3_train.job_processes import is_alive
+
+HERE = Path(__file__).parent
+# Longest time until all processes are gone after their launcher is: SIGTERM's patience and some.
+GONE_S = 8.0
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start a launch with a deed; the process, and every process of its job after the test, are ended."""
+    started = []
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def launch(deed, *options, **streams):
+        environment = os.environ | {"TEST_PORT": str(port)}
+        environment.pop("OMP_NUM_THREADS", None)
+        command = [sys.executable, str(HERE / "fake_launch.py"), "launch", deed, str(tmp_path), *options]
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | streams
+        started.append(subprocess.Popen(command, env=environment, start_new_session=True, **streams))
+        return started[-1]
+
+    yield launch
+    for process in started:
+        process.kill()
+        process.communicate()
+    for pid in job_processes(tmp_path, wait=False):
+        if is_alive(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+def job_processes(folder, *, wait=True):
+    """Worker, msrun and helper of both ranks."""
+    deadline_s = time.monotonic() + 20
+    while wait and len(list(folder.glob("pids_?"))) < 2:
+        assert time.monotonic() < deadline_s, "workers did not start"
+        time.sleep(0.05)
+    return sorted({int(pid) for path in folder.glob("pids_?") for pid in path.read_text().split()})
+
+
+def assert_gone(pids):
+    deadline_s = time.monotonic() + GONE_S
+    while alive := [pid for pid in pids if is_alive(pid)]:
+        assert time.monotonic() < deadline_s, f"left behind: {alive}"
+        time.sleep(0.05)
+
+
+def test_a_job_that_finishes_ends_well_and_shows_its_last_step(start, tmp_path):
+    process = start("finish")
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (0, "")
+    assert "step 3/10, loss 2.6667, lr 0.001, 1,234 tokens/s, grad norm 0.500, 0:00:14 left" in err
+    assert_gone(job_processes(tmp_path))
+
+
+def test_workers_use_this_interpreter_and_share_the_threads(start, tmp_path):
+    start("finish").communicate(timeout=30)
+    threads = max(1, len(os.sched_getaffinity(0)) // 2)
+    for rank in (0, 1):
+        log = (tmp_path / "log" / f"worker_{rank}.log").read_text()
+        assert log.startswith(f"prefix {sys.prefix} threads {threads}\n")
+
+
+@pytest.mark.parametrize(
+    ("deed", "sentence"),
+    [
+        ("raise", "rank 1 failed: ValueError: the second rank does not like this; see {log}"),
+        ("refuse", "rank 1 failed: seq_length=0 must be at least 1; see {log}"),
+        ("exit", "rank 1 failed: no space left on the device; see {log}"),
+        ("kill", "rank 1 was killed by SIGKILL, perhaps by the system for want of memory; see {log}"),
+    ],
+)
+def test_the_first_failure_ends_the_job_with_its_reason_and_log(start, tmp_path, deed, sentence):
+    process = start(deed)
+    pids = job_processes(tmp_path)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert err.splitlines()[-1] == "Error: " + sentence.format(log=tmp_path / "log" / "worker_1.log")
+    assert_gone(pids)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, 143), (signal.SIGKILL, -9), (signal.SIGHUP, -1)]
+)
+def test_no_process_outlives_the_launcher(start, tmp_path, number, code):
+    process = start("sleep")
+    pids = job_processes(tmp_path)
+    assert len(pids) == 5  # two workers, two helpers in sessions of their own, one msrun
+    assert all(is_alive(pid) for pid in pids)
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode == code
+    assert_gone(pids)
+
+
+def test_a_killed_worker_is_named_and_the_rest_ends(start, tmp_path):
+    process = start("sleep")
+    pids = job_processes(tmp_path)
+    os.kill(int((tmp_path / "pids_0").read_text().split()[0]), signal.SIGKILL)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "Error: rank 0 was killed by SIGKILL" in err
+    assert_gone(pids)
+
+
+def test_a_killed_msrun_is_noticed_and_the_rest_ends(start, tmp_path):
+    process = start("sleep")
+    pids = job_processes(tmp_path)
+    os.kill(int((tmp_path / "pids_0").read_text().split()[1]), signal.SIGKILL)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "Error: msrun ended by signal 9 before all workers had finished" in err
+    assert_gone(pids)
+
+
+def test_without_join_the_job_goes_on_in_the_background_until_it_is_killed(start, tmp_path):
+    process = start("sleep", "--join", "False", stderr=subprocess.DEVNULL)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert f"follow it with tail -f {tmp_path}/log/worker_0.log, end it with kill " in out
+    pids = job_processes(tmp_path)
+    assert all(is_alive(pid) for pid in pids)
+    os.kill(int(out.split()[-1]), signal.SIGTERM)
+    assert_gone(pids)
+
+
+def test_a_terminal_sees_one_line_drawn_over_itself(start, tmp_path):
+    leader, follower = pty.openpty()
+    process = start("finish", stderr=follower)
+    os.close(follower)
+    process.wait(timeout=30)
+    shown = os.read(leader, 65536).decode()
+    os.close(leader)
+    assert "\r\x1b[Kstarting: 0 of 2 workers up" in shown
+    assert "\r\x1b[Kstep 3/10, loss 2.6667" in shown
+    assert shown.count("\n") == 1
+
+
+def test_a_port_in_use_is_refused_before_anything_starts(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        command = [sys.executable, str(HERE / "fake_launch.py"), "launch", "finish", str(tmp_path)]
+        done = subprocess.run(
+            command,
+            env=os.environ | {"TEST_PORT": port},
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert (
+        done.stderr
+        == f"Error: --master-port {port} of 127.0.0.1 is in use; choose another or end what holds it\n"
+    )
+    assert not list(tmp_path.glob("pids_*"))
