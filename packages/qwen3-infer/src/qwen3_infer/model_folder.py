@@ -1,0 +1,52 @@
+"""A Hugging Face folder whose config, weights, tokenizer and generation defaults agree, without MindSpore."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from qwen3_infer.generation_config import GenerationConfig, read_generation_config
+from qwen3_model.config import Qwen3Config
+from qwen3_model.errors import ConfigError, FormatError
+from qwen3_model.hf_folder import open_hf_folder
+from qwen3_model.tokenizer import Qwen3Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelFolder:
+    """What generation needs of a folder besides the weights."""
+
+    path: Path
+    """The folder."""
+    config: Qwen3Config
+    """From config.json."""
+    tokenizer: Qwen3Tokenizer
+    """From tokenizer.json."""
+    defaults: GenerationConfig
+    """From generation_config.json."""
+
+
+def open_model_folder(path: Path) -> ModelFolder:
+    """Open a folder and check that its parts belong together; the weights' headers only are read.
+
+    Raises:
+        FormatError: The folder or a part of it is missing or damaged.
+        WeightError: Weights are missing, unexpected, or of a shape that config.json does not give.
+        ConfigError: The tokenizer, the config and the generation defaults disagree.
+    """
+    if not path.exists():
+        raise FormatError(f"{path} does not exist; --pretrained-model-dir takes a Hugging Face model folder")
+    if not path.is_dir():
+        raise FormatError(f"{path} is a file; --pretrained-model-dir takes a Hugging Face model folder")
+    config = open_hf_folder(path).config
+    tokenizer = Qwen3Tokenizer.from_dir(path)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ConfigError(
+            f"{path}: tokenizer.json has {tokenizer.vocab_size} tokens but config.json gives the embedding "
+            f"{config.vocab_size} rows; they are of different models"
+        )
+    defaults = read_generation_config(path, config)
+    if foreign := [number for number in defaults.stop_ids if number >= tokenizer.vocab_size]:
+        raise ConfigError(
+            f"{path}: the end-of-text ids {foreign} are no tokens of tokenizer.json, which has "
+            f"{tokenizer.vocab_size}; they are of different models"
+        )
+    return ModelFolder(path=path, config=config, tokenizer=tokenizer, defaults=defaults)

@@ -1,0 +1,131 @@
+"""From one row of logits to one token; randomness is an argument, nothing is remembered.
+
+V vocabulary.
+"""
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+
+from qwen3_model.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How the next token is chosen; the neutral value of each field leaves the distribution alone."""
+
+    temperature: float = 1.0
+    """Divides the logits; 0 takes the likeliest token, whatever the other fields cut away."""
+    top_k: int = 0
+    """Only that many of the likeliest tokens; 0 for all."""
+    top_p: float = 1.0
+    """Only the likeliest tokens that together reach this probability."""
+    min_p: float = 0.0
+    """Only tokens at least this probable in relation to the likeliest."""
+    repetition_penalty: float = 1.0
+    """Divides positive and multiplies negative logits of tokens in the prompt or the completion."""
+    presence_penalty: float = 0.0
+    """Is subtracted from the logits of tokens in the completion."""
+
+    def __post_init__(self) -> None:
+        _require(self.temperature >= 0, "temperature", self.temperature, "at least 0")
+        _require(isinstance(self.top_k, int) and self.top_k >= 0, "top_k", self.top_k, "a whole number >= 0")
+        _require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
+        _require(0 <= self.min_p <= 1, "min_p", self.min_p, "from 0 to 1")
+        _require(self.repetition_penalty > 0, "repetition_penalty", self.repetition_penalty, "above 0")
+        _require(True, "presence_penalty", self.presence_penalty, "a number")
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether no randomness is involved."""
+        return self.temperature == 0
+
+
+def _require(condition: bool, name: str, value: float, rule: str) -> None:
+    if not condition or not math.isfinite(value):
+        raise ConfigError(f"{name}={value!r} is no sampling value; it must be {rule}")
+
+
+def make_generator(seed: int, index: int) -> np.random.Generator:
+    """Return the random numbers of request `index`, which are independent of every other request's."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index])))
+
+
+def choose(
+    logits_V: np.ndarray,
+    sampling: Sampling,
+    rng: np.random.Generator,
+    prompt_ids: Collection[int] = (),
+    completion_ids: Collection[int] = (),
+) -> int:
+    """Return the next token; exactly one random number is drawn unless the choice is greedy.
+
+    Args:
+        logits_V: float32, any real numbers.
+        sampling: How to choose.
+        rng: Of this request alone.
+        prompt_ids: Tokens of the prompt, in any order, for the repetition penalty.
+        completion_ids: Tokens generated so far, for both penalties.
+    """
+    logits_V = penalise(logits_V, sampling, prompt_ids, completion_ids)
+    if sampling.is_greedy:
+        return int(logits_V.argmax())
+    ids, probs = distribution(logits_V, sampling)
+    cumulative = np.cumsum(probs)
+    place = np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")
+    return int(ids[min(int(place), len(ids) - 1)])
+
+
+def penalise(
+    logits_V: np.ndarray, sampling: Sampling, prompt_ids: Collection[int], completion_ids: Collection[int]
+) -> np.ndarray:
+    """Return the logits after the penalties for tokens that are already there; the input is not changed.
+
+    Source: Keskar et al. 2019 (CTRL), section 4.1, with transformers' treatment of negative logits.
+    """
+    has_repetition = sampling.repetition_penalty != 1
+    if not has_repetition and sampling.presence_penalty == 0:
+        return logits_V
+    logits_V = logits_V.copy()
+    if has_repetition:
+        seen = np.array(sorted({*prompt_ids, *completion_ids}), np.int64)
+        found = logits_V[seen]
+        penalty = np.float32(sampling.repetition_penalty)
+        logits_V[seen] = np.where(found > 0, found / penalty, found * penalty)
+    if sampling.presence_penalty != 0:
+        logits_V[np.array(sorted(set(completion_ids)), np.int64)] -= np.float32(sampling.presence_penalty)
+    return logits_V
+
+
+def distribution(logits_V: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ids that may follow, likeliest first and equals by id, with their probabilities.
+
+    Cuts in transformers' order, each on the renormalised rest of the one before: top_k, top_p, min_p.
+    """
+    ids = _likeliest_first(logits_V, sampling.top_k)
+    scaled = logits_V[ids].astype(np.float64) / sampling.temperature
+    weights = np.exp(scaled - scaled[0])
+    if sampling.top_p < 1:
+        before = np.cumsum(weights) - weights
+        weights = weights[before < sampling.top_p * weights.sum()]
+    if sampling.min_p > 0:
+        weights = weights[weights >= sampling.min_p * weights[0]]
+    return ids[: len(weights)], weights / weights.sum()
+
+
+def _likeliest_first(logits_V: np.ndarray, top_k: int) -> np.ndarray:
+    if 0 < top_k < len(logits_V):
+        # A whole sort of 150,000 logits costs ten times as much as finding the cut first.
+        threshold = np.partition(logits_V, -top_k)[-top_k]
+        candidates = np.flatnonzero(logits_V >= threshold)
+        return candidates[np.argsort(-logits_V[candidates], kind="stable")][:top_k]
+    return np.argsort(-logits_V, kind="stable")
+
+
+def log_probability(logits_V: np.ndarray, token: int) -> float:
+    """Return the natural logarithm of the probability that the model itself gives to `token`."""
+    wide_V = logits_V.astype(np.float64)
+    highest = wide_V.max()
+    return float(wide_V[token] - highest - np.log(np.exp(wide_V - highest).sum()))

@@ -1,0 +1,64 @@
+"""The YAML keys of a prediction: mindformers' own, and a `generation` section; each used or named once."""
+
+from typing import Any
+
+from qwen3_model.run_config import Key
+
+TEXT, FLAG, COUNT, NUMBER = Key((str,)), Key((bool,)), Key((int,)), Key((float,))
+ASCEND, NO_EFFECT = Key(effect="ascend"), Key(effect="none")
+# config.json says what the model is; these keys may repeat it and change nothing.
+MODEL_CONFIG: dict[str, Any] = {
+    "compute_dtype": Key((str,), ("bfloat16", "float16", "float32"), effect="ascend"),
+    "layernorm_compute_dtype": Key((str,), ("float32",), effect="ascend"),
+    "softmax_compute_dtype": Key((str,), ("float32",), effect="ascend"),
+    "rotary_dtype": Key((str,), ("bfloat16", "float16", "float32"), effect="ascend"),
+    "params_dtype": Key((str,), ("bfloat16", "float16", "float32"), effect="ascend"),
+    "use_flash_attention": ASCEND, "block_size": ASCEND, "num_blocks": ASCEND,
+    "use_past": NO_EFFECT, "qkv_concat": NO_EFFECT, "parallel_decoding_params": NO_EFFECT,
+    "is_dynamic": NO_EFFECT, "batch_size": NO_EFFECT, "seq_length": NO_EFFECT, "type": NO_EFFECT,
+    "offset": NO_EFFECT, "checkpoint_name_or_path": NO_EFFECT,
+}  # fmt: skip
+
+PREDICT: dict[str, Any] = {
+    "seed": COUNT, "output_dir": TEXT, "run_mode": Key((str,), ("predict",)),
+    "use_parallel": Key((bool,), (False,)), "use_legacy": Key((bool,), (False,)),
+    "load_checkpoint": Key((str,), ("",)), "load_ckpt_format": Key((str,), ("safetensors",)),
+    "auto_trans_ckpt": NO_EFFECT, "pretrained_model_dir": TEXT, "only_save_strategy": Key((bool,), (False,)),
+    "src_strategy_path_or_dir": NO_EFFECT, "trust_remote_code": NO_EFFECT,
+    "trainer": {"type": Key((str,), ("CausalLanguageModelingTrainer",)), "model_name": NO_EFFECT},
+    "predict_data": Key((str, list)), "predict_batch_size": COUNT, "save_file": TEXT,
+    "generation": {
+        "do_sample": FLAG, "temperature": NUMBER, "top_k": COUNT, "top_p": NUMBER, "min_p": NUMBER,
+        "repetition_penalty": NUMBER, "presence_penalty": NUMBER, "max_new_tokens": COUNT,
+        "stop": Key((str, list)), "stop_ids": Key((list,)), "chat": FLAG, "thinking": FLAG,
+    },
+    "runner_config": NO_EFFECT,
+    "context": {
+        "mode": Key((int,), (0,)), "device_target": Key((str,), ("CPU", "Ascend")), "device_id": ASCEND,
+        "max_device_memory": ASCEND, "memory_optimize_level": ASCEND, "jit_config": ASCEND,
+        "ascend_config": ASCEND, "enable_graph_kernel": ASCEND, "affinity_cpu_list": ASCEND,
+        "save_graphs": NO_EFFECT, "save_graphs_path": NO_EFFECT, "max_call_depth": NO_EFFECT,
+    },
+    "parallel_config": {
+        "data_parallel": Key((int,), (1,)), "model_parallel": Key((int,), (1,)),
+        "pipeline_stage": Key((int,), (1,)), "vocab_emb_dp": NO_EFFECT, "micro_batch_num": NO_EFFECT,
+    },
+    "parallel": {
+        "parallel_mode": NO_EFFECT, "enable_alltoall": NO_EFFECT, "full_batch": NO_EFFECT,
+        "search_mode": NO_EFFECT, "enable_parallel_optimizer": NO_EFFECT, "gradients_mean": NO_EFFECT,
+        "strategy_ckpt_config": NO_EFFECT,
+    },
+    "model": {"model_config": MODEL_CONFIG, "arch": NO_EFFECT},
+    "profile": NO_EFFECT,
+}  # fmt: skip
+
+# Flags of the generator and their keys.
+FLAG_KEYS = {
+    "seed": "seed",
+    "pretrained_model_dir": "pretrained_model_dir",
+    "predict_data": "predict_data",
+    "predict_batch_size": "predict_batch_size",
+    "save_file": "save_file",
+    "device_target": "context.device_target",
+    **{name: f"generation.{name}" for name in PREDICT["generation"]},
+}

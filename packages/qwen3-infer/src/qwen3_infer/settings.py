@@ -1,0 +1,154 @@
+"""What a generation does, settled from three sources: the model's folder, then the YAML, then flags."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qwen3_infer.generation_config import SAMPLING_KEYS, GenerationConfig
+from qwen3_infer.sampling import Sampling
+from qwen3_infer.schema import FLAG_KEYS, PREDICT
+from qwen3_model.errors import ConfigError, UsageError
+from qwen3_model.run_config import RunConfig, load_run_config, parse_dotted, parse_run_config
+
+DEFAULT_NEW_TOKENS = 512
+DEFAULT_RESULT = "text_generation_result.txt"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunSettings:
+    """What the YAML and the flags say, before the model's folder is read."""
+
+    model_dir: Path
+    """The Hugging Face folder."""
+    predict_data: tuple[str, ...]
+    """Texts and files with prompts."""
+    batch_size: int
+    """Requests that run together."""
+    result_path: Path
+    """The text file with all results."""
+    device_target: str
+    """CPU or Ascend."""
+    seed: int
+    """Of all random numbers."""
+    chat: bool
+    """Whether the chat template is put around the prompts."""
+    thinking: bool
+    """Whether the model thinks before it answers."""
+    generation: Mapping[str, Any]
+    """The YAML's `generation` section with the flags over it."""
+    notes: tuple[str, ...]
+    """What to tell the user about keys without effect."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decoding:
+    """How completions are chosen and ended."""
+
+    sampling: Sampling
+    """How a token is chosen."""
+    max_new_tokens: int
+    """Longest completion."""
+    is_length_explicit: bool
+    """Whether the user asked for that length, so that a prompt without room for it is an error."""
+    stop_ids: frozenset[int]
+    """Tokens that end a completion."""
+    stop_strings: tuple[str, ...]
+    """Texts that end a completion and are cut off."""
+
+
+def read_settings(
+    config_path: Path | None, flags: Mapping[str, Any], overrides: tuple[str, ...]
+) -> RunSettings:
+    """Join the YAML, dotted overrides and flags; a flag that is None or () was not given.
+
+    Raises:
+        UsageError: A flag or an override is no key, or something needed is not given.
+        ConfigError: The YAML is unreadable or has unknown keys or wrong values.
+    """
+    pairs = parse_dotted(overrides)
+    if config_path is None:
+        run = parse_run_config("", pairs, PREDICT, where="the command line")
+    else:
+        run = load_run_config(config_path, pairs, PREDICT)
+    given = {FLAG_KEYS[name]: value for name, value in flags.items() if value not in (None, ())}
+
+    def value_of(key: str, default: Any = None) -> Any:
+        return given.get(key, run.get(key, default))
+
+    model_dir = value_of("pretrained_model_dir")
+    if not model_dir:
+        raise UsageError("give the model's folder as --pretrained-model-dir DIR")
+    data = value_of("predict_data", ())
+    batch_size = value_of("predict_batch_size", 1)
+    if batch_size < 1:
+        raise UsageError(f"--predict-batch-size {batch_size} must be at least 1")
+    generation = _generation(run, given)
+    return RunSettings(
+        model_dir=Path(model_dir),
+        predict_data=(data,) if isinstance(data, str) else tuple(map(str, data)),
+        batch_size=batch_size,
+        result_path=Path(value_of("save_file", DEFAULT_RESULT)),
+        device_target=value_of("context.device_target", "CPU"),
+        seed=_seed(value_of("seed", 0)),
+        chat=bool(generation.get("chat", False)),
+        thinking=bool(generation.get("thinking", True)),
+        generation=generation,
+        notes=run.notes,
+    )
+
+
+def _generation(run: RunConfig, given: Mapping[str, Any]) -> dict[str, Any]:
+    section = {key: value for key, value in (run.get("generation") or {}).items() if value is not None}
+    return section | {
+        key.removeprefix("generation."): value
+        for key, value in given.items()
+        if key.startswith("generation.")
+    }
+
+
+def _seed(seed: int) -> int:
+    if seed < 0:
+        raise UsageError(f"--seed {seed} must be at least 0")
+    return seed
+
+
+def make_decoding(settings: RunSettings, defaults: GenerationConfig, vocab_size: int) -> Decoding:
+    """Lay the run's `generation` section over the model's defaults.
+
+    Naming a temperature, top_k, top_p or min_p asks for sampling; `do_sample: False` and temperature 0 are
+    greedy.
+
+    Raises:
+        ConfigError: A value is out of range, or greedy and sampling are asked for together.
+    """
+    own = settings.generation
+    asked = [key for key in ("temperature", "top_k", "top_p", "min_p") if own.get(key) is not None]
+    wants_greedy = own.get("do_sample") is False
+    if wants_greedy and [key for key in asked if not (key == "temperature" and own[key] == 0)]:
+        raise ConfigError(f"do_sample is off but {', '.join(asked)} is given; leave one of them out")
+    is_random = own.get("do_sample", defaults.do_sample) or bool(asked)
+    values = dict(defaults.sampling) | {key: own[key] for key in SAMPLING_KEYS if key in own}
+    if not is_random:
+        values["temperature"] = 0.0
+    length = own.get("max_new_tokens")
+    if length is not None and length < 1:
+        raise ConfigError(f"max_new_tokens={length} must be at least 1")
+    stop = own.get("stop", ())
+    stop_strings = (stop,) if isinstance(stop, str) else tuple(stop)
+    if not all(isinstance(text, str) and text for text in stop_strings):
+        raise ConfigError(f"stop={list(stop_strings)} must be texts that are not empty")
+    return Decoding(
+        sampling=Sampling(**values),
+        max_new_tokens=length or defaults.max_new_tokens or DEFAULT_NEW_TOKENS,
+        is_length_explicit=length is not None,
+        stop_ids=frozenset(defaults.stop_ids) | _extra_stop_ids(own.get("stop_ids", ()), vocab_size),
+        stop_strings=stop_strings,
+    )
+
+
+def _extra_stop_ids(ids: Any, vocab_size: int) -> frozenset[int]:
+    for number in ids:
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < vocab_size:
+            raise ConfigError(f"stop id {number!r} is no token of a vocabulary of {vocab_size} rows")
+    return frozenset(ids)

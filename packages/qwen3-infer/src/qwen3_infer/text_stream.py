@@ -1,0 +1,66 @@
+"""Text out of tokens as they come: whole characters only, and nothing after a stop string."""
+
+from collections.abc import Sequence
+
+from qwen3_model.tokenizer import Qwen3Tokenizer
+
+BROKEN = "\ufffd"
+
+
+class TextStream:
+    """Turn one request's tokens into text, piece by piece.
+
+    The pieces together are the text of all tokens, up to where the first stop string begins. A character
+    whose bytes are spread over several tokens, or the beginning of a stop string, is held back until it is
+    decided.
+    """
+
+    def __init__(self, tokenizer: Qwen3Tokenizer, stop_strings: Sequence[str] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._stop_strings = tuple(stop_strings)
+        self._ids: list[int] = []
+        # Tokens before `_start` are never decoded again; those up to `_read` are already text.
+        self._start = self._read = 0
+        self._held = ""
+        self.text = ""
+        """What has been given out."""
+        self.is_stopped = False
+        """Whether a stop string was found."""
+
+    def push(self, token: int) -> str:
+        """Add a token and return the text that is now certain, often empty."""
+        self._ids.append(token)
+        known = self._tokenizer.decode(self._ids[self._start : self._read])
+        text = self._tokenizer.decode(self._ids[self._start :])
+        if text.endswith(BROKEN) or len(text) <= len(known):
+            return ""
+        self._start, self._read = self._read, len(self._ids)
+        return self._give(text[len(known) :], is_last=False)
+
+    def finish(self) -> str:
+        """Return what was held back; bytes that are no whole character become U+FFFD."""
+        known = self._tokenizer.decode(self._ids[self._start : self._read])
+        text = self._tokenizer.decode(self._ids[self._start :])
+        self._start = self._read = len(self._ids)
+        return self._give(text[len(known) :], is_last=True)
+
+    def _give(self, new: str, *, is_last: bool) -> str:
+        if self.is_stopped:
+            return ""
+        self._held += new
+        found = [at for stop in self._stop_strings if (at := self._held.find(stop)) >= 0]
+        if found:
+            self.is_stopped = True
+            certain = min(found)
+        else:
+            certain = len(self._held) - (0 if is_last else self._undecided())
+        given, self._held = self._held[:certain], self._held[certain:]
+        self.text += given
+        return given
+
+    def _undecided(self) -> int:
+        """Length of the longest end of the held text that a stop string begins with."""
+        for length in range(min(len(self._held), max(map(len, self._stop_strings), default=0)), 0, -1):
+            if any(stop.startswith(self._held[-length:]) for stop in self._stop_strings):
+                return length
+        return 0

@@ -1,0 +1,170 @@
+"""The command: refusals before MindSpore is imported, and real runs of a tiny model from folder to files."""
+
+import ast
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from qwen3_infer.cli import main
+from qwen3_infer.schema import PREDICT
+from qwen3_model.run_config import load_run_config
+
+CONFIGS = Path(__file__).resolve().parents[3] / "configs/qwen3"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        return CliRunner().invoke(main, ["generate", *map(str, arguments)])
+
+    return run
+
+
+def python(*arguments):
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], capture_output=True, text=True, check=False, encoding="utf-8"
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"]])
+def test_help_is_quick_and_has_an_example(arguments):
+    times = []
+    for _ in range(3):
+        started_s = time.perf_counter()
+        found = python("-m", "qwen3_infer.cli", *arguments)
+        times.append(time.perf_counter() - started_s)
+    assert found.returncode == 0
+    assert "generate" in found.stdout
+    assert arguments == ["--help"] or "Example:" in found.stdout
+    assert min(times) < 0.3
+
+
+def test_refusals_do_not_import_mindspore(make_demo_folder, tmp_path):
+    (tmp_path / "out.txt").write_text("mine", "utf-8")
+    folder = make_demo_folder()
+    code = (
+        "import sys\nfrom qwen3_infer.cli import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit as stop:\n"
+        "    print(stop.code, 'mindspore' in sys.modules)\n"
+    )
+    for extra in (["--save-file", tmp_path / "out.txt"], ["--top-p", "2"], ["--max-new-tokens", "300"]):
+        found = python(
+            "-c", code, "generate", "--pretrained-model-dir", folder, "--predict-data", "hi", *extra
+        )
+        assert found.stdout.split() == ["1", "False"], found.stderr
+
+
+def test_every_predict_config_is_read_without_notes():
+    paths = sorted(CONFIGS.glob("predict_*.yaml"))
+    assert len(paths) >= 2
+    for path in paths:
+        assert load_run_config(path, [], PREDICT).notes in (
+            (),
+            ("accepted without effect here: trainer.model_name",),
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        ([], 2, "give the model's folder as --pretrained-model-dir DIR"),
+        (["--pretrained-model-dir", "absent", "--predict-data", "x"], 1, "absent does not exist"),
+        (["--pretrained-model-dir", "MODEL"], 2, "there is no prompt"),
+        (["--pretrained-model-dir", "MODEL", "--predict-data", "a.txt"], 1, "a.txt does not exist"),
+        (
+            ["--pretrained-model-dir", "MODEL", "--predict-data", "x", "--temprature", "1"],
+            2,
+            "unknown key temprature",
+        ),
+        (
+            ["--pretrained-model-dir", "MODEL", "--predict-data", "x", "--top-k", "x"],
+            2,
+            "'x' is not a valid integer",
+        ),
+        (
+            ["--pretrained-model-dir", "MODEL", "--predict-data", "x", "--top-k", "-3"],
+            1,
+            "top_k=-3 is no sampling",
+        ),
+        (["--pretrained-model-dir", "MODEL", "--predict-data", "x", "--save-file", "."], 2, "is a folder"),
+        (
+            ["--pretrained-model-dir", "MODEL", "--predict-data", "x", "--config", "no.yaml"],
+            1,
+            "no.yaml does not",
+        ),
+        (
+            ["--pretrained-model-dir", "MODEL", "--predict-data", "long " * 300],
+            1,
+            "exceeds the model's context of 256",
+        ),
+        (
+            ["--pretrained-model-dir", "MODEL", "--predict-data", "x", "--save-file", "r", "--output", "r"],
+            2,
+            "cannot be both",
+        ),
+    ],
+)
+def test_bad_input_is_one_sentence_without_traceback(
+    run, make_demo_folder, tmp_path, arguments, code, sentence
+):
+    folder = make_demo_folder()
+    found = run(*[str(folder) if argument == "MODEL" else argument for argument in arguments])
+    assert found.exit_code == code
+    assert sentence in found.stderr
+    assert "Traceback" not in found.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_a_file_of_prompts_gives_text_and_records(run, make_demo_folder, tmp_path):
+    (tmp_path / "prompts.txt").write_text("Once upon a time\nThe game\n茶 is\n", "utf-8")
+    arguments = (
+        "--pretrained_model_dir", make_demo_folder(), "--predict_data", "prompts.txt",
+        "--predict_batch_size", 2, "--max-new-tokens", 6, "--output", "out.jsonl",
+    )  # fmt: skip
+    found = run(*arguments, "--temperature", 1.5, "--seed", 3)
+    assert found.exit_code == 0, found.output
+    batches = ast.literal_eval((tmp_path / "text_generation_result.txt").read_text("utf-8"))
+    assert [len(batch["text_generation_text"]) for batch in batches] == [2, 1]
+    records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()]
+    texts = [text for batch in batches for text in batch["text_generation_text"]]
+    assert texts == [record["prompt"] + record["completion"] for record in records]
+    assert all(record["completion_tokens"] == 6 and record["finish_reason"] == "length" for record in records)
+    for text in texts:
+        assert text in found.stdout
+
+    again = run(*arguments)
+    assert again.exit_code == 1
+    assert "already exists; choose another output or pass --force to replace it" in again.stderr
+
+    same = run(*arguments, "--temperature", 1.5, "--seed", 3, "--force", "--quiet")
+    assert same.exit_code == 0
+    assert "tokens/s" in found.stderr
+    assert same.stderr == ""
+    assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()] == records
+
+    # Another batch size, and one of the prompts alone with the config's keys.
+    alone = run(
+        "--config", CONFIGS / "predict_qwen3.yaml", *arguments, "--predict-batch-size", 3, "--force",
+        "--generation.temperature", "1.5", "--seed", 3,
+    )  # fmt: skip
+    assert alone.exit_code == 0, alone.output
+    assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()] == records
+
+
+def test_one_prompt_streams_and_chat_uses_the_template(run, make_demo_folder, tmp_path):
+    found = run(
+        "--pretrained-model-dir", make_demo_folder(), "--predict-data", "Hi <|im_end|>",
+        "--chat", "--no-thinking", "--max-new-tokens", 5, "--stream", "--output", "out.jsonl",
+    )  # fmt: skip
+    assert found.exit_code == 0, found.output
+    (record,) = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()]
+    assert found.stdout.strip("\n") == record["completion"].strip("\n")
+    (batch,) = ast.literal_eval((tmp_path / "text_generation_result.txt").read_text("utf-8"))
+    assert batch["text_generation_text"][0].startswith("user\nHi <|im_end|>\nassistant\n")

@@ -1,0 +1,88 @@
+"""Cached decoding on MindSpore against transformers, itself in other batches, and no cache."""
+
+import mindspore as ms
+import numpy as np
+import pytest
+
+from qwen3_infer.engine import PIECES, MindSporeEngine, cut
+from qwen3_infer.generator import generate
+from qwen3_model.kernels import make_kernels
+from qwen3_model.loading import load_hf
+from qwen3_model.model import Qwen3ForCausalLM
+
+NUM_ROWS = 3
+CONTEXT = 200 + 256
+ATOL_F32 = 2e-4  # logits of up to 20 after sums in another order
+
+
+@pytest.fixture(scope="module")
+def model(golden):
+    ms.set_device("CPU")
+    made = Qwen3ForCausalLM(golden.config, make_kernels("CPU"))
+    load_hf(made, golden.dir)
+    return made
+
+
+@pytest.fixture(scope="module")
+def engine(model):
+    return MindSporeEngine(model, NUM_ROWS, CONTEXT)
+
+
+def test_a_prompt_is_cut_into_the_two_lengths_alone():
+    assert list(cut(1)) == [(0, 32)]
+    assert list(cut(32)) == [(0, 32)]
+    assert list(cut(128)) == [(0, 128)]
+    assert list(cut(300)) == [(0, 128), (128, 128), (256, 32), (288, 32)]
+    assert {length for number in range(1, 400) for _, length in cut(number)} == set(PIECES)
+
+
+def test_greedy_tokens_of_a_ragged_batch_are_those_of_transformers(golden, engine, make_request):
+    requests = [
+        make_request(case["prompt"], index=index, new_tokens=len(case["greedy"]))
+        for index, case in enumerate(golden.cases)
+    ]
+    found = {done.request.index: done for done in generate(requests, engine, NoText())}
+    assert len(found) == 7
+    for index, case in enumerate(golden.cases):
+        assert list(found[index].ids) == case["greedy"], f"prompt of {len(case['prompt'])} tokens"
+        assert found[index].finish_reason == "length"
+
+
+def test_tokens_under_a_repetition_penalty_are_those_of_transformers(golden, engine, make_request):
+    case = golden.cases[3]
+    request = make_request(case["prompt"], new_tokens=256, temperature=0.0, repetition_penalty=1.2)
+    (done,) = generate([request], engine, NoText())
+    assert list(done.ids) == case["repetition_penalty_1.2"]
+
+
+def test_logits_of_a_row_do_not_depend_on_its_neighbours(golden, engine):
+    ids = golden.cases[4]["prompt"]
+    alone = engine.prefill(1, ids)
+    others = [engine.prefill(row, golden.cases[row]["prompt"]) for row in (0, 2)]
+    again = engine.prefill(1, ids)
+    np.testing.assert_array_equal(alone, again)
+    assert not np.array_equal(others[0], others[1])
+    tokens = np.array([5, 6, 7], np.int32)
+    positions = np.array([1, len(ids), 17], np.int32)
+    among = engine.decode(tokens, positions)[1]
+    elsewhere = engine.decode(np.array([9, 6, 3], np.int32), np.array([0, len(ids), 0], np.int32))[1]
+    np.testing.assert_array_equal(among, elsewhere)
+
+
+def test_cached_logits_are_those_of_a_whole_forward_pass(golden, model, engine):
+    ids = golden.cases[5]["prompt"] + golden.cases[5]["greedy"][:3]
+    whole = ms.jit(model.construct)(ms.Tensor(np.array([ids], np.int32))).asnumpy()[0]
+    prompt = ids[:-3]
+    cached = [engine.prefill(2, prompt)]
+    for place in range(len(prompt), len(ids)):
+        tokens, positions = np.zeros(NUM_ROWS, np.int32), np.zeros(NUM_ROWS, np.int32)
+        tokens[2], positions[2] = ids[place], place
+        cached.append(engine.decode(tokens, positions)[2])
+    np.testing.assert_allclose(np.stack(cached), whole[len(prompt) - 1 :], atol=ATOL_F32, rtol=0)
+
+
+class NoText:
+    """Stands for a tokenizer where only ids matter."""
+
+    def decode(self, ids):
+        return ""

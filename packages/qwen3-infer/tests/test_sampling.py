@@ -1,0 +1,133 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qwen3_infer.sampling import Sampling, choose, distribution, log_probability, make_generator, penalise
+from qwen3_model.errors import ConfigError
+
+# Probabilities 1/2, 1/4, 1/8, 1/16, 1/16 of tokens 2, 0, 4, 1, 3.
+LOGITS = np.log(np.array([4, 1, 8, 1, 2], np.float32))
+RTOL_F32 = 1e-5  # float32 logits
+DISTRIBUTIONS = json.loads((Path(__file__).parent / "golden/distributions.json").read_text("utf-8"))
+
+
+def probs(**sampling):
+    ids, values = distribution(LOGITS, Sampling(**sampling))
+    return dict(zip(ids.tolist(), values.tolist(), strict=True))
+
+
+def test_without_settings_the_distribution_is_the_models():
+    assert probs() == pytest.approx({2: 1 / 2, 0: 1 / 4, 4: 1 / 8, 1: 1 / 16, 3: 1 / 16}, rel=RTOL_F32)
+
+
+def test_half_the_temperature_squares_the_odds():
+    assert probs(temperature=0.5) == pytest.approx(
+        {2: 64 / 86, 0: 16 / 86, 4: 4 / 86, 1: 1 / 86, 3: 1 / 86}, rel=RTOL_F32
+    )
+
+
+def test_top_k_keeps_the_likeliest_and_renormalises():
+    assert probs(top_k=2) == pytest.approx({2: 2 / 3, 0: 1 / 3}, rel=RTOL_F32)
+    assert probs(top_k=1) == {2: 1.0}
+    assert len(probs(top_k=99)) == 5
+
+
+def test_top_k_keeps_the_lower_id_of_two_equals():
+    assert list(probs(top_k=4)) == [2, 0, 4, 1]
+
+
+def test_top_p_keeps_the_fewest_tokens_that_reach_it():
+    assert list(probs(top_p=0.49)) == [2]
+    assert list(probs(top_p=0.51)) == [2, 0]
+    assert list(probs(top_p=0.8)) == [2, 0, 4]
+    assert probs(top_p=0.8) == pytest.approx({2: 4 / 7, 0: 2 / 7, 4: 1 / 7}, rel=RTOL_F32)
+
+
+def test_min_p_is_relative_to_the_likeliest():
+    assert list(probs(min_p=0.49)) == [2, 0]
+    assert list(probs(min_p=0.51)) == [2]
+    assert list(probs(min_p=0.2)) == [2, 0, 4]
+
+
+def test_cuts_follow_each_other_on_the_renormalised_rest():
+    # top_k leaves 2/3 and 1/3; then 0.6 is reached by the first alone.
+    assert list(probs(top_k=2, top_p=0.6)) == [2]
+    assert list(probs(top_p=0.6)) == [2, 0]
+
+
+@pytest.mark.parametrize("name", list(DISTRIBUTIONS["cases"]))
+def test_distributions_are_those_of_transformers(name):
+    case = dict(DISTRIBUTIONS["cases"][name])
+    theirs = np.array(case.pop("probs"))
+    sampling = Sampling(**case)
+    logits = np.array(DISTRIBUTIONS["logits"])
+    ids, values = distribution(penalise(logits, sampling, DISTRIBUTIONS["seen"], []), sampling)
+    ours = np.zeros_like(theirs)
+    ours[ids] = values
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)  # a penalty is float32 here
+    assert np.array_equal(ours > 0, theirs > 0)
+
+
+def test_repetition_penalty_divides_positive_and_multiplies_negative_logits_once():
+    logits = np.array([2.0, -2.0, 3.0, -3.0], np.float32)
+    found = penalise(logits, Sampling(repetition_penalty=2.0), [0, 1, 1], [0])
+    np.testing.assert_array_equal(found, np.array([1.0, -4.0, 3.0, -3.0], np.float32))
+    np.testing.assert_array_equal(logits, np.array([2.0, -2.0, 3.0, -3.0], np.float32))
+
+
+def test_presence_penalty_counts_only_what_was_generated_and_once():
+    logits = np.array([2.0, -2.0, 3.0], np.float32)
+    found = penalise(logits, Sampling(presence_penalty=0.5), [0], [1, 1, 2])
+    np.testing.assert_array_equal(found, np.array([2.0, -2.5, 2.5], np.float32))
+
+
+def test_temperature_zero_takes_the_likeliest_whatever_the_generator():
+    picks = {choose(LOGITS, Sampling(temperature=0.0), make_generator(seed, 0)) for seed in range(20)}
+    assert picks == {2}
+
+
+def test_draws_follow_the_distribution():
+    rng = make_generator(1, 2)
+    picks = [choose(LOGITS, Sampling(), rng) for _ in range(4000)]
+    shares = np.bincount(picks, minlength=5) / 4000
+    # Four standard deviations of a share of 1/2 in 4000 draws.
+    np.testing.assert_allclose(shares, [1 / 4, 1 / 16, 1 / 2, 1 / 16, 1 / 8], atol=4 * 0.5 / 4000**0.5)
+
+
+def test_a_draw_takes_one_random_number_so_that_requests_stay_in_step():
+    used, counted = make_generator(5, 0), make_generator(5, 0)
+    for _ in range(3):
+        choose(LOGITS, Sampling(top_k=3), used)
+        counted.random()
+    assert used.random() == counted.random()
+
+
+def test_requests_have_different_and_repeatable_random_numbers():
+    first, again, other = make_generator(0, 0), make_generator(0, 0), make_generator(0, 1)
+    values = first.random(4).tolist()
+    assert values == again.random(4).tolist()
+    assert values != other.random(4).tolist()
+
+
+def test_log_probability_is_the_models_own():
+    assert log_probability(LOGITS, 4) == pytest.approx(np.log(1 / 8), rel=RTOL_F32)
+
+
+@pytest.mark.parametrize(
+    ("values", "rule"),
+    [
+        ({"temperature": -0.1}, "temperature=-0.1 is no sampling value; it must be at least 0"),
+        ({"temperature": float("nan")}, "temperature=nan"),
+        ({"top_k": -1}, "top_k=-1 is no sampling value; it must be a whole number >= 0"),
+        ({"top_p": 0.0}, "top_p=0.0 is no sampling value; it must be above 0 and at most 1"),
+        ({"top_p": 1.5}, "top_p=1.5"),
+        ({"min_p": 1.5}, "min_p=1.5 is no sampling value; it must be from 0 to 1"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty=0.0 is no sampling value; it must be above 0"),
+        ({"presence_penalty": float("inf")}, "presence_penalty=inf"),
+    ],
+)
+def test_values_out_of_range_are_refused(values, rule):
+    with pytest.raises(ConfigError, match=rule.replace(".", r"\.").replace("(", r"\(")):
+        Sampling(**values)
