@@ -164,8 +164,7 @@ class CachedQwen3(nn.Cell):
 def name_parameters(cell: nn.Cell) -> None:
     """Give each weight its path in `cell` as its name.
 
-    Needed again whenever a child has been replaced, or `cell` has become a child, which puts a prefix before the
-    names.
+    Needed again whenever a child has been replaced, or `cell` has become a child, which prefixes the names.
     """
     for path, parameter in cell.parameters_and_names():
         parameter.name = path
