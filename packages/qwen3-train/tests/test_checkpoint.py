@@ -20,6 +20,7 @@ from qwen3_train.checkpoint import (
     read_state,
     save_checkpoint,
 )
+from qwen3_train.run_folder import replaced_run, restore_replaced
 
 
 def save(folder, step, *, epoch=1, rank=0, keep_max=2, value=1.0):
@@ -145,3 +146,21 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
             good.parent, "qwen3_rank_0", Place(1, 2), TrainState(2, ""), [FloatTensor("a", (1,), full)], 1
         )
     assert sorted(_names(good.parent)) == ["meta.json", "qwen3_rank_0-1_1.safetensors"]
+
+
+def test_a_run_put_aside_by_a_killed_force_comes_back(tmp_path):
+    good = save(tmp_path, 3)
+    before = good.read_bytes()
+    with pytest.raises(KeyboardInterrupt), replaced_run(tmp_path):
+        assert not good.exists()
+        raise KeyboardInterrupt
+    assert good.read_bytes() == before
+    # A kill runs no `finally`: the run is still aside.
+    (tmp_path / ".replaced").mkdir()
+    (tmp_path / "checkpoint").rename(tmp_path / ".replaced" / "checkpoint")
+    restore_replaced(tmp_path)
+    assert good.read_bytes() == before
+    with replaced_run(tmp_path):
+        save(tmp_path, 1, value=2.0)
+    assert [place.step for place in checkpoints_of(tmp_path / "checkpoint" / "rank_0")] == [1]
+    assert not (tmp_path / ".replaced").exists()

@@ -1,7 +1,7 @@
 """From a command line to a run: every check first, MindSpore last."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from qwen3_model.errors import UsageError
@@ -35,7 +35,8 @@ def launch_run(config_path: Path, arguments: Sequence[str], *, worker_num: int, 
         try:
             _start(run, config, log)
         except BaseException as error:
-            log.line(f"stopped: {error or type(error).__name__}", "ERROR", to_terminal=False)
+            with suppress(OSError):  # a full disk must not hide the error
+                log.line(f"stopped: {error or type(error).__name__}", "ERROR", to_terminal=False)
             raise
         finally:
             log.close()

@@ -15,7 +15,7 @@ from qwen3_train.blend import Blend
 from qwen3_train.checkpoint import TrainState, choose_checkpoint, read_state
 from qwen3_train.gpt_dataset import Dataset, DocumentOptions, build_dataset
 from qwen3_train.lr_schedule import Schedule, make_schedule
-from qwen3_train.run_folder import refuse_used_folder
+from qwen3_train.run_folder import refuse_used_folder, restore_replaced
 from qwen3_train.settings import TrainSettings
 
 FINGERPRINT_BYTES = 1 << 20
@@ -56,6 +56,8 @@ def prepare_run(settings: TrainSettings, *, force: bool) -> PreparedRun:
         FormatError: A token file or checkpoint is damaged.
         OutputExistsError: The output folder holds a run.
     """
+    if settings.resume:
+        restore_replaced(settings.output_dir)
     refuse_used_folder(settings.output_dir, force=force, resume=settings.resume)
     _check_weights(settings)
     notes: list[str] = []

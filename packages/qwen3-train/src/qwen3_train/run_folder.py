@@ -36,9 +36,8 @@ def replaced_run(output_dir: Path) -> Iterator[None]:
 
     When the block ends it is removed, or brought back if the new run has no checkpoint of its own.
     """
+    restore_replaced(output_dir)
     aside = output_dir / REPLACED
-    if not _has_checkpoint(output_dir) and _has_checkpoint(aside):
-        _move(aside, output_dir)  # a killed `--force` had put the only good run aside
     if aside.exists():
         shutil.rmtree(aside)
     aside.mkdir(parents=True)
@@ -49,6 +48,13 @@ def replaced_run(output_dir: Path) -> Iterator[None]:
         if not _has_checkpoint(output_dir):
             _move(aside, output_dir)
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def restore_replaced(output_dir: Path) -> None:
+    """Bring back the run that a killed `--force` had put aside, unless a newer one has a checkpoint."""
+    aside = output_dir / REPLACED
+    if _has_checkpoint(aside) and not _has_checkpoint(output_dir):
+        _move(aside, output_dir)
 
 
 def _has_checkpoint(folder: Path) -> bool:
