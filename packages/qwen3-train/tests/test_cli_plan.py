@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -9,6 +10,7 @@ from click.testing import CliRunner
 from qwen3_model.cli_base import Commands
 from qwen3_train.cli_plan import plan
 
+CONFIGS = Path(__file__).parents[3] / "configs" / "qwen3"
 YAML = """
 runner_config: {epochs: 2, batch_size: 1, gradient_accumulation_steps: 1}
 train_dataset: {data_loader: {sizes: [8000, 0, 0], config: {seq_length: 4096}}}
@@ -117,6 +119,13 @@ def test_adapters_are_planned_with_mindformers_names(config):
     values = json.loads(run("--config", config, "--json", "--model.model_config.pet_config", pet).stdout)
     stage = values["stages"][0]
     assert 0 < stage["gradients"] < 0.01 * stage["parameters"]
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("pretrain_*.yaml")), ids=lambda path: path.stem)
+def test_the_recommended_layout_of_every_ready_config_fits(path):
+    result = run("--config", path)
+    assert result.exit_code == 0
+    assert "Fits: " in result.stdout
 
 
 def test_planning_never_imports_mindspore(config):

@@ -16,27 +16,28 @@ HERE = Path(__file__).parent
 # Importing MindSpore in msrun and in the workers takes most of it.
 LONGEST_S = 120
 LAUNCH = """
-import os, sys
+import json, os, sys
 from pathlib import Path
 from qwen3_train.launch_checks import LaunchSettings
 from qwen3_train.launcher import Job, launch_workers
-argv, folder, port = sys.argv[1:-2], Path(sys.argv[-2]), int(sys.argv[-1])
-job = Job(argv=argv, environment=dict(os.environ), metrics_path=folder / "metrics.jsonl", total_steps=3)
-settings = LaunchSettings(worker_num=2, local_worker_num=2, master_port=port, log_dir=folder / "log")
-launch_workers(job, settings)
+folder, changes = Path(sys.argv[2]).parent, json.loads(sys.argv[1])
+job = Job(argv=sys.argv[4:], environment=dict(os.environ), metrics_path=Path(sys.argv[2]), total_steps=3)
+launch_workers(job, LaunchSettings(worker_num=2, log_dir=Path(sys.argv[3]), **changes))
 """
+
+
+def launch_command(folder, num_steps, log_dir, **changes):
+    metrics = str(folder / "metrics.jsonl")
+    worker = [str(HERE / "msrun_worker.py"), metrics, str(num_steps)]
+    return [sys.executable, "-c", LAUNCH, json.dumps(changes), metrics, str(log_dir), *worker]
 
 
 @pytest.fixture
 def start(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     started = []
 
-    def launch(num_steps):
-        argv = [str(HERE / "msrun_worker.py"), str(tmp_path / "metrics.jsonl"), str(num_steps)]
-        command = [sys.executable, "-c", LAUNCH, *argv, str(tmp_path), str(port)]
+    def launch(num_steps, *before, log_dir=tmp_path / "log", **changes):
+        command = [*before, *launch_command(tmp_path, num_steps, log_dir, **changes)]
         started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
         return started[-1]
 
@@ -46,9 +47,37 @@ def start(tmp_path):
         process.communicate()
 
 
+@pytest.fixture
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def two_nodes():
+    """Two network namespaces joined by a cable, as two machines: the commands that enter them."""
+    names = [f"qwen3{os.getpid()}{letter}" for letter in "ab"]
+    ends = [f"v{os.getpid()}{letter}" for letter in "ab"]
+    commands = [f"netns add {name}" for name in names]
+    commands.append(f"link add {ends[0]} netns {names[0]} type veth peer name {ends[1]} netns {names[1]}")
+    for number, (name, end) in enumerate(zip(names, ends, strict=True), 1):
+        commands += [f"-n {name} addr add 10.77.0.{number}/24 dev {end}"]
+        commands += [f"-n {name} link set {device} up" for device in (end, "lo")]
+    try:
+        for command in commands:
+            subprocess.run(["ip", *command.split()], check=True, capture_output=True)
+        yield [["ip", "netns", "exec", name] for name in names]
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no network namespaces here: {error}")
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+
+
 @pytest.mark.slow
-def test_two_processes_of_msrun_add_up_and_end(start, tmp_path):
-    process = start(3)
+def test_two_processes_of_msrun_add_up_and_end(start, tmp_path, free_port):
+    process = start(3, local_worker_num=2, master_port=free_port)
     _, err = process.communicate(timeout=LONGEST_S)
     steps = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert process.returncode == 0, err
@@ -57,8 +86,8 @@ def test_two_processes_of_msrun_add_up_and_end(start, tmp_path):
 
 
 @pytest.mark.slow
-def test_msruns_workers_and_scheduler_die_with_a_killed_launcher(start, tmp_path):
-    process = start(10_000)
+def test_msruns_workers_and_scheduler_die_with_a_killed_launcher(start, tmp_path, free_port):
+    process = start(10_000, local_worker_num=2, master_port=free_port)
     metrics, deadline_s = tmp_path / "metrics.jsonl", time.monotonic() + LONGEST_S
     while not (metrics.exists() and metrics.read_text().count("\n")):
         assert time.monotonic() < deadline_s, "no step was taken"
@@ -75,6 +104,26 @@ def test_msruns_workers_and_scheduler_die_with_a_killed_launcher(start, tmp_path
     while any(is_alive(pid) for pid in pids):
         assert time.monotonic() < deadline_s, "left behind"
         time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_two_launches_on_two_nodes_are_one_job(start, tmp_path, two_nodes):
+    nodes = [
+        start(
+            3,
+            *enter,
+            local_worker_num=1,
+            node_rank=rank,
+            master_addr="10.77.0.1",
+            log_dir=tmp_path / f"log{rank}",
+        )
+        for rank, enter in enumerate(two_nodes)
+    ]
+    for node in nodes:
+        _, err = node.communicate(timeout=LONGEST_S)
+        assert node.returncode == 0, err
+    steps = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [step["loss"] for step in steps] == [3.0, 3.0, 3.0]
 
 
 def _environ(folder):

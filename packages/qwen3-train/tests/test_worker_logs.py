@@ -1,6 +1,7 @@
 import json
 
 import pytest
+
 from qwen3_train.worker_logs import MetricsTail, exit_reason, last_sentence, progress_line
 from qwen3_train.worker_records import read_records, remove_records, write_record
 

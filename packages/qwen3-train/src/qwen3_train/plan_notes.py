@@ -33,10 +33,11 @@ def _recompute_note(settings: PlanSettings, own: Candidate, memory_bytes: int | 
         lighter = assess(replace(settings, recompute=recompute))
         if lighter.memory_bytes <= memory_bytes:
             gain = own.time.total_s / lighter.time.total_s
+            how = "without it" if recompute == "none" else f"with {recompute}"
             return (
-                f"Recomputation {settings.recompute} is not needed: with {recompute} the fullest device "
-                f"takes {lighter.memory_bytes / GIB:.1f} of {memory_bytes / GIB:.1f} GiB, and a step is "
-                f"about {gain:.2f} times as fast."
+                f"Recomputation {settings.recompute} is not needed: {how} the fullest device takes "
+                f"{lighter.memory_bytes / GIB:.1f} of {memory_bytes / GIB:.1f} GiB, and a step is about "
+                f"{gain:.2f} times as fast."
             )
     return ""
 
