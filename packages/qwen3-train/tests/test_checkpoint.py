@@ -151,9 +151,14 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
 def test_a_run_put_aside_by_a_killed_force_comes_back(tmp_path):
     good = save(tmp_path, 3)
     before = good.read_bytes()
-    with pytest.raises(KeyboardInterrupt), replaced_run(tmp_path):
-        assert not good.exists()
-        raise KeyboardInterrupt
+
+    def interrupted():
+        with replaced_run(tmp_path):
+            assert not good.exists()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert good.read_bytes() == before
     # A kill runs no `finally`: the run is still aside.
     (tmp_path / ".replaced").mkdir()
