@@ -5,29 +5,22 @@ from pathlib import Path
 import click
 
 from qwen3_ckpt import __version__
+from qwen3_ckpt.cli_check import diff, inspect, verify
+from qwen3_ckpt.cli_lora import lora
+from qwen3_ckpt.cli_options import A_FOLDER, A_PATH, hf_dir_option, layout_options, shard_option
 from qwen3_model.cli_base import Commands, force_option, quiet_option
 
-A_PATH = click.Path(path_type=Path)
-A_FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
-QKV = click.Choice(["grouped", "contiguous"])
-MLP = click.Choice(["interleaved", "contiguous"])
-
-shard_option = click.option(
-    "--max-shard-size", "shard_bytes", type=click.IntRange(min=1), default=5_000_000_000, show_default=True,
-    metavar="BYTES", help="Largest file of a Hugging Face folder.",
-)  # fmt: skip
-hf_dir_option = click.option(
-    "--hf-dir",
-    type=A_FOLDER,
-    help="Folder with config.json and tokenizer files; looked for beside the source.",
-)
 
 
 @click.group(cls=Commands)
 @click.version_option(__version__, prog_name="qwen3-ckpt")
 def main() -> None:
-    """Merge and convert Qwen3 checkpoints. Needs no MindSpore."""
+    """Merge, convert, compare and check Qwen3 checkpoints. Needs no MindSpore."""
+
+
+for command in (diff, inspect, lora, verify):
+    main.add_command(command)
 
 
 @main.command()
@@ -110,18 +103,8 @@ def merge(  # noqa: PLR0913 - the flags of the tool that it replaces
     help="A Hugging Face folder, unified files with its names, or those with fused weights.",
 )  # fmt: skip
 @click.option("--dtype", type=click.Choice(sorted(DTYPES)), help="Element type; kept by default.")
-@click.option(
-    "--source-qkv", type=QKV, default="grouped", show_default=True, help="Rows of fused q, k, v in SOURCE."
-)
-@click.option(
-    "--source-mlp", type=MLP, default="interleaved", show_default=True, help="Rows of fused gate, up."
-)
-@click.option(
-    "--target-qkv", type=QKV, default="grouped", show_default=True, help="Rows of fused q, k, v in OUTPUT."
-)
-@click.option(
-    "--target-mlp", type=MLP, default="interleaved", show_default=True, help="Rows of fused gate, up."
-)
+@layout_options("source")
+@layout_options("target")
 @hf_dir_option
 @shard_option
 @force_option()

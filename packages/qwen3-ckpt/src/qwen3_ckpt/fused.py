@@ -27,6 +27,7 @@ TO_FUSED_LAYER = {
     "post_attention_layernorm": "pre_mlp_layernorm",
     "mlp.down_proj": "mlp.linear_fc2",
 }
+A_HALF, B_HALF = ".lora_A", ".lora_B"
 QKV, FC1 = "self_attention.linear_qkv", "mlp.linear_fc1"
 FUSED_LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)\.weight")
 
@@ -83,6 +84,40 @@ def split_fused(
         else:
             result[name] = tensor
     return result
+
+
+def split_fused_adapters(
+    tensors: dict[str, LazyTensor], config: Qwen3Config, layout: FusedLayout
+) -> dict[str, LazyTensor]:
+    """Return adapters of ours out of mindformers' fused ones: A is shared, B's rows are split."""
+    halves = {
+        half: {n.replace(half, ""): t for n, t in tensors.items() if half in n} for half in (A_HALF, B_HALF)
+    }
+    result = {}
+    for name, tensor in split_fused(halves[B_HALF], config, layout).items():
+        new = name.removesuffix(".weight") + f"{B_HALF}.weight"
+        result[new] = tensor.renamed(new)
+    for name, tensor in halves[A_HALF].items():
+        for part in split_name(name):
+            new = part.removesuffix(".weight") + f"{A_HALF}.weight"
+            result[new] = tensor.renamed(new)
+    return result
+
+
+def split_name(fused_name: str) -> list[str]:
+    """Return the names of ours that a name of mindformers' covers; an unknown name covers itself."""
+    for ours, theirs in TO_FUSED_TOP.items():
+        if fused_name == theirs:
+            return [ours]
+    match = FUSED_LAYER.fullmatch(fused_name)
+    if not match:
+        return [fused_name]
+    leaves = [ours for ours, theirs in TO_FUSED_LAYER.items() if theirs == match[2]]
+    if match[2] == QKV:
+        leaves = [f"self_attn.{part}_proj" for part in "qkv"]
+    elif match[2] == FC1:
+        leaves = ["mlp.gate_proj", "mlp.up_proj"]
+    return [f"model.layers.{match[1]}.{leaf}.weight" for leaf in leaves] or [fused_name]
 
 
 def fuse(tensors: dict[str, LazyTensor], config: Qwen3Config, layout: FusedLayout) -> dict[str, LazyTensor]:

@@ -52,6 +52,16 @@ def open_rank_files(checkpoint_dir: Path, suffix: str | None) -> RankFiles:
     return RankFiles(chosen, files, tuple(notes))
 
 
+def rank_steps(checkpoint_dir: Path) -> dict[int, list[str]]:
+    """Return the steps that each rank folder has, oldest first.
+
+    Raises:
+        ConfigError: There are no rank folders.
+    """
+    ranks = _rank_dirs(checkpoint_dir)
+    return {rank: sorted(_steps_of(path), key=_step_key) for rank, path in ranks.items()}
+
+
 def _rank_dirs(checkpoint_dir: Path) -> dict[int, Path]:
     if not checkpoint_dir.is_dir():
         raise ConfigError(f"{checkpoint_dir} is no folder; give the folder that holds rank_0, rank_1, ...")

@@ -1,0 +1,192 @@
+"""LoRA adapters: from PEFT's folder or our checkpoints, checked against a base; what they add to a weight.
+
+Source: Hu et al. 2021, section 4.1: W + (alpha / r) B A. PEFT's files: `adapter_config.json` and
+`adapter_model.safetensors` with names `base_model.model.<module>.lora_A.weight` of (r, inputs) and
+`.lora_B.weight` of (outputs, r); an embedding's are `.lora_embedding_A` (r, rows) and `_B` (width, r).
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3_ckpt.rows import Bytes, LazyTensor, RowSource, from_file
+from qwen3_model.config import Qwen3Config
+from qwen3_model.errors import FormatError, WeightError
+from qwen3_model.safetensors_file import NUMPY_DTYPES, TensorPlan, from_float32, open_safetensors, to_float32
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+PEFT_PREFIX = "base_model.model."
+NAME = re.compile(r"(?:base_model\.model\.)?(.+?)\.lora_(embedding_)?(A|B)(?:\.default)?(?:\.weight)?")
+EMBEDDING = "model.embed_tokens"
+UNSUPPORTED = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "modules_to_save")
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """The pair of one module, in float32."""
+
+    a: NDArray[np.float32]
+    """(r, inputs)."""
+    b: NDArray[np.float32]
+    """(outputs, r)."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSet:
+    """All adapters of a model and their common scale."""
+
+    modules: dict[str, Adapter]
+    """By module, such as `model.layers.0.self_attn.q_proj`."""
+    alpha: float
+    """Scale is alpha / rank."""
+
+    @property
+    def rank(self) -> int:
+        """Rank of every adapter."""
+        return next(iter(self.modules.values())).a.shape[0]
+
+    @property
+    def scale(self) -> float:
+        """What B A is multiplied by."""
+        return self.alpha / self.rank
+
+
+def read_peft(folder: Path) -> AdapterSet:
+    """Read a PEFT adapter.
+
+    Raises:
+        FormatError: A file is missing or damaged, or asks for something other than plain LoRA.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        alpha, kind = float(config["lora_alpha"]), config.get("peft_type", "LORA")
+    except FileNotFoundError:
+        raise FormatError(f"{folder} has no {CONFIG_FILE}; give a PEFT adapter folder") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise FormatError(f"{path} is no adapter config: {type(error).__name__} {error}") from None
+    used = [key for key in UNSUPPORTED if config.get(key)]
+    if kind != "LORA" or used or config.get("bias", "none") != "none":
+        raise FormatError(
+            f"{path}: only plain LoRA without bias is implemented, not {', '.join(used) or kind}"
+        )
+    file = open_safetensors(folder / WEIGHTS_FILE)
+    return pair({name: from_file(file, name) for name in file.tensors}, alpha)
+
+
+def pair(tensors: dict[str, LazyTensor], alpha: float) -> AdapterSet:
+    """Put the halves of adapters together.
+
+    Raises:
+        FormatError: A tensor is no adapter, a half is missing, or ranks differ.
+    """
+    halves: dict[str, dict[str, NDArray[np.float32]]] = {}
+    for name, tensor in tensors.items():
+        match = NAME.fullmatch(name)
+        if not match:
+            raise FormatError(f"{name} is no LoRA tensor")
+        halves.setdefault(match[1], {})[match[3]] = read_float32(tensor)
+    if not halves:
+        raise FormatError("there is no LoRA tensor")
+    lone = [module for module, found in halves.items() if len(found) != 2]
+    if lone:
+        raise FormatError(f"{lone[0]} has only one half of its adapter")
+    modules = {module: Adapter(found["A"], found["B"]) for module, found in halves.items()}
+    ranks = {(adapter.a.shape[0], adapter.b.shape[1]) for adapter in modules.values()}
+    if len(ranks) != 1 or len(set(next(iter(ranks)))) != 1 or 0 in next(iter(ranks)):
+        raise FormatError(f"the adapters must have one rank of at least 1, found {sorted(ranks)}")
+    return AdapterSet(dict(sorted(modules.items())), alpha)
+
+
+def check_fits(adapters: AdapterSet, config: Qwen3Config) -> None:
+    """Compare every adapter with the weight that it changes.
+
+    Raises:
+        WeightError: An adapter is for a module that the model lacks, or of another size.
+    """
+    shapes = config.weight_shapes()
+    problems = []
+    for module, adapter in adapters.modules.items():
+        shape = shapes.get(f"{module}.weight")
+        found = (adapter.b.shape[0], adapter.a.shape[1])
+        if module == EMBEDDING:
+            found = found[::-1]
+        if shape is None:
+            problems.append(f"the model has no {module}")
+        elif shape != found:
+            problems.append(f"{module} is {shape}, its adapter is for {found}")
+    if problems:
+        raise WeightError(f"the adapter is for another base: {'; '.join(problems[:5])}")
+
+
+class FusedRows:
+    """Rows of a weight with its adapter added, in float32 and rounded once to the weight's dtype."""
+
+    def __init__(self, base: LazyTensor, adapter: Adapter, scale: float, *, is_embedding: bool) -> None:
+        self._base, self._scale = base, scale
+        # Row i of the change is left[i] @ right.
+        self._left, self._right = (adapter.a.T, adapter.b.T) if is_embedding else (adapter.b, adapter.a)
+        self.num_rows, self.row_bytes = base.rows.num_rows, base.rows.row_bytes
+
+    def read(self, start: int, stop: int) -> Bytes:
+        """Return a copy."""
+        dtype = self._base.plan.dtype
+        raw = np.ascontiguousarray(self._base.rows.read(start, stop)).view(NUMPY_DTYPES[dtype])
+        fused = to_float32(raw, dtype) + np.float32(self._scale) * (self._left[start:stop] @ self._right)
+        return from_float32(fused, dtype).view(np.uint8)
+
+    def ranges(self, start: int, stop: int) -> None:
+        """Return None: the bytes change."""
+
+
+def fuse_adapters(weights: dict[str, LazyTensor], adapters: AdapterSet) -> dict[str, LazyTensor]:
+    """Return the weights with their adapters added; those without one are as they were.
+
+    A tied head changes with the embedding, since it is the same weight.
+    """
+    fused = dict(weights)
+    for module, adapter in adapters.modules.items():
+        base = weights[f"{module}.weight"]
+        rows: RowSource = FusedRows(base, adapter, adapters.scale, is_embedding=module == EMBEDDING)
+        fused[base.plan.name] = LazyTensor(base.plan, rows)
+    return fused
+
+
+def peft_tensors(adapters: AdapterSet) -> list[tuple[TensorPlan, list[NDArray[np.float32]]]]:
+    """Return the tensors of `adapter_model.safetensors`, sorted by name."""
+    entries = []
+    for module, adapter in adapters.modules.items():
+        is_embedding = module == EMBEDDING
+        for half, values in (("A", adapter.a), ("B", adapter.b)):
+            leaf = f"lora_embedding_{half}" if is_embedding else f"lora_{half}.weight"
+            entries.append((TensorPlan(f"{PEFT_PREFIX}{module}.{leaf}", "F32", values.shape), [values]))
+    return sorted(entries, key=lambda entry: entry[0].name)
+
+
+def peft_config(adapters: AdapterSet, base_model: str) -> dict[str, object]:
+    """Return the contents of `adapter_config.json`."""
+    leaves = sorted({module.rpartition(".")[2] for module in adapters.modules})
+    return {
+        "base_model_name_or_path": base_model,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "lora_alpha": adapters.alpha,
+        "lora_dropout": 0.0,
+        "peft_type": "LORA",
+        "r": adapters.rank,
+        "target_modules": leaves,
+        "task_type": "CAUSAL_LM",
+    }
+
+
+def read_float32(tensor: LazyTensor) -> NDArray[np.float32]:
+    """Read a small float tensor whole."""
+    raw = np.ascontiguousarray(tensor.rows.read(0, tensor.rows.num_rows)).view(
+        NUMPY_DTYPES[tensor.plan.dtype]
+    )
+    return to_float32(raw, tensor.plan.dtype).reshape(tensor.plan.shape)

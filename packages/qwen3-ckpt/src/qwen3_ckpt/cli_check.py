@@ -1,0 +1,80 @@
+"""The commands of `qwen3-ckpt` that look and compare."""
+
+from pathlib import Path
+
+import click
+
+from qwen3_model.cli_base import quiet_option
+
+SOURCE = click.Path(path_type=Path, exists=True)
+
+
+@click.command()
+@click.argument("source", type=SOURCE)
+@click.option("--file-suffix", metavar="E_S", help="Step of a distributed checkpoint; the newest by default.")
+def inspect(source: Path, file_suffix: str | None) -> None:
+    """Show ranks, steps, bytes and the tree of tensors of SOURCE.
+
+    \b
+    Example:
+      qwen3-ckpt inspect output/checkpoint
+    """
+    from qwen3_ckpt.inspect_source import describe
+
+    for line in describe(source, file_suffix):
+        click.echo(line)
+
+
+@click.command()
+@click.argument("source", type=SOURCE)
+@click.option("--write-manifest", is_flag=True, help="Write sha256.json, against which later checks compare.")
+@quiet_option()
+def verify(source: Path, *, write_manifest: bool, quiet: bool) -> None:
+    """Check headers, sizes, index, shapes, NaN and hashes of SOURCE; exit 1 with all faults.
+
+    \b
+    Example:
+      qwen3-ckpt verify hf_model --write-manifest
+    """
+    from qwen3_ckpt.verify import find_faults
+    from qwen3_ckpt.verify import write_manifest as write
+    from qwen3_model.errors import WeightError
+    from qwen3_model.progress import Progress
+
+    num_faults = 0
+    with Progress("verify", None, "B", quiet=quiet) as progress:
+        for fault in find_faults(source, progress.advance):
+            num_faults += 1
+            click.echo(fault)
+    if num_faults:
+        raise WeightError(f"{source} has {num_faults} fault{'s' if num_faults > 1 else ''}, listed above")
+    if write_manifest:
+        click.echo(f"wrote {write(source)}")
+    click.echo(f"{source} is sound")
+
+
+@click.command()
+@click.argument("first", type=SOURCE)
+@click.argument("second", type=SOURCE)
+@click.option(
+    "--tolerance", type=click.FloatRange(min=0), default=0.0, help="Largest difference that is none."
+)
+def diff(first: Path, second: Path, tolerance: float) -> None:
+    """Compare the tensors of FIRST and SECOND, each a checkpoint of any form; exit 1 when they differ.
+
+    \b
+    Example:
+      qwen3-ckpt diff merged hf_model
+    """
+    from qwen3_ckpt.diff import differences
+    from qwen3_ckpt.tensor_sets import open_tensors
+
+    left, right = open_tensors(first), open_tensors(second)
+    found = 0
+    for difference in differences(left, right, tolerance=tolerance):
+        found += 1
+        click.echo(f"{difference.name}: {difference.what}")
+    if found:
+        click.echo(f"{found} of {len(left.keys() | right.keys())} tensors differ", err=True)
+        raise SystemExit(1)
+    click.echo(f"{len(left)} tensors are equal")

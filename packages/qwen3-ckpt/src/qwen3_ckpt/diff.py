@@ -1,0 +1,62 @@
+"""Compare two sets of tensors by name, shape, dtype and value."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from qwen3_ckpt.rows import LazyTensor, row_windows
+from qwen3_model.safetensors_file import FLOAT_DTYPES, NUMPY_DTYPES, to_float32
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One tensor that is not the same in both."""
+
+    name: str
+    what: str
+    """A phrase: missing, other shape, other dtype, or the largest difference and where it is."""
+
+
+def differences(
+    left: dict[str, LazyTensor], right: dict[str, LazyTensor], *, tolerance: float = 0.0
+) -> Iterator[Difference]:
+    """Yield the tensors that differ by more than `tolerance` in any element, in name order.
+
+    Float tensors of different dtypes are compared by value, and named for the dtype only where values agree.
+    """
+    for name in sorted(left.keys() | right.keys()):
+        if name not in right:
+            yield Difference(name, "only in the first")
+        elif name not in left:
+            yield Difference(name, "only in the second")
+        elif what := _difference(left[name], right[name], tolerance):
+            yield Difference(name, what)
+
+
+def _difference(a: LazyTensor, b: LazyTensor, tolerance: float) -> str | None:
+    if a.plan.shape != b.plan.shape:
+        return f"shape {a.plan.shape} and {b.plan.shape}"
+    if (a.plan.dtype in FLOAT_DTYPES) != (b.plan.dtype in FLOAT_DTYPES):
+        return f"dtype {a.plan.dtype} and {b.plan.dtype}"
+    largest, place = 0.0, 0
+    for start, stop in row_windows(a.rows if a.rows.row_bytes >= b.rows.row_bytes else b.rows):
+        x, y = _values(a, start, stop), _values(b, start, stop)
+        with np.errstate(invalid="ignore"):
+            gap = np.where(np.isnan(x) & np.isnan(y) | (x == y), 0.0, np.abs(x - y)).reshape(-1)
+        gap[np.isnan(gap)] = np.inf
+        if gap.size and gap.max() > largest:
+            largest, place = float(gap.max()), start * (gap.size // (stop - start)) + int(gap.argmax())
+    if largest > tolerance:
+        index = tuple(int(i) for i in np.unravel_index(place, a.plan.shape or (1,)))
+        return f"largest difference {largest:.6g} at {index}"
+    if a.plan.dtype != b.plan.dtype:
+        return f"dtype {a.plan.dtype} and {b.plan.dtype}, values agree"
+    return None
+
+
+def _values(tensor: LazyTensor, start: int, stop: int) -> np.ndarray:
+    raw = np.ascontiguousarray(tensor.rows.read(start, stop)).view(NUMPY_DTYPES[tensor.plan.dtype])
+    if tensor.plan.dtype in FLOAT_DTYPES:
+        return to_float32(raw, tensor.plan.dtype).astype(np.float64)
+    return raw.astype(np.float64)

@@ -1,0 +1,114 @@
+"""Fuse adapters into a base, and export adapters of a checkpoint to PEFT's form."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from qwen3_ckpt.adapters import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    AdapterSet,
+    check_fits,
+    fuse_adapters,
+    pair,
+    peft_config,
+    peft_tensors,
+    read_peft,
+)
+from qwen3_ckpt.companions import find_companions
+from qwen3_ckpt.fused import FusedLayout, split_fused_adapters
+from qwen3_ckpt.hf_output import write_hf_folder
+from qwen3_ckpt.rows import from_file
+from qwen3_ckpt.tensor_sets import open_tensors
+from qwen3_model.config import Qwen3Config
+from qwen3_model.errors import ConfigError, FormatError
+from qwen3_model.files import output_directory
+from qwen3_model.hf_folder import open_hf_folder
+from qwen3_model.safetensors_file import write_safetensors
+
+HALVES = (".lora_A.weight", ".lora_B.weight")
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSource:
+    """Where adapters are and how to read them."""
+
+    path: Path
+    """A PEFT folder, or a checkpoint (distributed or merged) that holds adapter weights."""
+    alpha: float | None
+    """LoRA's alpha; None to read it from an adapter_config.json beside the source."""
+    hf_dir: Path | None
+    """Folder with the base's config.json; None to look beside the source."""
+    layout: FusedLayout
+    """Row order of fused weights in the source."""
+
+
+def read_adapters(source: AdapterSource) -> tuple[AdapterSet, Qwen3Config | None]:
+    """Read adapters in any form, and the base's config where one is found.
+
+    Raises:
+        Qwen3Error: There are none, they are damaged, or alpha is unknown.
+    """
+    hf_dir = source.hf_dir or find_companions(source.path)
+    config = Qwen3Config.from_dir(hf_dir) if hf_dir else None
+    if (source.path / WEIGHTS_FILE).is_file():
+        return read_peft(source.path), config
+    tensors = {name: t for name, t in open_tensors(source.path).items() if name.endswith(HALVES)}
+    tensors = {name: t for name, t in tensors.items() if not name.startswith("adam_")}
+    if not tensors:
+        raise FormatError(f"{source.path} holds no adapter weights (*.lora_A.weight, *.lora_B.weight)")
+    if any(name.startswith("decoder.") or name.startswith("embedding.") for name in tensors):
+        if config is None:
+            raise ConfigError("fused adapters are split by the model's heads: name its folder with --hf-dir")
+        tensors = split_fused_adapters(tensors, config, source.layout)
+    return pair(tensors, _alpha(source)), config
+
+
+def _alpha(source: AdapterSource) -> float:
+    if source.alpha is not None:
+        return source.alpha
+    for folder in (source.path, source.path.absolute().parent, source.path.absolute().parent.parent):
+        path = folder / CONFIG_FILE
+        if path.is_file():
+            try:
+                return float(json.loads(path.read_text(encoding="utf-8"))["lora_alpha"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise FormatError(f"{path} states no lora_alpha: {error}") from None
+    raise ConfigError(f"no {CONFIG_FILE} lies beside {source.path}; state --lora-alpha")
+
+
+def fuse_lora(
+    base_dir: Path, source: AdapterSource, output_dir: Path, *, force: bool, quiet: bool, shard_bytes: int
+) -> int:
+    """Write a Hugging Face folder whose weights are the base's plus the adapters; return how many were fused.
+
+    Raises:
+        WeightError: The adapters are for another base.
+        OutputExistsError: `output_dir` is there and `force` is false.
+    """
+    base = open_hf_folder(base_dir)
+    adapters, _ = read_adapters(source)
+    check_fits(adapters, base.config)
+    weights = {name: from_file(base.tensors[name], name) for name in base.config.weight_shapes()}
+    write_hf_folder(
+        output_dir, fuse_adapters(weights, adapters), base.config, base_dir,
+        force=force, quiet=quiet, shard_bytes=shard_bytes,
+    )  # fmt: skip
+    return len(adapters.modules)
+
+
+def export_lora(source: AdapterSource, output_dir: Path, base_model: str, *, force: bool) -> AdapterSet:
+    """Write a folder that PEFT opens as it is; return the adapters.
+
+    Raises:
+        WeightError: The adapters do not fit the config beside them.
+        OutputExistsError: `output_dir` is there and `force` is false.
+    """
+    adapters, config = read_adapters(source)
+    if config:
+        check_fits(adapters, config)
+    with output_directory(output_dir, force=force) as folder:
+        write_safetensors(folder / WEIGHTS_FILE, peft_tensors(adapters), {"format": "pt"})
+        text = json.dumps(peft_config(adapters, base_model), indent=2)
+        (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+    return adapters

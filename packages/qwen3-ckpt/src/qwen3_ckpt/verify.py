@@ -1,0 +1,96 @@
+"""Is a checkpoint whole and sound? Headers, sizes, index, shapes, numbers, and a manifest of hashes."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from qwen3_ckpt.check_shapes import check_shapes
+from qwen3_ckpt.companions import find_companions
+from qwen3_ckpt.rows import LazyTensor, row_windows
+from qwen3_ckpt.tensor_sets import open_tensors
+from qwen3_model.config import Qwen3Config
+from qwen3_model.errors import FormatError, Qwen3Error
+from qwen3_model.files import write_text_atomically
+from qwen3_model.safetensors_file import FLOAT_DTYPES, NUMPY_DTYPES, to_float32
+
+MANIFEST = "sha256.json"
+HASH_BYTES = 8 << 20
+
+
+def find_faults(source: Path, count: Callable[[float], None]) -> Iterator[str]:
+    """Yield a sentence for each fault of `source`; `count` hears of the bytes that were read.
+
+    What stops the reading of everything else, such as a damaged header, is one fault.
+    """
+    try:
+        tensors = open_tensors(source)
+        companions = find_companions(source)
+        if companions:
+            check_shapes(tensors, Qwen3Config.from_dir(companions))
+    except Qwen3Error as error:
+        yield str(error)
+        return
+    for name, tensor in tensors.items():
+        if tensor.plan.dtype in FLOAT_DTYPES and (bad := count_non_finite(tensor, count)):
+            yield f"{name} has {bad} values that are NaN or infinite"
+    yield from manifest_faults(source)
+
+
+def count_non_finite(tensor: LazyTensor, count: Callable[[float], None]) -> int:
+    """Return how many elements of a float tensor are NaN or infinite."""
+    bad = 0
+    for window in row_windows(tensor.rows):
+        piece = np.ascontiguousarray(tensor.rows.read(*window))
+        values = to_float32(piece.view(NUMPY_DTYPES[tensor.plan.dtype]), tensor.plan.dtype)
+        bad += int(values.size - np.count_nonzero(np.isfinite(values)))
+        count(piece.nbytes)
+    return bad
+
+
+def write_manifest(source: Path) -> Path:
+    """Write `sha256.json` with the hash of every weights file at or below `source`; return its path."""
+    path = _folder(source) / MANIFEST
+    hashes = {str(file.relative_to(path.parent)): hash_file(file) for file in _weights_files(path.parent)}
+    write_text_atomically(path, json.dumps(hashes, indent=2) + "\n")
+    return path
+
+
+def manifest_faults(source: Path) -> Iterator[str]:
+    """Yield a sentence for each file that differs from the manifest, when there is one."""
+    path = _folder(source) / MANIFEST
+    if not path.is_file():
+        return
+    try:
+        hashes = json.loads(path.read_text(encoding="utf-8"))
+        items = sorted(hashes.items())
+    except (ValueError, AttributeError) as error:
+        raise FormatError(f"{path} is no manifest: {error}") from None
+    for name, expected in items:
+        file = path.parent / name
+        if not file.is_file():
+            yield f"{file} is in {MANIFEST} but not there"
+        elif hash_file(file) != expected:
+            yield f"{file} has another sha256 than {MANIFEST} says"
+    for file in _weights_files(path.parent):
+        if str(file.relative_to(path.parent)) not in hashes:
+            yield f"{file} is not in {MANIFEST}"
+
+
+def hash_file(path: Path) -> str:
+    """Return the sha256 of a file's bytes in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(HASH_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _folder(source: Path) -> Path:
+    return source if source.is_dir() else source.parent
+
+
+def _weights_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*.safetensors") if not path.name.startswith("."))
