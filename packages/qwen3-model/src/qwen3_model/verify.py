@@ -34,6 +34,7 @@ def find_faults(directory: Path, *, quiet: bool = True) -> Iterator[str]:
         for name, file in tensors.items():
             if file.tensors[name].dtype in FLOAT_DTYPES and (count := _count_not_finite(file, name)):
                 yield f"{name} in {file.path.name} has {count} values that are NaN or infinite"
+            file.release(name)
             progress.advance(file.tensors[name].size_bytes)
 
 
