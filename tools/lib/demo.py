@@ -34,8 +34,8 @@ def main() -> None:
     prefix = _make_tokens(out)
     run_dir = _train(out, prefix, arguments.steps)
     model_dir = _make_model(out, run_dir)
-    generated = _generate(out, model_dir)
     _step("Loss curve", "qwen3-train", "report", run_dir)
+    generated = _generate(out, model_dir)
     _summary(out, prefix, run_dir, generated)
     _check(run_dir, prefix, arguments.steps)
     print(f"\ntools/demo took {time.monotonic() - started:.0f} s after the set-up.")
@@ -62,7 +62,7 @@ def _make_tokens(out: Path) -> Path:
     """Turn WikiText-2's validation and test text into token files; return their prefix."""
     texts = []
     for part in ("valid", "test"):
-        texts.append(out / f"wikitext2_{part}.jsonl")
+        texts.append(out / f"text/wikitext2_{part}.jsonl")
         _step("Text to JSON lines", "qwen3-data", "wikitext", DATA / f"wikitext2_{part}.txt", texts[-1])
     flags = ["--output-prefix", out / "tokens/wiki", "--tokenizer-type", "HuggingFaceTokenizer"]
     flags += ["--tokenizer-dir", DATA / "tokenizer", "--append-eod", "--json-keys", "text", "--workers", "2"]
@@ -145,10 +145,9 @@ def _summary(out: Path, prefix: Path, run_dir: Path, generated: Path) -> None:
     steps, evaluations = read_metrics(run_dir)
     entropy = unigram_entropy(prefix)
     before, after = evaluations[0]["eval_perplexity"], evaluations[-1]["eval_perplexity"]
-    print("\n== Generated text")
-    print(generated.read_text(encoding="utf-8").strip())
     print("\n== What came out")
     rows = {
+        "text": out / "text",
         "token files": f"{prefix}.bin, .idx, .json",
         "run": f"{run_dir} (checkpoint/, strategy/, msrun_log/, metrics.jsonl, run.yaml)",
         "merged": out / "merged",
