@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import random
 import struct
 
@@ -73,7 +74,7 @@ def swap_two_entries(header, rng):
     a, b = rng.sample([key for key in tensors if key != "__metadata__"], 2)
     key = rng.choice(["dtype", "shape", "data_offsets"])
     # Equal sizes with swapped offsets are a valid file; no header can tell.
-    if tensors[a]["shape"] != tensors[b]["shape"]:
+    if math.prod(tensors[a]["shape"]) != math.prod(tensors[b]["shape"]):
         tensors[a][key], tensors[b][key] = tensors[b][key], tensors[a][key]
     return json.dumps(tensors).encode()
 
@@ -84,8 +85,10 @@ def lose_an_entry(header, rng):
     return json.dumps(tensors).encode()
 
 
-DAMAGES = [flip_a_bit, change_a_byte, drop_bytes, repeat_bytes, change_a_digit, change_a_value, swap_two_entries,
-           lose_an_entry]  # fmt: skip
+DAMAGES = [
+    flip_a_bit, change_a_byte, drop_bytes, repeat_bytes, change_a_digit, change_a_value, swap_two_entries,
+    lose_an_entry,
+]  # fmt: skip
 
 
 def damaged(body, rng):
@@ -123,17 +126,17 @@ def test_a_damaged_header_is_refused_or_changes_nothing(tmp_path, seed):
         checkpoint_dir=made.checkpoint_dir, strategy=made.strategy_dir, suffix="1_5", filter_out_prefixes=(),
         check_replicas=False, hf_dir=None,
     )  # fmt: skip
-    rng, refused = random.Random(seed), 0
+    rng, refusals = random.Random(seed), []
     for _ in range(CASES // 4):
         path.write_bytes(damaged(body, rng))
         try:
             found = values(prepare(request))
         except Qwen3Error as error:
-            assert str(path) in str(error) or "rank_1" in str(error)
-            refused += 1
+            refusals.append(str(error))
             continue
         assert found.keys() == made.whole.keys()
         for name, (dtype, value) in found.items():
             assert dtype == "F32"
             np.testing.assert_array_equal(value, made.whole[name])
-    assert refused > CASES // 4 * 0.8  # the others hit spaces, the metadata or global_step
+    assert all(str(path) in refusal or "rank_1" in refusal for refusal in refusals)
+    assert len(refusals) > CASES // 4 * 0.8  # the others hit spaces, the metadata or global_step
