@@ -30,6 +30,12 @@ from qwen3_model.safetensors_file import write_safetensors
 from qwen3_model.strategy import encode_strategy
 
 PART_BYTES = 3 << 30
+# The safetensors library's own order of element types.
+LIBRARY_ORDER = (
+    "BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "I16", "U16", "F16", "BF16", "I32", "U32", "F32", "F64", "I64",
+    "U64",
+)  # fmt: skip
+UNIFIED_METADATA = {"format": "ms", "remove_redundancy": "False"}
 UNIFIED, NAME_MAP, HYPER = "unified_safe", "param_name_map.json", "hyper_param.safetensors"
 
 
@@ -107,7 +113,8 @@ def merge_unified(prepared: Prepared, output_dir: Path, *, force: bool, quiet: b
     ):
         write_parts(folder / UNIFIED, prepared.checkpoint.tensors, progress.advance)
         if prepared.checkpoint.run_state:
-            _write(folder / UNIFIED / HYPER, list(prepared.checkpoint.run_state.values()), lambda _: None)
+            state = sorted(prepared.checkpoint.run_state.values(), key=_place_in_file)
+            _write(folder / UNIFIED / HYPER, state, {"format": "ms"}, lambda _: None)
         if prepared.stages:
             items = {
                 f"{stage}-{name}" if len(prepared.stages) > 1 else name: (stage, layout)
@@ -165,12 +172,19 @@ def write_parts(folder: Path, tensors: dict[str, LazyTensor], count: Callable[[f
     weight_map: dict[str, str] = {}
     for index, part in enumerate(plan_parts(tensors)):
         name = f"part{index}.safetensors"
-        _write(folder / name, part, count)
+        _write(folder / name, sorted(part, key=_place_in_file), UNIFIED_METADATA, count)
         weight_map |= {tensor.plan.name: name for tensor in part}
     total = sum(tensor.plan.size_bytes for tensor in tensors.values())
     told = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / NAME_MAP).write_text(json.dumps(told, indent=4), encoding="utf-8")
 
 
-def _write(path: Path, tensors: list[LazyTensor], count: Callable[[float], None]) -> None:
-    write_safetensors(path, [(tensor.plan, tensor.pieces(count)) for tensor in tensors], {"format": "ms"})
+def _place_in_file(tensor: LazyTensor) -> tuple[int, str]:
+    """Sort as the safetensors library does: by alignment, then by name. So files equal MindSpore's."""
+    return -LIBRARY_ORDER.index(tensor.plan.dtype), tensor.plan.name
+
+
+def _write(
+    path: Path, tensors: list[LazyTensor], metadata: dict[str, str], count: Callable[[float], None]
+) -> None:
+    write_safetensors(path, [(tensor.plan, tensor.pieces(count)) for tensor in tensors], metadata)
