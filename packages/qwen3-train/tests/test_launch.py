@@ -14,9 +14,12 @@ import yaml
 from click.testing import CliRunner
 from train_inputs import TINY_MODEL, counting_documents, tiny_run, write_tokens, write_yaml
 
-from qwen3_model.safetensors_file import open_safetensors
+from qwen3_model.fresh_weights import init_weights
+from qwen3_model.hf_folder import write_hf_weights
+from qwen3_model.safetensors_file import TensorPlan, open_safetensors
 from qwen3_model.strategy import read_strategy
 from qwen3_train.cli import main
+from qwen3_train.model_settings import read_model
 from qwen3_train.run_log import read_metrics
 
 HELP_LIMIT_S = 0.3
@@ -258,3 +261,25 @@ def test_report_of_a_folder_without_run_is_a_sentence(tmp_path):
     assert result.exit_code == 1
     assert "give the output folder of qwen3-train launch" in result.output
     assert not list(Path(tmp_path).iterdir())
+
+
+def test_fine_tuning_starts_from_a_hugging_face_folder(tmp_path, prefix):
+    config = read_model(TINY_MODEL | {"initializer_range": 0.5}, None)
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config.to_hf()))
+    (folder / "tokenizer_config.json").write_text("{}")
+    weights = dict(init_weights(config, 11))
+    write_hf_weights(folder, [(TensorPlan(name, "F32", a.shape), [a]) for name, a in weights.items()])
+    values = tiny_run(tmp_path / "out", prefix, run_mode="finetune", recompute_config__recompute=True)
+    del values["model"]  # the folder's config says it all
+    values["callbacks"].append({"type": "TrainCallBack", "stop_step": 1})
+    result = launch(tmp_path, values, "--pretrained_model_dir", str(folder), "--context.mode", "1")
+    assert result.exit_code == 0, result.output
+    assert f"weights: {folder}" in result.output
+    # The first step has a rate of 0, so the weights saved are those that came in.
+    saved = last_weights(tmp_path / "out")
+    for name, array in weights.items():
+        np.testing.assert_array_equal(saved[name], array, err_msg=name)
+    assert (tmp_path / "out" / "tokenizer_config.json").read_text() == "{}"
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["initializer_range"] == 0.5
