@@ -38,6 +38,8 @@ while any(worker.poll() is None for worker in workers):
             said = f"Worker process {worker.pid} exit with exception. Error code: {worker.returncode}.\n"
             sys.stdout.write(said)
             sys.stdout.flush()
+            for other in workers:
+                other.kill()
             time.sleep(60)  # as msrun waits for its scheduler
     time.sleep(0.1)
 sys.exit(max(worker.returncode for worker in workers))

@@ -105,13 +105,14 @@ def test_no_process_outlives_the_launcher(start, tmp_path, number, code):
     assert_gone(pids)
 
 
-def test_a_killed_worker_is_named_and_the_rest_ends(start, tmp_path):
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_worker_is_named_and_the_rest_ends(start, tmp_path, rank):
     process = start("sleep")
     pids = job_processes(tmp_path)
-    os.kill(int((tmp_path / "pids_0").read_text().split()[0]), signal.SIGKILL)
+    os.kill(int((tmp_path / f"pids_{rank}").read_text().split()[0]), signal.SIGKILL)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 1
-    assert "Error: rank 0 was killed by SIGKILL" in err
+    assert f"Error: rank {rank} was killed by SIGKILL" in err
     assert_gone(pids)
 
 

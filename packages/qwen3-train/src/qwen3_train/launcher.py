@@ -142,8 +142,8 @@ def _watch(job: Job, settings: LaunchSettings, msrun: subprocess.Popen[bytes], l
         records = read_records(settings.log_dir, names)
         states = [record.state for record in records.values() if record.name != SCHEDULER]
         all_done = states.count(DONE) == settings.local_worker_num
-        has_failed = any(_has_failed(settings.log_dir, record) for record in records.values())
-        if has_failed and not all_done and (failure := _first_failure(settings)):
+        failed = [record for record in records.values() if _has_failed(settings.log_dir, record)]
+        if failed and not all_done and (failure := _first_failure(settings, failed)):
             raise Qwen3Error(failure)
         if code is not None:
             if code == 0 and all_done:
@@ -169,8 +169,12 @@ def _has_failed(log_dir: Path, record: WorkerRecord) -> bool:
     return record.state == FAILED
 
 
-def _first_failure(settings: LaunchSettings) -> str:
+def _first_failure(settings: LaunchSettings, seen: list[WorkerRecord]) -> str:
     """Wait until all who fail for the same reason have said so, and describe the first.
+
+    Args:
+        settings: The job.
+        seen: Who had failed when the first failure was noticed; soon after, msrun kills the others.
 
     Returns:
         A sentence, empty when it is only the scheduler, which goes without a word once all workers are done.
@@ -178,22 +182,20 @@ def _first_failure(settings: LaunchSettings) -> str:
     seen_s = time.time()
     time.sleep(SETTLE_S)
     records = read_records(settings.log_dir, _names(settings))
-    scheduler = records.pop(SCHEDULER, None)
-    failures = []
-    if scheduler and any(record.state != DONE for record in records.values()):
-        records[SCHEDULER] = scheduler
-    for record in records.values():
-        if record.state == FAILED:
-            failures.append((record.time_s, record))
-        elif record.state == RUNNING and not is_alive(record.pid):
-            failures.append((seen_s, record))
-    if not failures:
+    if all(record.state == DONE for record in records.values() if record.name != SCHEDULER):
         return ""
-    _, first = min(failures, key=lambda failure: failure[0])
-    log = settings.log_dir / f"{first.name}.log"
-    if first.state == RUNNING:
-        return f"{first.title} {exit_reason(settings.msrun_log, first.pid)}; see {log}"
-    return f"{first.title} failed: {first.error or last_sentence(log)}; see {log}"
+    failures = []
+    for record in records.values():
+        log = settings.log_dir / f"{record.name}.log"
+        if record.state == FAILED:
+            reason = f"{record.title} failed: {record.error or last_sentence(log)}; see {log}"
+            failures.append((record.time_s, reason))
+        elif record.state == RUNNING and record.name in {one.name for one in seen}:
+            how = exit_reason(settings.msrun_log, record.pid)
+            # Of those that vanished together, msrun names the one that did not die by its hand.
+            noticed_s = seen_s if how else seen_s + POLL_S
+            failures.append((noticed_s, f"{record.title} {how or 'was killed or lost'}; see {log}"))
+    return min(failures)[1] if failures else ""
 
 
 def _msrun_sentence(settings: LaunchSettings, code: int) -> str:

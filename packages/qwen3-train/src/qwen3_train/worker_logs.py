@@ -80,7 +80,7 @@ def last_sentence(path: Path) -> str:
 
 
 def exit_reason(msrun_log: Path, pid: int) -> str:
-    """Return how msrun saw worker `pid` end, or that it is unknown."""
+    """Return how msrun saw worker `pid` end; empty when it says nothing about it."""
     pattern = re.compile(rf"Worker process {pid} exit with exception. Error code: (-?\d+)")
     for line in tail_lines(msrun_log):
         if found := pattern.search(line):
@@ -90,4 +90,4 @@ def exit_reason(msrun_log: Path, pid: int) -> str:
             name = signal.Signals(-code).name
             hint = ", perhaps by the system for want of memory" if name == "SIGKILL" else ""
             return f"was killed by {name}{hint}"
-    return "was killed or lost"
+    return ""
