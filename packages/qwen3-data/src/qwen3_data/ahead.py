@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
@@ -20,22 +21,45 @@ class _End:
         self.error = error
 
 
-class _Stage(Generic[Item]):
-    """A generator, its thread and the queue that leads out of it."""
+class Stage(Generic[Item]):
+    """A generator, its thread and the queue that leads out of it; iterate over it to read the queue."""
 
     def __init__(self, items: Iterator[Item], depth: int) -> None:
+        self.busy_s = 0.0
+        """Time inside the generator, its waiting for the stage before included."""
+        self.waited_s = 0.0
+        """Time that the reader waited for items."""
         self._items = items
         self._waiting: queue.Queue[Item | _End] = queue.Queue(maxsize=depth)
         self._unwanted = threading.Event()
         self._thread = threading.Thread(target=self._produce, daemon=True)
         self._thread.start()
 
+    def __iter__(self) -> "Stage[Item]":
+        return self
+
+    def __next__(self) -> Item:
+        begin_s = time.perf_counter()
+        item = self._waiting.get()
+        self.waited_s += time.perf_counter() - begin_s
+        if not isinstance(item, _End):
+            return item
+        self._waiting.put(item)  # a reader that asks again gets the same answer
+        if item.error is not None:
+            raise item.error
+        raise StopIteration
+
     def _produce(self) -> None:
         error: BaseException | None = None
         try:
-            for item in self._items:
+            while True:
+                begin_s = time.perf_counter()
+                item = next(self._items)
+                self.busy_s += time.perf_counter() - begin_s
                 if not self._put(item):
                     break
+        except StopIteration:
+            pass
         except BaseException as caught:
             error = caught
         finally:
@@ -53,27 +77,22 @@ class _Stage(Generic[Item]):
             return True
         return False
 
-    def consume(self) -> Iterator[Item]:
-        while not isinstance(item := self._waiting.get(), _End):
-            yield item
-        if item.error is not None:
-            raise item.error
-
     def stop(self) -> None:
+        """End the thread at its next item."""
         self._unwanted.set()
         # A stage may wait for stdin, which nobody can wake; it computes, but writes nothing.
         self._thread.join(timeout=JOIN_S)
 
 
 @contextmanager
-def run_ahead(items: Iterator[Item], depth: int) -> Iterator[Iterator[Item]]:
+def run_ahead(items: Iterator[Item], depth: int) -> Iterator[Stage[Item]]:
     """Run `items` in a thread, at most `depth` items ahead of their reader.
 
     An exception of the generator is raised at the reader, after the items before it; leaving the block stops
     the thread and closes the generator.
     """
-    stage = _Stage(items, depth)
+    stage = Stage(items, depth)
     try:
-        yield stage.consume()
+        yield stage
     finally:
         stage.stop()

@@ -2,6 +2,7 @@
 
 import click
 
+from qwen3_data.cli_files import merge_command, split_command, verify_command
 from qwen3_data.cli_inspect import inspect_command
 from qwen3_data.cli_preprocess import preprocess_command
 from qwen3_data.cli_text import wikitext_command
@@ -14,5 +15,12 @@ def main() -> None:
     """Turn raw text into exact Megatron token files for Qwen3."""
 
 
-for command in (wikitext_command, preprocess_command, inspect_command):
+for command in (
+    wikitext_command,
+    preprocess_command,
+    inspect_command,
+    merge_command,
+    split_command,
+    verify_command,
+):
     main.add_command(command)

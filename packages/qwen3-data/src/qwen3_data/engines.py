@@ -1,10 +1,9 @@
 """Two encoders with the same ids: fastokens for speed, tokenizers as the reference."""
 
 import importlib.util
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,32 +79,19 @@ def make_engine(name: str, path: Path, *, allow_special: bool) -> Engine:
         ConfigError: fastokens is asked for and not installed.
         FormatError: The tokenizer is damaged.
     """
-    installed = importlib.util.find_spec("fastokens") is not None
-    if name == "fastokens" and not installed:
+    if name == "fastokens" and not _has_fastokens():
         raise ConfigError(
             "--engine fastokens needs the package fastokens, which is not installed; pass --engine tokenizers"
         )
-    if name == "tokenizers" or not installed:
+    if not uses_fastokens(name):
         return TokenizersEngine(path, allow_special=allow_special)
     return FastokensEngine(path, allow_special=allow_special)
 
 
-def read_tokenizer_json(directory: Path) -> tuple[dict[str, Any], bytes]:
-    """Return the parsed and the raw `tokenizer.json` of a folder.
+def uses_fastokens(name: str) -> bool:
+    """Return whether `make_engine(name, ...)` makes fastokens' engine."""
+    return name == "fastokens" or (name == "auto" and _has_fastokens())
 
-    Raises:
-        FormatError: It is missing or no JSON object.
-    """
-    path = directory / "tokenizer.json"
-    if not path.is_file():
-        raise FormatError(
-            f"{directory} holds no tokenizer.json; give --tokenizer-dir the folder of a Qwen3 model"
-        )
-    raw = path.read_bytes()
-    try:
-        parsed = json.loads(raw)
-    except ValueError as error:
-        raise FormatError(f"{path} is no JSON: {error}") from error
-    if not isinstance(parsed, dict) or not isinstance(parsed.get("model"), dict):
-        raise FormatError(f"{path} is no tokenizer (it has no model)")
-    return parsed, raw
+
+def _has_fastokens() -> bool:
+    return importlib.util.find_spec("fastokens") is not None

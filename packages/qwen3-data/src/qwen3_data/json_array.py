@@ -35,16 +35,23 @@ def split_array(chunks: Iterable[bytes], name: str) -> Iterator[bytes]:
                 begun, begin = True, mark.end()
             elif depth == 0 or (depth == 1 and letter == COMMA):
                 element = bytes(held[begin : mark.start()]).strip()
-                if element or letter == COMMA:
+                if element:
                     yield element
+                elif letter == COMMA:
+                    raise FormatError(f"{name} has two commas in a row in its JSON array; mend it")
                 begin, ended = mark.end(), depth == 0
         else:
             scanned = len(held)
         del held[:begin]
         scanned, begin = scanned - begin, 0
-        if ended and held.strip():
-            raise FormatError(
-                f"{name} goes on after the end of its JSON array; if it is JSON lines, name it .jsonl"
-            )
+        if ended:
+            _refuse_rest(held, name)
     if not ended:
         raise FormatError(f"{name} ends inside its JSON array; it was cut, so fetch it again")
+
+
+def _refuse_rest(held: bytearray, name: str) -> None:
+    if held.strip():
+        raise FormatError(
+            f"{name} goes on after the end of its JSON array; if it is JSON lines, name it .jsonl"
+        )

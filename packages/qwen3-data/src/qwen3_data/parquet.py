@@ -28,7 +28,9 @@ def parquet_blocks(source: "Source", index: int, start: "Position", keys: list[s
         pyarrow = importlib.import_module("pyarrow")
         parquet = importlib.import_module("pyarrow.parquet")
     except ImportError as error:
-        raise ConfigError(f"{source.path} needs pyarrow: pip install 'qwen3-data[parquet]'") from error
+        raise ConfigError(
+            f"{source.path} needs pyarrow ({error}): pip install 'qwen3-data[parquet]'"
+        ) from error
     try:
         file = parquet.ParquetFile(source.path)
     except pyarrow.ArrowException as error:

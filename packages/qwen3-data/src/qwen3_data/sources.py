@@ -36,6 +36,8 @@ class Source:
     """Its ending, or "" for none."""
     size_bytes: int
     """On disk; 0 for stdin."""
+    changed_ns: int = 0
+    """Time of the last change."""
 
     @property
     def is_stdin(self) -> bool:
@@ -96,7 +98,7 @@ def _make_source(path: Path) -> Source:
     compression = path.suffix if path.suffix in COMPRESSIONS else ""
     if kind == "parquet" and compression:
         raise FormatError(f"{path} is a compressed parquet file; decompress it first")
-    return Source(path, kind, compression, path.stat().st_size)
+    return Source(path, kind, compression, path.stat().st_size, path.stat().st_mtime_ns)
 
 
 def _kind(path: Path) -> Kind | None:

@@ -1,6 +1,7 @@
 """Megatron's `.bin` and `.idx` version 1, written as a stream: memory does not grow with the documents."""
 
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,8 @@ class TokenWriter:
         self.stem, self.dtype, self.eod_id = stem, dtype, eod_id
         self.bin_bytes = state.bin_bytes
         self.num_sequences, self.num_documents = state.num_sequences, state.num_documents
+        self.busy_s = 0.0
+        """Time spent in `add`."""
         self._open_tokens = 0
         self._bin = _open_at(stem.with_name(stem.name + ".bin"), state.bin_bytes)
         self._lengths = _open_at(stem.with_name(stem.name + ".lengths"), 4 * state.num_sequences)
@@ -82,6 +85,7 @@ class TokenWriter:
         Raises:
             FormatError: A document has more tokens than the index can say.
         """
+        begin_s = time.perf_counter()
         stops = offsets[1:][ends]
         lengths = np.diff(stops, prepend=0)
         if len(stops):
@@ -99,6 +103,7 @@ class TokenWriter:
                 f"than the {MAX_SEQUENCE} that an index can hold; cut it in two"
             )
         self._append(ids_T, lengths, holds_text)
+        self.busy_s += time.perf_counter() - begin_s
 
     def _append(self, ids_T: NDArray[Any], lengths: NDArray[np.int64], holds_text: NDArray[np.bool_]) -> None:
         raw = np.ascontiguousarray(ids_T, dtype=self.dtype).data.cast("B")
@@ -142,8 +147,6 @@ class TokenWriter:
             os.fsync(file.fileno())
         with self.stem.with_name(self.stem.name + ".bin").open("rb") as file:
             os.fsync(file.fileno())
-        lengths_path.unlink()
-        documents_path.unlink()
 
 
 def idx_header(dtype: np.dtype[Any], num_sequences: int, num_documents: int) -> bytes:
@@ -172,6 +175,11 @@ def _insert(
 
 def _open_at(path: Path, size_bytes: int) -> IO[bytes]:
     """Open for appending after the first `size_bytes`; what a dead run wrote behind them goes."""
+    held_bytes = path.stat().st_size if path.exists() else 0
+    if held_bytes < size_bytes:
+        raise FormatError(
+            f"{path} lost bytes of the interrupted run; pass --force without --resume to begin anew"
+        )
     file = path.open("r+b" if path.exists() else "w+b", buffering=0)
     file.truncate(size_bytes)
     file.seek(size_bytes)

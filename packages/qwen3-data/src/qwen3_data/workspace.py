@@ -25,7 +25,7 @@ class Workspace:
 
     def __init__(self, prefix: Path, *, force: bool, resume: bool) -> None:
         self.prefix = prefix
-        self.folder = prefix.with_name(f".{prefix.name}.partial")
+        self.folder = folder_of(prefix)
         prefix.parent.mkdir(parents=True, exist_ok=True)
         self.folder.mkdir(exist_ok=True)
         self._lock = (self.folder / "lock").open("w")
@@ -90,12 +90,23 @@ class Workspace:
         shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.close()
 
-    def leave(self) -> None:
-        """Keep the folder for `--resume` if there is a resume point, else delete it."""
-        if (self.folder / "progress.json").exists():
-            self._lock.close()
-        else:
+    def leave(self) -> bool:
+        """Keep the folder if there is a resume point, else delete it; return whether it is kept."""
+        if not (self.folder / "progress.json").exists():
             self.remove()
+            return False
+        self._lock.close()
+        return True
+
+    @staticmethod
+    def has_progress(prefix: Path) -> bool:
+        """Return whether an interrupted run of `prefix` can be resumed."""
+        return (folder_of(prefix) / "progress.json").exists()
+
+
+def folder_of(prefix: Path) -> Path:
+    """Return the folder in which the outputs of `prefix` grow."""
+    return prefix.with_name(f".{prefix.name}.partial")
 
 
 def refuse_existing_outputs(prefixes: list[Path], *, force: bool) -> None:

@@ -1,0 +1,115 @@
+"""`qwen3-data merge`, `split` and `verify`."""
+
+from pathlib import Path
+
+import click
+
+from qwen3_model.cli_base import force_option, quiet_option
+
+
+@click.command("merge")
+@click.argument("more_inputs", nargs=-1, type=click.Path(path_type=Path), metavar="[INPUT]...")
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Token file without ending, or a folder of them (taken by name).",
+)
+@click.option(
+    "--output-prefix",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Path of the result without ending.",
+)
+@force_option()
+def merge_command(
+    inputs: tuple[Path, ...], more_inputs: tuple[Path, ...], output_prefix: Path, *, force: bool
+) -> None:
+    """Join token files, in the order given; of the parts of one run it makes the bytes of that run.
+
+    \b
+    Example:
+      qwen3-data merge data/big_*_text_document.idx --output-prefix data/big_text_document
+    """
+    from qwen3_data.combine import find_token_files, merge_tokens
+    from qwen3_data.inspect import describe, inspect_tokens
+    from qwen3_model.errors import UsageError
+
+    prefixes = find_token_files([*inputs, *more_inputs])
+    if not prefixes:
+        raise UsageError("name the token files to merge, or a folder of them")
+    merge_tokens(prefixes, output_prefix, force=force)
+    click.echo("\n".join(describe(inspect_tokens(output_prefix))[:4]))
+
+
+@click.command("split")
+@click.argument("prefix", type=click.Path(path_type=Path))
+@click.option(
+    "--parts",
+    required=True,
+    help="A number of equal parts, or their weights: 95,5. Tokens decide, documents stay whole.",
+)
+@click.option("--output-prefix", type=click.Path(path_type=Path), help="PREFIX_00000, ... by default.")
+@force_option()
+def split_command(prefix: Path, parts: str, output_prefix: Path | None, *, force: bool) -> None:
+    """Cut a token file into consecutive parts; merging them gives it back.
+
+    \b
+    Example:
+      qwen3-data split data/wiki_text_document --parts 95,5
+    """
+    from qwen3_data.combine import find_token_files, split_tokens
+
+    (prefix,) = find_token_files([prefix])
+    for path in split_tokens(prefix, output_prefix or prefix, parse_parts(parts), force=force):
+        click.echo(f"Wrote {path}.bin and .idx")
+
+
+def parse_parts(text: str) -> list[float]:
+    """Return the weights that `3` or `95,5` mean.
+
+    Raises:
+        UsageError: They are no positive numbers.
+    """
+    from qwen3_model.errors import UsageError
+
+    try:
+        weights = [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(f"--parts {text} is neither a number of parts nor weights like 95,5") from error
+    if len(weights) == 1 and weights[0].is_integer():
+        weights = [1.0] * int(weights[0])
+    if len(weights) < 2 or not all(0 < weight < float("inf") for weight in weights):
+        raise UsageError(f"--parts {text} must be two parts or more, or positive weights like 95,5")
+    return weights
+
+
+@click.command("verify")
+@click.argument("prefixes", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--tokenizer-dir", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--vocab-size", type=click.IntRange(min=1), help="Of the model; ids must be below.")
+@quiet_option()
+def verify_command(
+    prefixes: tuple[Path, ...], tokenizer_dir: Path | None, vocab_size: int | None, *, quiet: bool
+) -> None:
+    """Check structure, ids, manifest and end-of-document ids; exit 1 with what is wrong.
+
+    \b
+    Example:
+      qwen3-data verify data/wiki_text_document --tokenizer-dir Qwen3-0.6B
+    """
+    from qwen3_data.combine import find_token_files
+    from qwen3_data.verify import verify_tokens
+    from qwen3_model.errors import FormatError
+
+    problems: list[str] = []
+    for prefix in find_token_files(prefixes):
+        found, notes = verify_tokens(prefix, tokenizer_dir, vocab_size, quiet=quiet)
+        for note in notes:
+            click.echo(f"note: {note}", err=True)
+        if not found:
+            click.echo(f"{prefix}: whole")
+        problems += found
+    if problems:
+        raise FormatError("\n".join(problems))

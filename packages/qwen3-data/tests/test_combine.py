@@ -1,0 +1,187 @@
+"""merge, split and verify: bytes as of one run, whatever is wrong named."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from megatron_reference import reference_files
+
+from qwen3_model.tokens import manifest_json, open_tokens, read_manifest
+
+TEXTS = ["one two three", "", "four", "five six " * 40, "", "seven"]
+ENDINGS = (".bin", ".idx")
+
+
+def bytes_of(prefix):
+    return [prefix.with_name(prefix.name + ending).read_bytes() for ending in ENDINGS]
+
+
+@pytest.fixture
+def whole(preprocess, write_jsonl, tmp_path):
+    assert preprocess(write_jsonl([{"text": text} for text in TEXTS])).exit_code == 0
+    return tmp_path / "out_text_document"
+
+
+def write_reference(prefix, documents, **options):
+    for ending, raw in zip(ENDINGS, reference_files(documents, **options), strict=True):
+        prefix.with_name(prefix.name + ending).write_bytes(raw)
+
+
+@pytest.mark.parametrize("num_shards", [2, 3, 5])
+def test_merged_shards_have_the_bytes_of_one_run(run, preprocess, write_jsonl, tmp_path, num_shards):
+    rng = np.random.default_rng(num_shards)
+    texts = ["word " * int(rng.integers(0, 60)) for _ in range(100)]
+    first = write_jsonl([{"text": text} for text in texts[:40]], "a.jsonl")
+    second = write_jsonl([{"text": text} for text in texts[40:]], "b.jsonl")
+    (tmp_path / "array.json").write_text(json.dumps([{"text": "from an array"}]))
+    sources = ("--input", tmp_path / "array.json", second)
+    assert preprocess(first, *sources).exit_code == 0
+    for index in range(num_shards):
+        words = ("--shard-index", index, "--num-shards", num_shards)
+        assert preprocess(first, *sources, *words, prefix="part").exit_code == 0
+    parts = sorted(tmp_path.glob("part_*.idx"))
+    assert len(parts) == num_shards
+    result = run("merge", *parts, "--output-prefix", tmp_path / "merged")
+    assert result.exit_code == 0, result.output
+    assert bytes_of(tmp_path / "merged") == bytes_of(tmp_path / "out_text_document")
+    assert read_manifest(tmp_path / "merged") == read_manifest(tmp_path / "out_text_document")
+
+
+def test_more_shards_than_lines_still_cover_each_line_once(run, preprocess, write_jsonl, tmp_path):
+    source = write_jsonl([{"text": "a"}, {"text": "b"}])
+    preprocess(source)
+    for index in range(7):
+        words = ("--shard-index", index, "--num-shards", 7)
+        assert preprocess(source, *words, prefix="part").exit_code == 0
+    parts = sorted(tmp_path.glob("part_*.idx"))
+    assert run("merge", *parts, "--output-prefix", tmp_path / "merged").exit_code == 0
+    assert bytes_of(tmp_path / "merged") == bytes_of(tmp_path / "out_text_document")
+
+
+def test_megatrons_own_files_merge_without_manifest(run, tmp_path):
+    (tmp_path / "in").mkdir()
+    write_reference(tmp_path / "in" / "a", [[1, 2], [], [3]])
+    write_reference(tmp_path / "in" / "b", [[], [4, 5, 6]])
+    assert run("merge", "--input", tmp_path / "in", "--output-prefix", tmp_path / "m").exit_code == 0
+    assert bytes_of(tmp_path / "m") == list(reference_files([[1, 2], [], [3], [], [4, 5, 6]]))
+    assert read_manifest(tmp_path / "m") is None
+
+
+def test_what_cannot_be_merged_is_refused(run, tmp_path):
+    write_reference(tmp_path / "a", [[1, 2]])
+    write_reference(tmp_path / "b", [[1, 2]], code=8, dtype="<u2")
+    (tmp_path / "empty").mkdir()
+    cases = [
+        ((tmp_path / "a", tmp_path / "b", "--output-prefix", tmp_path / "m"), "has uint16 tokens, but"),
+        (
+            (tmp_path / "a", tmp_path / "a", "--output-prefix", tmp_path / "a"),
+            "is input and output of the merge",
+        ),
+        ((tmp_path / "a", "--output-prefix", tmp_path / "b"), "already exists"),
+        ((tmp_path / "none", "--output-prefix", tmp_path / "m"), "none.idx is missing"),
+        ((tmp_path / "empty", "--output-prefix", tmp_path / "m"), "holds no .idx file"),
+    ]
+    for words, sentence in cases:
+        result = run("merge", *words)
+        assert result.exit_code == 1
+        assert sentence in result.stderr
+    assert not list(tmp_path.glob("m*")) + list(tmp_path.glob(".m*"))
+
+
+def test_files_of_different_tokenizers_are_not_merged(run, whole, tmp_path):
+    manifest = read_manifest(whole)
+    for ending in ENDINGS:
+        (tmp_path / f"other{ending}").write_bytes(whole.with_name(whole.name + ending).read_bytes())
+    other = dataclasses.replace(manifest, tokenizer_sha256="0" * 64)
+    (tmp_path / "other.json").write_text(manifest_json(other))
+    result = run("merge", whole, tmp_path / "other", "--output-prefix", tmp_path / "m")
+    assert result.exit_code == 1
+    assert "only files of one tokenizer" in result.stderr
+
+
+@pytest.mark.parametrize("parts", ["2", "3", "5,90,5"])
+def test_split_parts_merge_back_to_the_whole(run, whole, tmp_path, parts):
+    result = run("split", whole, "--parts", parts)
+    assert result.exit_code == 0, result.output
+    pieces = sorted(tmp_path.glob("out_text_document_0*.idx"))
+    assert (
+        sum(open_tokens(piece.with_suffix("")).num_tokens for piece in pieces)
+        == open_tokens(whole).num_tokens
+    )
+    assert run("merge", *pieces, "--output-prefix", tmp_path / "m").exit_code == 0
+    assert bytes_of(tmp_path / "m") == bytes_of(whole)
+    assert read_manifest(tmp_path / "m") == read_manifest(whole)
+
+
+@pytest.mark.parametrize(
+    ("parts", "code", "sentence"),
+    [
+        ("9", 1, "would hold no document"),
+        ("1", 2, "must be two parts or more"),
+        ("5,-1", 2, "must be two parts or more"),
+        ("a", 2, "is neither a number of parts"),
+        ("nan,1", 2, "must be two parts or more"),
+    ],
+)
+def test_a_split_that_makes_no_sense_is_refused(run, whole, tmp_path, parts, code, sentence):
+    result = run("split", whole, "--parts", parts)
+    assert result.exit_code == code
+    assert sentence in result.stderr
+    assert not list(tmp_path.glob("out_text_document_0*"))
+
+
+def test_a_whole_file_is_called_so(run, whole, demo_tokenizer_dir):
+    result = run("verify", whole, "--tokenizer-dir", demo_tokenizer_dir)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"{whole}: whole\n"
+
+
+def test_each_damage_is_found(run, whole, qwen3_tokenizer_dir, tmp_path):
+    def verify(*words):
+        result = run("verify", whole, *words)
+        assert result.exit_code == 1, result.output
+        return result.stderr
+
+    assert "sequence 0) is " in verify("--vocab-size", 10)
+    assert "outside the vocabulary of 10" in verify("--vocab-size", 10)
+    assert "was made with" in verify("--tokenizer-dir", qwen3_tokenizer_dir)
+    path = whole.with_name(whole.name + ".bin")
+    raw = path.read_bytes()
+    size = open_tokens(whole).dtype.itemsize
+    path.write_bytes(raw[:-size] + bytes(size))
+    assert "1 documents do not end with the end-of-document id" in verify()
+    path.write_bytes(raw[:-size])
+    assert "leaves its .bin" in verify()
+    path.write_bytes(raw + bytes(size))
+    assert "of different runs" in verify()
+    path.unlink()
+    assert ".bin is missing" in verify()
+
+
+def test_a_gap_between_sequences_is_found(run, tmp_path):
+    write_reference(tmp_path / "a", [[1, 2], [3]])
+    path = tmp_path / "a.bin"
+    path.write_bytes(path.read_bytes() + bytes(4))
+    result = run("verify", tmp_path / "a", "--vocab-size", 10)
+    assert result.exit_code == 1
+    assert "gap, overlap or rest at sequence 2" in result.stderr
+    assert "has no manifest" in result.stderr
+
+
+def test_inspect_shows_counts_lengths_and_text(run, whole, demo_tokenizer_dir):
+    result = run(
+        "inspect", f"{whole}.bin", "--tokenizer-dir", demo_tokenizer_dir, "--docs", 1, "--seq-length", 7
+    )
+    assert result.exit_code == 0, result.output
+    tokens = open_tokens(whole)
+    assert "documents  6 (2 empty)" in result.stdout
+    assert f"tokens     {tokens.num_tokens:,} of" in result.stdout
+    assert f"samples    {(tokens.num_tokens - 1) // 7:,} of seq_length 7" in result.stdout
+    assert "'one two three<|endoftext|>'" in result.stdout
+
+
+def test_inspect_of_nothing_is_one_sentence(run, tmp_path):
+    result = run("inspect", tmp_path / "none")
+    assert result.exit_code == 1
+    assert "none.idx is missing" in result.stderr
