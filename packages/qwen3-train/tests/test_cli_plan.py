@@ -12,6 +12,7 @@ from qwen3_train.cli_plan import plan
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "qwen3"
 YAML = """
+use_parallel: True
 runner_config: {epochs: 2, batch_size: 1, gradient_accumulation_steps: 1}
 train_dataset: {data_loader: {sizes: [8000, 0, 0], config: {seq_length: 4096}}}
 context: {device_target: Ascend, max_device_memory: 58GB}
@@ -100,6 +101,12 @@ def test_what_cannot_work_is_one_sentence_and_exit_code_1(config, overrides, sen
 )
 def test_a_command_line_that_cannot_be_meant_exits_with_2(config, arguments):
     assert run("--config", config, *arguments).exit_code == 2
+
+
+def test_a_layout_that_is_not_in_use_is_not_planned(config):
+    result = run("--config", config, "--use_parallel", "False", "--max-device-memory", "2TB")
+    assert "dp 1 x tp 1 x pp 1 = 1 device," in result.stdout
+    assert "use_parallel is not True, so parallel_config is not used" in result.stderr
 
 
 def test_a_missing_config_is_a_sentence(tmp_path):

@@ -125,13 +125,13 @@ def test_the_values_are_json():
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("58GB", 58 * 2**30), ("58 GiB", 58 * 2**30), ("512MB", 2**29), ("1.5g", 3 * 2**29), ("1024", 1024)],
+    [("58GB", 58 * 2**30), ("58 GiB", 58 * 2**30), ("512MB", 2**29), ("1.5g", 3 * 2**29)],
 )
 def test_memory_is_read_as_mindspore_reads_it(text, size):
     assert parse_memory(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "GB", "58XB", "-1GB", "0GB"])
+@pytest.mark.parametrize("text", ["", "GB", "58", "58XB", "-1GB", "0GB"])
 def test_memory_without_sense_is_refused(text):
     with pytest.raises(UsageError, match="no amount of memory"):
         parse_memory(text)

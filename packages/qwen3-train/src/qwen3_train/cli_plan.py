@@ -50,6 +50,8 @@ def plan(
     pairs = [(FLAG_ALIASES.get(key, key), value) for key, value in parse_dotted(overrides)]
     config = load_run_config(config_path, pairs, PLAN_SCHEMA)
     limit = max_device_memory or config.get("context.max_device_memory")
+    if config.get("parallel_config") and not config.get("use_parallel", False):
+        click.echo("Note: use_parallel is not True, so parallel_config is not used.", err=True)
     made = make_plan(
         read_plan_settings(config),
         num_devices=devices,

@@ -13,7 +13,7 @@ from qwen3_train.plan_notes import plan_notes
 from qwen3_train.plan_settings import PlanSettings
 from qwen3_train.saved_tensors import layer_tensors
 
-UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,7 +76,7 @@ def parse_memory(text: str) -> int:
     Raises:
         UsageError: It is no positive number with a unit.
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT])(?:i?B)?\s*", text, re.IGNORECASE)
     if not found or not float(found[1]):
         raise UsageError(f"{text!r} is no amount of memory; write it like 58GB")
     return int(float(found[1]) * UNITS[found[2].upper()])

@@ -96,19 +96,14 @@ def read_plan_settings(config: RunConfig) -> PlanSettings:
         problems.append(f"recompute_config.recompute={recompute} is not planned; use True or False")
     if problems:
         raise ConfigError("; ".join(problems))
-    layout = Layout(
-        dp=config.get("parallel_config.data_parallel", 1),
-        tp=config.get("parallel_config.model_parallel", 1),
-        pp=config.get("parallel_config.pipeline_stage", 1),
-        sequence_parallel=config.get("parallel_config.use_seq_parallel", False),
-    )
+    layout, offset = _layout(config), read_offset(config.get("model.model_config.offset"))
     is_fused = config.get("context.device_target", "Ascend") == "Ascend"
     compute = config.get("model.model_config.compute_dtype", "bfloat16")
     selective = config.get("recompute_config.select_recompute", False)
     return PlanSettings(
         model=read_model(config.get("model.model_config") or {}, _folder(config)),
         layout=layout,
-        offset=read_offset(config.get("model.model_config.offset")),
+        offset=offset if layout.pp > 1 else (),
         micro_batch=config.get("runner_config.batch_size", 1),
         micro_batch_num=config.get("parallel_config.micro_batch_num", 1) if layout.pp > 1 else 1,
         accumulation=config.get("runner_config.gradient_accumulation_steps", 1),
@@ -156,6 +151,17 @@ def read_adapters(section: Any) -> Adapters | None:
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
         raise ConfigError(f"pet_config.lora_rank={rank!r} must be a whole number of at least 1")
     return Adapters(rank, section.get("target_modules") or ".*")
+
+
+def _layout(config: RunConfig) -> Layout:
+    if not config.get("use_parallel", False):
+        return Layout()
+    return Layout(
+        dp=config.get("parallel_config.data_parallel", 1),
+        tp=config.get("parallel_config.model_parallel", 1),
+        pp=config.get("parallel_config.pipeline_stage", 1),
+        sequence_parallel=config.get("parallel_config.use_seq_parallel", False),
+    )
 
 
 def _range_problems(config: RunConfig) -> list[str]:
