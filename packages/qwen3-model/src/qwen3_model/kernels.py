@@ -6,7 +6,7 @@ operators in bfloat16; the tests compile its graphs, which is not the same as ha
 Each has a `plan`, made once a call and handed to every layer: what positions and mask come to on that device.
 
 B batch, L query length, S key length, N query heads, K key/value heads, G = N / K, H head_dim,
-F feed-forward, M rows (B * L), R head rows (B * L * N), D width.
+F feed-forward, V vocabulary, M rows (B * L), R head rows (B * L * N), D width.
 """
 
 from typing import Any
@@ -41,13 +41,17 @@ class PortableKernels:
         self._add_row = ops.BiasAdd()
         self._rms_norm, self._softmax, self._order_rows = RmsNorm(), Softmax(), OrderRows()
 
+    def embed(self, weight_VD: Tensor, ids_M: Tensor) -> Tensor:
+        """Return the row of each id."""
+        return ops.gather(weight_VD, ids_M, 0).astype(self.compute_dtype)
+
     def linear(self, x_MD: Tensor, weight_OD: Tensor) -> Tensor:
         """Multiply each row by the transpose of the weight, which stays where it is."""
-        return self._matmul(x_MD, weight_OD)
+        return self._matmul(x_MD, weight_OD.astype(x_MD.dtype))
 
     def rms_norm(self, x_MD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         """Scale each row to unit root mean square, then by the weight (Zhang and Sennrich 2019, eq. 4)."""
-        return self._rms_norm(x_MD, weight_D, eps)
+        return self._rms_norm(x_MD, weight_D.astype(x_MD.dtype), eps)
 
     def swiglu(self, gate_MF: Tensor, up_MF: Tensor) -> Tensor:
         """Return silu(gate) * up (Shazeer 2020)."""
@@ -135,13 +139,17 @@ class AscendKernels:
         self._matmul = ops.MatMul(transpose_b=True)
         self._join = ops.Concat(-1)
 
+    def embed(self, weight_VD: Tensor, ids_M: Tensor) -> Tensor:
+        """Return the row of each id."""
+        return ops.gather(weight_VD, ids_M, 0).astype(self.compute_dtype)
+
     def linear(self, x_MD: Tensor, weight_OD: Tensor) -> Tensor:
         """Multiply each row by the transpose of the weight."""
-        return self._matmul(x_MD, weight_OD)
+        return self._matmul(x_MD, weight_OD.astype(x_MD.dtype))
 
     def rms_norm(self, x_MD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         """Scale each row to unit root mean square, then by the weight."""
-        return ops.rms_norm(x_MD, weight_D, eps)[0]
+        return ops.rms_norm(x_MD, weight_D.astype(x_MD.dtype), eps)[0]
 
     def swiglu(self, gate_MF: Tensor, up_MF: Tensor) -> Tensor:
         """Return silu(gate) * up."""

@@ -4,7 +4,7 @@ M rows (batch * length), B batch, L length, D width, O output width, V vocabular
 """
 
 import mindspore as ms
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn
 from mindspore.common.initializer import Zero, initializer
 
 from qwen3_model.config import Qwen3Config
@@ -28,18 +28,19 @@ class Linear(nn.Cell):
         self.weight = make_parameter((num_outputs, num_inputs), dtype)
 
     def construct(self, x_MD: Tensor) -> Tensor:
-        return self.kernels.linear(x_MD, self.weight.astype(x_MD.dtype))
+        return self.kernels.linear(x_MD, self.weight)
 
 
 class Embedding(nn.Cell):
     """Look up a row per id."""
 
-    def __init__(self, num_rows: int, width: int, dtype: ms.Type) -> None:
+    def __init__(self, num_rows: int, width: int, kernels: Kernels, dtype: ms.Type) -> None:
         super().__init__()
+        self.kernels = kernels
         self.weight = make_parameter((num_rows, width), dtype)
 
-    def construct(self, ids_BL: Tensor) -> Tensor:
-        return ops.gather(self.weight, ids_BL, 0)
+    def construct(self, ids_M: Tensor) -> Tensor:
+        return self.kernels.embed(self.weight, ids_M)
 
 
 class RMSNorm(nn.Cell):
@@ -51,7 +52,7 @@ class RMSNorm(nn.Cell):
         self.weight = make_parameter((width,), dtype)
 
     def construct(self, x_MD: Tensor) -> Tensor:
-        return self.kernels.rms_norm(x_MD, self.weight.astype(x_MD.dtype), self.eps)
+        return self.kernels.rms_norm(x_MD, self.weight, self.eps)
 
 
 class MLP(nn.Cell):

@@ -42,7 +42,7 @@ class Qwen3Model(nn.Cell):
         super().__init__()
         self.kernels, self.compute_dtype = kernels, kernels.compute_dtype
         self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
-        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, param_dtype)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, kernels, param_dtype)
         self.layers = nn.CellList(
             [DecoderLayer(config, kernels, param_dtype) for _ in range(config.num_layers)]
         )
@@ -65,7 +65,7 @@ class Qwen3Model(nn.Cell):
         cos_BLH, sin_BLH = mint.cos(angles_BLH) * self.rope_scale, mint.sin(angles_BLH) * self.rope_scale
         visible_BLS = self._visible(position_ids_BL, segment_ids_BL, cache)
         plan = self.kernels.plan(cos_BLH, sin_BLH, visible_BLS, self.num_heads, self.num_kv_heads)
-        x_MD = self.embed_tokens(ids_BL.reshape(-1)).astype(self.compute_dtype)
+        x_MD = self.embed_tokens(ids_BL.reshape(-1))
         if cache is None:
             for layer in self.layers:
                 x_MD = layer(x_MD, plan)
@@ -136,8 +136,7 @@ class Qwen3ForCausalLM(nn.Cell):
     def head(self, hidden_MD: Tensor) -> Tensor:
         """Return float32 logits (M, V) of hidden states (M, D)."""
         if self.is_tied:
-            weight_VD = self.model.embed_tokens.weight.astype(hidden_MD.dtype)
-            return self.kernels.linear(hidden_MD, weight_VD).astype(ms.float32)
+            return self.kernels.linear(hidden_MD, self.model.embed_tokens.weight).astype(ms.float32)
         return self.lm_head(hidden_MD).astype(ms.float32)
 
 
