@@ -73,8 +73,6 @@ def prepare_run(settings: TrainSettings, *, force: bool) -> PreparedRun:
     # Weights and two moments in float32, and one more checkpoint while the new one is written.
     checkpoint_bytes = settings.model.num_parameters() * 12
     require_free_space(settings.output_dir, checkpoint_bytes * (settings.keep_max + 1))
-    if settings.device == "CPU":
-        notes.append("a CPU computes in float32, whatever compute_dtype says")
     return PreparedRun(
         settings=settings,
         train=train,
