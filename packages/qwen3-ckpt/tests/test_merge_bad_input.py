@@ -134,6 +134,17 @@ def test_a_strategy_of_another_layout_is_refused_by_shape(tmp_path):
     assert "is of another run" in refused(made, tmp_path / "out")
 
 
+def test_a_strategy_of_another_layout_is_seen_without_a_config_from_the_ranks_that_should_be_equal(tmp_path):
+    made = make_checkpoint(tmp_path / "run", Spec(dp=2, tp=2))
+    other = make_checkpoint(tmp_path / "other", Spec(dp=4))
+    shutil.rmtree(made.strategy_dir)
+    shutil.copytree(other.strategy_dir, made.strategy_dir)
+    (tmp_path / "run" / "config.json").unlink()
+    output = refused(made, tmp_path / "out")
+    assert "hold the same slices, but" in output
+    assert "the strategy is of another run or layout" in output
+
+
 def test_a_merged_strategy_beside_the_rank_files_does_not_matter_unless_it_disagrees(made, tmp_path):
     items = {}
     for rank in (0, 4):
@@ -173,6 +184,38 @@ def test_ranks_at_different_steps_merge_at_the_newest_common_one(made, tmp_path)
     assert (tmp_path / "out" / "1_5_ckpt_convert").is_dir()
 
 
+def add_step(made, suffix):
+    for rank in range(8):
+        path = rank_file(made, rank)
+        shutil.copy(path, path.with_name(f"qwen3_rank_{rank}-{suffix}.safetensors"))
+
+
+def test_the_newest_step_is_passed_over_when_a_file_of_it_is_cut_short(made, tmp_path):
+    add_step(made, "2_1")
+    cut = made.checkpoint_dir / "rank_3" / "qwen3_rank_3-2_1.safetensors"
+    cut.write_bytes(cut.read_bytes()[:-1])
+    result = merge(made, tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert f"step 2_1 is not whole and was passed over: {cut} is cut short" in result.output
+    assert (tmp_path / "out" / "1_5_ckpt_convert").is_dir()
+    assert str(cut) in refused(made, tmp_path / "named", "--file-suffix", "2_1")
+
+
+def test_two_files_of_one_step_are_named_not_chosen_from(made, tmp_path):
+    path = rank_file(made, 0)
+    shutil.copy(path, path.with_name("qwen3_1_rank_0-1_5.safetensors"))
+    output = refused(made, tmp_path / "out")
+    assert "several files of step 1_5: qwen3_1_rank_0-1_5.safetensors, qwen3_rank_0-1_5.safetensors" in output
+
+
+def test_what_has_redundancy_says_is_checked_against_the_files(made, tmp_path):
+    result = merge(made, tmp_path / "out", "--has_redundancy", "False")
+    assert result.exit_code == 0
+    assert "--has-redundancy False is not what the files say" in result.output
+    result = merge(made, tmp_path / "other", "--has_redundancy", "True")
+    assert "--has-redundancy" not in result.output
+
+
 def test_an_unknown_step_lists_the_known_ones(made, tmp_path):
     assert "has no step 7_7; its steps are 1_5" in refused(made, tmp_path / "out", "--file-suffix", "7_7")
 
@@ -198,6 +241,13 @@ def test_a_dry_run_writes_nothing(made, tmp_path):
     assert result.exit_code == 0
     assert result.stdout.startswith("would merge step 1_5: 47 tensors, ")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_refuses_what_the_merge_would_refuse(made, tmp_path):
+    (tmp_path / "out" / "1_5_ckpt_convert").mkdir(parents=True)
+    result = merge(made, tmp_path / "out", "--dry-run")
+    assert result.exit_code == 1
+    assert "already exists" in result.output
 
 
 def test_an_existing_merge_survives_a_failed_one(made, tmp_path):

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from qwen3_ckpt.cli import main
 from qwen3_model.safetensors_file import open_safetensors
+from qwen3_model.strategy import read_strategy
 
 SPECS = {
     "one": Spec(),
@@ -89,6 +90,13 @@ def test_merged_tensors_equal_mindspores_and_the_originals(runs, name):
         np.testing.assert_array_equal(value, made[name].whole[tensor])
     for path in sorted(ours_dir.glob("*.safetensors")):
         assert header_and_data(path) == header_and_data(root / f"{name}_out" / "unified" / path.name)
+    strategies = [
+        ours_dir.parent / "merge_strategy" / "merge_strategy.ckpt",
+        root / f"{name}_out" / "merged.ckpt",
+    ]
+    assert read_strategy(strategies[0])[1] == read_strategy(strategies[1])[1]
+    if SPECS[name].pp == 1:  # MindSpore puts stages in the order in which the folder lists their files
+        assert strategies[0].read_bytes() == strategies[1].read_bytes()
     hyper = [
         open_safetensors(f / "hyper_param.safetensors") for f in (ours_dir, root / f"{name}_out" / "unified")
     ]

@@ -44,9 +44,12 @@ for command in (diff, inspect, lora, verify):
     help="Leave out tensors so named, such as adam_.",
 )
 @click.option("--check-replicas", is_flag=True, help="Compare the ranks that should hold equal slices.")
-@click.option("--has-redundancy", type=bool, help="Accepted for compatibility; it is seen from the files.")
+@click.option(
+    "--has-redundancy", type=bool, help="Whether equal tensors are in every rank; seen from the files."
+)
 @click.option("--max-process-num", type=int, help="Accepted for compatibility; one process is enough.")
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would be written.")
+@layout_options("source")
 @hf_dir_option
 @shard_option
 @force_option()
@@ -62,6 +65,8 @@ def merge(  # noqa: PLR0913 - the flags of the tool that it replaces
     has_redundancy: bool | None,
     max_process_num: int | None,
     dry_run: bool,
+    source_qkv: str,
+    source_mlp: str,
     hf_dir: Path | None,
     shard_bytes: int,
     force: bool,
@@ -74,11 +79,19 @@ def merge(  # noqa: PLR0913 - the flags of the tool that it replaces
       qwen3-ckpt merge --mindspore-ckpt-dir output/checkpoint --src-strategy-dirs output/strategy \\
           --output-dir merged --file-suffix 1_200
     """
-    from qwen3_ckpt.merge import MergeRequest, merge_to_hf, merge_unified, prepare
+    from qwen3_ckpt.fused import FusedLayout
+    from qwen3_ckpt.merge import MergeRequest, check_output, merge_to_hf, merge_unified, prepare
 
-    del has_redundancy, max_process_num
+    del max_process_num
     request = MergeRequest(
-        mindspore_ckpt_dir, src_strategy_dirs, file_suffix, filter_out_param_prefix, check_replicas, hf_dir
+        checkpoint_dir=mindspore_ckpt_dir,
+        strategy=src_strategy_dirs,
+        suffix=file_suffix,
+        filter_out_prefixes=filter_out_param_prefix,
+        check_replicas=check_replicas,
+        hf_dir=hf_dir,
+        layout=FusedLayout(source_qkv == "contiguous", source_mlp == "interleaved"),
+        has_redundancy=has_redundancy,
     )
     prepared = prepare(request)
     for note in prepared.checkpoint.notes:
@@ -86,7 +99,11 @@ def merge(  # noqa: PLR0913 - the flags of the tool that it replaces
     size = prepared.size_bytes()
     summary = f"step {prepared.ranks.suffix}: {len(prepared.checkpoint.tensors)} tensors, {size:,} bytes"
     if dry_run:
-        click.echo(f"would merge {summary} from {len(prepared.ranks.files)} ranks into {output_dir}")
+        folder = check_output(prepared, output_dir, target, force=force)
+        click.echo(f"would merge {summary} from {len(prepared.ranks.files)} ranks into {folder}")
+        for file in prepared.ranks.files.values():
+            click.echo(f"would read {file.path.stat().st_size:,} bytes of {file.path}")
+        click.echo(f"would need {size:,} bytes on the disk and less than 256 MB of memory")
         return
     if target == "hf":
         result = merge_to_hf(prepared, output_dir, force=force, quiet=quiet, shard_bytes=shard_bytes)

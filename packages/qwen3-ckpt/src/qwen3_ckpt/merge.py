@@ -16,18 +16,18 @@ from pathlib import Path
 from qwen3_ckpt.assemble import Assembled, assemble, without_strategy
 from qwen3_ckpt.check_shapes import check_shapes
 from qwen3_ckpt.companions import copy_companions, find_companions
+from qwen3_ckpt.fused import FusedLayout
 from qwen3_ckpt.hf_output import write_hf_folder
 from qwen3_ckpt.names import hf_tensors
 from qwen3_ckpt.rank_files import RankFiles, open_rank_files
-from qwen3_ckpt.replicas import check_replicas
+from qwen3_ckpt.replicas import check_replicas, check_samples
 from qwen3_ckpt.rows import LazyTensor
-from qwen3_ckpt.strategies import Stages, read_stages
+from qwen3_ckpt.strategies import Stages, merged_strategy, read_stages
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError
 from qwen3_model.files import output_directory, refuse_existing, require_free_space
 from qwen3_model.progress import Progress
 from qwen3_model.safetensors_file import write_safetensors
-from qwen3_model.strategy import encode_strategy
 
 PART_BYTES = 3 << 30
 # The safetensors library's own order of element types.
@@ -55,6 +55,10 @@ class MergeRequest:
     """Whether ranks that should hold equal slices are compared byte by byte."""
     hf_dir: Path | None
     """Folder with config.json and tokenizer files; None to look beside the checkpoint."""
+    layout: FusedLayout = FusedLayout()  # noqa: RUF009 - it is frozen
+    """Row order of fused weights, where a Hugging Face folder is made of them."""
+    has_redundancy: bool | None = None
+    """What the user believes about tensors that several ranks hold alike; the files decide."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +66,11 @@ class Prepared:
     """A merge that can be written."""
 
     ranks: RankFiles
-    stages: Stages
+    strategy: Path | None
     checkpoint: Assembled
     companions: Path | None
     config: Qwen3Config | None
+    layout: FusedLayout
 
     def size_bytes(self) -> int:
         """Return the bytes of all tensors."""
@@ -86,7 +91,8 @@ def prepare(request: MergeRequest) -> Prepared:
     else:
         stages, notes = read_stages(request.strategy)
         checkpoint = assemble(ranks, stages)
-    checkpoint.notes += notes
+    checkpoint.notes += notes + _redundancy_notes(ranks, request.has_redundancy)
+    check_samples(ranks, stages)
     if request.check_replicas:
         check_replicas(ranks, stages)
     for prefix in request.filter_out_prefixes:
@@ -95,7 +101,33 @@ def prepare(request: MergeRequest) -> Prepared:
     config = Qwen3Config.from_dir(companions) if companions else None
     if config:
         check_shapes(checkpoint.tensors, config)
-    return Prepared(ranks, stages, checkpoint, companions, config)
+    return Prepared(ranks, request.strategy, checkpoint, companions, config, request.layout)
+
+
+def _redundancy_notes(ranks: RankFiles, has_redundancy: bool | None) -> list[str]:
+    stated = {file.metadata.get("remove_redundancy") for file in ranks.files.values()}
+    if has_redundancy is None or str(not has_redundancy) in stated or stated == {None}:
+        return []
+    return [
+        f"--has-redundancy {has_redundancy} is not what the files say; each tensor is taken from where it is"
+    ]
+
+
+def check_output(prepared: Prepared, output_dir: Path, target: str, *, force: bool) -> Path:
+    """Return the folder that a merge to `target`, "mindspore" or "hf", writes.
+
+    Raises:
+        OutputExistsError: The folder is there and `force` is false.
+        Qwen3Error: The disk is too full, or the tensors are no whole model where one is wanted.
+    """
+    if target == "hf":
+        _model_tensors(prepared)
+        folder = output_dir
+    else:
+        folder = output_dir / f"{prepared.ranks.suffix}_ckpt_convert"
+    refuse_existing(folder, force=force)
+    require_free_space(output_dir, prepared.size_bytes())
+    return folder
 
 
 def merge_unified(prepared: Prepared, output_dir: Path, *, force: bool, quiet: bool) -> Path:
@@ -104,9 +136,7 @@ def merge_unified(prepared: Prepared, output_dir: Path, *, force: bool, quiet: b
     Raises:
         OutputExistsError: The folder is there and `force` is false.
     """
-    target = output_dir / f"{prepared.ranks.suffix}_ckpt_convert"
-    refuse_existing(target, force=force)
-    require_free_space(output_dir, prepared.size_bytes())
+    target = check_output(prepared, output_dir, "mindspore", force=force)
     with (
         output_directory(target, force=force) as folder,
         Progress("merge", prepared.size_bytes(), "B", quiet=quiet) as progress,
@@ -115,14 +145,11 @@ def merge_unified(prepared: Prepared, output_dir: Path, *, force: bool, quiet: b
         if prepared.checkpoint.run_state:
             state = sorted(prepared.checkpoint.run_state.values(), key=_place_in_file)
             _write(folder / UNIFIED / HYPER, state, {"format": "ms"}, lambda _: None)
-        if prepared.stages:
-            items = {
-                f"{stage}-{name}" if len(prepared.stages) > 1 else name: (stage, layout)
-                for stage, layouts in prepared.stages.items()
-                for name, layout in layouts.items()
-            }
+        if prepared.strategy:
             (folder / "merge_strategy").mkdir()
-            (folder / "merge_strategy" / "merge_strategy.ckpt").write_bytes(encode_strategy(0, items))
+            (folder / "merge_strategy" / "merge_strategy.ckpt").write_bytes(
+                merged_strategy(prepared.strategy)
+            )
         if prepared.companions:
             copy_companions(prepared.companions, folder / "hf_files")
     return target
@@ -135,22 +162,21 @@ def merge_to_hf(prepared: Prepared, output_dir: Path, *, force: bool, quiet: boo
         ConfigError: No config.json was found for the model.
         OutputExistsError: The folder is there and `force` is false.
     """
+    tensors, config, companions = _model_tensors(prepared)
+    write_hf_folder(
+        output_dir, tensors, config, companions, force=force, quiet=quiet, shard_bytes=shard_bytes
+    )
+    return output_dir
+
+
+def _model_tensors(prepared: Prepared) -> tuple[dict[str, LazyTensor], Qwen3Config, Path]:
     if prepared.companions is None or prepared.config is None:
         raise ConfigError(
             "a Hugging Face folder needs a config.json, and none lies beside the checkpoint; name its folder "
             "with --hf-dir"
         )
-    tensors = hf_tensors(prepared.checkpoint.tensors, prepared.config)
-    write_hf_folder(
-        output_dir,
-        tensors,
-        prepared.config,
-        prepared.companions,
-        force=force,
-        quiet=quiet,
-        shard_bytes=shard_bytes,
-    )
-    return output_dir
+    tensors = hf_tensors(prepared.checkpoint.tensors, prepared.config, prepared.layout)
+    return tensors, prepared.config, prepared.companions
 
 
 def plan_parts(tensors: dict[str, LazyTensor]) -> list[list[LazyTensor]]:

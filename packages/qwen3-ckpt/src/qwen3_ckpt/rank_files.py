@@ -27,29 +27,43 @@ class RankFiles:
 
 
 def open_rank_files(checkpoint_dir: Path, suffix: str | None) -> RankFiles:
-    """Open the files of `suffix`, or of the newest step that every rank has.
+    """Open the files of `suffix`, or of the newest step that every rank has whole.
 
     Raises:
-        ConfigError: There are no rank folders, or no rank has the step, or ranks are at different steps.
-        FormatError: A file is damaged, or a rank has two files of the step.
+        ConfigError: There are no rank folders, no rank has the step, ranks are at different steps, or a rank
+            has two files of the step.
+        FormatError: A file is damaged, and no older step is whole.
     """
     ranks = _rank_dirs(checkpoint_dir)
     steps = {rank: _steps_of(path) for rank, path in ranks.items()}
-    chosen, notes = (suffix, []) if suffix else _newest_common(checkpoint_dir, steps)
-    files, absent = {}, []
-    for rank, paths in sorted(steps.items()):
-        if chosen in paths:
-            files[rank] = open_safetensors(_only(paths[chosen], chosen))
+    if suffix:
+        return _open_step(checkpoint_dir, steps, suffix)
+    candidates, notes = _common_steps(checkpoint_dir, steps)
+    for older, newest in zip([*candidates[1:], None], candidates, strict=True):
+        try:
+            opened = _open_step(checkpoint_dir, steps, newest)
+        except FormatError as error:
+            if older is None:
+                raise
+            notes.append(f"step {newest} is not whole and was passed over: {error}")
         else:
-            absent.append(rank)
+            return RankFiles(newest, opened.files, (*notes, *opened.notes))
+    raise AssertionError("the last candidate is opened or raises")
+
+
+def _open_step(checkpoint_dir: Path, steps: dict[int, dict[str, list[Path]]], suffix: str) -> RankFiles:
+    files = {
+        rank: open_safetensors(_only(paths[suffix], suffix))
+        for rank, paths in sorted(steps.items())
+        if suffix in paths
+    }
     if not files:
         known = sorted({step for found in steps.values() for step in found}, key=_step_key)
         raise ConfigError(
-            f"{checkpoint_dir} has no step {chosen}; its steps are {', '.join(known) or 'none'}"
+            f"{checkpoint_dir} has no step {suffix}; its steps are {', '.join(known) or 'none'}"
         )
-    if absent:
-        notes.append(f"step {chosen} is missing in {', '.join(f'rank_{rank}' for rank in absent)}")
-    return RankFiles(chosen, files, tuple(notes))
+    absent = ", ".join(f"rank_{rank}" for rank in steps if rank not in files)
+    return RankFiles(suffix, files, (f"step {suffix} is missing in {absent}",) if absent else ())
 
 
 def rank_steps(checkpoint_dir: Path) -> dict[int, list[str]]:
@@ -85,7 +99,10 @@ def _steps_of(rank_dir: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _newest_common(checkpoint_dir: Path, steps: dict[int, dict[str, list[Path]]]) -> tuple[str, list[str]]:
+def _common_steps(
+    checkpoint_dir: Path, steps: dict[int, dict[str, list[Path]]]
+) -> tuple[list[str], list[str]]:
+    """Return the steps that every rank folder has, newest first, and notes on newer ones."""
     everywhere = set.intersection(*(set(found) for found in steps.values()))
     anywhere = set.union(*(set(found) for found in steps.values()))
     if not everywhere:
@@ -96,9 +113,9 @@ def _newest_common(checkpoint_dir: Path, steps: dict[int, dict[str, list[Path]]]
             f"{checkpoint_dir}: no step is in every rank folder ({listed}); "
             "name one with --file-suffix to merge it from the ranks that have it"
         )
-    newest = max(everywhere, key=_step_key)
-    later = sorted((step for step in anywhere if _step_key(step) > _step_key(newest)), key=_step_key)
-    return newest, [f"step {step} is not in every rank folder and was passed over" for step in later]
+    common = sorted(everywhere, key=_step_key, reverse=True)
+    later = sorted((step for step in anywhere if _step_key(step) > _step_key(common[0])), key=_step_key)
+    return common, [f"step {step} is not in every rank folder and was passed over" for step in later]
 
 
 def _step_key(suffix: str) -> tuple[int, ...]:
@@ -108,7 +125,7 @@ def _step_key(suffix: str) -> tuple[int, ...]:
 def _only(paths: list[Path], suffix: str) -> Path:
     if len(paths) > 1:
         names = ", ".join(path.name for path in paths)
-        raise FormatError(
+        raise ConfigError(
             f"{paths[0].parent} has several files of step {suffix}: {names}; remove or move all but one"
         )
     return paths[0]

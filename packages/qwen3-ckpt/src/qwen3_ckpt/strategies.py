@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from qwen3_model.errors import ConfigError, FormatError
-from qwen3_model.strategy import TensorLayout, read_strategy
+from qwen3_model.strategy import TensorLayout, merge_strategies, read_strategy
 
 Stages = dict[int, dict[str, TensorLayout]]
 MERGED_NAME = re.compile(r"(\d+)-(.+)")
@@ -45,6 +45,13 @@ def read_stages(source: Path) -> tuple[Stages, list[str]]:
                 )
             stages[stage], owners[stage] = layouts, path
     return _with_merged(stages, merged)
+
+
+def merged_strategy(source: Path) -> bytes:
+    """Return one file's contents for all stages of `source`, which `read_stages` has accepted."""
+    paths = [source] if source.is_file() else sorted(source.glob("*.ckpt"))
+    bodies = {read_strategy(path)[0]: path.read_bytes() for path in paths if not _is_merged(path)}
+    return merge_strategies(bodies) if bodies else paths[0].read_bytes()
 
 
 def _with_merged(stages: Stages, merged: list[tuple[Path, Stages]]) -> tuple[Stages, list[str]]:

@@ -74,6 +74,26 @@ def encode_strategy(current_stage: int, items: Mapping[str, tuple[int, TensorLay
     return _number(1, current_stage) + b"".join(strategies) + b"".join(layouts)
 
 
+def merge_strategies(bodies: Mapping[int, bytes]) -> bytes:
+    """Return one strategy file out of a rank's file for each stage, as `merge_pipeline_strategys` does.
+
+    Items are copied as they are; the name of each layout gets its stage as prefix.
+
+    Raises:
+        ValueError: A body is damaged.
+    """
+    items, layouts = [], []
+    for stage, body in sorted(bodies.items()):
+        for field, value in _fields(body):
+            if field == 2:
+                items.append(_message(2, _as_bytes(value)))
+            elif field == 3:
+                layout = dict(_fields(_as_bytes(value)))
+                named = _text(1, f"{stage}-{_as_bytes(layout[1]).decode()}")
+                layouts.append(_message(3, named + _message(2, _as_bytes(layout[2]))))
+    return _number(1, 1) + b"".join(items) + b"".join(layouts)
+
+
 def read_strategy(path: Path) -> tuple[int, dict[str, TensorLayout]]:
     """Read a rank's strategy file.
 
