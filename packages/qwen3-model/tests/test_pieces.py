@@ -8,7 +8,7 @@ from mindspore import Tensor
 from qwen3_model.kernels import PortableKernels
 
 ATOL_F32 = 2e-6  # the order of float32 sums; values are of size one
-ATOL_LAYER = 1e-5  # several of them after another, values up to ten
+ATOL_LAYER = 3e-5  # several of them after another, values up to ten
 
 
 @pytest.fixture(scope="module", params=["untied", "yarn"])
