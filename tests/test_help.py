@@ -31,8 +31,9 @@ texts = {}
 def walk(command, words):
     result = CliRunner().invoke(main, [*words, "--help"], prog_name=main.name)
     assert result.exit_code == 0, (words, result.output)
-    texts[" ".join(words)] = result.output
-    for name, child in getattr(command, "commands", {}).items():
+    children = getattr(command, "commands", {})
+    texts[" ".join(words)] = result.output if not children else "Example: those of its commands"
+    for name, child in children.items():
         walk(child, [*words, name])
 
 walk(main, [])

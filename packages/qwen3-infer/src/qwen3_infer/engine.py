@@ -72,7 +72,8 @@ def make_engine(
     quiet: bool,
 ) -> MindSporeEngine:
     """Load the weights of `model_dir` and make room for the longest of `requests`."""
-    ms.set_device(device_target)
+    if ms.get_context("device_target") != device_target:  # MindSpore refuses the call once it has computed
+        ms.set_device(device_target)
     kernels = make_kernels(device_target)
     model = Qwen3ForCausalLM(config, kernels, param_dtype=kernels.compute_dtype)
     load_hf(model, model_dir, quiet=quiet)
