@@ -56,6 +56,12 @@ def test_zero1_shares_the_moments_of_weights_whose_rows_divide():
     assert (one, two, four) == (8 * 8_190_735_360, one / 2, one / 4)
 
 
+def test_the_largest_gradient_is_there_twice_and_that_of_a_tied_embedding_three_times():
+    for size, copies in (("8B", 1), ("0.6B", 2)):
+        (memory,) = plan_memory(make_settings(size, layout=Layout(tp=4)))
+        assert memory.gradient_work == copies * 4 * (151_936 // 4) * SIZES[size].hidden_size
+
+
 def test_accumulation_adds_one_more_gradient():
     once, twice, often = (plan_memory(make_settings(accumulation=n))[0] for n in (1, 2, 9))
     assert once.gradient_sums == 0

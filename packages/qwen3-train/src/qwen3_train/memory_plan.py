@@ -19,7 +19,7 @@ from qwen3_train.saved_tensors import (
     logits_tensors,
     shared_tensors,
 )
-from qwen3_train.stages import HEAD, stage_layers, stage_weights
+from qwen3_train.stages import EMBEDDING, HEAD, stage_layers, stage_weights
 
 WEIGHT_BYTES = 4
 """params_dtype float32; gradients and both moments have the same type."""
@@ -39,6 +39,9 @@ class StageMemory:
     """One float32 gradient for each trained weight."""
     gradient_sums: int
     """The sum over the forward passes of a step, where there are several."""
+    gradient_work: int
+    """The largest gradient once more while it is summed, scaled and applied; twice for a tied embedding,
+    whose gradient is a sum of two."""
     optimizer: int
     """AdamW's two moments, float32, shared among the replicas with enable_parallel_optimizer."""
     weight_copies: int
@@ -98,6 +101,7 @@ def _stage_memory(settings: PlanSettings, stage: int) -> StageMemory:
         parameters=WEIGHT_BYTES * (_elements(weights) + _elements(adapters)),
         gradients=gradients,
         gradient_sums=gradients if settings.passes > 1 else 0,
+        gradient_work=_gradient_work(trained, is_tied=settings.model.tie_word_embeddings),
         optimizer=2 * WEIGHT_BYTES * optimizer_elements(trained.values(), dp),
         weight_copies=_weight_copies(settings, weights),
         activations=activations,
@@ -136,6 +140,11 @@ def _weight_copies(settings: PlanSettings, weights: Mapping[str, tuple[int, ...]
     has_head = HEAD in cast or ("model.norm.weight" in weights and settings.model.tie_word_embeddings)
     head = settings.model.vocab_size // settings.layout.tp * settings.model.hidden_size if has_head else 0
     return settings.compute_bytes * (elements + head)
+
+
+def _gradient_work(trained: Mapping[str, tuple[int, ...]], *, is_tied: bool) -> int:
+    name, shape = max(trained.items(), key=lambda weight: math.prod(weight[1]))
+    return WEIGHT_BYTES * math.prod(shape) * (2 if is_tied and name == EMBEDDING else 1)
 
 
 def _communication(settings: PlanSettings, gradients: int) -> int:
