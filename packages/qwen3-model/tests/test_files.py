@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from qwen3_model import files
 from qwen3_model.errors import OutputExistsError, Qwen3Error
 from qwen3_model.files import (
     output_directory,
@@ -134,3 +135,24 @@ def test_the_temporary_name_carries_the_process(tmp_path):
         assert partial.name.split(".")[-2] == str(os.getpid())
         assert partial.parent == tmp_path
     assert time.time() - (tmp_path / "out").stat().st_mtime < 60
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_a_folder_is_replaced_whole_with_and_without_the_systems_exchange(
+    tmp_path, monkeypatch, can_exchange
+):
+    if not can_exchange:
+        monkeypatch.setattr(files, "_exchange", lambda a, b: False)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").touch()
+    with files.output_directory(tmp_path / "out", force=True) as folder:
+        (folder / "new").touch()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_working_folder_is_never_replaced(tmp_path, monkeypatch):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    with pytest.raises(OutputExistsError, match="is never replaced"):
+        files.refuse_existing(tmp_path, force=True)

@@ -1,5 +1,6 @@
 """Outputs that appear whole or not at all, also after a kill at any moment."""
 
+import ctypes
 import os
 import shutil
 import socket
@@ -10,8 +11,16 @@ from pathlib import Path
 from qwen3_model.errors import OutputExistsError, Qwen3Error
 
 
+# From linux/fcntl.h and linux/fs.h.
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+
+
 def refuse_existing(path: Path, *, force: bool) -> None:
-    """Raise OutputExistsError when `path` exists and `force` is false."""
+    """Raise OutputExistsError when `path` exists and `force` is false, or holds the working or home folder."""
+    if path.exists() and any(place.is_relative_to(path.resolve()) for place in (Path.cwd(), Path.home())):
+        raise OutputExistsError(
+            f"{path} holds the working or the home folder and is never replaced; name another"
+        )
     if path.exists() and not force:
         raise OutputExistsError(f"{path} already exists; choose another output or pass --force to replace it")
 
@@ -78,17 +87,27 @@ def replace_directory(new: Path, path: Path) -> None:
     if not path.exists():
         new.rename(path)
         return
-    old = temporary_neighbour(path, suffix="old")
-    path.rename(old)
-    try:
-        new.rename(path)
-    except OSError:
-        old.rename(path)
-        raise
-    if old.is_dir() and not old.is_symlink():
-        shutil.rmtree(old)
+    if not _exchange(new, path):
+        old = temporary_neighbour(path, suffix="old")
+        path.rename(old)
+        try:
+            new.rename(path)
+        except OSError:
+            old.rename(path)
+            raise
+        old.rename(new)
+    if new.is_dir() and not new.is_symlink():
+        shutil.rmtree(new)
     else:
-        old.unlink()
+        new.unlink()
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two names in one step, so that no kill falls between; False where the system cannot."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        return False
+    return libc.renameat2(AT_FDCWD, os.fsencode(a), AT_FDCWD, os.fsencode(b), RENAME_EXCHANGE) == 0
 
 
 def temporary_neighbour(path: Path, *, suffix: str = "tmp") -> Path:
