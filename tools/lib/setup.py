@@ -146,6 +146,7 @@ def _install(venv: Path, wheelhouse: Path, wheels: list[Wheel]) -> None:
         _run(
             [*uv, "lock", "--check", *flags],
             "uv.lock does not fit the pyproject.toml files; maintainers run tools/lock after changing one",
+            shown=False,
         )
         print("unpacking into .venv ...", flush=True)
         sync = [*uv, "sync", "--locked", "--all-packages", "--all-extras", "--quiet", *flags]
@@ -157,7 +158,8 @@ def _install(venv: Path, wheelhouse: Path, wheels: list[Wheel]) -> None:
         shutil.rmtree(cache, ignore_errors=True)
 
 
-def _run(command: list[str], failure: str) -> None:
+def _run(command: list[str], failure: str, *, shown: bool = True) -> None:
+    """Run a command; when it fails raise `failure`, and what the command said unless `shown` is false."""
     # No index, proxy or settings of the user's own reach uv: what it installs depends on the lock alone.
     own = {key: os.environ[key] for key in ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR") if key in os.environ}
     environment = own | {
@@ -170,7 +172,7 @@ def _run(command: list[str], failure: str) -> None:
         output = (done.stdout + done.stderr).strip()
         if "No space left" in output:
             raise SetupError("the disk is full; make room and run tools/setup again")
-        raise SetupError(f"{failure}\n{output}")
+        raise SetupError(f"{failure}\n{output}" if shown else failure)
 
 
 def _last_line(text: str) -> str:

@@ -1,0 +1,46 @@
+"""The README's steps, run as they stand there: text, tokens, ten steps of training, weights, text again."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SHORTER = " --train_dataset.data_loader.sizes '[80, 0, 0]'"  # 10 steps of 8 samples instead of 300
+
+
+def _steps():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = text.partition("## Step by step")[2].partition("\n## ")[0]
+    return [block for block in re.findall(r"```sh\n(.*?)```", section, re.DOTALL) if "qwen3-" in block]
+
+
+@pytest.mark.slow
+def test_the_steps_of_the_readme_run_one_after_the_other(tmp_path):
+    for name in ("tools", "configs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    steps = _steps()
+    assert len(steps) == 5
+    for step in steps:
+        script = step.replace(
+            "data/wiki_text_document\nqwen3-train", f"data/wiki_text_document{SHORTER}\nqwen3-train"
+        )
+        command = ["bash", "-euc", script]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
+    assert "at step 10" in _report(tmp_path, environment)
+    assert (tmp_path / "output/loss.png").stat().st_size > 10_000
+    assert "The game was released in" in done.stdout
+
+
+def _report(directory, environment):
+    command = ["qwen3-train", "report", "output"]
+    return subprocess.run(
+        command, cwd=directory, env=environment, capture_output=True, text=True, check=True
+    ).stdout
