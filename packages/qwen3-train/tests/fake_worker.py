@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +15,8 @@ helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]
 (folder / f"pids_{rank}.tmp").write_text(f"{os.getpid()} {os.getppid()} {helper.pid}")
 (folder / f"pids_{rank}.tmp").rename(folder / f"pids_{rank}")
 sys.stdout.write(f"prefix {sys.prefix} threads {os.environ['OMP_NUM_THREADS']}\n")
+if deed == "stubborn":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as a worker that is deep in C++
 if rank == "1":
     if deed == "raise":
         raise ValueError("the second rank does not like this\nand says so at length")

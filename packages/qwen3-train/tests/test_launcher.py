@@ -116,6 +116,20 @@ def test_a_killed_worker_is_named_and_the_rest_ends(start, tmp_path, rank):
     assert_gone(pids)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_workers_that_do_not_hear_are_killed(start, tmp_path, number):
+    process = start("stubborn")
+    pids = job_processes(tmp_path)
+    process.send_signal(number)
+    assert_gone(pids)
+
+
+def test_python_m_is_the_command():
+    command = [sys.executable, "-m", "qwen3_train", "--version"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert said.startswith("qwen3-train, version ")
+
+
 def test_a_killed_msrun_is_noticed_and_the_rest_ends(start, tmp_path):
     process = start("sleep")
     pids = job_processes(tmp_path)

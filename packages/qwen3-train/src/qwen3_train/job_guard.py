@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from qwen3_train.job_processes import end_job
 
@@ -24,14 +24,12 @@ def guarded(job: str) -> Iterator[None]:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    assert guard.stdin is not None
     try:
         yield
     finally:
         end_job(job)
-        guard.stdin.write(b".")
-        guard.stdin.close()
-        guard.wait()
+        with suppress(BrokenPipeError):
+            guard.communicate(b".")
 
 
 def main() -> None:
