@@ -8,6 +8,7 @@ from qwen3_ckpt import __version__
 from qwen3_ckpt.cli_check import diff, inspect, verify
 from qwen3_ckpt.cli_lora import lora
 from qwen3_ckpt.cli_options import A_FOLDER, A_PATH, hf_dir_option, layout_options, shard_option
+from qwen3_ckpt.cli_reshard import reshard
 from qwen3_model.cli_base import Commands, force_option, quiet_option
 
 DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
@@ -19,7 +20,7 @@ def main() -> None:
     """Merge, convert, compare and check Qwen3 checkpoints. Needs no MindSpore."""
 
 
-for command in (diff, inspect, lora, verify):
+for command in (diff, inspect, lora, reshard, verify):
     main.add_command(command)
 
 

@@ -168,6 +168,21 @@ class PickedRows:
             offset += len(run)
 
 
+class PickedColumns:
+    """Bytes `first` to `last` of every row of a source."""
+
+    def __init__(self, source: RowSource, first: int, last: int) -> None:
+        self._source, self._first, self._last = source, first, last
+        self.num_rows, self.row_bytes = source.num_rows, last - first
+
+    def read(self, start: int, stop: int) -> Bytes:
+        """Return a view of the source's rows."""
+        return self._source.read(start, stop)[:, self._first : self._last]
+
+    def ranges(self, start: int, stop: int) -> None:
+        """Return None: a range a row would be slower than a copy."""
+
+
 class InterleavedRows:
     """Row i of each source in turn: a0, b0, a1, b1, ..."""
 
