@@ -11,12 +11,12 @@ from pathlib import Path
 from qwen3_model.errors import ConfigError
 
 deed, folder, rank = sys.argv[1], Path(sys.argv[2]), os.environ["RANK_ID"]
+if deed == "stubborn":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as a worker that is deep in C++
 helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
 (folder / f"pids_{rank}.tmp").write_text(f"{os.getpid()} {os.getppid()} {helper.pid}")
 (folder / f"pids_{rank}.tmp").rename(folder / f"pids_{rank}")
 sys.stdout.write(f"prefix {sys.prefix} threads {os.environ['OMP_NUM_THREADS']}\n")
-if deed == "stubborn":
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as a worker that is deep in C++
 if rank == "1":
     if deed == "raise":
         raise ValueError("the second rank does not like this\nand says so at length")
