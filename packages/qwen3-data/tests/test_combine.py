@@ -185,3 +185,10 @@ def test_inspect_of_nothing_is_one_sentence(run, tmp_path):
     result = run("inspect", tmp_path / "none")
     assert result.exit_code == 1
     assert "none.idx is missing" in result.stderr
+
+
+def test_inspect_draws_the_lengths(run, whole, tmp_path):
+    pytest.importorskip("matplotlib", exc_type=ImportError)
+    result = run("inspect", whole, "--png", tmp_path / "lengths.png")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "lengths.png").read_bytes().startswith(b"\x89PNG")

@@ -42,14 +42,14 @@ class Block:
 
 
 def read_blocks(
-    sources: list[Source], start: Position, *, keys: list[str], end: tuple[int, int] | None = None
+    sources: list[Source], start: Position, *, keys: list[str] | None, end: tuple[int, int] | None = None
 ) -> Iterator[Block]:
     """Yield the records of `sources` from `start` on.
 
     Args:
         sources: The files.
         start: A file's beginning or a resume point (`Block.after`).
-        keys: Columns to read of parquet files.
+        keys: Columns to read of parquet files; None for all.
         end: Stop at this file and byte, which is the beginning of a line.
     """
     for index in range(start.source, len(sources)):
@@ -68,7 +68,7 @@ def read_blocks(
 
 
 def _read_source(
-    source: Source, index: int, start: Position, keys: list[str], stop: int | None
+    source: Source, index: int, start: Position, keys: list[str] | None, stop: int | None
 ) -> Iterator[Block]:
     if source.kind == "parquet":
         # Imported here because pyarrow is an extra.

@@ -5,6 +5,7 @@ import click
 from qwen3_data.cli_files import merge_command, split_command, verify_command
 from qwen3_data.cli_inspect import inspect_command
 from qwen3_data.cli_preprocess import preprocess_command
+from qwen3_data.cli_sft import sft_command
 from qwen3_data.cli_text import wikitext_command
 from qwen3_model.cli_base import Commands
 
@@ -22,5 +23,7 @@ for command in (
     merge_command,
     split_command,
     verify_command,
+    sft_command,
 ):
     main.add_command(command)
+main.add_command(sft_command, name="alpaca")

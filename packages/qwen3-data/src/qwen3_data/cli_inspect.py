@@ -1,13 +1,15 @@
 """`qwen3-data inspect`."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
 
 def strip_ending(ctx: click.Context, parameter: click.Parameter, value: Path) -> Path:
     """Accept `x.bin`, `x.idx` and `x.json` for the prefix `x`."""
-    return value.with_suffix("") if value.suffix in (".bin", ".idx", ".json") else value
+    return value.with_suffix("") if value.suffix in (".bin", ".idx", ".json", ".mask") else value
 
 
 @click.command("inspect")
@@ -17,35 +19,87 @@ def strip_ending(ctx: click.Context, parameter: click.Parameter, value: Path) ->
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Decode documents with this tokenizer.",
 )
-@click.option("--docs", type=click.IntRange(min=0), default=2, show_default=True, help="Documents to show.")
+@click.option("--docs", type=click.IntRange(min=0), default=2, show_default=True, help="Sequences to show.")
 @click.option("--start", type=click.IntRange(min=0), default=0, show_default=True, help="First one to show.")
 @click.option("--tokens", "shown", type=click.IntRange(min=1), default=64, show_default=True, help="Of each.")
 @click.option("--seq-length", type=click.IntRange(min=1), multiple=True, default=(4096,), show_default=True)
+@click.option(
+    "--png", type=click.Path(dir_okay=False, path_type=Path), help="Draw the histogram of lengths there."
+)
+@click.option(
+    "--sft", "is_sft", is_flag=True, help="PREFIX is instruction data; tokens with loss are shown green."
+)
 def inspect_command(
-    prefix: Path, tokenizer_dir: Path | None, docs: int, start: int, shown: int, seq_length: tuple[int, ...]
+    prefix: Path,
+    tokenizer_dir: Path | None,
+    docs: int,
+    start: int,
+    *,
+    is_sft: bool,
+    **options: Any,
 ) -> None:
     """Say what a token file holds; PREFIX is its path without .bin or .idx.
 
     \b
-    Example:
+    Examples:
       qwen3-data inspect data/wiki_text_document --tokenizer-dir Qwen3-0.6B
+      qwen3-data inspect --sft data/alpaca_sft --tokenizer-dir Qwen3-0.6B
     """
+    if is_sft:
+        _inspect_sft(prefix, tokenizer_dir, range(start, start + docs))
+    else:
+        _inspect_tokens(prefix, tokenizer_dir, range(start, start + docs), **options)
+
+
+def _inspect_tokens(
+    prefix: Path,
+    tokenizer_dir: Path | None,
+    wanted: range,
+    *,
+    shown: int,
+    seq_length: tuple[int, ...],
+    png: Path | None,
+) -> None:
     from qwen3_data.inspect import describe, inspect_tokens
 
     inspection = inspect_tokens(prefix)
-    for line in describe(inspection):
-        click.echo(line)
+    click.echo("\n".join(describe(inspection)))
     for length in seq_length:
         click.echo(f"  samples    {inspection.num_samples(length):,} of seq_length {length}")
-    tokens = inspection.tokens
-    decode = None
-    if tokenizer_dir is not None:
-        from qwen3_model.tokenizer import Qwen3Tokenizer
+    if png is not None:
+        from qwen3_data.histogram import draw_lengths
 
-        decode = Qwen3Tokenizer.from_dir(tokenizer_dir).decode
-    for number in range(start, min(start + docs, len(tokens.sequence_lengths))):
+        draw_lengths(inspection, png)
+        click.echo(f"  histogram  {png}")
+    tokens = inspection.tokens
+    decode = _decoder(tokenizer_dir)
+    for number in wanted:
+        if number >= len(tokens.sequence_lengths):
+            break
         length = int(tokens.sequence_lengths[number])
         ids = tokens.sequence(number, 0, min(shown, length)).tolist()
         click.echo(f"sequence {number} ({length} tokens): {' '.join(map(str, ids))}")
         if decode is not None:
-            click.echo(f"  {decode(ids, skip_special=False)!r}")
+            click.echo(f"  {decode(ids)!r}")
+
+
+def _inspect_sft(prefix: Path, tokenizer_dir: Path | None, wanted: range) -> None:
+    from qwen3_data.sft_inspect import describe_sft, show_pack
+    from qwen3_model.sft import open_sft
+    from qwen3_model.tokenizer import Qwen3Tokenizer
+
+    file = open_sft(prefix)
+    tokenizer = None if tokenizer_dir is None else Qwen3Tokenizer.from_dir(tokenizer_dir)
+    click.echo("\n".join(describe_sft(file)))
+    for number in wanted:
+        if number < len(file):
+            click.echo("\n".join(show_pack(file, number, tokenizer)))
+
+
+def _decoder(tokenizer_dir: Path | None) -> Callable[[list[int]], str] | None:
+    if tokenizer_dir is None:
+        return None
+    from qwen3_model.tokenizer import Qwen3Tokenizer
+
+    tokenizer = Qwen3Tokenizer.from_dir(tokenizer_dir)
+    return lambda ids: tokenizer.decode(ids, skip_special=False)

@@ -34,11 +34,7 @@ def split_array(chunks: Iterable[bytes], name: str) -> Iterator[bytes]:
             if depth == 1 and letter == 0x5B and not begun:
                 begun, begin = True, mark.end()
             elif depth == 0 or (depth == 1 and letter == COMMA):
-                element = bytes(held[begin : mark.start()]).strip()
-                if element:
-                    yield element
-                elif letter == COMMA:
-                    raise FormatError(f"{name} has two commas in a row in its JSON array; mend it")
+                yield from _element(held[begin : mark.start()], is_last=depth == 0, name=name)
                 begin, ended = mark.end(), depth == 0
         else:
             scanned = len(held)
@@ -48,6 +44,14 @@ def split_array(chunks: Iterable[bytes], name: str) -> Iterator[bytes]:
             _refuse_rest(held, name)
     if not ended:
         raise FormatError(f"{name} ends inside its JSON array; it was cut, so fetch it again")
+
+
+def _element(raw: bytearray, *, is_last: bool, name: str) -> Iterator[bytes]:
+    element = bytes(raw).strip()
+    if element:
+        yield element
+    elif not is_last:
+        raise FormatError(f"{name} has two commas in a row in its JSON array; mend it")
 
 
 def _refuse_rest(held: bytearray, name: str) -> None:

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 ROWS = 1024
 
 
-def parquet_blocks(source: "Source", index: int, start: "Position", keys: list[str]) -> Iterator["Block"]:
+def parquet_blocks(
+    source: "Source", index: int, start: "Position", keys: list[str] | None
+) -> Iterator["Block"]:
     """Yield the rows after `start`, only the columns `keys`.
 
     Raises:
@@ -37,7 +39,7 @@ def parquet_blocks(source: "Source", index: int, start: "Position", keys: list[s
         raise FormatError(f"{source.path} is no parquet file: {error}") from error
     with file:
         names = file.schema_arrow.names
-        missing = [key for key in keys if key not in names]
+        missing = [key for key in keys or () if key not in names]
         if missing:
             raise FormatError(
                 f"{source.path} has no column {missing}; its columns are {names}; pass --json-keys"

@@ -77,15 +77,11 @@ class RecordParser:
     def _parse_block(self, block: Block) -> Batch:
         batch = Batch({key: [] for key in self.keys}, block.after, block.read_bytes)
         is_text = block.source.kind == "text"
-        last = block.first_record + len(block.records) - 1
         for number, raw in enumerate(block.records, block.first_record):
             try:
                 values = [_decode(raw)] if is_text else self._texts_of(raw)
             except BadRecordError as error:
-                reason = str(error)
-                if block.cut and number == last:
-                    reason += " (the last line has no line end, so the file may be cut)"
-                self._reject(batch, block, Reject(str(block.source.path), number, reason, _excerpt(raw)))
+                batch.rejects.append(reject_record(block, number, str(error), self.on_error))
                 continue
             if values is None:
                 continue
@@ -96,12 +92,9 @@ class RecordParser:
 
     def _texts_of(self, raw: bytes) -> list[str] | None:
         """Return the texts of a record; None for a blank line."""
-        try:
-            record = orjson.loads(raw)
-        except orjson.JSONDecodeError:
-            if not raw.strip():
-                return None
-            record = _load_leniently(raw)
+        record = load_record(raw)
+        if record is None:
+            return None
         if not isinstance(record, dict):
             raise BadRecordError(
                 f"is a JSON {_json_name(record)}, not an object like {{'{self.keys[0]}': '...'}}"
@@ -121,14 +114,41 @@ class RecordParser:
             return False
         return self._special.search(text) is not None
 
-    def _reject(self, batch: Batch, block: Block, reject: Reject) -> None:
-        if self.on_error == "fail":
-            place = "line" if block.source.kind == "lines" else "record"
-            raise FormatError(
-                f"{reject.file}, {place} {reject.record} {reject.reason}; mend it, or pass --on-error skip "
-                "to leave bad records out and count them"
-            )
-        batch.rejects.append(reject)
+
+def reject_record(block: Block, number: int, reason: str, on_error: OnError) -> Reject:
+    """Return the note of a bad record that is left out.
+
+    Raises:
+        FormatError: Bad records are not left out.
+    """
+    place = block.source.path
+    raw = block.records[number - block.first_record]
+    if block.cut and raw is block.records[-1]:
+        reason += " (the last line has no line end, so the file may be cut)"
+    if on_error == "fail":
+        unit = "line" if block.source.kind == "lines" else "record"
+        raise FormatError(
+            f"{place}, {unit} {number} {reason}; mend it, or pass --on-error skip to leave bad records out "
+            "and count them"
+        )
+    return Reject(str(place), number, reason, _excerpt(raw))
+
+
+def load_record(raw: bytes) -> object:
+    """Return the value of a raw record; None for a blank line.
+
+    Raises:
+        BadRecordError: It is no JSON, or null.
+    """
+    try:
+        record = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        if not raw.strip():
+            return None
+        record = _load_leniently(raw)
+    if record is None:
+        raise BadRecordError("is a JSON null, not an object")
+    return record
 
 
 def _load_leniently(raw: bytes) -> object:

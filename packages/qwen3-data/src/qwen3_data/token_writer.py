@@ -105,10 +105,26 @@ class TokenWriter:
         self._append(ids_T, lengths, holds_text)
         self.busy_s += time.perf_counter() - begin_s
 
-    def _append(self, ids_T: NDArray[Any], lengths: NDArray[np.int64], holds_text: NDArray[np.bool_]) -> None:
+    def add_document(self, ids_T: NDArray[np.uint32], lengths: NDArray[np.int64]) -> None:
+        """Append one document of several sequences, as they are.
+
+        Args:
+            ids_T: Ids of all sequences.
+            lengths: Tokens of each sequence, none 0.
+        """
+        self._append_bin(ids_T)
+        _write_all(self._lengths, lengths.astype(INT32).tobytes())
+        self.num_sequences += len(lengths)
+        self.num_documents += 1
+        _write_all(self._documents, np.array([self.num_sequences], dtype=INT64).tobytes())
+
+    def _append_bin(self, ids_T: NDArray[Any]) -> None:
         raw = np.ascontiguousarray(ids_T, dtype=self.dtype).data.cast("B")
         _write_all(self._bin, raw)
         self.bin_bytes += len(raw)
+
+    def _append(self, ids_T: NDArray[Any], lengths: NDArray[np.int64], holds_text: NDArray[np.bool_]) -> None:
+        self._append_bin(ids_T)
         _write_all(self._lengths, lengths[holds_text].astype(INT32).tobytes())
         counts = self.num_sequences + np.cumsum(holds_text, dtype=INT64)
         _write_all(self._documents, counts.tobytes())

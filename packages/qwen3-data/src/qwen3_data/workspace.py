@@ -16,7 +16,7 @@ from qwen3_model.errors import OutputExistsError, Qwen3Error
 from qwen3_model.files import write_text_atomically
 from qwen3_model.tokens import sibling
 
-ENDINGS = (".bin", ".json", ".idx")
+ENDINGS = (".bin", ".mask", ".json", ".idx")
 """In the order in which they appear."""
 
 
@@ -78,6 +78,7 @@ class Workspace:
             if sibling(self.folder / name, ".bin").exists():
                 sibling(final, ".idx").unlink(missing_ok=True)
                 sibling(final, ".json").unlink(missing_ok=True)
+                sibling(final, ".mask").unlink(missing_ok=True)
                 sync_folder(final.parent)
             for ending in ENDINGS:
                 grown = sibling(self.folder / name, ending)

@@ -125,6 +125,19 @@ class Qwen3Tokenizer:
             )
         return number
 
+    @property
+    def chat_template(self) -> str:
+        """The jinja2 text of the chat template.
+
+        Raises:
+            FormatError: There is none.
+        """
+        if self._template is None:
+            raise FormatError(
+                f"the tokenizer {self.name} has no chat template; add chat_template.jinja to its folder"
+            )
+        return self._template
+
     def apply_chat_template(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -144,13 +157,9 @@ class Qwen3Tokenizer:
         Raises:
             FormatError: There is no template, or it refuses the messages.
         """
-        if self._template is None:
-            raise FormatError(
-                f"the tokenizer {self.name} has no chat template; add chat_template.jinja to its folder"
-            )
         names = {name: self._named_token(name) for name in ("bos_token", "eos_token", "pad_token")}
         return render_chat_template(
-            self._template,
+            self.chat_template,
             {
                 **{name: token for name, token in names.items() if token is not None},
                 "messages": list(messages),

@@ -226,6 +226,8 @@ def read_manifest(prefix: Path) -> Manifest | None:
 
 
 def _parse_manifest(raw: object, path: Path) -> Manifest:
+    if isinstance(raw, dict) and raw.get("kind") == "sft":
+        raise FormatError(f"{path} belongs to instruction data (docs/formats/sft.md), not to plain text")
     if not isinstance(raw, dict) or not isinstance(raw.get("version"), int):
         raise FormatError(f"{path} is no manifest of a token file (it has no version)")
     if raw["version"] > MANIFEST_VERSION:

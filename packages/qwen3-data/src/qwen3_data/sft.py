@@ -1,0 +1,223 @@
+"""`qwen3-data sft`: instruction records to tokens with a loss mask, packed or not."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from qwen3_data.ahead import run_ahead
+from qwen3_data.blocks import Position, read_blocks
+from qwen3_data.chat_pieces import ChatRenderer, EmptyThink, LossOn, Piece
+from qwen3_data.conversations import read_conversations
+from qwen3_data.engines import Engine, make_engine
+from qwen3_data.packing import Packer
+from qwen3_data.records import BadRecordError, OnError, Reject, load_record, reject_record
+from qwen3_data.shares import find_share
+from qwen3_data.sources import Source, find_sources
+from qwen3_data.token_writer import TokenWriter, choose_dtype
+from qwen3_data.workspace import Workspace, refuse_existing_outputs
+from qwen3_model.errors import FormatError
+from qwen3_model.files import write_text_atomically
+from qwen3_model.progress import Progress
+from qwen3_model.sft import KIND, SFT_VERSION, SftManifest
+from qwen3_model.tokenizer import Qwen3Tokenizer
+from qwen3_model.tokens import sibling
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SftSettings:
+    """What one run is asked to do."""
+
+    inputs: tuple[str, ...]
+    output_prefix: Path
+    tokenizer_dir: Path
+    seq_length: int = 4096
+    pack: bool = True
+    loss_on: LossOn = "all"
+    empty_think: EmptyThink = "train"
+    too_long: str = "truncate"
+    """Or "drop"."""
+    engine: str = "auto"
+    on_error: OnError = "fail"
+    rejects: Path | None = None
+    force: bool = False
+    quiet: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One conversation."""
+
+    ids_L: NDArray[np.uint32]
+    mask_L: NDArray[np.uint8]
+    """1 where the token is to be predicted."""
+
+
+@dataclass(slots=True)
+class SftTotals:
+    """Counts of a run."""
+
+    num_samples: int = 0
+    num_loss_tokens: int = 0
+    num_truncated: int = 0
+    num_dropped: int = 0
+    rejects: list[Reject] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    """Places of the first samples that were dropped."""
+
+
+SHOWN_DROPPED = 3
+
+
+def write_sft(settings: SftSettings) -> tuple[Path, SftManifest, list[str]]:
+    """Encode the conversations and write `<prefix>_sft.{bin,idx,mask,json}`.
+
+    Returns:
+        The prefix of the files, their manifest, and the places of the first dropped samples.
+
+    Raises:
+        Qwen3Error: Anything that cannot work; no output is left then.
+    """
+    sources = find_sources(settings.inputs)
+    tokenizer = Qwen3Tokenizer.from_dir(settings.tokenizer_dir)
+    engine = make_engine(settings.engine, settings.tokenizer_dir / "tokenizer.json", allow_special=False)
+    name = f"{settings.output_prefix.name}_sft"
+    output = settings.output_prefix.with_name(name)
+    refuse_existing_outputs([output], force=settings.force)
+    workspace = Workspace(output, force=settings.force, resume=False)
+    try:
+        run = _SftRun(settings, sources, tokenizer, engine)
+        manifest = run.write(workspace.folder / name)
+        workspace.commit([name])
+        if settings.rejects is not None:
+            lines = (orjson.dumps(reject).decode() + "\n" for reject in run.totals.rejects)
+            write_text_atomically(settings.rejects, "".join(lines))
+    finally:
+        workspace.remove()
+    return output, manifest, run.totals.dropped
+
+
+class _SftRun:
+    def __init__(
+        self, settings: SftSettings, sources: list[Source], tokenizer: Qwen3Tokenizer, engine: Engine
+    ) -> None:
+        self.settings, self.sources, self.tokenizer, self.engine = settings, sources, tokenizer, engine
+        self.renderer = ChatRenderer(tokenizer, loss_on=settings.loss_on, empty_think=settings.empty_think)
+        self.totals = SftTotals()
+
+    def write(self, stem: Path) -> SftManifest:
+        """Write the files of the run into the folder in which it grows."""
+        dtype = choose_dtype("auto", self.tokenizer.vocab_size)
+        writer = TokenWriter(stem, dtype, None)
+        with sibling(stem, ".mask").open("wb") as mask_file:
+            packs = Packer(self.settings.seq_length, is_open=self.settings.pack).pack(self._samples())
+            for pack in packs:
+                ids_L = np.concatenate([sample.ids_L for sample in pack])
+                writer.add_document(ids_L, np.array([len(sample.ids_L) for sample in pack]))
+                mask_file.write(np.concatenate([sample.mask_L for sample in pack]).tobytes())
+            mask_file.flush()
+            os.fsync(mask_file.fileno())
+        writer.finish()
+        if not writer.num_documents:
+            raise FormatError(self._nothing_left())
+        manifest = self._manifest(writer)
+        text = json.dumps(dataclasses.asdict(manifest), indent=2, ensure_ascii=False) + "\n"
+        write_text_atomically(sibling(stem, ".json"), text)
+        return manifest
+
+    def _samples(self) -> Iterator[Sample]:
+        blocks = read_blocks(self.sources, Position(), keys=None)
+        share = find_share(self.sources, 0, 1)
+        with (
+            run_ahead(blocks, 2) as read,
+            Progress("sft", share.size_bytes or None, "B", quiet=self.settings.quiet) as progress,
+        ):
+            for block in read:
+                places: list[str] = []
+                conversations: list[list[Piece]] = []
+                for number, raw in enumerate(block.records, block.first_record):
+                    try:
+                        record = load_record(raw)
+                        found = [] if record is None else read_conversations(record)
+                        pieces = [self.renderer.pieces(conversation) for conversation in found]
+                    except BadRecordError as error:
+                        reject = reject_record(block, number, str(error), self.settings.on_error)
+                        self.totals.rejects.append(reject)
+                        continue
+                    conversations += pieces
+                    places += [f"{block.source.path}, record {number}"] * len(pieces)
+                yield from self._encode(conversations, places)
+                done = share.read_before(block.after.source, block.read_bytes)
+                progress.advance(done - progress.done)
+
+    def _encode(self, conversations: list[list[Piece]], places: list[str]) -> Iterator[Sample]:
+        """Encode the texts of many conversations in one call."""
+        texts = [piece.text for pieces in conversations for piece in pieces if not piece.is_special]
+        ids_T, offsets = self.engine.encode(texts)
+        number = 0
+        for pieces, place in zip(conversations, places, strict=True):
+            ids: list[NDArray[np.uint32]] = []
+            masks: list[NDArray[np.uint8]] = []
+            for piece in pieces:
+                if piece.is_special:
+                    part = np.array([self.tokenizer.special_tokens[piece.text]], dtype=np.uint32)
+                else:
+                    part = ids_T[offsets[number] : offsets[number + 1]]
+                    number += 1
+                ids.append(part)
+                masks.append(np.full(len(part), piece.carries_loss, dtype=np.uint8))
+            sample = self._fit(Sample(np.concatenate(ids), np.concatenate(masks)), place)
+            if sample is not None:
+                self.totals.num_samples += 1
+                self.totals.num_loss_tokens += int(sample.mask_L.sum())
+                yield sample
+
+    def _fit(self, sample: Sample, place: str) -> Sample | None:
+        """Cut a sample to the sequence length; None where nothing to learn is left."""
+        limit = self.settings.seq_length
+        if len(sample.ids_L) <= limit:
+            return sample
+        # The first token of a sequence is predicted from nothing, so its mask does not count.
+        if self.settings.too_long == "truncate" and sample.mask_L[1:limit].any():
+            self.totals.num_truncated += 1
+            return Sample(sample.ids_L[:limit], sample.mask_L[:limit])
+        self.totals.num_dropped += 1
+        if len(self.totals.dropped) < SHOWN_DROPPED:
+            self.totals.dropped.append(f"{place} ({len(sample.ids_L)} tokens)")
+        return None
+
+    def _nothing_left(self) -> str:
+        totals = self.totals
+        what = f"{len(totals.rejects)} bad records, {totals.num_dropped} samples too long for --seq-length"
+        names = ", ".join(str(source.path) for source in self.sources[:3])
+        return f"{names} gave no sample ({what} {self.settings.seq_length}); check the input"
+
+    def _manifest(self, writer: TokenWriter) -> SftManifest:
+        tokenizer, settings, totals = self.tokenizer, self.settings, self.totals
+        return SftManifest(
+            kind=KIND,
+            version=SFT_VERSION,
+            tokenizer_name=tokenizer.name,
+            tokenizer_sha256=tokenizer.sha256,
+            template_sha256=hashlib.sha256(tokenizer.chat_template.encode()).hexdigest(),
+            vocab_size=tokenizer.vocab_size,
+            seq_length=settings.seq_length,
+            packed=settings.pack,
+            loss_on=settings.loss_on,
+            empty_think=settings.empty_think,
+            num_packs=writer.num_documents,
+            num_samples=totals.num_samples,
+            num_tokens=writer.num_tokens,
+            num_loss_tokens=totals.num_loss_tokens,
+            num_truncated=totals.num_truncated,
+            num_dropped=totals.num_dropped,
+            num_skipped_records=len(totals.rejects),
+            sources=tuple(str(source.path) for source in self.sources),
+        )
