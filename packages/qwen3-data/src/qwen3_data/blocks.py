@@ -4,9 +4,10 @@ import io
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, cast
 
 from qwen3_data.json_array import split_array
+from qwen3_data.long_text import LONG_BYTES
 from qwen3_data.sources import Source, describe_read_error, open_source
 
 BLOCK_BYTES = 4 << 20
@@ -87,30 +88,36 @@ def _lines(source: Source, index: int, start: Position, stop: int | None) -> Ite
     offset, number = start.offset, start.record
     with open_source(source) as file:
         _skip_to(file, offset)
-        held: list[bytes] = []
+        held = bytearray()
         left = math.inf if stop is None else stop - offset
         while True:
             fresh = file.read(int(min(BLOCK_BYTES, left))) if left else b""
             left -= len(fresh)
             at = fresh.rfind(b"\n") + 1
+            held += fresh[:at] if at else fresh
             if fresh and not at:
-                held.append(fresh)
                 continue
-            raw = b"".join([*held, fresh[:at]])
-            held = [fresh[at:]] if at < len(fresh) else []
-            if raw:
-                records = raw.split(b"\n")
-                cut = bool(records[-1])
-                if not cut:
-                    records.pop()
-                if offset == 0:
-                    records[0] = records[0].removeprefix(UTF8_BOM)
-                offset += len(raw)
+            if held:
+                cut = not held.endswith(b"\n")
+                if offset == 0 and held.startswith(UTF8_BOM):
+                    offset += len(UTF8_BOM)
+                    del held[: len(UTF8_BOM)]
+                offset += len(held)
+                records = _split_lines(held)
                 after = Position(index, offset, number + len(records))
                 yield Block(source, number + 1, records, after, 0 if source.compression else offset, cut=cut)
                 number += len(records)
+            held = bytearray(fresh[at:])
             if not fresh:
                 return
+
+
+def _split_lines(raw: bytearray) -> list[bytes]:
+    """Return the lines of `raw`; a long one as it is, because a copy would double its memory."""
+    if len(raw) >= LONG_BYTES and raw.find(b"\n") in (-1, len(raw) - 1):
+        return [cast(bytes, raw)]
+    lines = bytes(raw).split(b"\n")
+    return lines if lines[-1] else lines[:-1]
 
 
 def _is_array(source: Source) -> bool:

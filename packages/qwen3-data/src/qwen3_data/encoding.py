@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3_data.engines import Engine
+from qwen3_data.long_text import LongText
 from qwen3_data.records import Batch
-from qwen3_data.splitting import head_of_text, split_text
+from qwen3_data.splitting import head_of_text, split_stream, split_text
 from qwen3_model.errors import FormatError
 
 PIECE_CHARS = 1 << 19
@@ -77,17 +78,19 @@ def encode_batches(
         yield Encoded(key, *nothing, 0, batch)
 
 
-def _chunks(texts: Sequence[str], *, splits: bool) -> Iterator[tuple[list[str], list[bool]]]:
+def _chunks(texts: Sequence[str | LongText], *, splits: bool) -> Iterator[tuple[list[str], list[bool]]]:
     pieces: list[str] = []
     ends: list[bool] = []
     held = 0
     for text in texts:
-        if len(text) <= PIECE_CHARS or not splits:
+        if isinstance(text, LongText) and not splits:
+            text = "".join(text.chunks())
+        if isinstance(text, str) and (len(text) <= PIECE_CHARS or not splits):
             pieces.append(text)
             ends.append(True)
             held += len(text)
         else:
-            for piece in split_text(text, PIECE_CHARS):
+            for piece in _pieces(text):
                 pieces.append(piece)
                 ends.append(False)
                 held += len(piece)
@@ -102,6 +105,12 @@ def _chunks(texts: Sequence[str], *, splits: bool) -> Iterator[tuple[list[str], 
             pieces, ends, held = [], [], 0
     if pieces:
         yield pieces, ends
+
+
+def _pieces(text: str | LongText) -> Iterator[str]:
+    if isinstance(text, str):
+        return split_text(text, PIECE_CHARS)
+    return split_stream(text.chunks(), PIECE_CHARS)
 
 
 def _difference(text: str, wanted: NDArray[np.uint32], got: NDArray[np.uint32]) -> str:

@@ -9,9 +9,11 @@ from typing import Literal
 import orjson
 
 from qwen3_data.blocks import Block, Position
+from qwen3_data.long_text import LONG_BYTES, LongText, load_long_record
 from qwen3_model.errors import FormatError
 
 OnError = Literal["fail", "skip"]
+NOTHING = re.compile(r"(?!)")
 EXCERPT = 200
 """Bytes of a bad record that the rejects file quotes."""
 
@@ -30,7 +32,7 @@ class Reject:
 class Batch:
     """The texts of one block."""
 
-    texts: dict[str, list[str]]
+    texts: dict[str, list[str | LongText]]
     """Of each key, in order; the same number for every key."""
     after: Position
     read_bytes: int
@@ -79,18 +81,19 @@ class RecordParser:
         is_text = block.source.kind == "text"
         for number, raw in enumerate(block.records, block.first_record):
             try:
-                values = [_decode(raw)] if is_text else self._texts_of(raw)
+                values = [_text_of(raw)] if is_text else self._texts_of(raw)
+                specials = 0 if values is None else sum(map(self._spells_special, values))
             except BadRecordError as error:
                 batch.rejects.append(reject_record(block, number, str(error), self.on_error))
                 continue
             if values is None:
                 continue
+            batch.num_special += specials
             for key, text in zip(self.keys, values, strict=True):
                 batch.texts[key].append(text)
-                batch.num_special += self._spells_special(text)
         return batch
 
-    def _texts_of(self, raw: bytes) -> list[str] | None:
+    def _texts_of(self, raw: bytes) -> list[str | LongText] | None:
         """Return the texts of a record; None for a blank line."""
         record = load_record(raw)
         if record is None:
@@ -99,17 +102,22 @@ class RecordParser:
             raise BadRecordError(
                 f"is a JSON {_json_name(record)}, not an object like {{'{self.keys[0]}': '...'}}"
             )
-        texts = []
+        texts: list[str | LongText] = []
         for key in self.keys:
             text = record.get(key)
-            if not isinstance(text, str):
+            if not isinstance(text, str | LongText):
                 if key not in record:
                     raise BadRecordError(f"has no key '{key}'; its keys are {sorted(record)[:8]}")
                 raise BadRecordError(f"has a JSON {_json_name(text)} under '{key}', which must be a string")
             texts.append(text)
         return texts
 
-    def _spells_special(self, text: str) -> bool:
+    def _spells_special(self, text: str | LongText) -> bool:
+        if isinstance(text, LongText):
+            try:
+                return text.find(self._special or NOTHING)
+            except ValueError as error:
+                raise BadRecordError(f"holds a string that is no text: {error}") from error
         if self._special is None or self._special_head not in text:
             return False
         return self._special.search(text) is not None
@@ -141,7 +149,7 @@ def load_record(raw: bytes) -> object:
         BadRecordError: It is no JSON, or null.
     """
     try:
-        record = orjson.loads(raw)
+        record = load_long_record(raw) if len(raw) >= LONG_BYTES else orjson.loads(raw)
     except orjson.JSONDecodeError:
         if not raw.strip():
             return None
@@ -166,6 +174,13 @@ def _load_leniently(raw: bytes) -> object:
         letter = error.object[error.start]
         raise BadRecordError(f"holds a lone surrogate \\u{ord(letter):04x}, which is no character") from error
     return record
+
+
+def _text_of(raw: bytes) -> str | LongText:
+    """Return the text of a whole file."""
+    if len(raw) < LONG_BYTES:
+        return _decode(raw)
+    return LongText(raw, 0, len(raw), is_json=False)
 
 
 def _decode(raw: bytes) -> str:
