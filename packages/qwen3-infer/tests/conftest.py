@@ -61,7 +61,8 @@ def make_demo_folder(tmp_path, demo_tokenizer_dir):
             "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "vocab_size": 4096,
             "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
             "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 256,
-            "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": True, "torch_dtype": "float32",
+            "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": True,
+            "torch_dtype": "float32",
         } | changes  # fmt: skip
         (directory / "config.json").write_text(json.dumps(raw), "utf-8")
         rng = np.random.default_rng(3)

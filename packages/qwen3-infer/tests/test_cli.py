@@ -18,8 +18,9 @@ CONFIGS = Path(__file__).resolve().parents[3] / "configs/qwen3"
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
+def run(tmp_path, tmp_path_factory, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
     def run(*arguments):
         return CliRunner().invoke(main, ["generate", *map(str, arguments)])
@@ -168,3 +169,19 @@ def test_one_prompt_streams_and_chat_uses_the_template(run, make_demo_folder, tm
     assert found.stdout.strip("\n") == record["completion"].strip("\n")
     (batch,) = ast.literal_eval((tmp_path / "text_generation_result.txt").read_text("utf-8"))
     assert batch["text_generation_text"][0].startswith("user\nHi <|im_end|>\nassistant\n")
+
+
+def test_without_a_compiler_it_goes_on_with_a_warning_or_refuses(
+    run, make_demo_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    arguments = ("--pretrained-model-dir", make_demo_folder(), "--predict-data", "Hi", "--max-new-tokens", 2)
+    refused = run(*arguments, "--kernels", "native")
+    assert (refused.exit_code, refused.stderr) == (1, "Error: there is no C++ compiler; install g++\n")
+    found = run(*arguments)
+    assert found.exit_code == 0
+    assert (
+        "no C++ compiler; install g++; going on with MindSpore's own operators, several times slower"
+        in found.stderr
+    )

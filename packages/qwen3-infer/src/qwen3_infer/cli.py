@@ -72,6 +72,16 @@ def _setting_options(command: Any) -> Any:
     "--allow-special", is_flag=True, help="Take <|im_end|> and the like in plain prompts as tokens."
 )
 @click.option("--stream/--no-stream", default=None, help="Print text as it comes.  [default: at a terminal]")
+@click.option(
+    "--kernels",
+    type=click.Choice(["auto", "native", "portable"]),
+    default="auto",
+    show_default=True,
+    help="On a CPU: C++ compiled at first use, or MindSpore's operators; auto takes the first that works.",
+)
+@click.option(
+    "--threads", type=click.IntRange(1), help="Of the native kernels.  [default: OMP_NUM_THREADS or all]"
+)
 @force_option("existing results")
 @quiet_option()
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
@@ -93,6 +103,7 @@ def generate(
       qwen3-infer generate --pretrained-model-dir Qwen3-0.6B --predict-data questions.txt \\
         --predict-batch-size 8 --chat --no-thinking --output answers.jsonl
     """
+    from qwen3_infer.device import Device
     from qwen3_infer.generate_run import Output, run_generate
     from qwen3_infer.settings import read_settings
 
@@ -107,8 +118,20 @@ def generate(
         say=lambda text: click.echo(text, nl=False),
         note=lambda text: click.echo(text, err=True),
     )
+    kernels, threads = options.pop("kernels"), options.pop("threads")
     settings = read_settings(config_path, options, overrides)
-    run_generate(settings, where, truncate=truncate, allow_special=allow_special)
+    device = Device(
+        target=settings.device_target,
+        kernels=kernels,
+        num_threads=threads or _num_threads(),
+        cache_dir=Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qwen3-infer",
+    )
+    run_generate(settings, device, where, truncate=truncate, allow_special=allow_special)
+
+
+def _num_threads() -> int:
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return int(wanted) if wanted.isdigit() and int(wanted) > 0 else len(os.sched_getaffinity(0))
 
 
 if __name__ == "__main__":

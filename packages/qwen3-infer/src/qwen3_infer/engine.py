@@ -4,17 +4,21 @@ Prompts are read in pieces of two fixed lengths, so that there are three graphs 
 lengths, and how a prompt is cut depends on its own length alone. R rows, L length, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
+from qwen3_infer.device import Device
+from qwen3_infer.native_build import BuildError, native_library
+from qwen3_infer.native_kernels import NativeKernels
 from qwen3_infer.requests import Request
 from qwen3_model.cache import KVCache
-from qwen3_model.config import Qwen3Config
+from qwen3_model.hf_folder import open_hf_folder
 from qwen3_model.kernels import make_kernels
+from qwen3_model.layers import Kernels
 from qwen3_model.loading import load_hf
 from qwen3_model.model import CachedQwen3, Qwen3ForCausalLM
 
@@ -64,21 +68,48 @@ def cut(num_tokens: int) -> Iterator[tuple[int, int]]:
 
 def make_engine(
     model_dir: Path,
-    config: Qwen3Config,
     requests: Sequence[Request],
+    device: Device,
     *,
     batch_size: int,
-    device_target: str,
     quiet: bool,
+    note: Callable[[str], None],
 ) -> MindSporeEngine:
-    """Load the weights of `model_dir` and make room for the longest of `requests`."""
-    if ms.get_context("device_target") != device_target:  # MindSpore refuses the call once it has computed
-        ms.set_device(device_target)
-    kernels = make_kernels(device_target)
-    model = Qwen3ForCausalLM(config, kernels, param_dtype=kernels.compute_dtype)
-    load_hf(model, model_dir, quiet=quiet)
+    """Load the weights of `model_dir` and make room for the longest of `requests`.
+
+    Raises:
+        BuildError: Native kernels are asked for and cannot be compiled.
+    """
+    ms.set_device(device.target)
+    kernels = choose_kernels(device, note)
+    model = load_model(model_dir, kernels, quiet=quiet)
     context_tokens = max(len(request.prompt_ids) + request.max_new_tokens for request in requests)
     return MindSporeEngine(model, min(batch_size, len(requests)), context_tokens)
+
+
+def choose_kernels(device: Device, note: Callable[[str], None]) -> Kernels:
+    """Return the kernels that `device` asks for; `note` is told when native ones cannot be had."""
+    if device.target == "CPU" and device.kernels != "portable":
+        try:
+            return NativeKernels(native_library(device.cache_dir, device.num_threads))
+        except BuildError as error:
+            if device.kernels == "native":
+                raise
+            note(f"{error}; going on with MindSpore's own operators, several times slower")
+    return make_kernels(device.target)
+
+
+def load_model(model_dir: Path, kernels: Kernels, *, quiet: bool) -> Qwen3ForCausalLM:
+    """Return the model with its weights; native kernels leave bfloat16 ones as they are stored."""
+    folder = open_hf_folder(model_dir)
+    dtype = kernels.compute_dtype
+    if isinstance(kernels, NativeKernels) and all(
+        folder.info(name).dtype == "BF16" for name in folder.tensors
+    ):
+        dtype = ms.bfloat16
+    model = Qwen3ForCausalLM(folder.config, kernels, param_dtype=dtype)
+    load_hf(model, model_dir, quiet=quiet)
+    return model
 
 
 def _one(value: int) -> Tensor:

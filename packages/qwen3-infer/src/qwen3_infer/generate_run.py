@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from qwen3_infer.device import Device
 from qwen3_infer.generator import Completion, generate
 from qwen3_infer.model_folder import ModelFolder, open_model_folder
 from qwen3_infer.prompts import read_prompts
@@ -34,7 +35,9 @@ class Output:
     """Tells the user something about the run."""
 
 
-def run_generate(settings: RunSettings, output: Output, *, truncate: bool, allow_special: bool) -> None:
+def run_generate(
+    settings: RunSettings, device: Device, output: Output, *, truncate: bool, allow_special: bool
+) -> None:
     """Generate for every prompt and write the results.
 
     Everything that can be refused is refused before MindSpore is imported.
@@ -54,7 +57,7 @@ def run_generate(settings: RunSettings, output: Output, *, truncate: bool, allow
         output.note(
             f"{', '.join(found)} in the prompts is taken as plain text; --allow-special makes it tokens"
         )
-    completions = _generate_all(settings, folder, requests, output)
+    completions = _generate_all(settings, device, folder, requests, output)
     write_result_text(settings.result_path, completions, folder.tokenizer, settings.batch_size)
     if output.records_path:
         write_records(output.records_path, completions, chat=settings.chat)
@@ -71,18 +74,13 @@ def _refuse_outputs(settings: RunSettings, output: Output) -> None:
 
 
 def _generate_all(
-    settings: RunSettings, folder: ModelFolder, requests: list[Request], output: Output
+    settings: RunSettings, device: Device, folder: ModelFolder, requests: list[Request], output: Output
 ) -> list[Completion]:
     """Return the completions in the order of the requests, and print them as they finish."""
     from qwen3_infer.engine import make_engine
 
     engine = make_engine(
-        folder.path,
-        folder.config,
-        requests,
-        batch_size=settings.batch_size,
-        device_target=settings.device_target,
-        quiet=output.quiet,
+        folder.path, requests, device, batch_size=settings.batch_size, quiet=output.quiet, note=output.note
     )
     streams = output.stream and len(requests) == 1
     started_s = time.monotonic()

@@ -1,0 +1,172 @@
+"""Compiling the kernels, and the kernels one by one against numpy."""
+
+import ctypes
+import stat
+
+import numpy as np
+import pytest
+
+from qwen3_infer.native_build import BuildError, native_library
+
+RTOL_F32 = 1e-5  # sums of up to a few thousand products in another order
+NUM_THREADS = 2
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    return native_library(tmp_path_factory.mktemp("cache"), NUM_THREADS)
+
+
+@pytest.fixture
+def call(library):
+    loaded = ctypes.CDLL(str(library))
+
+    def call(name, *arrays):
+        """Call a kernel as MindSpore does; uint16 stands for bfloat16, the last array is the output."""
+        count = len(arrays)
+        pointers = (ctypes.c_void_p * count)(*[array.ctypes.data for array in arrays])
+        dims = (ctypes.c_int * count)(*[array.ndim for array in arrays])
+        shapes = [(ctypes.c_int64 * array.ndim)(*array.shape) for array in arrays]
+        shape_pointers = (ctypes.c_void_p * count)(*[ctypes.addressof(shape) for shape in shapes])
+        names = [b"bfloat16" if array.dtype == np.uint16 else array.dtype.name.encode() for array in arrays]
+        types = (ctypes.c_char_p * count)(*names)
+        return getattr(loaded, name)(count, pointers, dims, shape_pointers, types, None, None)
+
+    return call
+
+
+def bfloat16(values):
+    """Cut float32 values down to bfloat16; return the bits and what they mean."""
+    bits = (values.view(np.uint32) >> 16).astype(np.uint16)
+    return bits, (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 7, 33])
+@pytest.mark.parametrize(("num_inputs", "num_outputs"), [(64, 40), (24, 7), (100, 33), (31, 1), (1024, 70)])
+@pytest.mark.parametrize("is_bfloat16", [True, False])
+def test_linear_is_the_matrix_product(call, num_rows, num_inputs, num_outputs, is_bfloat16):
+    rng = np.random.default_rng(num_rows)
+    x = rng.standard_normal((num_rows, num_inputs)).astype(np.float32)
+    bits, wide = bfloat16(rng.standard_normal((num_outputs, num_inputs)).astype(np.float32))
+    y = np.full((num_rows, num_outputs), np.nan, np.float32)
+    assert call("qwen3_linear", x, bits if is_bfloat16 else wide, y) == 0
+    exact = x.astype(np.float64) @ wide.T.astype(np.float64)
+    np.testing.assert_allclose(y, exact, rtol=0, atol=RTOL_F32 * num_inputs**0.5)
+
+
+def test_a_row_has_the_same_bits_in_any_number_of_rows(call):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((9, 200)).astype(np.float32)
+    bits, _ = bfloat16(rng.standard_normal((50, 200)).astype(np.float32))
+    together = np.empty((9, 50), np.float32)
+    call("qwen3_linear", x, bits, together)
+    for row in range(9):
+        alone = np.empty((1, 50), np.float32)
+        call("qwen3_linear", x[row : row + 1].copy(), bits, alone)
+        np.testing.assert_array_equal(alone[0], together[row])
+
+
+def test_embed_widens_rows_and_refuses_ids_outside(call):
+    bits, wide = bfloat16(np.random.default_rng(0).standard_normal((10, 6)).astype(np.float32))
+    found = np.empty((3, 6), np.float32)
+    assert call("qwen3_embed", bits, np.array([9, 0, 9], np.int32), found) == 0
+    np.testing.assert_array_equal(found, wide[[9, 0, 9]])
+    assert call("qwen3_embed", bits, np.array([0, 10, 0], np.int32), found) == 1
+
+
+@pytest.mark.parametrize("width", [24, 128, 1024])
+def test_rms_norm_is_its_formula(call, width):
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((70, width)).astype(np.float32)
+    bits, weight = bfloat16(rng.standard_normal(width).astype(np.float32))
+    expected = x / np.sqrt((x.astype(np.float64) ** 2).mean(1, keepdims=True) + 1e-6) * weight
+    for given in (bits, weight):
+        found = np.empty_like(x)
+        assert call("qwen3_rms_norm", x, given, np.array([1e-6], np.float32), found) == 0
+        np.testing.assert_allclose(found, expected, rtol=RTOL_F32)
+
+
+def test_swiglu_is_its_formula(call):
+    rng = np.random.default_rng(2)
+    gate, up = (rng.standard_normal((90, 100)).astype(np.float32) * 5 for _ in range(2))
+    found = np.empty_like(gate)
+    assert call("qwen3_swiglu", gate, up, found) == 0
+    np.testing.assert_allclose(found, gate / (1 + np.exp(-gate.astype(np.float64))) * up, rtol=RTOL_F32)
+
+
+def test_rotate_turns_halves_by_each_tokens_angle(call):
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((2 * 3 * 4, 8)).astype(np.float32)  # 2 rows of 3 tokens with 4 heads
+    angles = rng.standard_normal((2, 3, 4)).astype(np.float32)
+    found = np.empty_like(x)
+    assert call("qwen3_rotate", x, np.cos(angles), np.sin(angles), found) == 0
+    pairs = x.reshape(2, 3, 4, 2, 4)
+    turned = (pairs[..., 0, :] + 1j * pairs[..., 1, :]) * np.exp(1j * angles)[:, :, None]
+    expected = np.stack([turned.real, turned.imag], axis=3).reshape(x.shape)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_cached_attention_writes_and_reads_each_rows_own_slots(call):
+    rng = np.random.default_rng(4)
+    batch, length, num_heads, num_kv_heads, width, capacity = 2, 3, 4, 2, 24, 9
+    q = rng.standard_normal((batch * length * num_heads, width)).astype(np.float32)
+    k, v = (rng.standard_normal((batch * length * num_kv_heads, width)).astype(np.float32) for _ in range(2))
+    keys, values = (
+        rng.standard_normal((batch * num_kv_heads * capacity, width)).astype(np.float32) for _ in range(2)
+    )
+    keys_before = keys.copy()
+    positions = np.array([[4, 5, 6], [0, 1, 2]], np.int32)
+    starts = np.arange(batch * num_kv_heads, dtype=np.int32).reshape(batch, num_kv_heads, 1) * capacity
+    slots = (starts + positions[:, None]).reshape(-1)
+    found = np.empty_like(q)
+    assert call("qwen3_cached_attention", q, k, v, keys, values, slots, positions, found) == 0
+
+    rows = keys.reshape(batch, num_kv_heads, capacity, width)
+    new = k.reshape(batch, length, num_kv_heads, width)
+    untouched = np.ones(len(keys), bool)
+    untouched[slots] = False
+    np.testing.assert_array_equal(keys[untouched], keys_before[untouched])
+    for b in range(batch):
+        for place, position in enumerate(positions[b]):
+            np.testing.assert_array_equal(rows[b, :, position], new[b, place])
+            for head in range(num_heads):
+                seen = rows[b, head // 2, : position + 1].astype(np.float64)
+                query = q.reshape(batch, length, num_heads, width)[b, place, head]
+                weights = np.exp(seen @ query / width**0.5)
+                stored = values.reshape(batch, num_kv_heads, capacity, width)[b, head // 2, : position + 1]
+                expected = weights / weights.sum() @ stored
+                got = found.reshape(batch, length, num_heads, width)[b, place, head]
+                np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_arguments_of_the_wrong_shape_are_refused(call):
+    x, w, y = np.zeros((2, 4), np.float32), np.zeros((3, 5), np.float32), np.zeros((2, 3), np.float32)
+    assert call("qwen3_linear", x, w, y) == 1
+
+
+def test_the_library_is_compiled_once(tmp_path):
+    first = native_library(tmp_path, 1)
+    made = first.stat().st_mtime_ns
+    assert native_library(tmp_path, 1, compilers=["no-compiler"]) == first
+    assert first.stat().st_mtime_ns == made
+    assert [path.name for path in tmp_path.iterdir()] == [first.name]
+
+
+def test_without_a_compiler_the_reason_is_one_sentence(tmp_path):
+    with pytest.raises(BuildError, match=r"^there is no C\+\+ compiler; install g\+\+$"):
+        native_library(tmp_path, 1, compilers=["no-compiler"])
+
+
+def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(tmp_path):
+    compiler = tmp_path / "compiler"
+    compiler.write_text("#!/bin/sh\necho 'unknown flag' >&2\nexit 3\n", "utf-8")
+    compiler.chmod(compiler.stat().st_mode | stat.S_IXUSR)
+    with pytest.raises(BuildError, match="cannot compile the native kernels: unknown flag"):
+        native_library(tmp_path / "cache", 1, compilers=[str(compiler)])
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("", "utf-8")
+    with pytest.raises(BuildError, match="the native kernels cannot be kept or loaded"):
+        native_library(tmp_path / "file" / "cache", 1)
