@@ -179,3 +179,49 @@ def test_half_an_adapter_is_named(base, adapter, tmp_path):
     result = run("lora", "fuse", tmp_path / "base", tmp_path / "adapter", tmp_path / "fused")
     assert result.exit_code == 1
     assert f"{Q} has only one half of its adapter" in result.output
+
+
+def with_base_copy(tmp_path, values):
+    """Add the embedding to the adapter as peft does when it is a target."""
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = safetensors.numpy.load_file(path)
+    tensors[f"base_model.model.{EMBED}.base_layer.weight"] = values
+    safetensors.numpy.save_file(tensors, path)
+    return run("lora", "fuse", tmp_path / "base", tmp_path / "adapter", tmp_path / "fused")
+
+
+def test_the_copy_of_the_embedding_that_peft_saves_must_be_the_bases(base, adapter, tmp_path):
+    values = to_float32(base.whole[f"{EMBED}.weight"], "BF16")
+    result = with_base_copy(tmp_path, values)
+    assert result.exit_code == 0, result.output
+    changed = values.copy()
+    changed[3, 2] += 1
+    (tmp_path / "fused").rename(tmp_path / "first")
+    result = with_base_copy(tmp_path, changed)
+    assert result.exit_code == 1
+    assert f"the adapter holds its own {EMBED}.weight, which differs from the base's" in result.output
+    assert not (tmp_path / "fused").exists()
+
+
+def test_an_embeddings_adapter_may_be_held_like_any_matrix(base, adapter, tmp_path):
+    a, b = adapter[EMBED]
+    tensors = {f"{EMBED}.lora_A.weight": b.T.copy(), f"{EMBED}.lora_B.weight": a.T.copy()}
+    safetensors.numpy.save_file(tensors, tmp_path / "ours.safetensors")
+    (tmp_path / "held").mkdir()
+    (tmp_path / "ours.safetensors").rename(tmp_path / "held" / "model.safetensors")
+    result = run("lora", "export", tmp_path / "held", tmp_path / "peft", "--lora-alpha", ALPHA)
+    assert result.exit_code == 0, result.output
+    exported = safetensors.numpy.load_file(tmp_path / "peft" / "adapter_model.safetensors")
+    np.testing.assert_array_equal(exported[f"base_model.model.{EMBED}.lora_embedding_A"], a)
+    np.testing.assert_array_equal(exported[f"base_model.model.{EMBED}.lora_embedding_B"], b)
+
+
+def test_a_stated_alpha_takes_the_place_of_the_adapters_own(base, adapter, tmp_path):
+    for alpha in ("1", "7"):
+        flags = ["--lora-alpha", alpha]
+        result = run(
+            "lora", "fuse", tmp_path / "base", tmp_path / "adapter", tmp_path / f"fused{alpha}", *flags
+        )
+        assert result.exit_code == 0, result.output
+    weights = [open_hf_folder(tmp_path / f"fused{alpha}").float32(f"{Q}.weight") for alpha in ("1", "7")]
+    assert not np.array_equal(*weights)

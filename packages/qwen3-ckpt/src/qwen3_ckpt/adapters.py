@@ -7,12 +7,13 @@ Source: Hu et al. 2021, section 4.1: W + (alpha / r) B A. PEFT's files: `adapter
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen3_ckpt.diff import largest_difference
 from qwen3_ckpt.rows import Bytes, LazyTensor, RowSource, from_file
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import FormatError, WeightError
@@ -21,6 +22,8 @@ from qwen3_model.safetensors_file import NUMPY_DTYPES, TensorPlan, from_float32,
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model."
 NAME = re.compile(r"(?:base_model\.model\.)?(.+?)\.lora_(embedding_)?(A|B)(?:\.default)?(?:\.weight)?")
+# peft adds the base's embedding, whole, to an adapter of it.
+BASE_COPY = re.compile(r"(?:base_model\.model\.)?(.+?)\.base_layer\.weight")
 EMBEDDING = "model.embed_tokens"
 UNSUPPORTED = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "modules_to_save")
 
@@ -43,6 +46,8 @@ class AdapterSet:
     """By module, such as `model.layers.0.self_attn.q_proj`."""
     alpha: float
     """Scale is alpha / rank."""
+    base_copies: dict[str, LazyTensor] = field(default_factory=dict)
+    """By module, weights of the base that lie beside its adapter."""
 
     @property
     def rank(self) -> int:
@@ -55,8 +60,8 @@ class AdapterSet:
         return self.alpha / self.rank
 
 
-def read_peft(folder: Path) -> AdapterSet:
-    """Read a PEFT adapter.
+def read_peft(folder: Path, alpha: float | None = None) -> AdapterSet:
+    """Read a PEFT adapter; `alpha` takes the place of what its config says.
 
     Raises:
         FormatError: A file is missing or damaged, or asks for something other than plain LoRA.
@@ -64,7 +69,7 @@ def read_peft(folder: Path) -> AdapterSet:
     path = folder / CONFIG_FILE
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        alpha, kind = float(config["lora_alpha"]), config.get("peft_type", "LORA")
+        stated, kind = float(config["lora_alpha"]), config.get("peft_type", "LORA")
     except FileNotFoundError:
         raise FormatError(f"{folder} has no {CONFIG_FILE}; give a PEFT adapter folder") from None
     except (ValueError, KeyError, TypeError) as error:
@@ -75,7 +80,7 @@ def read_peft(folder: Path) -> AdapterSet:
             f"{path}: only plain LoRA without bias is implemented, not {', '.join(used) or kind}"
         )
     file = open_safetensors(folder / WEIGHTS_FILE)
-    return pair({name: from_file(file, name) for name in file.tensors}, alpha)
+    return pair({name: from_file(file, name) for name in file.tensors}, stated if alpha is None else alpha)
 
 
 def pair(tensors: dict[str, LazyTensor], alpha: float) -> AdapterSet:
@@ -85,7 +90,11 @@ def pair(tensors: dict[str, LazyTensor], alpha: float) -> AdapterSet:
         FormatError: A tensor is no adapter, a half is missing, or ranks differ.
     """
     halves: dict[str, dict[str, NDArray[np.float32]]] = {}
+    copies: dict[str, LazyTensor] = {}
     for name, tensor in tensors.items():
+        if copy := BASE_COPY.fullmatch(name):
+            copies[copy[1]] = tensor
+            continue
         match = NAME.fullmatch(name)
         if not match:
             raise FormatError(f"{name} is no LoRA tensor")
@@ -99,7 +108,20 @@ def pair(tensors: dict[str, LazyTensor], alpha: float) -> AdapterSet:
     ranks = {(adapter.a.shape[0], adapter.b.shape[1]) for adapter in modules.values()}
     if len(ranks) != 1 or len(set(next(iter(ranks)))) != 1 or 0 in next(iter(ranks)):
         raise FormatError(f"the adapters must have one rank of at least 1, found {sorted(ranks)}")
-    return AdapterSet(dict(sorted(modules.items())), alpha)
+    return AdapterSet(dict(sorted(modules.items())), alpha, copies)
+
+
+def with_peft_embedding(adapters: AdapterSet) -> AdapterSet:
+    """Return the adapters with the embedding's in PEFT's form, A (r, rows) and B (width, r).
+
+    A trainer may as well hold it like any matrix of (rows, width), as A (r, width) and B (rows, r), which is
+    the same change with the halves transposed. A vocabulary is larger than a hidden size: that tells.
+    """
+    found = adapters.modules.get(EMBEDDING)
+    if found is None or found.a.shape[1] > found.b.shape[0]:
+        return adapters
+    turned = Adapter(np.ascontiguousarray(found.b.T), np.ascontiguousarray(found.a.T))
+    return replace(adapters, modules=adapters.modules | {EMBEDDING: turned})
 
 
 def check_fits(adapters: AdapterSet, config: Qwen3Config) -> None:
@@ -121,6 +143,21 @@ def check_fits(adapters: AdapterSet, config: Qwen3Config) -> None:
             problems.append(f"{module} is {shape}, its adapter is for {found}")
     if problems:
         raise WeightError(f"the adapter is for another base: {'; '.join(problems[:5])}")
+
+
+def check_base_copies(adapters: AdapterSet, weights: dict[str, LazyTensor]) -> None:
+    """Compare the base's weights that lie in the adapter with those of the base itself.
+
+    Raises:
+        WeightError: One differs: it was trained or resized, which adding B A does not reproduce.
+    """
+    for module, copy in adapters.base_copies.items():
+        base = weights.get(f"{module}.weight")
+        if base is None or base.plan.shape != copy.plan.shape or largest_difference(base, copy)[0]:
+            raise WeightError(
+                f"the adapter holds its own {module}.weight, which differs from the base's; "
+                "fuse it into the base that it was trained on"
+            )
 
 
 class FusedRows:

@@ -47,13 +47,19 @@ def fuse(  # noqa: PLR0913 - one parameter a flag
     Example:
       qwen3-ckpt lora fuse Qwen3-0.6B output/checkpoint fused
     """
+    from qwen3_ckpt.adapters import EMBEDDING
     from qwen3_ckpt.fused import FusedLayout
     from qwen3_ckpt.lora import AdapterSource, fuse_lora
+    from qwen3_model.config import Qwen3Config
 
     layout = FusedLayout(source_qkv == "contiguous", source_mlp == "interleaved")
     source = AdapterSource(adapter, lora_alpha, base, layout)
-    count = fuse_lora(base, source, output, force=force, quiet=quiet, shard_bytes=shard_bytes)
-    click.echo(f"fused {count} adapters: {output}")
+    adapters = fuse_lora(base, source, output, force=force, quiet=quiet, shard_bytes=shard_bytes)
+    if EMBEDDING in adapters.modules and Qwen3Config.from_dir(base).tie_word_embeddings:
+        click.echo(
+            "Note: the head is tied to the embedding, so the embedding's adapter changes it, too", err=True
+        )
+    click.echo(f"fused {len(adapters.modules)} adapters: {output}")
 
 
 @lora.command()

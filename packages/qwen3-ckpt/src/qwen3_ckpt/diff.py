@@ -8,6 +8,9 @@ import numpy as np
 from qwen3_ckpt.rows import LazyTensor, row_windows
 from qwen3_model.safetensors_file import FLOAT_DTYPES, NUMPY_DTYPES, to_float32
 
+# Each becomes several arrays of float64.
+PIECE_BYTES = 2 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class Difference:
@@ -39,20 +42,30 @@ def _difference(a: LazyTensor, b: LazyTensor, tolerance: float) -> str | None:
         return f"shape {a.plan.shape} and {b.plan.shape}"
     if (a.plan.dtype in FLOAT_DTYPES) != (b.plan.dtype in FLOAT_DTYPES):
         return f"dtype {a.plan.dtype} and {b.plan.dtype}"
-    largest, place = 0.0, 0
-    for start, stop in row_windows(a.rows if a.rows.row_bytes >= b.rows.row_bytes else b.rows):
-        x, y = _values(a, start, stop), _values(b, start, stop)
-        with np.errstate(invalid="ignore"):
-            gap = np.where(np.isnan(x) & np.isnan(y) | (x == y), 0.0, np.abs(x - y)).reshape(-1)
-        gap[np.isnan(gap)] = np.inf
-        if gap.size and gap.max() > largest:
-            largest, place = float(gap.max()), start * (gap.size // (stop - start)) + int(gap.argmax())
+    largest, place = largest_difference(a, b)
     if largest > tolerance:
         index = tuple(int(i) for i in np.unravel_index(place, a.plan.shape or (1,)))
         return f"largest difference {largest:.6g} at {index}"
     if a.plan.dtype != b.plan.dtype:
         return f"dtype {a.plan.dtype} and {b.plan.dtype}, values agree"
     return None
+
+
+def largest_difference(a: LazyTensor, b: LazyTensor) -> tuple[float, int]:
+    """Return the largest difference of two tensors of one shape and the flat index where it is first.
+
+    Two NaN are equal; one NaN is infinitely far from any number.
+    """
+    largest, place = 0.0, 0
+    wider = a.rows if a.rows.row_bytes >= b.rows.row_bytes else b.rows
+    for start, stop in row_windows(wider, PIECE_BYTES):
+        x, y = _values(a, start, stop), _values(b, start, stop)
+        with np.errstate(invalid="ignore"):
+            gap = np.where(np.isnan(x) & np.isnan(y) | (x == y), 0.0, np.abs(x - y)).reshape(-1)
+        gap[np.isnan(gap)] = np.inf
+        if gap.size and gap.max() > largest:
+            largest, place = float(gap.max()), start * (gap.size // (stop - start)) + int(gap.argmax())
+    return largest, place
 
 
 def _values(tensor: LazyTensor, start: int, stop: int) -> np.ndarray:

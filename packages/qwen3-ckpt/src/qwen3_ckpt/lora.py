@@ -8,12 +8,14 @@ from qwen3_ckpt.adapters import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     AdapterSet,
+    check_base_copies,
     check_fits,
     fuse_adapters,
     pair,
     peft_config,
     peft_tensors,
     read_peft,
+    with_peft_embedding,
 )
 from qwen3_ckpt.companions import find_companions
 from qwen3_ckpt.fused import FusedLayout, split_fused_adapters
@@ -52,7 +54,7 @@ def read_adapters(source: AdapterSource) -> tuple[AdapterSet, Qwen3Config | None
     hf_dir = source.hf_dir or find_companions(source.path)
     config = Qwen3Config.from_dir(hf_dir) if hf_dir else None
     if (source.path / WEIGHTS_FILE).is_file():
-        return read_peft(source.path), config
+        return read_peft(source.path, source.alpha), config
     tensors = {name: t for name, t in open_tensors(source.path).items() if name.endswith(HALVES)}
     tensors = {name: t for name, t in tensors.items() if not name.startswith("adam_")}
     if not tensors:
@@ -61,7 +63,7 @@ def read_adapters(source: AdapterSource) -> tuple[AdapterSet, Qwen3Config | None
         if config is None:
             raise ConfigError("fused adapters are split by the model's heads: name its folder with --hf-dir")
         tensors = split_fused_adapters(tensors, config, source.layout)
-    return pair(tensors, _alpha(source)), config
+    return with_peft_embedding(pair(tensors, _alpha(source))), config
 
 
 def _alpha(source: AdapterSource) -> float:
@@ -79,8 +81,8 @@ def _alpha(source: AdapterSource) -> float:
 
 def fuse_lora(
     base_dir: Path, source: AdapterSource, output_dir: Path, *, force: bool, quiet: bool, shard_bytes: int
-) -> int:
-    """Write a Hugging Face folder whose weights are the base's plus the adapters; return how many were fused.
+) -> AdapterSet:
+    """Write a Hugging Face folder whose weights are the base's plus the adapters; return the adapters.
 
     Raises:
         WeightError: The adapters are for another base.
@@ -90,11 +92,12 @@ def fuse_lora(
     adapters, _ = read_adapters(source)
     check_fits(adapters, base.config)
     weights = {name: from_file(base.tensors[name], name) for name in base.config.weight_shapes()}
+    check_base_copies(adapters, weights)
     write_hf_folder(
         output_dir, fuse_adapters(weights, adapters), base.config, base_dir,
         force=force, quiet=quiet, shard_bytes=shard_bytes,
     )  # fmt: skip
-    return len(adapters.modules)
+    return adapters
 
 
 def export_lora(source: AdapterSource, output_dir: Path, base_model: str, *, force: bool) -> AdapterSet:

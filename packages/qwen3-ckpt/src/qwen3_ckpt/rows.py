@@ -221,9 +221,9 @@ class CastRows:
         """Return None: the bytes change."""
 
 
-def row_windows(rows: RowSource) -> Iterator[tuple[int, int]]:
-    """Yield windows of rows that together cover `rows`, each of about PIECE_BYTES."""
-    step = max(1, PIECE_BYTES // max(rows.row_bytes, 1))
+def row_windows(rows: RowSource, piece_bytes: int = PIECE_BYTES) -> Iterator[tuple[int, int]]:
+    """Yield windows of rows that together cover `rows`, each of about `piece_bytes`."""
+    step = max(1, piece_bytes // max(rows.row_bytes, 1))
     for start in range(0, rows.num_rows, step):
         yield start, min(start + step, rows.num_rows)
 
