@@ -10,6 +10,7 @@ from mindspore import Parameter, Tensor, nn
 
 from qwen3_model.config import Qwen3Config
 from qwen3_model.layers import Kernels, Linear, RMSNorm
+from qwen3_model.shards import Tp
 
 
 class Attention(nn.Cell):
@@ -18,15 +19,11 @@ class Attention(nn.Cell):
     Queries and keys are normalised per head before they are rotated (Qwen3 technical report 2025, section 2).
     """
 
-    def __init__(self, config: Qwen3Config, kernels: Kernels, dtype: ms.Type) -> None:
+    def __init__(self, config: Qwen3Config, kernels: Kernels, dtype: ms.Type, tp: Tp) -> None:
         super().__init__()
-        self.kernels = kernels
-        self.num_heads, self.num_kv_heads, self.head_dim = (
-            config.num_heads,
-            config.num_kv_heads,
-            config.head_dim,
-        )
-        q_width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.kernels, self.tp, self.head_dim = kernels, tp, config.head_dim
+        q_width = config.num_heads // tp.size * config.head_dim
+        kv_width = config.num_kv_heads // tp.size * config.head_dim
         self.q_proj = Linear(config.hidden_size, q_width, kernels, dtype)
         self.k_proj = Linear(config.hidden_size, kv_width, kernels, dtype)
         self.v_proj = Linear(config.hidden_size, kv_width, kernels, dtype)
@@ -37,6 +34,7 @@ class Attention(nn.Cell):
     def construct(
         self, x_MD: Tensor, plan: Any, cached: tuple[Parameter, Parameter, int, tuple] | None = None
     ) -> Tensor:
+        x_MD = self.tp.enter(x_MD)
         q_RH = self.q_norm(self.q_proj(x_MD).reshape(-1, self.head_dim))
         k_RH = self.k_norm(self.k_proj(x_MD).reshape(-1, self.head_dim))
         v_RH = self.v_proj(x_MD).reshape(-1, self.head_dim)
@@ -47,4 +45,4 @@ class Attention(nn.Cell):
             out_RH = self.kernels.attention(q_RH, k_RH, v_RH, plan)
         else:
             out_RH = self.kernels.cached_attention(q_RH, k_RH, v_RH, plan, cached)
-        return self.o_proj(out_RH.reshape(x_MD.shape[0], -1))
+        return self.tp.leave(self.o_proj(out_RH.reshape(x_MD.shape[0], -1)))

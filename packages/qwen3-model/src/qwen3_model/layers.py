@@ -4,11 +4,12 @@ M rows (batch * length), B batch, L length, D width, O output width, V vocabular
 """
 
 import mindspore as ms
-from mindspore import Parameter, Tensor, nn
+from mindspore import Parameter, Tensor, mint, nn
 from mindspore.common.initializer import Zero, initializer
 
 from qwen3_model.config import Qwen3Config
 from qwen3_model.kernels import AscendKernels, PortableKernels
+from qwen3_model.shards import Tp
 
 Kernels = PortableKernels | AscendKernels
 
@@ -32,15 +33,23 @@ class Linear(nn.Cell):
 
 
 class Embedding(nn.Cell):
-    """Look up a row per id."""
+    """Look up a row per id; with tensor parallelism each rank has its share of the vocabulary."""
 
-    def __init__(self, num_rows: int, width: int, kernels: Kernels, dtype: ms.Type) -> None:
+    def __init__(self, num_rows: int, width: int, kernels: Kernels, dtype: ms.Type, tp: Tp) -> None:
         super().__init__()
-        self.kernels = kernels
-        self.weight = make_parameter((num_rows, width), dtype)
+        self.kernels, self.tp = kernels, tp
+        self.num_rows = num_rows // tp.size
+        self.weight = make_parameter((self.num_rows, width), dtype)
 
     def construct(self, ids_M: Tensor) -> Tensor:
-        return self.kernels.embed(self.weight, ids_M)
+        if self.tp.size == 1:
+            return self.kernels.embed(self.weight, ids_M)
+        rows_M = ids_M - self.tp.index * self.num_rows
+        is_here_M = mint.logical_and(rows_M >= 0, rows_M < self.num_rows)
+        rows_M = rows_M * is_here_M.astype(ms.int32)
+        x_MD = self.kernels.embed(self.weight, rows_M)
+        # What another rank has counts as zero, and row 0, which stands in for it, gets no gradient.
+        return self.tp.leave(x_MD * is_here_M.astype(x_MD.dtype).expand_dims(1))
 
 
 class RMSNorm(nn.Cell):
@@ -58,12 +67,14 @@ class RMSNorm(nn.Cell):
 class MLP(nn.Cell):
     """The gated feed-forward layer: down(silu(gate(x)) * up(x))."""
 
-    def __init__(self, config: Qwen3Config, kernels: Kernels, dtype: ms.Type) -> None:
+    def __init__(self, config: Qwen3Config, kernels: Kernels, dtype: ms.Type, tp: Tp) -> None:
         super().__init__()
-        self.kernels = kernels
-        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, kernels, dtype)
-        self.up_proj = Linear(config.hidden_size, config.intermediate_size, kernels, dtype)
-        self.down_proj = Linear(config.intermediate_size, config.hidden_size, kernels, dtype)
+        self.kernels, self.tp = kernels, tp
+        width = config.intermediate_size // tp.size
+        self.gate_proj = Linear(config.hidden_size, width, kernels, dtype)
+        self.up_proj = Linear(config.hidden_size, width, kernels, dtype)
+        self.down_proj = Linear(width, config.hidden_size, kernels, dtype)
 
     def construct(self, x_MD: Tensor) -> Tensor:
-        return self.down_proj(self.kernels.swiglu(self.gate_proj(x_MD), self.up_proj(x_MD)))
+        x_MD = self.tp.enter(x_MD)
+        return self.tp.leave(self.down_proj(self.kernels.swiglu(self.gate_proj(x_MD), self.up_proj(x_MD))))

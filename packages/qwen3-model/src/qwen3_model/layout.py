@@ -64,6 +64,18 @@ class Layout:
         return stage, replica, shard
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """The part of the model that a pipeline stage has."""
+
+    layers: range
+    """Numbers of its decoder layers."""
+    is_first: bool = True
+    """It has the embedding."""
+    is_last: bool = True
+    """It has the last norm and the head, and of a tied head a copy of the embedding."""
+
+
 def shard_slices(name: str, shape: tuple[int, ...], *, tp: int, shard: int) -> tuple[slice, ...]:
     """Return the part of the full weight `name` of `shape` that tensor-parallel rank `shard` of `tp` holds.
 

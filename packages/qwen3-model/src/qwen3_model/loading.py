@@ -13,8 +13,9 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn
 
 from qwen3_model.errors import WeightError
-from qwen3_model.fresh_weights import init_weights
+from qwen3_model.fresh_weights import fresh_weight
 from qwen3_model.hf_folder import open_hf_folder
+from qwen3_model.layout import shard_slices
 from qwen3_model.model import Qwen3ForCausalLM
 from qwen3_model.progress import Progress
 
@@ -25,7 +26,7 @@ STORED_AS = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32}
 
 
 def load_hf(model: Qwen3ForCausalLM, directory: Path, *, quiet: bool = True) -> None:
-    """Fill every weight of `model` from the safetensors files of `directory`.
+    """Fill every weight of `model` from the safetensors files of `directory`; of split ones its slice.
 
     Raises:
         WeightError: A weight is missing, left over, misshapen or of a dtype that is not a float.
@@ -33,14 +34,37 @@ def load_hf(model: Qwen3ForCausalLM, directory: Path, *, quiet: bool = True) -> 
     """
     folder = open_hf_folder(directory)
     weights = {name: (folder.info(name).dtype, folder.raw(name)) for name in folder.tensors}
-    fill_weights(model, weights, str(directory), release=folder.release, quiet=quiet)
+    fill_weights(model, own_part(model, weights), str(directory), release=folder.release, quiet=quiet)
 
 
 def init_model(model: Qwen3ForCausalLM, seed: int) -> None:
-    """Fill every weight of `model` with fresh random values."""
-    parameters = dict(model.parameters_and_names())
-    for name, values in init_weights(model.config, seed):
-        fill(parameters[name], "F32", values)
+    """Fill every weight of `model` with fresh random values, the same under any layout."""
+    for name, parameter in model.parameters_and_names():
+        values = fresh_weight(model.config, name, seed)
+        fill(parameter, "F32", values[own_slices(model, name)])
+
+
+def own_slices(model: Qwen3ForCausalLM, name: str) -> tuple[slice, ...]:
+    """Return which part of the whole weight `name` this model's shard holds."""
+    shape = model.config.weight_shapes()[name]
+    return shard_slices(name, shape, tp=model.tp.size, shard=model.tp.index)
+
+
+def own_part(
+    model: Qwen3ForCausalLM, weights: Mapping[str, tuple[str, np.ndarray]]
+) -> dict[str, tuple[str, np.ndarray]]:
+    """Return what a pipeline stage and a shard hold of whole weights: views, nothing is read.
+
+    Names and shapes that are no weight of the model are passed on as they are, for `fill_weights` to refuse.
+    """
+    shapes, own = model.config.weight_shapes(), dict(model.parameters_and_names())
+    part = {}
+    for name, (dtype, array) in weights.items():
+        if shapes.get(name) != tuple(array.shape):
+            part[name] = dtype, array
+        elif name in own:
+            part[name] = dtype, array[own_slices(model, name)]
+    return part
 
 
 def fill_weights(

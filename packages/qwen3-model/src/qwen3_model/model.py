@@ -15,18 +15,20 @@ from qwen3_model.cache import KVCache
 from qwen3_model.config import Qwen3Config
 from qwen3_model.kernels import PortableKernels
 from qwen3_model.layers import MLP, Embedding, Kernels, Linear, RMSNorm
+from qwen3_model.layout import Part
 from qwen3_model.rope import rope_frequencies
+from qwen3_model.shards import Tp, Whole
 
 
 class DecoderLayer(nn.Cell):
     """Attention and feed-forward, each added to the stream that it reads through a norm."""
 
-    def __init__(self, config: Qwen3Config, kernels: Kernels, dtype: ms.Type) -> None:
+    def __init__(self, config: Qwen3Config, kernels: Kernels, dtype: ms.Type, tp: Tp) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, kernels, dtype)
-        self.self_attn = Attention(config, kernels, dtype)
+        self.self_attn = Attention(config, kernels, dtype, tp)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, kernels, dtype)
-        self.mlp = MLP(config, kernels, dtype)
+        self.mlp = MLP(config, kernels, dtype, tp)
 
     def construct(
         self, x_MD: Tensor, plan: Any, cached: tuple[Parameter, Parameter, int, tuple] | None = None
@@ -35,18 +37,34 @@ class DecoderLayer(nn.Cell):
         return x_MD + self.mlp(self.post_attention_layernorm(x_MD))
 
 
-class Qwen3Model(nn.Cell):
-    """From ids to the last hidden states."""
+class NumberedLayers(nn.CellList):
+    """The layers of a pipeline stage, under their numbers in the whole model."""
 
-    def __init__(self, config: Qwen3Config, kernels: Kernels, param_dtype: ms.Type) -> None:
+    def __init__(self, layers: list[nn.Cell], first: int) -> None:
+        super().__init__(layers)
+        self._cells = {str(first + i): layer for i, layer in enumerate(layers)}
+
+    def __getitem__(self, index: int) -> nn.Cell:
+        """Return the stage's layer number `index`, counted from 0."""
+        return list(self._cells.values())[index]
+
+
+class Qwen3Model(nn.Cell):
+    """From ids to the last hidden states, or the part of that way that a pipeline stage has."""
+
+    def __init__(
+        self, config: Qwen3Config, kernels: Kernels, param_dtype: ms.Type, tp: Tp, part: Part
+    ) -> None:
         super().__init__()
         self.kernels, self.compute_dtype = kernels, kernels.compute_dtype
-        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
-        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, kernels, param_dtype)
-        self.layers = nn.CellList(
-            [DecoderLayer(config, kernels, param_dtype) for _ in range(config.num_layers)]
-        )
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, kernels, param_dtype)
+        self.num_heads, self.num_kv_heads = config.num_heads // tp.size, config.num_kv_heads // tp.size
+        self.is_last = part.is_last
+        if part.is_first or (part.is_last and config.tie_word_embeddings):
+            self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, kernels, param_dtype, tp)
+        layers = [DecoderLayer(config, kernels, param_dtype, tp) for _ in part.layers]
+        self.layers = NumberedLayers(layers, part.layers.start) if part.layers.start else nn.CellList(layers)
+        if part.is_last:
+            self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, kernels, param_dtype)
         frequencies_H, self.rope_scale = rope_frequencies(config)
         self.frequencies_H = Tensor(frequencies_H)
 
@@ -57,15 +75,21 @@ class Qwen3Model(nn.Cell):
         segment_ids_BL: Tensor | None = None,
         cache: KVCache | None = None,
         rows_B: Tensor | None = None,
+        x_MD: Tensor | None = None,
     ) -> Tensor:
-        """Return the hidden states after the last norm, (B * L, D); see `Qwen3ForCausalLM`."""
+        """Return the hidden states after the last norm, (B * L, D); see `Qwen3ForCausalLM`.
+
+        A pipeline stage takes those of the stage before it as `x_MD`, and returns them before the norm unless
+        it is the last. With sequence parallelism each rank has its share of the rows.
+        """
         if position_ids_BL is None:
             position_ids_BL = ops.tile(ops.arange(ids_BL.shape[1]).expand_dims(0), (ids_BL.shape[0], 1))
         angles_BLH = position_ids_BL.astype(ms.float32).expand_dims(-1) * self.frequencies_H
         cos_BLH, sin_BLH = mint.cos(angles_BLH) * self.rope_scale, mint.sin(angles_BLH) * self.rope_scale
         visible_BLS = self._visible(position_ids_BL, segment_ids_BL, cache)
         plan = self.kernels.plan(cos_BLH, sin_BLH, visible_BLS, self.num_heads, self.num_kv_heads)
-        x_MD = self.embed_tokens(ids_BL.reshape(-1))
+        if x_MD is None:
+            x_MD = self.embed_tokens(ids_BL.reshape(-1))
         if cache is None:
             for layer in self.layers:
                 x_MD = layer(x_MD, plan)
@@ -73,7 +97,7 @@ class Qwen3Model(nn.Cell):
             places = cache.places(position_ids_BL, rows_B)
             for i, layer in enumerate(self.layers):
                 x_MD = layer(x_MD, plan, (cache.keys[i], cache.values[i], cache.num_rows, places))
-        return self.norm(x_MD)
+        return self.norm(x_MD) if self.is_last else x_MD
 
     def _visible(
         self, position_ids_BL: Tensor, segment_ids_BL: Tensor | None, cache: KVCache | None
@@ -103,19 +127,28 @@ class Qwen3ForCausalLM(nn.Cell):
         rows_B: int32; the cache's rows that these rows continue, all of them in their order when left out.
 
     Returns:
-        float32 logits (B, L, V), or (B, V) with `last_B`.
+        float32 logits (B, L, V), or (B, V) with `last_B`; with tensor parallelism this rank's share of V.
     """
 
     def __init__(
-        self, config: Qwen3Config, kernels: Kernels | None = None, *, param_dtype: ms.Type = ms.float32
+        self,
+        config: Qwen3Config,
+        kernels: Kernels | None = None,
+        *,
+        param_dtype: ms.Type = ms.float32,
+        tp: Tp | None = None,
+        part: Part | None = None,
     ) -> None:
         super().__init__()
         self.config = config
         self.kernels = PortableKernels() if kernels is None else kernels
-        self.model = Qwen3Model(config, self.kernels, param_dtype)
+        self.tp = Whole() if tp is None else tp
+        self.part = Part(layers=range(config.num_layers)) if part is None else part
+        self.model = Qwen3Model(config, self.kernels, param_dtype, self.tp, self.part)
         self.is_tied = config.tie_word_embeddings
-        if not self.is_tied:
-            self.lm_head = Linear(config.hidden_size, config.vocab_size, self.kernels, param_dtype)
+        if self.part.is_last and not self.is_tied:
+            num_rows = config.vocab_size // self.tp.size
+            self.lm_head = Linear(config.hidden_size, num_rows, self.kernels, param_dtype)
         name_parameters(self)
 
     def construct(
@@ -134,7 +167,8 @@ class Qwen3ForCausalLM(nn.Cell):
         return self.head(ops.gather(hidden_MD, Tensor(np.arange(b, dtype=np.int32)) * length + last_B, 0))
 
     def head(self, hidden_MD: Tensor) -> Tensor:
-        """Return float32 logits (M, V) of hidden states (M, D)."""
+        """Return float32 logits (M, V) of hidden states (M, D); of V the share that this rank has."""
+        hidden_MD = self.tp.enter(hidden_MD)
         if self.is_tied:
             return self.kernels.linear(hidden_MD, self.model.embed_tokens.weight).astype(ms.float32)
         return self.lm_head(hidden_MD).astype(ms.float32)

@@ -1,0 +1,99 @@
+"""What the ranks of a group exchange inside a compiled graph: the seam between devices for communication.
+
+A CPU has one collective that works in a group and in a graph, the sum; the rest is made of it. Ascend has
+them all. Nothing here has a gradient; `shards` says what each one's is.
+
+T ranks of the group, R rows of one rank, D width.
+"""
+
+from collections.abc import Sequence
+
+import mindspore as ms
+from mindspore import Tensor, ops
+from mindspore.communication import create_group
+
+
+@ms.jit_class
+class Alone:
+    """A group of one: nothing to exchange."""
+
+    size, index = 1, 0
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Return the sum over the ranks."""
+        return x
+
+    def gather_rows(self, x_RD: Tensor) -> Tensor:
+        """Return all ranks' rows in their order, (T * R, D)."""
+        return x_RD
+
+    def scatter_rows(self, x_TRD: Tensor) -> Tensor:
+        """Return this rank's R rows of the sum of (T * R, D)."""
+        return x_TRD
+
+
+@ms.jit_class
+class PortableGroup:
+    """Everything out of sums, which costs T times the traffic."""
+
+    def __init__(self, name: str, ranks: Sequence[int], rank: int) -> None:
+        self.size, self.index = len(ranks), ranks.index(rank)
+        self._sum = ops.AllReduce(group=name)
+        self._join, self._zeros = ops.Concat(0), ops.ZerosLike()
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Return the sum over the ranks."""
+        return self._sum(x)
+
+    def gather_rows(self, x_RD: Tensor) -> Tensor:
+        """Return all ranks' rows in their order, (T * R, D)."""
+        nothing = self._zeros(x_RD)
+        parts: tuple[Tensor, ...] = ()
+        for i in range(self.size):
+            parts = (*parts, x_RD if i == self.index else nothing)
+        return self._sum(self._join(parts))
+
+    def scatter_rows(self, x_TRD: Tensor) -> Tensor:
+        """Return this rank's R rows of the sum of (T * R, D)."""
+        rows = x_TRD.shape[0] // self.size
+        return self._sum(x_TRD)[self.index * rows : (self.index + 1) * rows]
+
+
+@ms.jit_class
+class AscendGroup:
+    """The device's own collectives."""
+
+    def __init__(self, name: str, ranks: Sequence[int], rank: int) -> None:
+        self.size, self.index = len(ranks), ranks.index(rank)
+        self._sum = ops.AllReduce(group=name)
+        self._gather, self._scatter = ops.AllGather(group=name), ops.ReduceScatter(group=name)
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Return the sum over the ranks."""
+        return self._sum(x)
+
+    def gather_rows(self, x_RD: Tensor) -> Tensor:
+        """Return all ranks' rows in their order, (T * R, D)."""
+        return self._gather(x_RD)
+
+    def scatter_rows(self, x_TRD: Tensor) -> Tensor:
+        """Return this rank's R rows of the sum of (T * R, D)."""
+        return self._scatter(x_TRD)
+
+
+Group = Alone | PortableGroup | AscendGroup
+
+
+def make_group(device_target: str, name: str, ranks: Sequence[int], rank: int) -> Group:
+    """Return the group of `ranks`, of which `rank` is this one; every member must call this, nobody else.
+
+    Args:
+        device_target: CPU or Ascend.
+        name: The same for all members, and for no other group of a member.
+        ranks: In the order in which their rows are gathered.
+        rank: This one.
+    """
+    if len(ranks) == 1:
+        return Alone()
+    create_group(name, list(ranks))
+    return (AscendGroup if device_target == "Ascend" else PortableGroup)(name, ranks, rank)

@@ -1,0 +1,128 @@
+"""Tensor parallelism as the model sees it: where rows enter and leave a region whose weights are split.
+
+Inside the region each rank has all rows and its share of the columns; outside it has all rows whole, or with
+sequence parallelism its share of the rows (Shoeybi et al. 2019, section 3; Korthikanti et al. 2022, 4.2).
+
+What crosses is told with its gradient: `copy` sums gradients, `reduce` sums values, `gather` joins rows and
+sums out their gradients, `scatter` the other way round.
+
+Weights that all ranks hold whole but use on a part of the rows or columns (the norms of queries and keys;
+with sequence parallelism all norms) get partial gradients: `is_partial` names them, the optimizer step sums
+them.
+"""
+
+from fnmatch import fnmatchcase
+
+import mindspore as ms
+from mindspore import Tensor, nn
+
+from qwen3_model.collectives import Alone, Group
+
+ALWAYS_PARTIAL = ("*.self_attn.q_norm.weight", "*.self_attn.k_norm.weight")
+ROW_WISE = "*norm.weight"
+
+
+@ms.jit_class
+class Whole:
+    """No tensor parallelism."""
+
+    size, index = 1, 0
+    splits_rows = False
+    group = Alone()
+
+    def enter(self, x_MD: Tensor) -> Tensor:
+        """Return the rows for a split region."""
+        return x_MD
+
+    def leave(self, x_MD: Tensor) -> Tensor:
+        """Return the rows after a split region, whose parts are added up."""
+        return x_MD
+
+    def is_partial(self, name: str) -> bool:
+        """Say whether the gradient of `name` is only this rank's part."""
+        return False
+
+
+@ms.jit_class
+class Shards:
+    """One rank of a tensor-parallel group."""
+
+    def __init__(self, group: Group, *, sequence_parallel: bool) -> None:
+        self.group, self.size, self.index = group, group.size, group.index
+        self.splits_rows = sequence_parallel
+        if sequence_parallel:
+            self._enter, self._leave = Gather(group), Scatter(group)
+        else:
+            self._enter, self._leave = Copy(group), Reduce(group)
+
+    def enter(self, x_MD: Tensor) -> Tensor:
+        """Return the rows for a split region."""
+        return self._enter(x_MD)
+
+    def leave(self, x_MD: Tensor) -> Tensor:
+        """Return the rows after a split region, whose parts are added up."""
+        return self._leave(x_MD)
+
+    def is_partial(self, name: str) -> bool:
+        """Say whether the gradient of `name` is only this rank's part."""
+        patterns = (ROW_WISE,) if self.splits_rows else ALWAYS_PARTIAL
+        return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+Tp = Whole | Shards
+
+
+class Copy(nn.Cell):
+    """Hand the same rows to every rank."""
+
+    def __init__(self, group: Group) -> None:
+        super().__init__()
+        self.group = group
+
+    def construct(self, x_MD: Tensor) -> Tensor:
+        return x_MD
+
+    def bprop(self, x_MD: Tensor, out_MD: Tensor, grad_MD: Tensor) -> tuple:
+        return (self.group.sum(grad_MD),)
+
+
+class Reduce(nn.Cell):
+    """Add up what the ranks have."""
+
+    def __init__(self, group: Group) -> None:
+        super().__init__()
+        self.group = group
+
+    def construct(self, x_MD: Tensor) -> Tensor:
+        return self.group.sum(x_MD)
+
+    def bprop(self, x_MD: Tensor, out_MD: Tensor, grad_MD: Tensor) -> tuple:
+        return (grad_MD,)
+
+
+class Gather(nn.Cell):
+    """Join the rows of all ranks."""
+
+    def __init__(self, group: Group) -> None:
+        super().__init__()
+        self.group = group
+
+    def construct(self, x_RD: Tensor) -> Tensor:
+        return self.group.gather_rows(x_RD)
+
+    def bprop(self, x_RD: Tensor, out_MD: Tensor, grad_MD: Tensor) -> tuple:
+        return (self.group.scatter_rows(grad_MD),)
+
+
+class Scatter(nn.Cell):
+    """Add up what the ranks have and keep this rank's rows."""
+
+    def __init__(self, group: Group) -> None:
+        super().__init__()
+        self.group = group
+
+    def construct(self, x_MD: Tensor) -> Tensor:
+        return self.group.scatter_rows(x_MD)
+
+    def bprop(self, x_MD: Tensor, out_RD: Tensor, grad_RD: Tensor) -> tuple:
+        return (self.group.gather_rows(grad_RD),)
