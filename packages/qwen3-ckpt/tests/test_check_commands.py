@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from ckpt_samples import Spec, make_checkpoint
@@ -64,6 +66,42 @@ def test_verify_passes_a_sound_folder_and_names_nan(made, tmp_path):
     result = run("verify", tmp_path / "hf")
     assert result.exit_code == 1
     assert f"{UP} has 3 values that are NaN or infinite" in result.stdout
+
+
+def test_verify_names_weights_that_are_missing_unknown_or_of_another_shape(made, tmp_path):
+    def change(tensors):
+        del tensors[NORM]
+        tensors["model.extra"] = ("F32", np.ones(3, np.float32))
+        tensors[UP] = ("F32", np.ones((2, 2), np.float32))
+
+    rewrite(tmp_path / "hf" / "model.safetensors", change)
+    output = run("verify", tmp_path / "hf").stdout
+    assert f"{NORM} is missing" in output
+    assert "model.extra is unknown" in output
+    assert f"{UP} is (2, 2), config.json says (24, 16)" in output
+
+
+def test_verify_names_every_damaged_file(made, tmp_path):
+    for rank in (1, 2):
+        (path,) = (made.checkpoint_dir / f"rank_{rank}").glob("*.safetensors")
+        path.write_bytes(path.read_bytes()[:-4])
+    result = run("verify", tmp_path / "run")
+    assert result.exit_code == 1
+    assert len(result.stdout.splitlines()) == 2
+    assert "2 faults" in result.stderr
+
+
+def test_verify_names_a_tensor_that_lies_in_two_parts(made, tmp_path):
+    flags = ["--mindspore-ckpt-dir", made.checkpoint_dir, "--src-strategy-dirs", made.strategy_dir]
+    assert run("merge", *flags, "--output-dir", tmp_path / "merged").exit_code == 0
+    folder = tmp_path / "merged" / "1_5_ckpt_convert" / "unified_safe"
+    (folder / "part1.safetensors").write_bytes((folder / "part0.safetensors").read_bytes())
+    told = json.loads((folder / "param_name_map.json").read_text(encoding="utf-8"))
+    told["weight_map"][NORM] = "part1.safetensors"
+    (folder / "param_name_map.json").write_text(json.dumps(told), encoding="utf-8")
+    result = run("verify", tmp_path / "merged")
+    assert result.exit_code == 1
+    assert "does not list, or lists elsewhere" in result.stdout
 
 
 def test_verify_compares_with_the_manifest(made, tmp_path):

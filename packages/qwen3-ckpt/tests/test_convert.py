@@ -161,3 +161,12 @@ def test_without_a_config_the_remedy_is_named(merged, tmp_path):
     assert result.exit_code == 1
     assert "name its folder with --hf-dir" in result.output
     assert "Traceback" not in result.output
+
+
+def test_a_tied_models_head_must_be_its_embedding(tmp_path):
+    made = make_checkpoint(tmp_path / "run", Spec(config=TINY))
+    (tmp_path / "run" / "config.json").write_text(json.dumps(TIED.to_hf()), encoding="utf-8")
+    flags = ["--mindspore-ckpt-dir", made.checkpoint_dir, "--to", "hf", "--output-dir", tmp_path / "hf"]
+    result = run("merge", *flags)
+    assert result.exit_code == 1
+    assert "lm_head.weight is not the embedding, to which config.json ties it" in result.output

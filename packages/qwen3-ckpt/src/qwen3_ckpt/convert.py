@@ -121,4 +121,7 @@ def _open_unified(folder: Path) -> dict[str, SafetensorsFile]:
     lost = [tensor for tensor, name in weight_map.items() if tensor not in files[name].tensors]
     if lost:
         raise FormatError(f"{path} places tensors in files that lack them: {', '.join(lost[:8])}")
+    stray = [t for name, file in files.items() for t in file.tensors if weight_map.get(t) != name]
+    if stray:
+        raise FormatError(f"{path} does not list, or lists elsewhere: {', '.join(stray[:8])}")
     return {tensor: files[name] for tensor, name in weight_map.items()}

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from qwen3_ckpt.check_shapes import check_shapes
 from qwen3_ckpt.companions import find_companions
+from qwen3_ckpt.names import hf_tensors
+from qwen3_ckpt.placements import ADAPTER, bare_name
 from qwen3_ckpt.rows import LazyTensor, row_windows
 from qwen3_ckpt.tensor_sets import open_tensors
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import FormatError, Qwen3Error
 from qwen3_model.files import write_text_atomically
-from qwen3_model.safetensors_file import FLOAT_DTYPES, NUMPY_DTYPES, to_float32
+from qwen3_model.safetensors_file import FLOAT_DTYPES, NUMPY_DTYPES, open_safetensors, to_float32
 
 MANIFEST = "sha256.json"
 HASH_BYTES = 8 << 20
@@ -23,13 +24,17 @@ HASH_BYTES = 8 << 20
 def find_faults(source: Path, count: Callable[[float], None]) -> Iterator[str]:
     """Yield a sentence for each fault of `source`; `count` hears of the bytes that were read.
 
-    What stops the reading of everything else, such as a damaged header, is one fault.
+    Every file's header is read first; damaged ones are named, and end the search.
     """
+    damaged = list(_damaged_files(source))
+    yield from damaged
+    if damaged:
+        return
     try:
         tensors = open_tensors(source)
         companions = find_companions(source)
-        if companions:
-            check_shapes(tensors, Qwen3Config.from_dir(companions))
+        if companions and not all(ADAPTER.fullmatch(bare_name(name)) for name in tensors):
+            hf_tensors(tensors, Qwen3Config.from_dir(companions))
     except Qwen3Error as error:
         yield str(error)
         return
@@ -37,6 +42,14 @@ def find_faults(source: Path, count: Callable[[float], None]) -> Iterator[str]:
         if tensor.plan.dtype in FLOAT_DTYPES and (bad := count_non_finite(tensor, count)):
             yield f"{name} has {bad} values that are NaN or infinite"
     yield from manifest_faults(source)
+
+
+def _damaged_files(source: Path) -> Iterator[str]:
+    for path in _weights_files(source) if source.is_dir() else [source]:
+        try:
+            open_safetensors(path)
+        except FormatError as error:
+            yield str(error)
 
 
 def count_non_finite(tensor: LazyTensor, count: Callable[[float], None]) -> int:
@@ -93,4 +106,7 @@ def _folder(source: Path) -> Path:
 
 
 def _weights_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*.safetensors") if not path.name.startswith("."))
+    found = (path for path in folder.rglob("*.safetensors") if path.is_file())
+    return sorted(
+        path for path in found if not any(p.startswith(".") for p in path.relative_to(folder).parts)
+    )
