@@ -10,13 +10,12 @@ from pathlib import Path
 
 from qwen3_model.errors import OutputExistsError, Qwen3Error
 
-
 # From linux/fcntl.h and linux/fs.h.
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
 def refuse_existing(path: Path, *, force: bool) -> None:
-    """Raise OutputExistsError when `path` exists and `force` is false, or holds the working or home folder."""
+    """Raise OutputExistsError when `path` exists without `force`, or holds the working or home folder."""
     if path.exists() and any(place.is_relative_to(path.resolve()) for place in (Path.cwd(), Path.home())):
         raise OutputExistsError(
             f"{path} holds the working or the home folder and is never replaced; name another"
