@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from qwen3_ckpt.cli import main
 from qwen3_model.safetensors_file import TensorPlan, open_safetensors, write_safetensors
-from qwen3_model.strategy import encode_strategy, read_strategy
+from qwen3_model.strategy import TensorLayout, encode_strategy, read_strategy
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 
@@ -112,6 +112,35 @@ def test_replicas_that_disagree_are_found_on_request(made, tmp_path):
     output = refused(made, tmp_path / "out", "--check-replicas")
     assert f"{NAME} differs between" in output
     assert merge(made, tmp_path / "out").exit_code == 0
+
+
+def test_names_with_a_hyphen_survive_a_merged_strategy(tmp_path):
+    made = make_checkpoint(tmp_path / "run", Spec())
+    name = "my-adapter.0-1.lora_A"
+    rewrite(rank_file(made, 0), lambda t: t.update({name: ("F32", np.ones((2, 3), np.float32))}))
+    stage, layouts = read_strategy(made.strategy_dir / "ckpt_strategy_rank_0.ckpt")
+    layouts[name] = TensorLayout(dev_matrix=(1, 1), tensor_map=(-1, -1))
+    items = {f"{stage}-{key}": (stage, layout) for key, layout in layouts.items()}
+    (made.strategy_dir / "ckpt_strategy_rank_0.ckpt").write_bytes(encode_strategy(0, items))
+    result = merge(made, tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    (part,) = (tmp_path / "out").rglob("part0.safetensors")
+    assert open_safetensors(part).raw(name).shape == (2, 3)
+
+
+def test_a_damaged_strategy_file_is_named(made, tmp_path):
+    path = made.strategy_dir / "ckpt_strategy_rank_5.ckpt"
+    path.write_bytes(path.read_bytes()[:-3])
+    assert f"{path} is damaged or no strategy file" in refused(made, tmp_path / "out")
+    path.write_bytes(b"")
+    assert str(path) in refused(made, tmp_path / "out")
+
+
+def test_a_rank_of_another_run_with_other_names_is_named(made, tmp_path):
+    rewrite(rank_file(made, 7), lambda t: t.update({"decoder.layers.3.mlp.linear_fc2.weight": t.pop(
+        "model.layers.3.mlp.down_proj.weight")}))  # fmt: skip
+    output = refused(made, tmp_path / "out")
+    assert "decoder.layers.3.mlp.linear_fc2.weight in rank_7 is not in the strategy of its stage" in output
 
 
 def test_a_stage_without_strategy_is_named(made, tmp_path):
