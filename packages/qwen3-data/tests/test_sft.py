@@ -5,9 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from qwen3_data.packing import Packer
-from qwen3_data.sft import Sample
 from qwen3_model.errors import FormatError
+from qwen3_model.packing import ChatSample, Packer
 from qwen3_model.sft import open_sft
 from qwen3_model.tokenizer import Qwen3Tokenizer
 from qwen3_model.tokens import read_manifest
@@ -206,7 +205,7 @@ def test_a_bad_record_is_one_sentence_or_skipped(sft, tmp_path, record, sentence
 
 def test_packing_is_first_fit():
     def sample(length):
-        return Sample(np.zeros(length, np.uint32), np.ones(length, np.uint8))
+        return ChatSample(np.zeros(length, np.uint32), np.ones(length, np.uint8))
 
     lengths = [60, 30, 50, 40, 5, 90]
     packs = Packer(100, is_open=True).pack(sample(length) for length in lengths)

@@ -1,8 +1,9 @@
 """One run of `preprocess`, from its beginning or resume point to its visible outputs."""
 
 import dataclasses
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -10,7 +11,7 @@ import orjson
 from qwen3_data.ahead import run_ahead
 from qwen3_data.blocks import Position, read_blocks
 from qwen3_data.encoding import Checker, Encoded, encode_batches
-from qwen3_data.engines import Engine, TokenizersEngine, make_engine, uses_fastokens
+from qwen3_data.engines import Engines
 from qwen3_data.records import RecordParser, Reject
 from qwen3_data.shares import Share
 from qwen3_data.sources import Source
@@ -44,6 +45,11 @@ class Totals:
     """Of the rejects file that is being written."""
 
 
+def output_names(prefix: Path, keys: Sequence[str]) -> list[str]:
+    """Return the names of the token files of each key, without ending."""
+    return [f"{prefix.name}_{key}_document" for key in keys]
+
+
 class EncodeRun:
     """Reads, parses, encodes and writes side by side; knows from where it could go on."""
 
@@ -54,12 +60,14 @@ class EncodeRun:
         tokenizer: TokenizerFacts,
         share: Share,
         workspace: Workspace,
-        names: list[str],
         run_key: dict[str, Any],
+        engines: Engines,
     ) -> None:
         self.settings, self.sources, self.tokenizer = settings, sources, tokenizer
         self.share, self.workspace = share, workspace
-        self.names, self.run_key = names, run_key
+        self.names = output_names(workspace.prefix, settings.json_keys)
+        self.run_key = run_key
+        self.engines = engines
         self.engine_name = ""
         self.busy_s: dict[str, float] = {}
         self.totals = Totals()
@@ -109,11 +117,13 @@ class EncodeRun:
         left = None if settings.max_docs is None else settings.max_docs - self.totals.num_documents
         blocks = read_blocks(self.sources, self.position, keys=keys, end=self.share.end)
         with (
-            ThreadPoolExecutor(2) as loaders,
             run_ahead(blocks, AHEAD) as read,
             run_ahead(parser.parse(read, left), AHEAD) as parsed,
         ):
-            engine, checker = self._load(loaders)
+            engine = self.engines.main.result()
+            checker = None
+            if self.engines.reference is not None:
+                checker = Checker(self.engines.reference, splits=tokenizer.splits)
             encode = encode_batches(parsed, engine, splits=tokenizer.splits, checker=checker)
             with (
                 run_ahead(encode, AHEAD) as encoded,
@@ -136,14 +146,6 @@ class EncodeRun:
                 "encode": encoded.busy_s - parsed.waited_s,
                 "write": sum(writer.busy_s for writer in writers.values()),
             }
-
-    def _load(self, loaders: ThreadPoolExecutor) -> tuple[Engine, Checker | None]:
-        path, allow_special = self.tokenizer.path, self.settings.allow_special
-        if not uses_fastokens(self.settings.engine):
-            return TokenizersEngine(path, allow_special=allow_special), None
-        loading = loaders.submit(make_engine, self.settings.engine, path, allow_special=allow_special)
-        reference: Future[Engine] = loaders.submit(TokenizersEngine, path, allow_special=allow_special)
-        return loading.result(), Checker(reference, splits=self.tokenizer.splits)
 
     def _count(self, part: Encoded, progress: Progress) -> bool:
         """Count a part; return whether a batch ends with it, so that a resume point may follow."""

@@ -1,7 +1,10 @@
 """Two encoders with the same ids: fastokens for speed, tokenizers as the reference."""
 
 import importlib.util
+import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -11,6 +14,8 @@ from numpy.typing import NDArray
 from qwen3_model.errors import ConfigError, FormatError
 
 ENGINES = ("auto", "fastokens", "tokenizers")
+WORTH_LOADING_BYTES = 1 << 20
+"""Smaller inputs are encoded by tokenizers before fastokens has loaded."""
 
 
 class Engine(Protocol):
@@ -73,24 +78,70 @@ class TokenizersEngine:
 
 
 def make_engine(name: str, path: Path, *, allow_special: bool) -> Engine:
-    """Return the encoder called `name` for the tokenizer file `path`; "auto" takes fastokens where installed.
+    """Load the encoder "fastokens" or "tokenizers" for the tokenizer file `path`.
+
+    Raises:
+        FormatError: The tokenizer is damaged.
+    """
+    if name == "tokenizers":
+        return TokenizersEngine(path, allow_special=allow_special)
+    return FastokensEngine(path, allow_special=allow_special)
+
+
+def choose_engine(name: str, input_bytes: int | None) -> str:
+    """Return "fastokens" or "tokenizers" for what `--engine` says.
+
+    Args:
+        name: One of ENGINES; "auto" takes fastokens where it is installed and worth the time that it loads.
+        input_bytes: Text to encode, None where it is not known.
 
     Raises:
         ConfigError: fastokens is asked for and not installed.
-        FormatError: The tokenizer is damaged.
     """
     if name == "fastokens" and not _has_fastokens():
         raise ConfigError(
             "--engine fastokens needs the package fastokens, which is not installed; pass --engine tokenizers"
         )
-    if not uses_fastokens(name):
-        return TokenizersEngine(path, allow_special=allow_special)
-    return FastokensEngine(path, allow_special=allow_special)
+    if name == "auto":
+        is_small = input_bytes is not None and input_bytes < WORTH_LOADING_BYTES
+        return "tokenizers" if is_small or not _has_fastokens() else "fastokens"
+    return name
 
 
-def uses_fastokens(name: str) -> bool:
-    """Return whether `make_engine(name, ...)` makes fastokens' engine."""
-    return name == "fastokens" or (name == "auto" and _has_fastokens())
+@dataclass(frozen=True, slots=True)
+class Engines:
+    """The encoder of a run and the one that it is compared with, both perhaps still loading."""
+
+    main: "Future[Engine]"
+    reference: "Future[Engine] | None"
+    """None where the main one is the reference."""
+
+
+def load_engines(name: str, path: Path, input_bytes: int | None, *, allow_special: bool) -> Engines:
+    """Begin to load what `--engine` says.
+
+    Raises:
+        ConfigError: fastokens is asked for and not installed.
+    """
+    chosen = choose_engine(name, input_bytes)
+    main = _load_in_background(chosen, path, allow_special=allow_special)
+    if chosen == "tokenizers":
+        return Engines(main, None)
+    return Engines(main, _load_in_background("tokenizers", path, allow_special=allow_special))
+
+
+def _load_in_background(name: str, path: Path, *, allow_special: bool) -> "Future[Engine]":
+    """Return the future engine; its loading does not keep a failed command from ending."""
+    future: Future[Engine] = Future()
+
+    def load() -> None:
+        try:
+            future.set_result(make_engine(name, path, allow_special=allow_special))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=load, daemon=True).start()
+    return future
 
 
 def _has_fastokens() -> bool:

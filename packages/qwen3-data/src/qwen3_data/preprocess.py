@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qwen3_data.encode_run import EncodeRun, Totals
+from qwen3_data.encode_run import EncodeRun, Totals, output_names
+from qwen3_data.engines import load_engines
 from qwen3_data.records import OnError
 from qwen3_data.shares import find_share
-from qwen3_data.sources import Source, find_sources
+from qwen3_data.sources import Source, find_sources, input_size
 from qwen3_data.token_writer import choose_dtype
-from qwen3_data.tokenizer_facts import TokenizerFacts, read_tokenizer
+from qwen3_data.tokenizer_facts import TokenizerFacts, read_tokenizer, tokenizer_path
 from qwen3_data.workspace import Workspace, refuse_existing_outputs
 from qwen3_model.errors import ConfigError, Qwen3Error
 from qwen3_model.tokens import read_manifest, sibling
@@ -64,11 +65,16 @@ def preprocess(settings: Settings) -> Result:
     """
     started_s = time.monotonic()
     sources = find_sources(settings.inputs)
+    engines = load_engines(
+        settings.engine,
+        tokenizer_path(settings.tokenizer_dir),
+        input_size(sources),
+        allow_special=settings.allow_special,
+    )
     tokenizer = read_tokenizer(settings.tokenizer_dir, settings.eod_token)
     share = find_share(sources, settings.shard_index, settings.num_shards)
     prefix = share.name_of(settings.output_prefix)
-    names = [f"{prefix.name}_{key}_document" for key in settings.json_keys]
-    outputs = [prefix.with_name(name) for name in names]
+    outputs = [prefix.with_name(name) for name in output_names(prefix, settings.json_keys)]
     choose_dtype(settings.dtype, tokenizer.vocab_size)
     resumes = settings.resume and Workspace.has_progress(prefix)
     if settings.resume and not resumes and _is_done(outputs, sources, tokenizer):
@@ -79,7 +85,7 @@ def preprocess(settings: Settings) -> Result:
     run_key = _run_key(settings, sources, tokenizer)
     try:
         _check_same_run(workspace, run_key)
-        run = EncodeRun(settings, sources, tokenizer, share, workspace, names, run_key)
+        run = EncodeRun(settings, sources, tokenizer, share, workspace, run_key, engines)
         run.execute()
     except BaseException as error:
         kept = workspace.leave()

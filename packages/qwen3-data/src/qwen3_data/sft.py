@@ -14,17 +14,19 @@ from numpy.typing import NDArray
 
 from qwen3_data.ahead import run_ahead
 from qwen3_data.blocks import Position, read_blocks
-from qwen3_data.chat_pieces import ChatRenderer, EmptyThink, LossOn, Piece
-from qwen3_data.conversations import read_conversations
-from qwen3_data.engines import Engine, make_engine
-from qwen3_data.packing import Packer
+from qwen3_data.encoding import Checker
+from qwen3_data.engines import Engines
 from qwen3_data.records import BadRecordError, OnError, Reject, load_record, reject_record
 from qwen3_data.shares import find_share
-from qwen3_data.sources import Source, find_sources
+from qwen3_data.sources import Source, find_sources, input_size
 from qwen3_data.token_writer import TokenWriter, choose_dtype
+from qwen3_data.tokenizer_facts import read_tokenizer
 from qwen3_data.workspace import Workspace, refuse_existing_outputs
+from qwen3_model.chat_pieces import ChatRenderer, EmptyThink, LossOn, Piece
+from qwen3_model.conversations import ConversationError, read_conversations
 from qwen3_model.errors import FormatError
 from qwen3_model.files import write_text_atomically
+from qwen3_model.packing import ChatSample, Packer
 from qwen3_model.progress import Progress
 from qwen3_model.sft import KIND, SFT_VERSION, SftManifest
 from qwen3_model.tokenizer import Qwen3Tokenizer
@@ -49,15 +51,6 @@ class SftSettings:
     rejects: Path | None = None
     force: bool = False
     quiet: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One conversation."""
-
-    ids_L: NDArray[np.uint32]
-    mask_L: NDArray[np.uint8]
-    """1 where the token is to be predicted."""
 
 
 @dataclass(slots=True)
@@ -87,13 +80,17 @@ def write_sft(settings: SftSettings) -> tuple[Path, SftManifest, list[str]]:
     """
     sources = find_sources(settings.inputs)
     tokenizer = Qwen3Tokenizer.from_dir(settings.tokenizer_dir)
-    engine = make_engine(settings.engine, settings.tokenizer_dir / "tokenizer.json", allow_special=False)
+    engine = make_engine(
+        choose_engine(settings.engine, input_size(sources)),
+        settings.tokenizer_dir / "tokenizer.json",
+        allow_special=False,
+    )
     name = f"{settings.output_prefix.name}_sft"
     output = settings.output_prefix.with_name(name)
     refuse_existing_outputs([output], force=settings.force)
     workspace = Workspace(output, force=settings.force, resume=False)
     try:
-        run = _SftRun(settings, sources, tokenizer, engine)
+        run = _SftRun(settings, sources, tokenizer, engines)
         manifest = run.write(workspace.folder / name)
         workspace.commit([name])
         if settings.rejects is not None:
@@ -106,11 +103,15 @@ def write_sft(settings: SftSettings) -> tuple[Path, SftManifest, list[str]]:
 
 class _SftRun:
     def __init__(
-        self, settings: SftSettings, sources: list[Source], tokenizer: Qwen3Tokenizer, engine: Engine
+        self, settings: SftSettings, sources: list[Source], tokenizer: Qwen3Tokenizer, engines: Engines
     ) -> None:
-        self.settings, self.sources, self.tokenizer, self.engine = settings, sources, tokenizer, engine
+        self.settings, self.sources, self.tokenizer, self.engines = settings, sources, tokenizer, engines
         self.renderer = ChatRenderer(tokenizer, loss_on=settings.loss_on, empty_think=settings.empty_think)
         self.totals = SftTotals()
+        self.checker: Checker | None = None
+        if engines.reference is not None:
+            splits = read_tokenizer(settings.tokenizer_dir, None).splits
+            self.checker = Checker(engines.reference, splits=splits)
 
     def write(self, stem: Path) -> SftManifest:
         """Write the files of the run into the folder in which it grows."""
@@ -132,7 +133,7 @@ class _SftRun:
         write_text_atomically(sibling(stem, ".json"), text)
         return manifest
 
-    def _samples(self) -> Iterator[Sample]:
+    def _samples(self) -> Iterator[ChatSample]:
         blocks = read_blocks(self.sources, Position(), keys=None)
         share = find_share(self.sources, 0, 1)
         with (
@@ -147,7 +148,7 @@ class _SftRun:
                         record = load_record(raw)
                         found = [] if record is None else read_conversations(record)
                         pieces = [self.renderer.pieces(conversation) for conversation in found]
-                    except BadRecordError as error:
+                    except (BadRecordError, ConversationError) as error:
                         reject = reject_record(block, number, str(error), self.settings.on_error)
                         self.totals.rejects.append(reject)
                         continue
@@ -157,10 +158,12 @@ class _SftRun:
                 done = share.read_before(block.after.source, block.read_bytes)
                 progress.advance(done - progress.done)
 
-    def _encode(self, conversations: list[list[Piece]], places: list[str]) -> Iterator[Sample]:
+    def _encode(self, conversations: list[list[Piece]], places: list[str]) -> Iterator[ChatSample]:
         """Encode the texts of many conversations in one call."""
         texts = [piece.text for pieces in conversations for piece in pieces if not piece.is_special]
-        ids_T, offsets = self.engine.encode(texts)
+        ids_T, offsets = self.engines.main.result().encode(texts)
+        if self.checker is not None:
+            self.checker.check(texts, ids_T, offsets)
         number = 0
         for pieces, place in zip(conversations, places, strict=True):
             ids: list[NDArray[np.uint32]] = []
@@ -173,13 +176,13 @@ class _SftRun:
                     number += 1
                 ids.append(part)
                 masks.append(np.full(len(part), piece.carries_loss, dtype=np.uint8))
-            sample = self._fit(Sample(np.concatenate(ids), np.concatenate(masks)), place)
+            sample = self._fit(ChatSample(np.concatenate(ids), np.concatenate(masks)), place)
             if sample is not None:
                 self.totals.num_samples += 1
                 self.totals.num_loss_tokens += int(sample.mask_L.sum())
                 yield sample
 
-    def _fit(self, sample: Sample, place: str) -> Sample | None:
+    def _fit(self, sample: ChatSample, place: str) -> ChatSample | None:
         """Cut a sample to the sequence length; None where nothing to learn is left."""
         limit = self.settings.seq_length
         if len(sample.ids_L) <= limit:
@@ -187,7 +190,7 @@ class _SftRun:
         # The first token of a sequence is predicted from nothing, so its mask does not count.
         if self.settings.too_long == "truncate" and sample.mask_L[1:limit].any():
             self.totals.num_truncated += 1
-            return Sample(sample.ids_L[:limit], sample.mask_L[:limit])
+            return ChatSample(sample.ids_L[:limit], sample.mask_L[:limit])
         self.totals.num_dropped += 1
         if len(self.totals.dropped) < SHOWN_DROPPED:
             self.totals.dropped.append(f"{place} ({len(sample.ids_L)} tokens)")

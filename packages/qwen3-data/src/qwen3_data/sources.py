@@ -144,3 +144,10 @@ def describe_read_error(source: Source, error: Exception) -> Qwen3Error | None:
     if isinstance(error, OSError) and error.errno is None and source.compression:
         return FormatError(f"{source.path} is no {source.compression} file ({error}); check its ending")
     return None
+
+
+def input_size(sources: Sequence[Source]) -> int | None:
+    """Return the bytes of all sources, None where they are not known before reading."""
+    if any(source.is_stdin or source.compression for source in sources):
+        return None
+    return sum(source.size_bytes for source in sources)

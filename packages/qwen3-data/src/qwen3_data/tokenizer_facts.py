@@ -56,11 +56,7 @@ def read_tokenizer(directory: Path, eod_token: str | None) -> TokenizerFacts:
 
 
 def _read_json(directory: Path) -> tuple[dict[str, Any], bytes]:
-    path = directory / "tokenizer.json"
-    if not path.is_file():
-        raise FormatError(
-            f"{directory} holds no tokenizer.json; give --tokenizer-dir the folder of a Qwen3 model"
-        )
+    path = tokenizer_path(directory)
     raw = path.read_bytes()
     try:
         parsed = orjson.loads(raw)
@@ -69,3 +65,17 @@ def _read_json(directory: Path) -> tuple[dict[str, Any], bytes]:
     if not isinstance(parsed, dict) or not isinstance(parsed.get("model"), dict):
         raise FormatError(f"{path} is no tokenizer (it has no model)")
     return parsed, raw
+
+
+def tokenizer_path(directory: Path) -> Path:
+    """Return the tokenizer.json of a folder.
+
+    Raises:
+        FormatError: It is missing.
+    """
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise FormatError(
+            f"{directory} holds no tokenizer.json; give --tokenizer-dir the folder of a Qwen3 model"
+        )
+    return path

@@ -1,0 +1,219 @@
+"""Measure `qwen3-data preprocess` beside two other ways to make the same bytes, paired in one run.
+
+The others are written here after what they do, not run from their packages: Megatron-LM's preprocess_data.py
+hands one line at a time to a pool of processes, each with a tokenizer, and writes one document at a time;
+"encode_batch" is the shortest program around `tokenizers`' batch call. "Encoding alone" is fastokens on texts
+that are in memory.
+All times are wall times of a new process, start and tokenizer load included.
+"""
+
+import argparse
+import gzip
+import json
+import os
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from itertools import islice
+from multiprocessing import Pool
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKERS = 2
+EOD = "<|endoftext|>"
+DOCUMENT_LINES = 60
+
+
+def main() -> None:
+    if len(sys.argv) > 2 and sys.argv[1] == "--one":
+        run_one(*sys.argv[2:])
+        return
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--megabytes", type=float, default=60)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--input", type=Path, help="JSON lines with the key text, instead of the made corpus")
+    parser.add_argument("--tokenizer-dir", type=Path, help="instead of Qwen3's from the checkout")
+    parser.add_argument("--folder", type=Path, default=Path("bench_data"), help="new; removed at the end")
+    parser.add_argument("--only", help="comma-separated names of the tools to run")
+    options = parser.parse_args()
+    options.folder.mkdir()
+    try:
+        bench(options)
+    finally:
+        shutil.rmtree(options.folder)
+
+
+def bench(options: argparse.Namespace) -> None:
+    tokenizer_dir = options.tokenizer_dir or unpack_tokenizer(options.folder / "tokenizer")
+    source = options.input or make_corpus(options.folder / "corpus.jsonl", options.megabytes * 1e6)
+    megabytes = source.stat().st_size / 1e6
+    print(f"{source}: {megabytes:.1f} MB, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    names = options.only.split(",") if options.only else list(TOOLS)
+    results: dict[str, list[dict]] = {name: [] for name in names}
+    for repeat in range(options.repeats):
+        for name in names if repeat % 2 == 0 else reversed(names):
+            output = options.folder / name
+            words = [sys.executable, __file__, "--one", name, str(source), str(tokenizer_dir), str(output)]
+            begin_s = time.perf_counter()
+            done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
+            wall_s = time.perf_counter() - begin_s
+            results[name].append({"wall_s": wall_s, **json.loads(done.stdout.splitlines()[-1])})
+            print(f"  {name:16} {wall_s:8.2f} s", flush=True)
+    report(results, megabytes)
+    compare_bytes([options.folder / name for name in names if name != "encoding-alone"])
+
+
+def report(results: dict[str, list[dict]], megabytes: float) -> None:
+    best = {name: min(runs, key=lambda run: run["wall_s"]) for name, runs in results.items()}
+    ours = best.get("qwen3-data", {"wall_s": float("nan")})["wall_s"]
+    print("\ntool              best wall s    MB/s   times qwen3-data's   peak MB (largest process)")
+    for name, run in best.items():
+        speed = megabytes / run["wall_s"]
+        print(
+            f"{name:16} {run['wall_s']:12.2f} {speed:7.1f} {run['wall_s'] / ours:20.2f} {run['peak_mb']:10.0f}"
+        )
+    for name, run in best.items():
+        parts = run.get("parts_s")
+        if parts:
+            print(f"{name}: " + ", ".join(f"{part} {seconds:.2f} s" for part, seconds in parts.items()))
+
+
+def compare_bytes(outputs: list[Path]) -> None:
+    contents = {output.with_name(output.name + "_text_document.bin").read_bytes() for output in outputs}
+    print(f"the .bin files of {len(outputs)} tools are {'equal' if len(contents) == 1 else 'DIFFERENT'}")
+    if len(contents) > 1:
+        sys.exit(1)
+
+
+def run_one(name: str, source: str, tokenizer_dir: str, output: str) -> None:
+    facts = TOOLS[name](Path(source), Path(tokenizer_dir), Path(output)) or {}
+    usages = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    print(json.dumps({"peak_mb": max(usages) / 1e3, **facts}))
+
+
+def run_ours(source: Path, tokenizer_dir: Path, output: Path) -> dict:
+    begin_s = time.perf_counter()
+    from qwen3_data.preprocess import Settings, preprocess
+
+    import_s = time.perf_counter() - begin_s
+    result = preprocess(
+        Settings(
+            inputs=(str(source),),
+            output_prefix=output,
+            tokenizer_dir=tokenizer_dir,
+            force=True,
+            dtype="int32",
+        )
+    )
+    parts = {"import": import_s, **{f"{stage} (overlapping)": busy for stage, busy in result.busy_s.items()}}
+    parts["all but import"] = result.seconds
+    return {"parts_s": parts}
+
+
+def run_encoding_alone(source: Path, tokenizer_dir: Path, output: Path) -> dict:
+    import fastokens
+
+    texts = [json.loads(line)["text"] for line in source.open(encoding="utf-8")]
+    begin_s = time.perf_counter()
+    tokenizer = fastokens.Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
+    loaded_s = time.perf_counter()
+    for first in range(0, len(texts), 1000):
+        tokenizer.encode_batch_flat(texts[first : first + 1000], False, True)
+    return {"parts_s": {"load": loaded_s - begin_s, "encode": time.perf_counter() - loaded_s}}
+
+
+def run_encode_batch(source: Path, tokenizer_dir: Path, output: Path) -> None:
+    import numpy as np
+
+    tokenizer = load_tokenizer(tokenizer_dir)
+    eod = [tokenizer.token_to_id(EOD)]
+    with source.open(encoding="utf-8") as lines, open_bin(output) as file:
+        while batch := list(islice(lines, 1000)):
+            texts = [json.loads(line)["text"] for line in batch]
+            for encoding in tokenizer.encode_batch(texts, add_special_tokens=False):
+                if encoding.ids:
+                    file.write(np.array(encoding.ids + eod, dtype=np.int32).tobytes())
+
+
+def run_line_pool(source: Path, tokenizer_dir: Path, output: Path) -> None:
+    import numpy as np
+
+    with (
+        source.open(encoding="utf-8") as lines,
+        open_bin(output) as file,
+        Pool(WORKERS, initializer=_start_worker, initargs=(tokenizer_dir,)) as pool,
+    ):
+        for ids in pool.imap(_encode_line, lines, 32):
+            if ids:
+                file.write(np.array(ids, dtype=np.int32).tobytes(order="C"))
+
+
+def _start_worker(tokenizer_dir: Path) -> None:
+    global worker_tokenizer, worker_eod
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    worker_tokenizer = load_tokenizer(tokenizer_dir)
+    worker_eod = worker_tokenizer.token_to_id(EOD)
+
+
+def _encode_line(line: str) -> list[int]:
+    ids = worker_tokenizer.encode(json.loads(line)["text"], add_special_tokens=False).ids
+    return [*ids, worker_eod] if ids else []
+
+
+TOOLS = {
+    "qwen3-data": run_ours,
+    "encoding-alone": run_encoding_alone,
+    "encode_batch": run_encode_batch,
+    "line-pool": run_line_pool,
+}
+
+
+def load_tokenizer(tokenizer_dir: Path):
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def open_bin(output: Path):
+    return output.with_name(output.name + "_text_document.bin").open("wb")
+
+
+def unpack_tokenizer(folder: Path) -> Path:
+    folder.mkdir()
+    packed = ROOT / "tests/assets/qwen3-tokenizer/tokenizer.json.gz"
+    (folder / "tokenizer.json").write_bytes(gzip.decompress(packed.read_bytes()))
+    return folder
+
+
+def make_corpus(path: Path, size_bytes: float) -> Path:
+    """Mix code of Python's library with shuffled English and Chinese lines of the checkout."""
+    rng = random.Random(0)
+    english = (ROOT / "tools/demo_data/wikitext2_valid.txt").read_text(encoding="utf-8").splitlines()
+    chinese = []
+    for line in (ROOT / "tests/assets/sft/belle_zh_seed_tasks.json").read_text(encoding="utf-8").splitlines():
+        task = json.loads(line)
+        chinese += [task["instruction"], *(instance["output"] for instance in task["instances"])]
+    code = sorted(Path(os.__file__).parent.rglob("*.py"))
+    written, number = 0, 0
+    with path.open("w", encoding="utf-8") as file:
+        while written < size_bytes:
+            if number % 3 == 0:
+                text = rng.choice(code).read_text(encoding="utf-8", errors="ignore")[:50_000]
+            else:
+                text = "\n".join(rng.sample(english if number % 3 == 1 else chinese, DOCUMENT_LINES))
+            line = json.dumps({"text": text}, ensure_ascii=False) + "\n"
+            file.write(line)
+            written += len(line.encode())
+            number += 1
+    return path
+
+
+if __name__ == "__main__":
+    main()
