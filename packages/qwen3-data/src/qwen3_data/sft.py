@@ -24,8 +24,11 @@ from qwen3_data.tokenizer_facts import read_tokenizer
 from qwen3_data.workspace import Workspace, refuse_existing_outputs
 from qwen3_model.chat_pieces import ChatRenderer, EmptyThink, LossOn, Piece
 from qwen3_model.conversations import ConversationError, read_conversations
+from qwen3_model.chat_pieces import ChatRenderer, EmptyThink, LossOn, Piece
+from qwen3_model.conversations import ConversationError, read_conversations
 from qwen3_model.errors import FormatError
 from qwen3_model.files import write_text_atomically
+from qwen3_model.packing import ChatSample, Packer
 from qwen3_model.packing import ChatSample, Packer
 from qwen3_model.progress import Progress
 from qwen3_model.sft import KIND, SFT_VERSION, SftManifest
