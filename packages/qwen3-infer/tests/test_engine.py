@@ -90,7 +90,7 @@ def test_cached_logits_are_those_of_a_whole_forward_pass(golden, engine):
 
 
 def test_logits_are_the_same_decoded_read_at_once_and_in_any_batch(golden, model, engine):
-    """To the last bit with native kernels; MindSpore's operators sum in an order that depends on the shape."""
+    # To the last bit with native kernels; MindSpore's operators sum in an order that depends on the shape.
     compare = partial(np.testing.assert_allclose, rtol=0, atol=ATOL_F32)
     if isinstance(model.kernels, NativeKernels):
         compare = np.testing.assert_array_equal

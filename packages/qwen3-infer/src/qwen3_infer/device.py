@@ -11,7 +11,7 @@ class Device:
     target: str
     """CPU or Ascend."""
     kernels: str
-    """On a CPU: native for compiled C++, portable for MindSpore's operators, auto for the first that works."""
+    """On a CPU: native for C++, portable for MindSpore's operators, auto for the first that works."""
     num_threads: int
     """Of the native kernels."""
     cache_dir: Path

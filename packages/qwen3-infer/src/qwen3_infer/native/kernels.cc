@@ -26,13 +26,25 @@ constexpr int64_t kSmall = 4096;       // elements below which a second thread d
 typedef float Floats __attribute__((vector_size(64)));
 typedef uint32_t Words __attribute__((vector_size(64)));
 
+// A load that crosses a line of the cache costs two.
+struct alignas(64) Line {
+  float lanes[kLanes];
+};
+
 inline Floats load(const float* at) {
   Floats value;
   std::memcpy(&value, at, sizeof value);
   return value;
 }
 
-inline void store(float* at, Floats value) { std::memcpy(at, &value, sizeof value); }
+// Keeps a value in a register, where the compiler would load it again for each of its uses.
+inline void keep(Floats& value) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(value));
+#else
+  (void)value;
+#endif
+}
 
 // Adds lane by lane in halves, always in the same order.
 inline float sum(Floats value) {
@@ -85,9 +97,15 @@ inline void tile(const float* x, int64_t x_stride, const typename Weight::Stored
   const int64_t whole = num_inputs / kStep * kStep;
   for (int64_t k = 0; k < whole; k += kStep) {
     Floats first[NR], second[NR];
-    for (int n = 0; n < NR; ++n) Weight::widen(w + n * num_inputs + k, &first[n], &second[n]);
+    for (int n = 0; n < NR; ++n) {
+      Weight::widen(w + n * num_inputs + k, &first[n], &second[n]);
+      keep(first[n]);
+      keep(second[n]);
+    }
     for (int m = 0; m < MR; ++m) {
-      const Floats a = load(x + m * x_stride + k), b = load(x + m * x_stride + k + kLanes);
+      Floats a = load(x + m * x_stride + k), b = load(x + m * x_stride + k + kLanes);
+      keep(a);
+      keep(b);
       for (int n = 0; n < NR; ++n) {
         total[m][n] += first[n] * a;
         total[m][n] += second[n] * b;
@@ -125,9 +143,9 @@ template <typename Weight>
 void linear(const float* x, const typename Weight::Stored* w, float* y, int64_t num_rows, int64_t num_inputs,
             int64_t num_outputs) {
   const int64_t stride = round_up(num_inputs, kStep);
-  static thread_local std::vector<float> packed;
-  packed.assign(num_rows * stride, 0.0f);
-  float* const rows = packed.data();
+  static thread_local std::vector<Line> packed;
+  packed.assign(num_rows * stride / kLanes, Line{});
+  float* const rows = packed.data()->lanes;
   for_each(num_rows, kLanes, [=](int64_t m) {
     for (int64_t k = 0; k < num_inputs; ++k) rows[m * stride + Weight::place(k)] = x[m * num_inputs + k];
   });
