@@ -15,6 +15,7 @@ TINY = dataclasses.replace(
     SIZES["0.6B"], vocab_size=32, hidden_size=16, intermediate_size=24, num_layers=4, num_heads=8,
     num_kv_heads=4, head_dim=4, tie_word_embeddings=False, dtype="float32",
 )  # fmt: skip
+TIED = dataclasses.replace(TINY, tie_word_embeddings=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,7 @@ class Spec:
     pp: int = 1
     with_moments: bool = False
     shard_moments: bool = False
+    pieces_as_replicas: bool = False  # opt_shard_size -1
     remove_redundancy: bool = False
     dtype: str = "F32"
     config: Qwen3Config = TINY
@@ -48,7 +50,7 @@ def make_checkpoint(run_dir: Path, spec: Spec) -> Made:
     run_dir.mkdir(exist_ok=True)
     (run_dir / "config.json").write_text(json.dumps(spec.config.to_hf()), encoding="utf-8")
     for stage in range(spec.pp):
-        layouts = {name: _layout(name, spec) for name in whole if _stage_of(name, spec) == stage}
+        layouts = {name: _layout(name, spec) for name in whole if stage in _stages_of(name, spec)}
         for local in range(spec.dp * spec.tp):
             rank = stage * spec.dp * spec.tp + local
             write_strategy(run_dir / "strategy" / f"ckpt_strategy_rank_{rank}.ckpt", stage, layouts)
@@ -56,20 +58,23 @@ def make_checkpoint(run_dir: Path, spec: Spec) -> Made:
     return Made(run_dir / "checkpoint", run_dir / "strategy", whole)
 
 
-def _stage_of(name: str, spec: Spec) -> int:
+def _stages_of(name: str, spec: Spec) -> set[int]:
     bare = name.removeprefix("adam_m.").removeprefix("adam_v.")
     if bare.startswith("model.layers."):
-        return int(bare.split(".")[2]) * spec.pp // spec.config.num_layers
-    return 0 if "embed_tokens" in bare else spec.pp - 1
+        return {int(bare.split(".")[2]) * spec.pp // spec.config.num_layers}
+    if "embed_tokens" in bare:
+        return {0, spec.pp - 1} if spec.config.tie_word_embeddings else {0}
+    return {spec.pp - 1}
 
 
 def _layout(name: str, spec: Spec) -> TensorLayout:
     bare = name.removeprefix("adam_m.").removeprefix("adam_v.")
     tensor_map = tuple(0 if axis == "tp" else -1 for axis in placement(bare))
     cut = spec.shard_moments and bare != name and len(tensor_map) == 2
+    pieces = -1 if spec.pieces_as_replicas else spec.dp
     return TensorLayout(
         dev_matrix=(spec.dp, spec.tp), tensor_map=tensor_map,
-        opt_shard_step=spec.tp if cut else 0, opt_shard_size=spec.dp if cut else 0,
+        opt_shard_step=spec.tp if cut else 0, opt_shard_size=pieces if cut else 0,
     )  # fmt: skip
 
 

@@ -1,17 +1,14 @@
-import dataclasses
 import json
 
 import numpy as np
 import pytest
-from ckpt_samples import TINY, Spec, make_checkpoint
+from ckpt_samples import TIED, TINY, Spec, make_checkpoint
 from click.testing import CliRunner
 
 from qwen3_ckpt.cli import main
 from qwen3_ckpt.convert import open_weights
 from qwen3_model.hf_folder import open_hf_folder
 from qwen3_model.safetensors_file import NUMPY_DTYPES, from_float32
-
-TIED = dataclasses.replace(TINY, tie_word_embeddings=True)
 
 
 def run(*arguments):
@@ -170,3 +167,46 @@ def test_a_tied_models_head_must_be_its_embedding(tmp_path):
     result = run("merge", *flags)
     assert result.exit_code == 1
     assert "lm_head.weight is not the embedding, to which config.json ties it" in result.output
+
+
+def test_a_distributed_checkpoint_of_fused_weights_merges_straight_to_hugging_face(merged, tmp_path):
+    assert run("convert", tmp_path / "merged", tmp_path / "hf").exit_code == 0
+    fused = ["convert", tmp_path / "hf", tmp_path / "mf", "--to", "mindformers", "--target-mlp", "contiguous"]
+    assert run(*fused).exit_code == 0
+    flags = ["--model-parallel", 2, "--pipeline-stage", 2, "--hf-dir", tmp_path / "hf"]
+    result = run("reshard", tmp_path / "mf", tmp_path / "ranks", *flags)
+    assert result.exit_code == 0, result.output
+    flags = [
+        "--mindspore-ckpt-dir", tmp_path / "ranks" / "checkpoint", "--src-strategy-dirs",
+        tmp_path / "ranks" / "strategy", "--source-mlp", "contiguous", "--to", "hf",
+    ]  # fmt: skip
+    result = run("merge", *flags, "--output-dir", tmp_path / "back")
+    assert result.exit_code == 0, result.output
+    weights = [tmp_path / folder / "model.safetensors" for folder in ("hf", "back")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_merging_to_hugging_face_in_another_dtype_equals_merging_and_converting(merged, tmp_path):
+    assert run("convert", tmp_path / "merged", tmp_path / "two", "--dtype", "bf16").exit_code == 0
+    flags = ["--mindspore-ckpt-dir", merged.checkpoint_dir, "--src-strategy-dirs", merged.strategy_dir]
+    flags += ["--output-dir", tmp_path / "one", "--dtype", "bf16"]
+    result = run("merge", *flags)
+    assert result.exit_code == 2
+    assert "--dtype goes with --to hf" in result.output
+    assert run("merge", *flags, "--to", "hf").exit_code == 0
+    for path in (tmp_path / "two").iterdir():
+        assert path.read_bytes() == (tmp_path / "one" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize(("size", "files"), [("10KB", 5), ("9.8 KiB", 5), ("20000", 3), ("5GB", 1)])
+def test_the_largest_file_has_a_size_with_a_unit(merged, tmp_path, size, files):
+    result = run("convert", tmp_path / "merged", tmp_path / "hf", "--max-shard-size", size)
+    assert result.exit_code == 0, result.output
+    assert len(list((tmp_path / "hf").glob("*.safetensors"))) == files
+    assert open_hf_folder(tmp_path / "hf").config == TINY
+
+
+def test_a_size_that_is_none_is_a_usage_error(merged, tmp_path):
+    result = run("convert", tmp_path / "merged", tmp_path / "hf", "--max-shard-size", "5 apples")
+    assert result.exit_code == 2
+    assert "is no size such as 5GB" in result.output

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from ckpt_samples import TINY, Spec, make_checkpoint
+from ckpt_samples import TIED, TINY, Spec, make_checkpoint
 from click.testing import CliRunner
 
 from qwen3_ckpt.cli import main
@@ -26,6 +26,8 @@ SPECS = {
     "dp2tp2removed": Spec(dp=2, tp=2, with_moments=True, remove_redundancy=True),
     "dp2zero1": Spec(dp=2, with_moments=True, shard_moments=True),
     "dp2tp2zero1": Spec(dp=2, tp=2, with_moments=True, shard_moments=True),
+    "dp2tp2zero1all": Spec(dp=2, tp=2, with_moments=True, shard_moments=True, pieces_as_replicas=True),
+    "tp2pp2tied": Spec(tp=2, pp=2, config=TIED, with_moments=True),
     "dp2pp2zero1fp16": Spec(dp=2, pp=2, with_moments=True, shard_moments=True, dtype="F16"),
 }
 ORACLE = """
@@ -105,5 +107,5 @@ def test_merged_tensors_equal_mindspores_and_the_originals(runs, name):
 
 
 def test_the_specs_cover_what_can_be_cut():
-    assert {spec.config for spec in SPECS.values()} == {TINY}
+    assert {spec.config for spec in SPECS.values()} == {TINY, TIED}
     assert len(SPECS) >= 10

@@ -1,9 +1,8 @@
-import dataclasses
 import json
 
 import numpy as np
 import pytest
-from ckpt_samples import TINY, Spec, make_checkpoint
+from ckpt_samples import TIED, Spec, make_checkpoint
 from click.testing import CliRunner
 
 from qwen3_ckpt.cli import main
@@ -14,7 +13,6 @@ from qwen3_model.layout import Layout
 from qwen3_model.safetensors_file import TensorPlan, open_safetensors
 from qwen3_model.strategy import read_strategy
 
-TIED = dataclasses.replace(TINY, tie_word_embeddings=True)
 PAIRS = {
     "one to tp2": (Spec(with_moments=True), Spec(tp=2, with_moments=True)),
     "tp2 to one": (Spec(tp=2, with_moments=True), Spec(with_moments=True)),

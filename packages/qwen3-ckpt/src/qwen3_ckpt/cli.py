@@ -7,11 +7,17 @@ import click
 from qwen3_ckpt import __version__
 from qwen3_ckpt.cli_check import diff, inspect, verify
 from qwen3_ckpt.cli_lora import lora
-from qwen3_ckpt.cli_options import A_FOLDER, A_PATH, hf_dir_option, layout_options, shard_option
+from qwen3_ckpt.cli_options import (
+    A_FOLDER,
+    A_PATH,
+    DTYPES,
+    dtype_option,
+    hf_dir_option,
+    layout_options,
+    shard_option,
+)
 from qwen3_ckpt.cli_reshard import reshard
 from qwen3_model.cli_base import Commands, force_option, quiet_option
-
-DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 
 
 @click.group(cls=Commands)
@@ -49,7 +55,9 @@ for command in (diff, inspect, lora, reshard, verify):
     "--has-redundancy", type=bool, help="Whether equal tensors are in every rank; seen from the files."
 )
 @click.option("--max-process-num", type=int, help="Accepted for compatibility; one process is enough.")
+@click.option("--format", type=click.Choice(["safetensors"]), help="Accepted for compatibility.")
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would be written.")
+@dtype_option
 @layout_options("source")
 @hf_dir_option
 @shard_option
@@ -65,7 +73,9 @@ def merge(  # noqa: PLR0913 - the flags of the tool that it replaces
     check_replicas: bool,
     has_redundancy: bool | None,
     max_process_num: int | None,
+    format: str | None,
     dry_run: bool,
+    dtype: str | None,
     source_qkv: str,
     source_mlp: str,
     hf_dir: Path | None,
@@ -82,8 +92,11 @@ def merge(  # noqa: PLR0913 - the flags of the tool that it replaces
     """
     from qwen3_ckpt.fused import FusedLayout
     from qwen3_ckpt.merge import MergeRequest, check_output, merge_to_hf, merge_unified, prepare
+    from qwen3_model.errors import UsageError
 
-    del max_process_num
+    del max_process_num, format
+    if dtype and target != "hf":
+        raise UsageError("--dtype goes with --to hf; the unified layout keeps the types of the ranks")
     request = MergeRequest(
         checkpoint_dir=mindspore_ckpt_dir,
         strategy=src_strategy_dirs,
@@ -93,6 +106,7 @@ def merge(  # noqa: PLR0913 - the flags of the tool that it replaces
         hf_dir=hf_dir,
         layout=FusedLayout(source_qkv == "contiguous", source_mlp == "interleaved"),
         has_redundancy=has_redundancy,
+        dtype=DTYPES[dtype] if dtype else None,
     )
     prepared = prepare(request)
     for note in prepared.checkpoint.notes:
@@ -120,7 +134,7 @@ def merge(  # noqa: PLR0913 - the flags of the tool that it replaces
     "--to", "target", type=click.Choice(["hf", "ours", "mindformers"]), default="hf", show_default=True,
     help="A Hugging Face folder, unified files with its names, or those with fused weights.",
 )  # fmt: skip
-@click.option("--dtype", type=click.Choice(sorted(DTYPES)), help="Element type; kept by default.")
+@dtype_option
 @layout_options("source")
 @layout_options("target")
 @hf_dir_option

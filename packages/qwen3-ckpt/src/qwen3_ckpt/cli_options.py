@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,33 @@ A_FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 QKV = click.Choice(["grouped", "contiguous"])
 MLP = click.Choice(["interleaved", "contiguous"])
 
+DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
+
+
+class Size(click.ParamType):
+    """Bytes, as a number or with a unit such as 5GB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", value)
+        if not match or match[2].upper() not in UNITS or float(match[1]) == 0:
+            self.fail(f"{value!r} is no size such as 5GB, 500MB or a number of bytes", param, ctx)
+        return int(float(match[1]) * UNITS[match[2].upper()])
+
+
 shard_option = click.option(
-    "--max-shard-size", "shard_bytes", type=click.IntRange(min=1), default=5_000_000_000, show_default=True,
-    metavar="BYTES", help="Largest file of a Hugging Face folder.",
+    "--max-shard-size", "shard_bytes", type=Size(), default="5GB", show_default=True,
+    metavar="SIZE", help="Largest file of a Hugging Face folder.",
 )  # fmt: skip
+dtype_option = click.option(
+    "--dtype",
+    type=click.Choice(sorted(DTYPES)),
+    help="Element type of a Hugging Face folder; kept by default.",
+)
 hf_dir_option = click.option(
     "--hf-dir", type=A_FOLDER, help="Folder of config.json and tokenizer files; looked for beside the source."
 )

@@ -21,7 +21,7 @@ from qwen3_ckpt.hf_output import write_hf_folder
 from qwen3_ckpt.names import hf_tensors
 from qwen3_ckpt.rank_files import RankFiles, open_rank_files
 from qwen3_ckpt.replicas import check_replicas, check_samples
-from qwen3_ckpt.rows import LazyTensor
+from qwen3_ckpt.rows import LazyTensor, cast
 from qwen3_ckpt.strategies import Stages, merged_strategy, read_stages
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError
@@ -59,6 +59,8 @@ class MergeRequest:
     """Row order of fused weights, where a Hugging Face folder is made of them."""
     has_redundancy: bool | None = None
     """What the user believes about tensors that several ranks hold alike; the files decide."""
+    dtype: str | None = None
+    """BF16, F16 or F32 for a Hugging Face folder, or None to keep each tensor's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ class Prepared:
     companions: Path | None
     config: Qwen3Config | None
     layout: FusedLayout
+    dtype: str | None
 
     def size_bytes(self) -> int:
         """Return the bytes of all tensors."""
@@ -101,7 +104,7 @@ def prepare(request: MergeRequest) -> Prepared:
     config = Qwen3Config.from_dir(companions) if companions else None
     if config:
         check_shapes(checkpoint.tensors, config)
-    return Prepared(ranks, request.strategy, checkpoint, companions, config, request.layout)
+    return Prepared(ranks, request.strategy, checkpoint, companions, config, request.layout, request.dtype)
 
 
 def _redundancy_notes(ranks: RankFiles, has_redundancy: bool | None) -> list[str]:
@@ -176,6 +179,8 @@ def _model_tensors(prepared: Prepared) -> tuple[dict[str, LazyTensor], Qwen3Conf
             "with --hf-dir"
         )
     tensors = hf_tensors(prepared.checkpoint.tensors, prepared.config, prepared.layout)
+    if prepared.dtype:
+        tensors = {name: cast(tensor, prepared.dtype) for name, tensor in tensors.items()}
     return tensors, prepared.config, prepared.companions
 
 
