@@ -245,6 +245,12 @@ def test_what_has_redundancy_says_is_checked_against_the_files(made, tmp_path):
     assert "--has-redundancy" not in result.output
 
 
+def test_files_of_one_name_from_different_steps_are_seen_by_their_counters(made, tmp_path):
+    rewrite(rank_file(made, 6), lambda t: t.update({"global_step": ("I32", np.array(6, np.int32))}))
+    output = refused(made, tmp_path / "out")
+    assert "global_step in rank_6 is not that of the ranks before it; they are at different steps" in output
+
+
 def test_an_unknown_step_lists_the_known_ones(made, tmp_path):
     assert "has no step 7_7; its steps are 1_5" in refused(made, tmp_path / "out", "--file-suffix", "7_7")
 

@@ -14,6 +14,7 @@ from qwen3_model.strategy import TensorLayout
 MAX_NAMED = 8
 # Gradients that are still being accumulated belong to no checkpoint.
 DROPPED_PREFIX = "accu_grads"
+COUNTERS = ("epoch_num", "step_num", "global_step")
 
 
 @dataclass(slots=True)
@@ -107,13 +108,22 @@ def _uncovered(
     seen: set[str] = set()
     for holder in members:
         for name, info in holder.file.tensors.items():
-            if name in layouts or name in seen or name.startswith(DROPPED_PREFIX):
+            if name in layouts or name.startswith(DROPPED_PREFIX):
                 continue
-            seen.add(name)
+            where = f"rank_{first_rank + holder.rank}"
             if math.prod(info.shape) == 1:
-                result.run_state.setdefault(name, from_file(holder.file, name))
-            else:
-                yield f"{name} in rank_{first_rank + holder.rank} is not in the strategy of its stage"
+                first = result.run_state.setdefault(name, from_file(holder.file, name))
+                if name in COUNTERS and not _same_bytes(first, from_file(holder.file, name)):
+                    yield f"{name} in {where} is not that of the ranks before it; they are at different steps"
+            elif name not in seen:
+                seen.add(name)
+                yield f"{name} in {where} is not in the strategy of its stage"
+
+
+def _same_bytes(a: LazyTensor, b: LazyTensor) -> bool:
+    return a.plan == b.plan and bool(
+        (a.rows.read(0, a.rows.num_rows) == b.rows.read(0, b.rows.num_rows)).all()
+    )
 
 
 def _assemble_stage(
