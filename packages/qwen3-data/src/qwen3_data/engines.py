@@ -131,7 +131,6 @@ def load_engines(name: str, path: Path, input_bytes: int | None, *, allow_specia
 
 
 def _load_in_background(name: str, path: Path, *, allow_special: bool) -> "Future[Engine]":
-    """Return the future engine; its loading does not keep a failed command from ending."""
     future: Future[Engine] = Future()
 
     def load() -> None:
@@ -140,7 +139,7 @@ def _load_in_background(name: str, path: Path, *, allow_special: bool) -> "Futur
         except BaseException as error:
             future.set_exception(error)
 
-    threading.Thread(target=load, daemon=True).start()
+    threading.Thread(target=load).start()
     return future
 
 

@@ -12,7 +12,7 @@ from qwen3_data.records import OnError
 from qwen3_data.shares import find_share
 from qwen3_data.sources import Source, find_sources, input_size
 from qwen3_data.token_writer import choose_dtype
-from qwen3_data.tokenizer_facts import TokenizerFacts, read_tokenizer, tokenizer_path
+from qwen3_data.tokenizer_facts import TokenizerFacts, read_tokenizer
 from qwen3_data.workspace import Workspace, refuse_existing_outputs
 from qwen3_model.errors import ConfigError, Qwen3Error
 from qwen3_model.tokens import read_manifest, sibling
@@ -65,12 +65,6 @@ def preprocess(settings: Settings) -> Result:
     """
     started_s = time.monotonic()
     sources = find_sources(settings.inputs)
-    engines = load_engines(
-        settings.engine,
-        tokenizer_path(settings.tokenizer_dir),
-        input_size(sources),
-        allow_special=settings.allow_special,
-    )
     tokenizer = read_tokenizer(settings.tokenizer_dir, settings.eod_token)
     share = find_share(sources, settings.shard_index, settings.num_shards)
     prefix = share.name_of(settings.output_prefix)
@@ -85,6 +79,9 @@ def preprocess(settings: Settings) -> Result:
     run_key = _run_key(settings, sources, tokenizer)
     try:
         _check_same_run(workspace, run_key)
+        engines = load_engines(
+            settings.engine, tokenizer.path, input_size(sources), allow_special=settings.allow_special
+        )
         run = EncodeRun(settings, sources, tokenizer, share, workspace, run_key, engines)
         run.execute()
     except BaseException as error:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from qwen3_data.ahead import run_ahead
 from qwen3_data.blocks import Position, read_blocks
 from qwen3_data.encoding import Checker
-from qwen3_data.engines import Engines
+from qwen3_data.engines import Engines, load_engines
 from qwen3_data.records import BadRecordError, OnError, Reject, load_record, reject_record
 from qwen3_data.shares import find_share
 from qwen3_data.sources import Source, find_sources, input_size
@@ -24,11 +24,8 @@ from qwen3_data.tokenizer_facts import read_tokenizer
 from qwen3_data.workspace import Workspace, refuse_existing_outputs
 from qwen3_model.chat_pieces import ChatRenderer, EmptyThink, LossOn, Piece
 from qwen3_model.conversations import ConversationError, read_conversations
-from qwen3_model.chat_pieces import ChatRenderer, EmptyThink, LossOn, Piece
-from qwen3_model.conversations import ConversationError, read_conversations
 from qwen3_model.errors import FormatError
 from qwen3_model.files import write_text_atomically
-from qwen3_model.packing import ChatSample, Packer
 from qwen3_model.packing import ChatSample, Packer
 from qwen3_model.progress import Progress
 from qwen3_model.sft import KIND, SFT_VERSION, SftManifest
@@ -83,10 +80,8 @@ def write_sft(settings: SftSettings) -> tuple[Path, SftManifest, list[str]]:
     """
     sources = find_sources(settings.inputs)
     tokenizer = Qwen3Tokenizer.from_dir(settings.tokenizer_dir)
-    engine = make_engine(
-        choose_engine(settings.engine, input_size(sources)),
-        settings.tokenizer_dir / "tokenizer.json",
-        allow_special=False,
+    engines = load_engines(
+        settings.engine, settings.tokenizer_dir / "tokenizer.json", input_size(sources), allow_special=False
     )
     name = f"{settings.output_prefix.name}_sft"
     output = settings.output_prefix.with_name(name)
