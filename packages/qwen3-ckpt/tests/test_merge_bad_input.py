@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from ckpt_samples import TINY, Spec, make_checkpoint
+from ckpt_samples import TIED, TINY, Spec, make_checkpoint
 from click.testing import CliRunner
 
 from qwen3_ckpt.cli import main
@@ -141,6 +141,14 @@ def test_a_rank_of_another_run_with_other_names_is_named(made, tmp_path):
         "model.layers.3.mlp.down_proj.weight")}))  # fmt: skip
     output = refused(made, tmp_path / "out")
     assert "decoder.layers.3.mlp.linear_fc2.weight in rank_7 is not in the strategy of its stage" in output
+
+
+def test_a_tied_embedding_that_differs_between_stages_is_found_on_request(tmp_path):
+    made = make_checkpoint(tmp_path / "run", Spec(pp=2, config=TIED))
+    name = "model.embed_tokens.weight"
+    rewrite(rank_file(made, 1), lambda t: t.update({name: ("F32", t[name][1] + 1)}))
+    output = refused(made, tmp_path / "out", "--check-replicas")
+    assert f"{name} differs between the stages that hold it" in output
 
 
 def test_a_stage_without_strategy_is_named(made, tmp_path):

@@ -26,6 +26,8 @@ class Assembled:
     run_state: dict[str, LazyTensor]
     """Scalars that no strategy describes, such as global_step."""
     notes: list[str] = field(default_factory=list)
+    stage_twins: list[tuple[LazyTensor, LazyTensor]] = field(default_factory=list)
+    """Tensors that two stages hold, such as a tied embedding; the first is used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,8 @@ def _assemble_stage(
             result.tensors[name] = tensor
         elif earlier.plan != tensor.plan:
             yield f"{name} is {earlier.plan.shape} in one stage and {tensor.plan.shape} in another"
+        else:
+            result.stage_twins.append((earlier, tensor))
     result.notes += _twin_notes(members, layouts, first_rank)
 
 

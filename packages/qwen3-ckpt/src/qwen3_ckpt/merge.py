@@ -20,7 +20,7 @@ from qwen3_ckpt.fused import FusedLayout
 from qwen3_ckpt.hf_output import write_hf_folder
 from qwen3_ckpt.names import hf_tensors
 from qwen3_ckpt.rank_files import RankFiles, open_rank_files
-from qwen3_ckpt.replicas import check_replicas, check_samples
+from qwen3_ckpt.replicas import check_replicas, check_samples, check_stage_twins
 from qwen3_ckpt.rows import LazyTensor, cast
 from qwen3_ckpt.strategies import Stages, merged_strategy, read_stages
 from qwen3_model.config import Qwen3Config
@@ -98,6 +98,7 @@ def prepare(request: MergeRequest) -> Prepared:
     check_samples(ranks, stages)
     if request.check_replicas:
         check_replicas(ranks, stages)
+        check_stage_twins(checkpoint.stage_twins)
     for prefix in request.filter_out_prefixes:
         checkpoint.tensors = {n: t for n, t in checkpoint.tensors.items() if not n.startswith(prefix)}
     companions = request.hf_dir or find_companions(request.checkpoint_dir)

@@ -1,12 +1,12 @@
 """Compare the ranks that should hold the same slice."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from qwen3_ckpt.rank_files import RankFiles
-from qwen3_ckpt.rows import from_file, row_windows
+from qwen3_ckpt.rows import LazyTensor, RowSource, from_file, row_windows
 from qwen3_ckpt.strategies import Stages
 from qwen3_model.errors import WeightError
 from qwen3_model.safetensors_file import SafetensorsFile
@@ -28,6 +28,17 @@ def check_replicas(ranks: RankFiles, stages: Stages) -> None:
             raise WeightError(
                 f"{name} differs between {first.path} and {file.path}, which must hold the same"
             )
+
+
+def check_stage_twins(twins: Iterable[tuple[LazyTensor, LazyTensor]]) -> None:
+    """Compare the tensors that two stages hold whole, byte by byte.
+
+    Raises:
+        WeightError: Two stages disagree about a tensor.
+    """
+    for first, other in twins:
+        if not _equal_rows(first.rows, other.rows):
+            raise WeightError(f"{first.plan.name} differs between the stages that hold it")
 
 
 def check_samples(ranks: RankFiles, stages: Stages) -> None:
@@ -79,5 +90,8 @@ def _sample(name: str, file: SafetensorsFile) -> np.ndarray:
 
 
 def _equal(name: str, a: SafetensorsFile, b: SafetensorsFile) -> bool:
-    left, right = from_file(a, name).rows, from_file(b, name).rows
+    return _equal_rows(from_file(a, name).rows, from_file(b, name).rows)
+
+
+def _equal_rows(left: RowSource, right: RowSource) -> bool:
     return all(np.array_equal(left.read(*window), right.read(*window)) for window in row_windows(left))
