@@ -64,7 +64,7 @@ def make_model(variant: str, directory: Path) -> Qwen3ForCausalLM:
     torch.manual_seed(len(variant))
     model = Qwen3ForCausalLM(Qwen3Config(**COMMON, **VARIANTS[variant])).eval()
     with torch.no_grad():
-        for name, weight in model.named_parameters():
+        for weight in model.parameters():
             # Wide enough that the likeliest token changes all the time; norms differ from one.
             width = weight.shape[-1]
             values = torch.randn(weight.shape)
