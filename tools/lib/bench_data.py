@@ -74,10 +74,8 @@ def report(results: dict[str, list[dict]], megabytes: float) -> None:
     ours = best.get("qwen3-data", {"wall_s": float("nan")})["wall_s"]
     print("\ntool              best wall s    MB/s   times qwen3-data   peak MB (largest process)")
     for name, run in best.items():
-        speed = megabytes / run["wall_s"]
-        print(
-            f"{name:16} {run['wall_s']:12.2f} {speed:7.1f} {run['wall_s'] / ours:20.2f} {run['peak_mb']:10.0f}"
-        )
+        wall_s, peak_mb = run["wall_s"], run["peak_mb"]
+        print(f"{name:16} {wall_s:12.2f} {megabytes / wall_s:7.1f} {wall_s / ours:18.2f} {peak_mb:10.0f}")
     for name, run in best.items():
         parts = run.get("parts_s")
         if parts:

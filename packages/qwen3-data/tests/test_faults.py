@@ -1,6 +1,7 @@
 """A run that dies at any moment leaves no output, and --resume gives the bytes of an unbroken run."""
 
 import errno
+import gzip
 import json
 import os
 import random
@@ -75,6 +76,39 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(preprocess, corpus, monkey
     assert read_manifest(tmp_path / "out_text_document") == read_manifest(tmp_path / "whole_text_document")
     assert (tmp_path / "bad.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert not list(tmp_path.glob(".out*"))
+
+
+@pytest.mark.parametrize("kind", ["jsonl.gz", "json", "parquet", "two files"])
+def test_every_kind_of_input_resumes(preprocess, monkeypatch, tmp_path, kind):
+    monkeypatch.setattr("qwen3_data.blocks.BLOCK_BYTES", 4 << 10)
+    monkeypatch.setattr("qwen3_data.parquet.ROWS", 64)
+    texts = [f"text {number} " * (number % 50) for number in range(1000)]
+    raw = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    source = tmp_path / f"in.{kind}"
+    words = ("--shard-size", "4K")
+    if kind == "jsonl.gz":
+        source.write_bytes(gzip.compress(raw.encode()))
+    elif kind == "json":
+        source.write_text(json.dumps([{"text": text} for text in texts]))
+    elif kind == "parquet":
+        pyarrow = pytest.importorskip("pyarrow", exc_type=ImportError)
+        parquet = pytest.importorskip("pyarrow.parquet", exc_type=ImportError)
+        parquet.write_table(pyarrow.table({"text": texts}), source)
+    else:
+        source = tmp_path / "a.jsonl"
+        source.write_text(raw[: len(raw) // 2 + raw[len(raw) // 2 :].index("\n") + 1])
+        (tmp_path / "b.jsonl").write_text(raw[len(raw) // 2 + raw[len(raw) // 2 :].index("\n") + 1 :])
+        words = (*words, "--input", tmp_path / "b.jsonl")
+    assert preprocess(source, *words, prefix="whole").exit_code == 0
+    assert open_tokens(tmp_path / "whole_text_document").num_documents == 1000
+    for call in (12, 9, 6):
+        with monkeypatch.context() as patch:
+            die_at(patch, call, KeyboardInterrupt())
+            assert preprocess(source, *words, "--resume").exit_code != 0
+    progress = json.loads((tmp_path / ".out.partial" / "progress.json").read_text())
+    assert 0 < progress["totals"]["num_documents"] < 1000
+    assert preprocess(source, *words, "--resume").exit_code == 0
+    assert bytes_of(tmp_path) == bytes_of(tmp_path, "whole")
 
 
 def test_an_interrupted_run_is_not_forgotten(preprocess, corpus, monkeypatch, tmp_path):
