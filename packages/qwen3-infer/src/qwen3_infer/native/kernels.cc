@@ -21,6 +21,8 @@ namespace {
 constexpr int64_t kLanes = 16;
 constexpr int64_t kStep = 2 * kLanes;  // elements of a row of weights that one round takes
 constexpr int64_t kChunk = 32;         // rows of weights that a thread takes at a time
+constexpr int64_t kLittle = 1 << 17;   // multiply-adds below which a second thread does not pay
+constexpr int64_t kQueries = 32;       // queries of a head that a thread takes at a time
 constexpr int64_t kSmall = 4096;       // elements below which a second thread does not pay
 
 typedef float Floats __attribute__((vector_size(64)));
@@ -53,6 +55,32 @@ inline float sum(Floats value) {
   for (int64_t half = kLanes / 2; half > 0; half /= 2)
     for (int64_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
   return lanes[0];
+}
+
+// e to the power of each lane, to about two units in the last place; inputs beyond +-87 count as +-87.
+inline Floats exponential(Floats x) {
+  typedef int32_t Ints __attribute__((vector_size(64)));
+  const Floats most = Floats{} + 87.0f, least = Floats{} - 87.0f;
+  x = x > most ? most : x;
+  x = x < least ? least : x;
+  // x = n ln 2 + r with |r| <= ln 2 / 2. Adding 1.5 * 2^23 rounds to a whole number, which the low bits then hold.
+  const Floats shifted = x * 1.44269504f + 12582912.0f;
+  const Floats n = shifted - 12582912.0f;
+  const Floats r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  Floats value = Floats{} + 1.0f / 5040;
+  value = value * r + 1.0f / 720;
+  value = value * r + 1.0f / 120;
+  value = value * r + 1.0f / 24;
+  value = value * r + 1.0f / 6;
+  value = value * r + 0.5f;
+  value = value * r + 1.0f;
+  value = value * r + 1.0f;
+  Ints bits;
+  std::memcpy(&bits, &shifted, sizeof bits);
+  bits = (bits - 0x4b400000 + 127) << 23;
+  Floats power;
+  std::memcpy(&power, &bits, sizeof power);
+  return value * power;
 }
 
 // Calls work(i) for every i below count, `piece` of them at a time on one thread.
@@ -146,11 +174,12 @@ void linear(const float* x, const typename Weight::Stored* w, float* y, int64_t 
   static thread_local std::vector<Line> packed;
   packed.assign(num_rows * stride / kLanes, Line{});
   float* const rows = packed.data()->lanes;
-  for_each(num_rows, kLanes, [=](int64_t m) {
+  for_each(num_rows, kSmall / num_inputs + 1, [=](int64_t m) {
     for (int64_t k = 0; k < num_inputs; ++k) rows[m * stride + Weight::place(k)] = x[m * num_inputs + k];
   });
-  qwen3::Pool::shared().run((num_outputs + kChunk - 1) / kChunk, [=](int64_t chunk) {
-    const int64_t o = chunk * kChunk, count = num_outputs - o < kChunk ? num_outputs - o : kChunk;
+  const int64_t step = num_rows * num_inputs * num_outputs < kLittle ? num_outputs : kChunk;
+  qwen3::Pool::shared().run((num_outputs + step - 1) / step, [=](int64_t chunk) {
+    const int64_t o = chunk * step, count = num_outputs - o < step ? num_outputs - o : step;
     const typename Weight::Stored* part = w + o * num_inputs;
     int64_t m = 0;
     for (; m + 4 <= num_rows; m += 4)
@@ -184,25 +213,55 @@ float dot(const float* a, const float* b, int64_t size) {
   return sum(total) + rest;
 }
 
-// One query of one head over `count` keys and values.
-void attend(const float* query, const float* keys, const float* values, int64_t count, int64_t width, float* out) {
-  static thread_local std::vector<float> scores;
-  if (static_cast<int64_t>(scores.size()) < count) scores.resize(round_up(count, 256));
+// probabilities (MR, stride) times values (count, width), the values taken in their order.
+template <int MR>
+void weighted_sum(const float* probabilities, int64_t stride, const float* values, int64_t count, int64_t width,
+                  float* const* out) {
+  constexpr int NV = 4;  // vectors of a value that one pass takes
+  for (int64_t i = 0; i < width; i += NV * kLanes) {
+    const int64_t left = width - i < NV * kLanes ? width - i : NV * kLanes;
+    Floats total[MR][NV] = {};
+    for (int64_t s = 0; s < count; ++s) {
+      Floats value[NV] = {};
+      if (left == NV * kLanes)
+        for (int n = 0; n < NV; ++n) value[n] = load(values + s * width + i + n * kLanes);
+      else
+        std::memcpy(value, values + s * width + i, left * sizeof(float));
+      for (int m = 0; m < MR; ++m)
+        for (int n = 0; n < NV; ++n) total[m][n] += value[n] * probabilities[m * stride + s];
+    }
+    for (int m = 0; m < MR; ++m) std::memcpy(out[m] + i, total[m], left * sizeof(float));
+  }
+}
+
+// MR queries (MR, stride), each over its own number of keys and values, which do not decrease.
+template <int MR>
+void attend(const float* queries, int64_t stride, const float* keys, const float* values, const int64_t* counts,
+            int64_t width, float* const* out) {
+  static thread_local std::vector<Line> scratch;
+  const int64_t most = counts[MR - 1], row = round_up(most, kLanes);
+  if (static_cast<int64_t>(scratch.size()) < MR * row / kLanes) scratch.resize(MR * row / kLanes);
+  float* const scores = scratch.data()->lanes;
+  band<Float32, MR>(queries, stride, keys, most, width, scores, row);
   const float scale = 1.0f / std::sqrt(static_cast<float>(width));
-  float highest = -INFINITY, total = 0;
-  for (int64_t s = 0; s < count; ++s) {
-    scores[s] = dot(query, keys + s * width, width) * scale;
-    highest = scores[s] > highest ? scores[s] : highest;
+  for (int m = 0; m < MR; ++m) {
+    float* const mine = scores + m * row;
+    float highest = -INFINITY;
+    for (int64_t s = 0; s < counts[m]; ++s) highest = mine[s] > highest ? mine[s] : highest;
+    // What a query does not see gets weight zero, which changes no sum.
+    for (int64_t s = counts[m]; s < row; ++s) mine[s] = -INFINITY;
+    Floats sums = {};
+    for (int64_t s = 0; s < row; s += kLanes) {
+      const Floats seen = load(mine + s);
+      const Floats hidden = Floats{} - INFINITY;
+      const Floats weights = seen == hidden ? Floats{} : exponential((seen - highest) * scale);
+      sums += weights;
+      std::memcpy(mine + s, &weights, sizeof weights);
+    }
+    const float total = sum(sums);
+    for (int64_t s = 0; s < row; ++s) mine[s] /= total;
   }
-  for (int64_t s = 0; s < count; ++s) {
-    scores[s] = std::exp(scores[s] - highest);
-    total += scores[s];
-  }
-  std::memset(out, 0, width * sizeof(float));
-  for (int64_t s = 0; s < count; ++s) {
-    const float weight = scores[s] / total;
-    for (int64_t i = 0; i < width; ++i) out[i] += weight * values[s * width + i];
-  }
+  weighted_sum<MR>(scores, row, values, most, width, out);
 }
 
 }  // namespace
@@ -270,7 +329,14 @@ int qwen3_swiglu(int num_params, void** params, int* num_dims, int64_t** shapes,
   float* y = static_cast<float*>(params[2]);
   int64_t size = 1;
   for (int i = 0; i < num_dims[0]; ++i) size *= shapes[0][i];
-  for_each(size, kSmall, [=](int64_t i) { y[i] = gate[i] / (1.0f + std::exp(-gate[i])) * up[i]; });
+  for_each((size + kLanes - 1) / kLanes, kSmall / kLanes, [=](int64_t number) {
+    const int64_t at = number * kLanes, count = size - at < kLanes ? size - at : kLanes;
+    Floats a = {}, b = {};
+    std::memcpy(&a, gate + at, count * sizeof(float));
+    std::memcpy(&b, up + at, count * sizeof(float));
+    const Floats product = a / (1.0f + exponential(-a)) * b;
+    std::memcpy(y + at, &product, count * sizeof(float));
+  });
   return 0;
 }
 
@@ -305,21 +371,37 @@ int qwen3_cached_attention(int num_params, void** params, int* num_dims, int64_t
   const int64_t width = shapes[0][1], batch = shapes[6][0], length = shapes[6][1], tokens = batch * length;
   const int64_t num_heads = shapes[0][0] / tokens, num_kv_heads = shapes[1][0] / tokens;
   const int64_t group = num_heads / num_kv_heads;
-  qwen3::Pool::shared().run(batch * num_kv_heads, [=](int64_t pair) {
-    const int64_t b = pair / num_kv_heads, j = pair % num_kv_heads;
-    const int32_t* places = slots + pair * length;
-    for (int64_t l = 0; l < length; ++l) {
-      const int64_t row = (b * length + l) * num_kv_heads + j;
-      std::memcpy(keys + places[l] * width, k + row * width, width * sizeof(float));
-      std::memcpy(values + places[l] * width, v + row * width, width * sizeof(float));
-    }
-    for (int64_t l = 0; l < length; ++l) {
-      const int64_t position = positions[b * length + l];
-      const float* key = keys + (places[l] - position) * width;
-      const float* value = values + (places[l] - position) * width;
-      for (int64_t g = 0; g < group; ++g) {
+  const int64_t pairs = batch * num_kv_heads, queries = length * group, stride = round_up(width, kStep);
+  for_each(pairs * length, kSmall / width + 1, [=](int64_t number) {
+    const int64_t pair = number / length, b = pair / num_kv_heads, j = pair % num_kv_heads, l = number % length;
+    const int64_t row = (b * length + l) * num_kv_heads + j;
+    std::memcpy(keys + slots[number] * width, k + row * width, width * sizeof(float));
+    std::memcpy(values + slots[number] * width, v + row * width, width * sizeof(float));
+  });
+  const int64_t pieces = (queries + kQueries - 1) / kQueries;
+  qwen3::Pool::shared().run(pairs * pieces, [=](int64_t number) {
+    const int64_t pair = number / pieces, b = pair / num_kv_heads, j = pair % num_kv_heads;
+    const int64_t start = number % pieces * kQueries, end = start + kQueries < queries ? start + kQueries : queries;
+    const int64_t base = (slots[pair * length] - positions[b * length]) * width;
+    static thread_local std::vector<Line> packed;
+    packed.assign(4 * stride / kLanes, Line{});
+    float* const rows = packed.data()->lanes;
+    for (int64_t first = start; first < end; first += 4) {
+      int64_t counts[4];
+      float* to[4];
+      const int64_t count = end - first < 4 ? end - first : 4;
+      for (int64_t m = 0; m < count; ++m) {
+        const int64_t l = (first + m) / group, g = (first + m) % group;
         const int64_t row = (b * length + l) * num_heads + j * group + g;
-        attend(q + row * width, key, value, position + 1, width, out + row * width);
+        std::memcpy(rows + m * stride, q + row * width, width * sizeof(float));
+        counts[m] = positions[b * length + l] + 1;
+        to[m] = out + row * width;
+      }
+      switch (count) {
+        case 4: attend<4>(rows, stride, keys + base, values + base, counts, width, to); break;
+        case 3: attend<3>(rows, stride, keys + base, values + base, counts, width, to); break;
+        case 2: attend<2>(rows, stride, keys + base, values + base, counts, width, to); break;
+        default: attend<1>(rows, stride, keys + base, values + base, counts, width, to); break;
       }
     }
   });
