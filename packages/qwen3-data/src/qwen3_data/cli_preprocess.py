@@ -12,6 +12,19 @@ from qwen3_model.errors import UsageError
 UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
 
 
+NOT_NEEDED = {
+    "lang": "sentences of every language are split alike",
+    "partitions": "one run uses all cores and keeps the order; --num-shards divides it among machines",
+    "log_interval": "progress is shown all the time",
+    "keep_sequential_samples": "the order is always that of the input",
+    "trust_remote_code": "no code of a tokenizer's folder is ever run",
+    "vocab_file": "tokenizer.json of --tokenizer-dir holds the vocabulary",
+    "merges_file": "tokenizer.json of --tokenizer-dir holds the merges",
+    "tokenizer_file": "tokenizer.json of --tokenizer-dir is read",
+}
+"""Flags of mindformers' script that say what is the case anyway."""
+
+
 class ByteSize(click.ParamType):
     """A number of bytes: 1000000, 256M, 2G."""
 
@@ -97,6 +110,10 @@ class ManyValues(click.Command):
 )
 @click.option("--dtype", type=click.Choice(["auto", "int32", "uint16"]), default="auto", show_default=True)
 @click.option("--allow-special", is_flag=True, help="<|im_end|> and the like in the text mean the tokens.")
+@click.option(
+    "--split-sentences", is_flag=True, help="One sequence per sentence; files are named PREFIX_KEY_sentence."
+)
+@click.option("--keep-newlines", is_flag=True, help="White space between sentences stays with the first.")
 @click.option("--on-error", type=click.Choice(["fail", "skip"]), default="fail", show_default=True)
 @click.option(
     "--rejects",
@@ -115,6 +132,14 @@ class ManyValues(click.Command):
 )
 @click.option("--shard-index", type=int, default=0, show_default=True, help="Which part this machine takes.")
 @click.option("--num-shards", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--lang", type=click.Choice(["english", "chinese"]), hidden=True)
+@click.option("--partitions", type=click.IntRange(min=1), hidden=True)
+@click.option("--log-interval", type=click.IntRange(min=1), hidden=True)
+@click.option("--keep-sequential-samples", is_flag=True, hidden=True)
+@click.option("--trust-remote-code", is_flag=True, hidden=True)
+@click.option("--vocab-file", hidden=True)
+@click.option("--merges-file", hidden=True)
+@click.option("--tokenizer-file", hidden=True)
 @force_option()
 @quiet_option()
 def preprocess_command(
@@ -133,6 +158,9 @@ def preprocess_command(
       srun qwen3-data preprocess --input big.jsonl --output-prefix data/big --tokenizer-dir Qwen3-0.6B \\
           --shard-index $SLURM_ARRAY_TASK_ID --num-shards 16
     """
+    for name in NOT_NEEDED:
+        if options.pop(name):
+            click.echo(f"note: --{name.replace('_', '-')} is not needed here: {NOT_NEEDED[name]}", err=True)
     if workers is not None:
         # Both encoders take the size of their thread pool from here, once.
         os.environ["RAYON_NUM_THREADS"] = str(workers)

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +11,10 @@ import orjson
 
 from qwen3_data.ahead import run_ahead
 from qwen3_data.blocks import Position, read_blocks
-from qwen3_data.encoding import Checker, Encoded, encode_batches
+from qwen3_data.encoding import Checker, Cut, Encoded, encode_batches
 from qwen3_data.engines import Engines
 from qwen3_data.records import RecordParser, Reject
+from qwen3_data.sentences import split_sentences
 from qwen3_data.shares import Share
 from qwen3_data.sources import Source
 from qwen3_data.token_writer import TokenWriter, WriterState, choose_dtype
@@ -45,9 +47,9 @@ class Totals:
     """Of the rejects file that is being written."""
 
 
-def output_names(prefix: Path, keys: Sequence[str]) -> list[str]:
+def output_names(prefix: Path, keys: Sequence[str], *, sentences: bool) -> list[str]:
     """Return the names of the token files of each key, without ending."""
-    return [f"{prefix.name}_{key}_document" for key in keys]
+    return [f"{prefix.name}_{key}_{'sentence' if sentences else 'document'}" for key in keys]
 
 
 class EncodeRun:
@@ -65,7 +67,7 @@ class EncodeRun:
     ) -> None:
         self.settings, self.sources, self.tokenizer = settings, sources, tokenizer
         self.share, self.workspace = share, workspace
-        self.names = output_names(workspace.prefix, settings.json_keys)
+        self.names = output_names(workspace.prefix, settings.json_keys, sentences=settings.split_sentences)
         self.run_key = run_key
         self.engines = engines
         self.engine_name = ""
@@ -103,7 +105,7 @@ class EncodeRun:
             for key, writer in writers.items():
                 writer.finish()
                 self.totals.num_tokens += writer.num_tokens
-                self.totals.num_empty += writer.num_documents - writer.num_sequences
+                self.totals.num_empty += writer.num_empty
                 self._write_manifest(key, writer)
         finally:
             for writer in writers.values():
@@ -124,7 +126,7 @@ class EncodeRun:
             checker = None
             if self.engines.reference is not None:
                 checker = Checker(self.engines.reference, splits=tokenizer.splits)
-            encode = encode_batches(parsed, engine, splits=tokenizer.splits, checker=checker)
+            encode = encode_batches(parsed, engine, splits=tokenizer.splits, checker=checker, cut=self._cut())
             with (
                 run_ahead(encode, AHEAD) as encoded,
                 Progress("preprocess", self.share.size_bytes or None, "B", quiet=settings.quiet) as progress,
@@ -146,6 +148,11 @@ class EncodeRun:
                 "encode": encoded.busy_s - parsed.waited_s,
                 "write": sum(writer.busy_s for writer in writers.values()),
             }
+
+    def _cut(self) -> Cut | None:
+        if not self.settings.split_sentences:
+            return None
+        return partial(split_sentences, keep_newlines=self.settings.keep_newlines)
 
     def _count(self, part: Encoded, progress: Progress) -> bool:
         """Count a part; return whether a batch ends with it, so that a resume point may follow."""

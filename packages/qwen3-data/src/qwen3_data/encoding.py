@@ -1,6 +1,6 @@
 """Texts to ids: long texts in pieces, and a sample of every run compared with the reference encoder."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -11,7 +11,10 @@ from qwen3_data.engines import Engine
 from qwen3_data.long_text import LongText
 from qwen3_data.records import Batch
 from qwen3_data.splitting import head_of_text, split_stream, split_text
+from qwen3_data.token_writer import DOCUMENT, OPEN, SEQUENCE
 from qwen3_model.errors import FormatError
+
+Cut = Callable[[str], list[str]]
 
 PIECE_CHARS = 1 << 19
 """Longer texts are cut, so that all cores share them and memory stays bounded."""
@@ -30,8 +33,8 @@ class Encoded:
     key: str
     ids_T: NDArray[np.uint32]
     offsets: NDArray[np.int64]
-    ends: NDArray[np.bool_]
-    """Whether a document ends with each piece."""
+    ends: NDArray[np.uint8]
+    """What ends with each piece: OPEN, SEQUENCE or DOCUMENT."""
     num_chars: int
     finished: Batch | None
     """The batch that ends here; None for what comes before."""
@@ -64,42 +67,60 @@ class Checker:
 
 
 def encode_batches(
-    batches: Iterator[Batch], engine: Engine, *, splits: bool, checker: Checker | None
+    batches: Iterator[Batch], engine: Engine, *, splits: bool, checker: Checker | None, cut: Cut | None = None
 ) -> Iterator[Encoded]:
-    """Yield the ids of each batch, in pieces of at most about CHUNK_CHARS."""
-    nothing = (np.empty(0, dtype=np.uint32), np.zeros(1, dtype=np.int64), np.empty(0, dtype=bool))
+    """Yield the ids of each batch, in pieces of at most about CHUNK_CHARS.
+
+    Args:
+        batches: Texts.
+        engine: Encodes them.
+        splits: Whether long texts may be cut at borders.
+        checker: Compares samples.
+        cut: Makes the sentences of a text, each a sequence; None for one sequence per document.
+    """
+    nothing = (np.empty(0, dtype=np.uint32), np.zeros(1, dtype=np.int64), np.empty(0, dtype=np.uint8))
     for batch in batches:
         for key, texts in batch.texts.items():
-            for pieces, ends in _chunks(texts, splits=splits):
+            for pieces, ends in _chunks(texts, cut, splits=splits):
                 ids_T, offsets = engine.encode(pieces)
                 if checker is not None:
                     checker.check(pieces, ids_T, offsets)
-                yield Encoded(key, ids_T, offsets, np.array(ends, dtype=bool), sum(map(len, pieces)), None)
+                yield Encoded(
+                    key, ids_T, offsets, np.array(ends, dtype=np.uint8), sum(map(len, pieces)), None
+                )
         yield Encoded(key, *nothing, 0, batch)
 
 
-def _chunks(texts: Sequence[str | LongText], *, splits: bool) -> Iterator[tuple[list[str], list[bool]]]:
+def _chunks(
+    texts: Sequence[str | LongText], cut: Cut | None, *, splits: bool
+) -> Iterator[tuple[list[str], list[int]]]:
     pieces: list[str] = []
-    ends: list[bool] = []
+    ends: list[int] = []
     held = 0
     for text in texts:
-        if isinstance(text, LongText) and not splits:
+        if isinstance(text, LongText) and (cut is not None or not splits):
             text = "".join(text.chunks())
+        if cut is not None and isinstance(text, str):
+            sentences = cut(text) or [""]
+            pieces += sentences
+            ends += [SEQUENCE] * (len(sentences) - 1) + [DOCUMENT]
+            held += len(text)
+            continue
         if isinstance(text, str) and (len(text) <= PIECE_CHARS or not splits):
             pieces.append(text)
-            ends.append(True)
+            ends.append(DOCUMENT)
             held += len(text)
         else:
             for piece in _pieces(text):
                 pieces.append(piece)
-                ends.append(False)
+                ends.append(OPEN)
                 held += len(piece)
                 if held >= CHUNK_CHARS:
                     yield pieces, ends
                     pieces, ends, held = [], [], 0
             # An empty piece closes the document, whether or not its last piece went out already.
             pieces.append("")
-            ends.append(True)
+            ends.append(DOCUMENT)
         if held >= CHUNK_CHARS:
             yield pieces, ends
             pieces, ends, held = [], [], 0

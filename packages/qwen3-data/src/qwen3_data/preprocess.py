@@ -29,6 +29,8 @@ class Settings:
     append_eod: bool = True
     eod_token: str = "<|endoftext|>"
     allow_special: bool = False
+    split_sentences: bool = False
+    keep_newlines: bool = False
     engine: str = "auto"
     dtype: str = "auto"
     on_error: OnError = "fail"
@@ -68,7 +70,10 @@ def preprocess(settings: Settings) -> Result:
     tokenizer = read_tokenizer(settings.tokenizer_dir, settings.eod_token)
     share = find_share(sources, settings.shard_index, settings.num_shards)
     prefix = share.name_of(settings.output_prefix)
-    outputs = [prefix.with_name(name) for name in output_names(prefix, settings.json_keys)]
+    outputs = [
+        prefix.with_name(name)
+        for name in output_names(prefix, settings.json_keys, sentences=settings.split_sentences)
+    ]
     choose_dtype(settings.dtype, tokenizer.vocab_size)
     resumes = settings.resume and Workspace.has_progress(prefix)
     if settings.resume and not resumes and _is_done(outputs, sources, tokenizer):
@@ -98,6 +103,7 @@ def _run_key(settings: Settings, sources: list[Source], tokenizer: TokenizerFact
         "tokenizer": tokenizer.sha256,
         "json-keys": list(settings.json_keys),
         "eod-token": tokenizer.eod_id if settings.append_eod else None,
+        "split-sentences": [settings.split_sentences, settings.keep_newlines],
         "allow-special": settings.allow_special,
         "dtype": settings.dtype,
         "max-docs": settings.max_docs,

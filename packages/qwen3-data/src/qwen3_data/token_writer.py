@@ -18,6 +18,8 @@ COPY_VALUES = 1 << 20
 
 INT32 = np.dtype("<i4")
 INT64 = np.dtype("<i8")
+OPEN, SEQUENCE, DOCUMENT = 0, 1, 2
+"""What ends with a piece of text; a document's end is its last sequence's too."""
 MAX_SEQUENCE = np.iinfo(np.int32).max
 UINT16_BELOW_VOCAB = 65500
 """Megatron's limit: smaller vocabularies are stored in two bytes."""
@@ -45,6 +47,7 @@ class WriterState:
     bin_bytes: int = 0
     num_sequences: int = 0
     num_documents: int = 0
+    num_empty: int = 0
 
 
 class TokenWriter:
@@ -59,7 +62,10 @@ class TokenWriter:
         self.num_sequences, self.num_documents = state.num_sequences, state.num_documents
         self.busy_s = 0.0
         """Time spent in `add`."""
+        self.num_empty = state.num_empty
+        """Documents without a sequence."""
         self._open_tokens = 0
+        self._documents_end = state.num_sequences
         self._bin = _open_at(stem.with_name(stem.name + ".bin"), state.bin_bytes)
         self._lengths = _open_at(stem.with_name(stem.name + ".lengths"), 4 * state.num_sequences)
         self._documents = _open_at(stem.with_name(stem.name + ".documents"), 8 * state.num_documents)
@@ -72,21 +78,22 @@ class TokenWriter:
     @property
     def state(self) -> WriterState:
         """Where a later run can go on; only between documents."""
-        return WriterState(self.bin_bytes, self.num_sequences, self.num_documents)
+        return WriterState(self.bin_bytes, self.num_sequences, self.num_documents, self.num_empty)
 
-    def add(self, ids_T: NDArray[np.uint32], offsets: NDArray[np.int64], ends: NDArray[np.bool_]) -> None:
+    def add(self, ids_T: NDArray[np.uint32], offsets: NDArray[np.int64], ends: NDArray[np.uint8]) -> None:
         """Append pieces of documents.
 
         Args:
             ids_T: Ids of all pieces.
             offsets: Begin of each piece in `ids_T`, and the end of the last.
-            ends: Whether a document ends with each piece; an open one goes on with the next call.
+            ends: What ends with each piece: OPEN (goes on with the next call), SEQUENCE or DOCUMENT.
 
         Raises:
             FormatError: A document has more tokens than the index can say.
         """
         begin_s = time.perf_counter()
-        stops = offsets[1:][ends]
+        stops = offsets[1:][ends != OPEN]
+        closes = ends[ends != OPEN] == DOCUMENT
         lengths = np.diff(stops, prepend=0)
         if len(stops):
             lengths[0] += self._open_tokens
@@ -95,14 +102,15 @@ class TokenWriter:
             self._open_tokens += int(offsets[-1])
         holds_text = lengths > 0
         if self.eod_id is not None:
-            ids_T = _insert(ids_T, stops[holds_text], self.eod_id, self.dtype)
-            lengths[holds_text] += 1
+            last = holds_text & closes
+            ids_T = _insert(ids_T, stops[last], self.eod_id, self.dtype)
+            lengths[last] += 1
         if len(lengths) and lengths.max() > MAX_SEQUENCE:
             raise FormatError(
                 f"document {self.num_documents + int(lengths.argmax())} has {lengths.max()} tokens, more "
                 f"than the {MAX_SEQUENCE} that an index can hold; cut it in two"
             )
-        self._append(ids_T, lengths, holds_text)
+        self._append(ids_T, lengths[holds_text], np.cumsum(holds_text, dtype=INT64)[closes])
         self.busy_s += time.perf_counter() - begin_s
 
     def add_document(self, ids_T: NDArray[np.uint32], lengths: NDArray[np.int64]) -> None:
@@ -123,13 +131,17 @@ class TokenWriter:
         _write_all(self._bin, raw)
         self.bin_bytes += len(raw)
 
-    def _append(self, ids_T: NDArray[Any], lengths: NDArray[np.int64], holds_text: NDArray[np.bool_]) -> None:
+    def _append(self, ids_T: NDArray[Any], lengths: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
+        """Append sequences; `counts` says how many of them are written when each document ends."""
         self._append_bin(ids_T)
-        _write_all(self._lengths, lengths[holds_text].astype(INT32).tobytes())
-        counts = self.num_sequences + np.cumsum(holds_text, dtype=INT64)
-        _write_all(self._documents, counts.tobytes())
-        self.num_sequences += int(holds_text.sum())
-        self.num_documents += len(lengths)
+        _write_all(self._lengths, lengths.astype(INT32).tobytes())
+        counts += self.num_sequences
+        _write_all(self._documents, counts.astype(INT64).tobytes())
+        if len(counts):
+            self.num_empty += int(np.count_nonzero(np.diff(counts, prepend=self._documents_end) == 0))
+            self._documents_end = int(counts[-1])
+        self.num_sequences += len(lengths)
+        self.num_documents += len(counts)
 
     def sync(self) -> None:
         """Bring everything to the disk."""

@@ -54,7 +54,7 @@ class Manifest:
     num_documents: int
     """Records of the input that were kept, empty ones included."""
     num_sequences: int
-    """Documents that hold at least one token."""
+    """Documents that hold at least one token, or their sentences."""
     num_tokens: int
     """End-of-document tokens included."""
     sources: tuple[str, ...]
