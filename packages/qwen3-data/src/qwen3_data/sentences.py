@@ -1,8 +1,8 @@
 """Texts cut into sentences, for `--split-sentences`.
 
 A rule of its own, not NLTK's trained one: a sentence ends after `.`, `!` or `?` before a space and a capital,
-digit or quote, after a Chinese or Japanese full stop, and at an empty line; not after common abbreviations and
-initials.
+digit or quote, after a Chinese or Japanese full stop, and at an empty line; not after common
+abbreviations and initials.
 """
 
 import re
@@ -27,8 +27,8 @@ def split_sentences(text: str, *, keep_newlines: bool) -> list[str]:
 
     Args:
         text: A document.
-        keep_newlines: Whether white space after a sentence stays with it, so that the sentences joined are the
-            text; else it is left out.
+        keep_newlines: Whether white space after a sentence stays with it, so that the sentences joined are
+            the text; else it is left out.
     """
     sentences = []
     begin = 0
