@@ -1,6 +1,10 @@
-"""Tiny models with what transformers generates from them (`tools/parity_generate.py`), and a demo folder."""
+"""Tiny models with what transformers generates from them, as `tools/parity` wrote it, and a demo folder.
+
+QWEN3_GENERATIONS_DIR names another run's golden files.
+"""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +19,13 @@ from qwen3_infer.settings import Decoding
 from qwen3_model.config import Qwen3Config
 from qwen3_model.safetensors_file import TensorPlan, write_safetensors
 
-GOLDEN_DIR = Path(__file__).parent / "golden"
+GOLDEN_DIR = Path(os.environ.get("QWEN3_GENERATIONS_DIR", Path(__file__).parent / "golden"))
+
+
+@pytest.fixture(scope="session")
+def golden_distributions():
+    """Return logits and what transformers' logits processors make of them."""
+    return json.loads((GOLDEN_DIR / "distributions.json").read_text("utf-8"))
 
 
 @pytest.fixture(scope="session", params=["tied", "yarn"])

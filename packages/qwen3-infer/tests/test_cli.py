@@ -39,7 +39,7 @@ def test_help_is_quick_and_has_an_example(arguments):
     times = []
     for _ in range(3):
         started_s = time.perf_counter()
-        found = python("-m", "qwen3_infer.cli", *arguments)
+        found = python("-m", "qwen3_infer", *arguments)
         times.append(time.perf_counter() - started_s)
     assert found.returncode == 0
     assert "generate" in found.stdout

@@ -132,7 +132,3 @@ def generate(
 def _num_threads() -> int:
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     return int(wanted) if wanted.isdigit() and int(wanted) > 0 else len(os.sched_getaffinity(0))
-
-
-if __name__ == "__main__":
-    main()
