@@ -53,6 +53,8 @@ X86, ARM = Target(11, "x86_64"), Target(11, "aarch64")
     [
         ("a-1-py3-none-any.whl", X86, True),
         ("a-1-py2.py3-none-any.whl", ARM, True),
+        ("a-1-py310-none-any.whl", X86, True),
+        ("a-1-py312-none-any.whl", X86, False),
         ("a-1-cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64.whl", X86, True),
         ("a-1-cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64.whl", ARM, False),
         ("a-1-cp312-cp312-manylinux_2_17_x86_64.whl", X86, False),
@@ -66,6 +68,11 @@ X86, ARM = Target(11, "x86_64"), Target(11, "aarch64")
 )
 def test_wheel_tags_are_read_as_pip_reads_them(file, target, fits):
     assert (rank_for(file, target) is not None) == fits
+
+
+def test_a_wheel_for_this_python_goes_before_one_for_an_older():
+    assert rank_for("a-1-py311-none-any.whl", X86) > rank_for("a-1-py310-none-any.whl", X86)
+    assert rank_for("a-1-py310-none-any.whl", X86) > rank_for("a-1-py3-none-any.whl", X86)
 
 
 def test_a_build_for_the_machine_goes_before_one_for_any():

@@ -74,15 +74,22 @@ def rank_for(file: str, target: Target) -> tuple[int, ...] | None:
         python_rank = 2
     elif "abi3" in abis.split(".") and _oldest_minor(pythons) <= target.python_minor:
         python_rank = 1
-    elif "py3" in pythons.split(".") and abis == "none":
+    elif abis == "none" and _pure_minor(pythons, target) is not None:
         python_rank = 0
     else:
         return None
+    newest = _pure_minor(pythons, target) or 0
     tags = [tag for tag in platforms.split(".") if tag.endswith(f"_{target.machine}")]
     glibcs = [minor for minor in map(_glibc, tags) if minor is not None]
     if glibcs:
-        return 1, python_rank, -min(glibcs)
-    return (0, python_rank, 0) if platforms == "any" else None
+        return 1, python_rank, -min(glibcs), newest
+    return (0, python_rank, 0, newest) if platforms == "any" else None
+
+
+def _pure_minor(pythons: str, target: Target) -> int | None:
+    """Return the newest Python, 0 for any 3, that `py3` or `py311` names and the target is not older than."""
+    minors = [int(tag[3:] or 0) for tag in pythons.split(".") if re.fullmatch(r"py3\d*", tag)]
+    return max((minor for minor in minors if minor <= target.python_minor), default=None)
 
 
 def _oldest_minor(pythons: str) -> int:

@@ -157,7 +157,7 @@ REFUSED = [
     ({"load_checkpoint": "/nowhere"}, [], "/nowhere does not exist"),
     ({"pretrained_model_dir": "/nowhere"}, [], "pretrained_model_dir=/nowhere is not a folder"),
     ({"resume_training": True}, [], "no whole checkpoint"),
-    ({"train_dataset__data_loader__type": "HFDataLoader"}, [], "type='HFDataLoader' is not implemented"),
+    ({"train_dataset__data_loader__type": "MindDataset"}, [], "type='MindDataset' is not implemented"),
     ({"model__model_config": {"vocab_size": 64}}, [], "model.model_config lacks .*hidden_size"),
     ({"model__model_config__kv_channels": 16}, [], "kv_channels=16 and 8 under another name"),
     ({"learning_rat": 1}, [], "unknown key learning_rat"),

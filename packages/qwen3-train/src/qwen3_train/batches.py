@@ -12,7 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3_model.errors import FormatError
-from qwen3_train.gpt_dataset import Dataset, DocumentOptions, Sample, make_sample
+from qwen3_train.gpt_dataset import DocumentOptions, GptData, Sample, make_sample
+from qwen3_train.sft_dataset import SftDataset
+
+Dataset = GptData | SftDataset
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,7 @@ def step_batches(
     Raises:
         FormatError: The data hold an id that the model has no row for.
     """
-    samples = [make_sample(dataset.text(number), options) for number in plan.samples(step)]
+    samples = [read_sample(dataset, number, options) for number in plan.samples(step)]
     counted = int(sum(sample.loss_mask_L.sum() for sample in samples))
     size = plan.micro_batch
     parts = [samples[first : first + size] for first in range(0, len(samples), size)]
@@ -89,7 +92,7 @@ def evaluation_batches(
     """
     for first in range(0, num_samples, batch):
         numbers = range(first, min(first + batch, num_samples))
-        samples = [make_sample(dataset.text(number), options) for number in numbers]
+        samples = [read_sample(dataset, number, options) for number in numbers]
         counted = int(sum(sample.loss_mask_L.sum() for sample in samples))
         while len(samples) < batch:
             blank = samples[0]
@@ -100,6 +103,13 @@ def evaluation_batches(
                 )
             )  # fmt: skip
         yield _stack(samples, options, 1, vocab_size), counted
+
+
+def read_sample(dataset: Dataset, number: int, options: DocumentOptions) -> Sample:
+    """Return a row of `dataset`; instruction data bring their labels, masks and borders along."""
+    if isinstance(dataset, SftDataset):
+        return dataset.sample(number)
+    return make_sample(dataset.text(number), options)
 
 
 def _stack(samples: list[Sample], options: DocumentOptions, counted: int, vocab_size: int) -> Batch:

@@ -43,8 +43,8 @@ def read_data(section: Mapping[str, Any]) -> DataSettings:
     kind = loader.get("type") or "BlendedMegatronDatasetDataLoader"
     if kind != "BlendedMegatronDatasetDataLoader":
         raise ConfigError(
-            f"{LOADER}.type={kind!r} is not implemented in this version; use "
-            "BlendedMegatronDatasetDataLoader with token files made by qwen3-data preprocess"
+            f"{LOADER}.type={kind!r} is not implemented; use BlendedMegatronDatasetDataLoader with token "
+            "files of qwen3-data preprocess, SftFileDataLoader with those of qwen3-data sft, or HFDataLoader"
         )
     config = loader.get("config") or {}
     seq_length = config.get("seq_length")

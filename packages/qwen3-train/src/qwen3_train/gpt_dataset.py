@@ -83,12 +83,12 @@ class BlendedDataset:
         return self.datasets[int(self.files_N[number])].text(int(self.numbers_N[number]))
 
 
-Dataset = GptDataset | BlendedDataset
+GptData = GptDataset | BlendedDataset
 
 
 def build_dataset(
     blend: Blend, split: str | None, part: str, *, seq_length: int, num_samples: int | None, seed: int
-) -> Dataset | None:
+) -> GptData | None:
     """Open the files of `blend` and index the samples of one part of the split.
 
     Args:

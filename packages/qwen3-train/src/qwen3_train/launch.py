@@ -52,7 +52,13 @@ def _start(run: PreparedRun, config: RunConfig, log: RunLog) -> None:
         f"{plan.steps_per_epoch} steps)"
     )
     write_text_atomically(settings.output_dir / RESOLVED_CONFIG, config.to_yaml())
-    write_model_files(settings.output_dir, settings.model, settings.hf_dir)
+    write_model_files(
+        settings.output_dir,
+        settings.model,
+        settings.hf_dir,
+        tokenizer_dir=settings.tokenizer_dir,
+        stop_ids=run.stop_ids,
+    )
     log.line("importing MindSpore and compiling; the first step takes a while")
     from qwen3_train.trainer import set_up_device, train
 

@@ -1,29 +1,19 @@
 """All that can be known and refused before MindSpore is imported: data, steps, learning rates, space."""
 
-import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
-from qwen3_model.errors import ConfigError, FormatError
+from qwen3_model.errors import ConfigError
 from qwen3_model.files import require_free_space
-from qwen3_model.tokens import Manifest, TokenFile, open_tokens, read_manifest
-from qwen3_train.batches import BatchPlan
-from qwen3_train.blend import Blend
+from qwen3_train.batches import BatchPlan, Dataset
 from qwen3_train.checkpoint import TrainState, choose_checkpoint, read_state
-from qwen3_train.gpt_dataset import Dataset, DocumentOptions, build_dataset
+from qwen3_train.data_settings import DataSettings
+from qwen3_train.gpt_dataset import DocumentOptions
 from qwen3_train.lr_schedule import Schedule, make_schedule
 from qwen3_train.run_folder import refuse_used_folder, restore_replaced
 from qwen3_train.settings import TrainSettings
-
-FINGERPRINT_BYTES = 1 << 20
-"""Bytes at either end of a token file that its fingerprint reads, besides all document lengths."""
-SCAN_LIMIT_BYTES = 2 << 30
-"""Token files without manifest are searched for too large ids up to here; later ones are met step by step."""
-SCAN_BLOCK = 1 << 24
-"""Ids looked at at once."""
+from qwen3_train.sft_prepare import prepare_sft
+from qwen3_train.token_data import prepare_tokens
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +34,8 @@ class PreparedRun:
     """Of the data, their order and the batch size; a resumed run must have the same."""
     resume_path: Path | None
     """Checkpoint to continue from."""
+    stop_ids: tuple[int, ...]
+    """Tokens at which the trained model's answers end; empty where the data are no conversations."""
     notes: tuple[str, ...]
     """Sentences for the log."""
 
@@ -61,29 +53,32 @@ def prepare_run(settings: TrainSettings, *, force: bool) -> PreparedRun:
     refuse_used_folder(settings.output_dir, force=force, resume=settings.resume)
     _check_weights(settings)
     notes: list[str] = []
-    options = _document_options(settings, notes)
-    if settings.model.eos_token_id is None and options.eod is not None:
-        # Text ends where documents end, so generation should stop there.
-        settings = replace(settings, model=replace(settings.model, eos_token_id=options.eod))
-    train, valid = _datasets(settings)
-    plan = _plan(settings, train)
+    if isinstance(settings.data, DataSettings):
+        data = prepare_tokens(settings, settings.data, notes)
+    else:
+        data = prepare_sft(settings, settings.data, notes)
+    if settings.model.eos_token_id is None and data.eos_id is not None:
+        # Text ends where documents or answers end, so generation should stop there.
+        settings = replace(settings, model=replace(settings.model, eos_token_id=data.eos_id))
+    plan = _plan(settings, data.train)
     last_step = min(plan.num_steps, settings.stop_step or plan.num_steps)
-    fingerprint = _fingerprint(settings, plan)
+    fingerprint = data.fingerprint(plan.global_batch)
     resume_path = _resume_path(settings, fingerprint, last_step, notes)
     # Weights and two moments in float32, and one more checkpoint while the new one is written.
     checkpoint_bytes = settings.model.num_parameters() * 12
     require_free_space(settings.output_dir, checkpoint_bytes * (settings.keep_max + 1))
     return PreparedRun(
         settings=settings,
-        train=train,
-        valid=valid,
-        num_valid=0 if valid is None else min(len(valid), settings.data.num_valid or len(valid)),
-        options=options,
+        train=data.train,
+        valid=data.valid,
+        num_valid=data.num_valid,
+        options=data.options,
         plan=plan,
         last_step=last_step,
         schedule=make_schedule(settings.lr_schedule, plan.num_steps),
         fingerprint=fingerprint,
         resume_path=resume_path,
+        stop_ids=data.stop_ids,
         notes=tuple(notes),
     )
 
@@ -100,104 +95,6 @@ def _check_weights(settings: TrainSettings) -> None:
             f"max_position_embeddings={settings.model.max_position_embeddings}; shorten one or raise the "
             "other"
         )
-
-
-def _document_options(settings: TrainSettings, notes: list[str]) -> DocumentOptions:
-    data = settings.data
-    manifests = []
-    for prefix in _prefixes(settings):
-        tokens, manifest = open_tokens(Path(prefix)), read_manifest(Path(prefix))
-        if manifest is None:
-            notes.append(
-                f"{prefix} has no manifest (.json), so its tokenizer and end-of-document id are not checked"
-            )
-            _check_largest_id(tokens, prefix, settings.model.vocab_size)
-        else:
-            _check_manifest(manifest, prefix, settings)
-            manifests.append(manifest)
-    eod = data.eod if data.eod is not None else next((manifest.eod_id for manifest in manifests), None)
-    if eod is not None and data.pad == eod:
-        raise ConfigError(
-            f"pad={data.pad} is also the end-of-document id, which would lose its meaning; use pad: -1"
-        )
-    asked = data.eod_mask_loss or data.reset_position_ids or data.separate_documents
-    if asked and eod is None:
-        raise ConfigError(
-            "eod_mask_loss, reset_position_ids and reset_attention_mask need the end-of-document id: eod"
-        )
-    if asked and manifests and not any(manifest.eod_appended for manifest in manifests):
-        notes.append(
-            "the data have no end-of-document ids (made with --no-append-eod), so document options do nothing"
-        )
-    return DocumentOptions(
-        eod=eod,
-        pad=data.pad,
-        eod_mask_loss=data.eod_mask_loss,
-        reset_position_ids=data.reset_position_ids,
-        separate_documents=data.separate_documents,
-    )
-
-
-def _check_manifest(manifest: Manifest, prefix: str, settings: TrainSettings) -> None:
-    if manifest.vocab_size > settings.model.vocab_size:
-        raise ConfigError(
-            f"{prefix} was made with {manifest.tokenizer_name}, a vocabulary of {manifest.vocab_size}, "
-            f"but the model has vocab_size={settings.model.vocab_size}; use data of the model's "
-            "tokenizer or raise vocab_size"
-        )
-    if settings.data.eod is not None and settings.data.eod != manifest.eod_id:
-        raise ConfigError(
-            f"eod={settings.data.eod} but documents of {prefix} end with {manifest.eod_id}; set "
-            f"--train_dataset.data_loader.config.eod {manifest.eod_id} or leave it out"
-        )
-    tokenizer = settings.hf_dir / "tokenizer.json" if settings.hf_dir else None
-    if tokenizer is not None and tokenizer.is_file():
-        digest = hashlib.sha256(tokenizer.read_bytes()).hexdigest()
-        if manifest.tokenizer_sha256 and manifest.tokenizer_sha256 != digest:
-            raise ConfigError(
-                f"{prefix} was made with another tokenizer ({manifest.tokenizer_name}) than {tokenizer}; "
-                "preprocess the data with the model's own"
-            )
-
-
-def _check_largest_id(tokens: TokenFile, prefix: str, vocab_size: int) -> None:
-    ids = tokens.ids[: SCAN_LIMIT_BYTES // tokens.dtype.itemsize]
-    for first in range(0, len(ids), SCAN_BLOCK):
-        largest = int(ids[first : first + SCAN_BLOCK].max())
-        if largest >= vocab_size:
-            raise ConfigError(
-                f"{prefix}.bin holds id {largest}, but the model has vocab_size={vocab_size}; use data of "
-                "the model's tokenizer or raise vocab_size"
-            )
-
-
-def _datasets(settings: TrainSettings) -> tuple[Dataset, Dataset | None]:
-    data = settings.data
-    train = build_dataset(
-        data.train,
-        data.split,
-        "train",
-        seq_length=data.seq_length,
-        num_samples=data.num_train,
-        seed=data.seed,
-    )
-    if train is None or len(train) == 0:
-        raise ConfigError(f"split={data.split!r} leaves nothing to train on")
-    if not settings.do_eval:
-        return train, None
-    if data.valid is None:
-        raise ConfigError(
-            f"do_eval=True but split={data.split!r} leaves no valid part; use for example split: '95, 5, 0'"
-        )
-    valid = build_dataset(
-        data.valid,
-        data.split,
-        "valid",
-        seq_length=data.seq_length,
-        num_samples=data.num_valid,
-        seed=data.seed,
-    )
-    return train, valid
 
 
 def _plan(settings: TrainSettings, train: Dataset) -> BatchPlan:
@@ -243,36 +140,3 @@ def _read_state(path: Path) -> TrainState:
     from qwen3_model.safetensors_file import open_safetensors
 
     return read_state(open_safetensors(path))
-
-
-def _fingerprint(settings: TrainSettings, plan: BatchPlan) -> str:
-    """Hash what decides which tokens each step sees; not the paths, so that data may move."""
-    data, digest = settings.data, hashlib.sha256()
-    for prefix in data.train.prefixes:
-        tokens = open_tokens(Path(prefix))
-        digest.update(np.ascontiguousarray(tokens.sequence_lengths).tobytes())
-        _hash_ends(Path(f"{prefix}.bin"), digest.update)
-    told = (data.train.weights, data.split, data.seq_length, data.num_train, data.seed, plan.global_batch)
-    options = (data.pad, data.eod_mask_loss, data.reset_position_ids, data.separate_documents)
-    digest.update(repr((told, options)).encode())
-    return digest.hexdigest()[:16]
-
-
-def _hash_ends(path: Path, update: Callable[[bytes], None]) -> None:
-    size = path.stat().st_size
-    update(str(size).encode())
-    with path.open("rb") as file:
-        update(file.read(FINGERPRINT_BYTES))
-        file.seek(max(0, size - FINGERPRINT_BYTES))
-        update(file.read(FINGERPRINT_BYTES))
-
-
-def _prefixes(settings: TrainSettings) -> list[str]:
-    blends: list[Blend] = [settings.data.train]
-    if settings.do_eval and settings.data.valid is not None:
-        blends.append(settings.data.valid)
-    prefixes = list(dict.fromkeys(prefix for blend in blends for prefix in blend.prefixes))
-    for prefix in prefixes:
-        if prefix.endswith((".bin", ".idx")):
-            raise FormatError(f"{prefix}: give the path without .bin or .idx, as {prefix[:-4]}")
-    return prefixes

@@ -2,9 +2,10 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import OutputExistsError
@@ -69,17 +70,41 @@ def _move(source: Path, target: Path) -> None:
             (source / name).replace(target / name)
 
 
-def write_model_files(output_dir: Path, config: Qwen3Config, hf_dir: Path | None) -> None:
-    """Write config.json and generation_config.json, and copy the tokenizer of `hf_dir`."""
+def write_model_files(
+    output_dir: Path,
+    config: Qwen3Config,
+    hf_dir: Path | None,
+    *,
+    tokenizer_dir: Path | None = None,
+    stop_ids: Sequence[int] = (),
+) -> None:
+    """Write config.json and generation_config.json, and copy the tokenizer.
+
+    Args:
+        output_dir: Folder of the run.
+        config: Of the model.
+        hf_dir: Folder whose tokenizer and generation config are taken over.
+        tokenizer_dir: Folder of the tokenizer, if it is another.
+        stop_ids: Tokens that end an answer besides those that `hf_dir` states.
+    """
+    tokenizer_dir = tokenizer_dir or hf_dir
     write_text_atomically(output_dir / "config.json", json.dumps(config.to_hf(), indent=2) + "\n")
-    for name in TOKENIZER_FILES if hf_dir else ():
-        _copy(hf_dir, output_dir, name)
+    for name in TOKENIZER_FILES if tokenizer_dir else ():
+        _copy(tokenizer_dir, output_dir, name)
+    stated: dict[str, Any]
     if hf_dir and (hf_dir / "generation_config.json").is_file():
-        _copy(hf_dir, output_dir, "generation_config.json")
-        return
-    raw = config.to_hf()
-    ids = ("bos_token_id", "eos_token_id", "pad_token_id")
-    stated = {key: raw[key] for key in ids if raw.get(key) is not None}
+        if not stop_ids:
+            _copy(hf_dir, output_dir, "generation_config.json")
+            return
+        stated = json.loads((hf_dir / "generation_config.json").read_text(encoding="utf-8"))
+    else:
+        raw = config.to_hf()
+        ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+        stated = {key: raw[key] for key in ids if raw.get(key) is not None}
+    if stop_ids:
+        held = stated.get("eos_token_id", [])
+        held = held if isinstance(held, list) else [held]
+        stated["eos_token_id"] = list(dict.fromkeys((*held, *stop_ids)))
     write_text_atomically(output_dir / "generation_config.json", json.dumps(stated, indent=2) + "\n")
 
 

@@ -44,19 +44,34 @@ GPT_DATASET: dict[str, Any] = {
     "path_to_cache": NO_EFFECT, "num_dataset_builder_threads": NO_EFFECT,
 }  # fmt: skip
 
+HANDLER: dict[str, Any] = {
+    "type": TEXT,
+    "seq_length": COUNT, "padding": FLAG, "pack_strategy": TEXT, "prompt_style": TEXT, "loss_on": TEXT,
+    "empty_think": TEXT, "too_long": TEXT, "on_bad_record": TEXT,
+    "tokenizer": {
+        "pretrained_model_dir": TEXT, "trust_remote_code": NO_EFFECT, "padding_side": NO_EFFECT,
+        "type": NO_EFFECT,
+    },
+    # Arguments of the dataset's own methods.
+    "n": COUNT, "seed": COUNT, "num_shards": COUNT, "index": COUNT, "column_names": ANY,
+    "original_column_name": TEXT, "new_column_name": TEXT, "column_mapping": ANY,
+}  # fmt: skip
+
 DATA_LOADER: dict[str, Any] = {
     "type": TEXT, "datasets_type": Key((str,), ("GPTDataset",)), "sizes": Key((list,)), "config": GPT_DATASET,
     # HFDataLoader.
-    "load_func": ANY, "path": ANY, "split": ANY, "data_files": ANY, "create_attention_mask": ANY,
-    "create_compressed_eod_mask": ANY, "compressed_eod_mask_length": ANY, "use_broadcast_data": ANY,
-    "shuffle": ANY, "handler": ANY,
+    "load_func": TEXT, "path": TEXT, "name": TEXT, "data_dir": TEXT, "split": TEXT, "data_files": ANY,
+    "shuffle": FLAG, "handler": [HANDLER], "cache_dir": TEXT,
+    # The mask follows from the packs; every rank reads for itself.
+    "create_attention_mask": NO_EFFECT, "create_compressed_eod_mask": NO_EFFECT,
+    "compressed_eod_mask_length": NO_EFFECT, "use_broadcast_data": NO_EFFECT,
 }  # fmt: skip
 
 DATASET: dict[str, Any] = {
     "data_loader": DATA_LOADER, "drop_remainder": Key((bool,), (True,)),
     "input_columns": NO_EFFECT, "construct_args_key": NO_EFFECT, "num_parallel_workers": NO_EFFECT,
     "prefetch_size": NO_EFFECT, "python_multiprocessing": NO_EFFECT, "numa_enable": NO_EFFECT,
-    "seed": NO_EFFECT,
+    "seed": COUNT,
 }  # fmt: skip
 
 LR_SCHEDULE: dict[str, Any] = {

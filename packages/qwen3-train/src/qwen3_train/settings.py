@@ -11,6 +11,7 @@ from qwen3_model.layout import Layout
 from qwen3_model.run_config import RunConfig
 from qwen3_train.adam_settings import AdamSettings
 from qwen3_train.data_settings import DataSettings, read_data
+from qwen3_train.hf_settings import HfDataSettings, SftFileSettings, read_hf_data, read_sft_file
 from qwen3_train.model_settings import read_model
 
 
@@ -45,7 +46,7 @@ class TrainSettings:
     lr_schedule: Mapping[str, Any]
     max_grad_norm: float | None
     """Clip the global norm to this; None for no clipping."""
-    data: DataSettings
+    data: DataSettings | HfDataSettings | SftFileSettings
     do_eval: bool
     eval_every: int | None
     """Steps between evaluations; None for only before the first and after the last step."""
@@ -58,6 +59,12 @@ class TrainSettings:
     """Checkpoints to keep."""
     recompute: bool
 
+    @property
+    def tokenizer_dir(self) -> Path | None:
+        """Folder of the tokenizer that the run's folder gets a copy of."""
+        own = self.data.tokenizer_dir if isinstance(self.data, HfDataSettings) else None
+        return own or self.hf_dir
+
 
 def read_settings(config: RunConfig, *, worker_num: int = 1) -> TrainSettings:
     """Turn a YAML that the schema has passed into settings.
@@ -67,7 +74,7 @@ def read_settings(config: RunConfig, *, worker_num: int = 1) -> TrainSettings:
     """
     problems: list[str] = []
     hf_dir = _path(config.get("pretrained_model_dir"))
-    data = _collect(problems, read_data, config.get("train_dataset") or {})
+    data = _collect(problems, _data, config.get("train_dataset") or {})
     model = None
     if hf_dir is not None and not hf_dir.is_dir():
         problems.append(f"pretrained_model_dir={hf_dir} is not a folder; give a Hugging Face model folder")
@@ -109,6 +116,13 @@ def read_settings(config: RunConfig, *, worker_num: int = 1) -> TrainSettings:
         keep_max=monitor.get("keep_checkpoint_max") or 1,
         recompute=bool(config.get("recompute_config.recompute", False)),
     )
+
+
+def _data(section: Mapping[str, Any]) -> DataSettings | HfDataSettings | SftFileSettings:
+    kind = (section.get("data_loader") or {}).get("type")
+    if kind == "HFDataLoader":
+        return read_hf_data(section)
+    return read_sft_file(section) if kind == "SftFileDataLoader" else read_data(section)
 
 
 def default_device() -> str:

@@ -24,7 +24,9 @@ RECENT_STEPS = 20
 
 def set_up_device(device: str, *, graph_mode: bool) -> None:
     """Choose device and mode; call once, before any tensor is made."""
-    ms.set_device(device)
+    # Choosing again is an error once something has run.
+    if ms.get_context("device_target") != device:
+        ms.set_device(device)
     ms.set_context(mode=ms.GRAPH_MODE if graph_mode else ms.PYNATIVE_MODE)
 
 

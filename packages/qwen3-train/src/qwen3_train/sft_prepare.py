@@ -1,0 +1,77 @@
+"""Instruction data of a run, checked against its model; free of MindSpore."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from qwen3_model.errors import ConfigError
+from qwen3_model.sft import open_sft
+from qwen3_model.tokenizer import Qwen3Tokenizer
+from qwen3_train.hf_settings import HfDataSettings, SftFileSettings
+from qwen3_train.run_data import RunData
+from qwen3_train.settings import TrainSettings
+from qwen3_train.sft_dataset import SHIFTED, SftDataset, SftSamples
+from qwen3_train.sft_samples import make_samples
+
+
+def prepare_sft(settings: TrainSettings, data: HfDataSettings | SftFileSettings, notes: list[str]) -> RunData:
+    """Make or open the samples that `data` describes; `notes` gets sentences for the log.
+
+    Raises:
+        ConfigError, FormatError: Data, tokenizer and model do not fit each other.
+    """
+    if settings.do_eval:
+        raise ConfigError("do_eval=True needs held-out data, which instruction data lack; set it to False")
+    if isinstance(data, SftFileSettings):
+        tokenizer, samples = _from_file(data, settings.hf_dir)
+    else:
+        tokenizer = _tokenizer(data.tokenizer_dir or settings.hf_dir)
+        samples, told = make_samples(data, tokenizer)
+        notes += told
+    if tokenizer.vocab_size > settings.model.vocab_size:
+        raise ConfigError(
+            f"the tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens, but the model has "
+            f"vocab_size={settings.model.vocab_size}; use the model's own tokenizer or raise vocab_size"
+        )
+    seed = data.seed if data.shuffle else None
+    return RunData(
+        train=SftDataset(samples, data.seq_length, tokenizer.pad_id, seed),
+        valid=None,
+        num_valid=0,
+        options=SHIFTED,
+        eos_id=tokenizer.eos_id,
+        stop_ids=tuple(dict.fromkeys((tokenizer.eos_id, tokenizer.pad_id))),
+        fingerprint=lambda global_batch: _fingerprint(samples, data.seq_length, seed, global_batch),
+    )
+
+
+def _fingerprint(samples: SftSamples, seq_length: int, seed: int | None, global_batch: int) -> str:
+    told = f"{samples.digest()} {seq_length} {seed} {global_batch}"
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def _tokenizer(directory: Path | None) -> Qwen3Tokenizer:
+    if directory is None:
+        raise ConfigError(
+            "instruction data need a tokenizer; give pretrained_model_dir, or tokenizer.pretrained_model_dir "
+            "in the AlpacaInstructDataHandler"
+        )
+    return Qwen3Tokenizer.from_dir(directory)
+
+
+def _from_file(data: SftFileSettings, hf_dir: Path | None) -> tuple[Qwen3Tokenizer, SftSamples]:
+    file = open_sft(data.prefix)
+    tokenizer = _tokenizer(hf_dir)
+    if tokenizer.sha256 != file.manifest.tokenizer_sha256:
+        raise ConfigError(
+            f"{data.prefix} was made with another tokenizer ({file.manifest.tokenizer_name}) than {hf_dir}; "
+            "make the instruction data again with the model's own"
+        )
+    samples = SftSamples(
+        file.tokens.ids[: file.tokens.num_tokens],
+        file.mask_T,
+        np.asarray(file.tokens.sequence_lengths, np.int32),
+        np.asarray(file.tokens.document_indices, np.int64),
+    )
+    return tokenizer, samples

@@ -1,0 +1,82 @@
+"""Write what transformers makes of conversations for the trainer's tests; needs an environment of its own.
+
+Usage: PYTHONPATH=packages/qwen3-model/src make_sft_golden.py TOKENIZER_DIR OUT.json
+
+Ids come from transformers' chat template of TOKENIZER_DIR, labels from the places of the special tokens in
+them, losses from transformers' Qwen3 with this project's random weights, which shifts the labels itself.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import AutoTokenizer, Qwen3ForCausalLM
+from transformers import Qwen3Config as HfConfig
+
+from qwen3_model.config import Qwen3Config
+from qwen3_model.fresh_weights import init_weights
+
+SEED = 3
+MODEL = {
+    "vocab_size": 4096, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-6, "tie_word_embeddings": True, "initializer_range": 0.2,
+}  # fmt: skip
+CONVERSATIONS = [
+    [{"role": "user", "content": "Name the colour of the sky."}, {"role": "assistant", "content": "Blue."}],
+    [
+        {"role": "system", "content": "You are brief."},
+        {"role": "user", "content": "2 + 2?"},
+        {"role": "assistant", "content": "4"},
+        {"role": "user", "content": "And doubled?"},
+        {"role": "assistant", "content": "8", "reasoning_content": "Twice 4 is 8."},
+    ],
+    [
+        {"role": "user", "content": "\u540c\u4e49\u8bcd\n\n\u60ca\u4eba\u5730"},
+        {"role": "assistant", "content": "\u4ee4\u4eba\u60ca\u5947\u5730\n\u610f\u5916\u5730"},
+    ],
+]  # fmt: skip
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+    model = tiny_model()
+    samples = []
+    for messages in CONVERSATIONS:
+        ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+        labels = assistant_labels(tokenizer, ids)
+        loss = model(torch.tensor([ids]), labels=torch.tensor([labels])).loss.item()
+        samples.append({"messages": messages, "ids": ids, "labels": labels, "loss": loss})
+    told = {"transformers": transformers.__version__, "seed": SEED, "model": MODEL, "samples": samples}
+    Path(sys.argv[2]).write_text(json.dumps(told) + "\n", encoding="utf-8")
+
+
+def assistant_labels(tokenizer: AutoTokenizer, ids: list[int]) -> list[int]:
+    start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    header = [start, *tokenizer.encode("assistant\n", add_special_tokens=False)]
+    labels, at = [-100] * len(ids), 0
+    while at < len(ids):
+        if ids[at : at + len(header)] == header:
+            first, last = at + len(header), ids.index(end, at)
+            labels[first : last + 1] = ids[first : last + 1]
+            at = last
+        at += 1
+    return labels
+
+
+def tiny_model() -> Qwen3ForCausalLM:
+    theta = {"rope_type": "default", "rope_theta": 10000.0}
+    model = Qwen3ForCausalLM(HfConfig(**MODEL, rope_parameters=theta, attn_implementation="eager"))
+    config = Qwen3Config.from_hf(MODEL | {"rope_theta": 10000.0, "model_type": "qwen3"})
+    with torch.no_grad():
+        held = dict(model.named_parameters())
+        for name, values in init_weights(config, SEED):
+            held[name].copy_(torch.from_numpy(values))
+    return model.eval()
+
+
+if __name__ == "__main__":
+    main()
