@@ -18,6 +18,8 @@ helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]
 (folder / f"pids_{rank}.tmp").rename(folder / f"pids_{rank}")
 sys.stdout.write(f"prefix {sys.prefix} threads {os.environ['OMP_NUM_THREADS']}\n")
 if rank == "1":
+    while not (folder / "pids_0").exists():  # Rank 0 may be ended with this one before it has begun
+        time.sleep(0.01)
     if deed == "raise":
         raise ValueError("the second rank does not like this\nand says so at length")
     if deed == "refuse":
