@@ -6,6 +6,7 @@ import click
 
 from qwen3_model.cli_base import CONTEXT, Commands, force_option
 from qwen3_train import __version__
+from qwen3_train.cli_inspect import inspect_data
 from qwen3_train.cli_plan import plan
 
 
@@ -16,6 +17,7 @@ def main() -> None:
 
 
 main.add_command(plan)
+main.add_command(inspect_data)
 
 
 @main.command(context_settings=CONTEXT | {"ignore_unknown_options": True})

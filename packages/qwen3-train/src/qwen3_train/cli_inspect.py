@@ -1,0 +1,46 @@
+"""The `inspect-data` command."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from qwen3_model.cli_base import CONTEXT
+
+
+@click.command("inspect-data", context_settings=CONTEXT | {"ignore_unknown_options": True})
+@click.option(
+    "--config",
+    "config_path",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The run's YAML.",
+)
+@click.option("--samples", default=2, show_default=True, type=click.IntRange(min=1), help="How many to show.")
+@click.option("--first", default=0, show_default=True, type=click.IntRange(min=0), help="The first of them.")
+@click.option("--table", is_flag=True, help="One line per position: id, token, position, label.")
+@click.option("--color/--no-color", default=None, help="Green for learned, or [[ ]]; default: by terminal.")
+@click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
+def inspect_data(
+    config_path: Path,
+    samples: int,
+    first: int,
+    overrides: tuple[str, ...],
+    *,
+    table: bool,
+    color: bool | None,
+) -> None:
+    """Print training samples as the model sees them: tokens, loss, positions, document borders.
+
+    Any key of the YAML is overridden with --key.key VALUE.
+
+    \b
+    Example:
+      qwen3-train inspect-data --config configs/qwen3/finetune_qwen3_0.6b_4k.yaml --samples 1 \\
+        --train_dataset.data_loader.data_files alpaca.jsonl --pretrained_model_dir Qwen3-0.6B
+    """
+    from qwen3_train.inspect_data import inspect_data as lines_of
+
+    is_colored = sys.stdout.isatty() if color is None else color
+    for line in lines_of(config_path, overrides, first=first, count=samples, table=table, color=is_colored):
+        click.echo(line, color=is_colored)
