@@ -159,6 +159,21 @@ def test_a_file_of_prompts_gives_text_and_records(run, make_demo_folder, tmp_pat
     assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()] == records
 
 
+def test_several_completions_of_a_prompt_with_their_log_probabilities(run, make_demo_folder, tmp_path):
+    found = run(
+        "--pretrained-model-dir", make_demo_folder(), "--predict-data", "Once", "--predict-data", "Twice",
+        "--predict-batch-size", 4, "--num-return-sequences", 2, "--temperature", 1.5, "--max-new-tokens", 4,
+        "--logprobs", "--output", "out.jsonl",
+    )  # fmt: skip
+    assert found.exit_code == 0, found.output
+    records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()]
+    assert [(record["index"], record["sample"]) for record in records] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert records[0]["completion_ids"] != records[1]["completion_ids"]
+    for record in records:
+        assert len(record["logprobs"]) == len(record["completion_ids"]) == 4
+        assert max(record["logprobs"]) < 0
+
+
 def test_one_prompt_streams_and_chat_uses_the_template(run, make_demo_folder, tmp_path):
     found = run(
         "--pretrained-model-dir", make_demo_folder(), "--predict-data", "Hi <|im_end|>",

@@ -1,5 +1,8 @@
 """The loop with an engine that stands for a model: the next token is known, and so is who asked for it."""
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -109,3 +112,19 @@ def test_nan_logits_are_an_error(make_request, tokenizer):
 
     with pytest.raises(WeightError, match="the model computes NaN"):
         list(generate([make_request([1])], Broken(1), tokenizer))
+
+
+def test_log_probabilities_are_the_models_own(make_request, tokenizer):
+    request = make_request([9], new_tokens=3, temperature=0.5, top_k=1)
+    request = replace(request, decoding=replace(request.decoding, logprobs=True))
+    (done,) = generate([request], Counter(1), tokenizer)
+    # One logit is 3, the others 0.
+    assert done.logprobs == pytest.approx([3 - math.log(math.exp(3) + VOCAB - 1)] * 3, rel=1e-6)
+
+
+def test_samples_of_a_prompt_differ_and_each_is_repeatable(make_request, tokenizer):
+    requests = [replace(make_request([9], new_tokens=12, temperature=2.0), sample=n) for n in range(3)]
+    together = [done.ids for done in generate(requests, Counter(2), tokenizer)]
+    (alone,) = generate(requests[1:2], Counter(1), tokenizer)
+    assert len(set(together)) == 3
+    assert alone.ids in together

@@ -93,6 +93,13 @@ def test_stop_ids_add_to_the_models(tmp_path):
         ),
         ({}, ("stray",), UsageError, "unexpected argument 'stray'"),
         ({"max_new_tokens": 0}, (), ConfigError, "max_new_tokens=0 must be at least 1"),
+        (
+            {"num_return_sequences": 2},
+            (),
+            ConfigError,
+            "num_return_sequences=2 must be at least 1, and 1 when the",
+        ),
+        ({"num_return_sequences": 0}, (), ConfigError, "num_return_sequences=0 must be at least 1"),
         ({"temperature": -1.0}, (), ConfigError, "temperature=-1.0 is no sampling value"),
         ({"stop": ("",)}, (), ConfigError, "stop=[''] must be texts that are not empty"),
     ],

@@ -43,6 +43,10 @@ SETTING_OPTIONS = (
     click.option(
         "--presence-penalty", type=float, help="Subtracted from logits of tokens already generated."
     ),
+    click.option("--num-return-sequences", type=int, help="Completions of each prompt.  [default: 1]"),
+    click.option(
+        "--logprobs/--no-logprobs", default=None, help="With --output: each token's log-probability."
+    ),
     click.option("--seed", type=int, help="Of the random numbers.  [default: 0]"),
     click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be repeated."),
     click.option(

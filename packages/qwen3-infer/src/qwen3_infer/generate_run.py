@@ -96,7 +96,7 @@ def _generate_all(
         output.say("\n")
     if not output.quiet:
         output.note(_speed(completions, time.monotonic() - started_s))
-    return sorted(completions, key=lambda completion: completion.request.index)
+    return sorted(completions, key=lambda done: (done.request.index, done.request.sample))
 
 
 def _speed(completions: list[Completion], elapsed_s: float) -> str:

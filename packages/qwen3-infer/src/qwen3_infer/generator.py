@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from qwen3_infer.requests import Request
-from qwen3_infer.sampling import choose, make_generator
+from qwen3_infer.sampling import choose, log_probability, make_generator
 from qwen3_infer.text_stream import TextStream
 from qwen3_model.errors import WeightError
 from qwen3_model.tokenizer import Qwen3Tokenizer
@@ -43,6 +43,8 @@ class Completion:
     """Their text, up to the stop string or the end-of-text token."""
     finish_reason: str
     """"stop" for an end-of-text token or a stop string, "length" otherwise."""
+    logprobs: tuple[float, ...] = ()
+    """The model's log-probability of each token, before any penalty, temperature or cut; if asked for."""
 
 
 @dataclass(slots=True)
@@ -51,6 +53,7 @@ class _Row:
     rng: np.random.Generator
     stream: TextStream
     ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
 
 
 def generate(
@@ -93,7 +96,7 @@ def generate(
 
 def _new_row(request: Request, tokenizer: Qwen3Tokenizer) -> _Row:
     stream = TextStream(tokenizer, request.decoding.stop_strings)
-    return _Row(request, make_generator(request.seed, request.index), stream)
+    return _Row(request, make_generator(request.seed, request.index, request.sample), stream)
 
 
 def _inputs(rows: Sequence[_Row | None]) -> tuple[np.ndarray, np.ndarray]:
@@ -115,6 +118,8 @@ def _accept(
         raise WeightError("the model computes NaN or infinity; check its weights with qwen3-model verify")
     token = choose(logits_V, decoding.sampling, row.rng, request.prompt_ids, row.ids)
     row.ids.append(token)
+    if decoding.logprobs:
+        row.logprobs.append(log_probability(logits_V, token))
     is_end = token in decoding.stop_ids
     piece = "" if is_end else row.stream.push(token)
     is_end = is_end or row.stream.is_stopped
@@ -131,4 +136,5 @@ def _accept(
         ids=tuple(row.ids),
         text=row.stream.text,
         finish_reason="stop" if is_end else "length",
+        logprobs=tuple(row.logprobs),
     )

@@ -17,6 +17,8 @@ class Request:
 
     index: int
     """Place in the input, from 0."""
+    sample: int = 0
+    """Which of the completions of that prompt."""
     prompt: Prompt
     """As the user wrote it."""
     prompt_ids: tuple[int, ...]
@@ -26,7 +28,7 @@ class Request:
     decoding: Decoding
     """How tokens are chosen and when to stop."""
     seed: int
-    """Of the run; the request's random numbers depend on it and on `index` alone."""
+    """Of the run; the request's random numbers depend on it, `index` and `sample` alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,21 +66,23 @@ def make_requests(
         ConfigError: A prompt is too long for the context; the numbers are in the message.
         FormatError: A prompt is empty or is no Unicode text, or a conversation is not asked for with --chat.
     """
-    requests = []
+    requests: list[Request] = []
     for index, prompt in enumerate(prompts):
         ids = encode_prompt(prompt, folder.tokenizer, form)
         ids, max_new_tokens = _fit(
             ids, decoding, folder.config.max_position_embeddings, prompt.where, truncate=truncate
         )
-        requests.append(
+        requests.extend(
             Request(
                 index=index,
+                sample=sample,
                 prompt=prompt,
                 prompt_ids=tuple(ids),
                 max_new_tokens=max_new_tokens,
                 decoding=decoding,
                 seed=seed,
             )
+            for sample in range(decoding.num_sequences)
         )
     return requests
 

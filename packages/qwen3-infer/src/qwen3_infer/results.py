@@ -30,6 +30,8 @@ def make_record(completion: Completion, *, chat: bool) -> dict[str, Any]:
     """Return one line of the results file."""
     request = completion.request
     record: dict[str, Any] = {"index": request.index}
+    if request.decoding.num_sequences > 1:
+        record["sample"] = request.sample
     if request.prompt.id is not None:
         record["id"] = request.prompt.id
     if request.prompt.text is not None:
@@ -40,11 +42,14 @@ def make_record(completion: Completion, *, chat: bool) -> dict[str, Any]:
     record["completion"] = answer
     if reasoning is not None:
         record["reasoning"] = reasoning
-    return record | {
+    record |= {
         "finish_reason": completion.finish_reason,
         "prompt_tokens": len(request.prompt_ids),
         "completion_tokens": len(completion.ids),
     }
+    if request.decoding.logprobs:
+        record |= {"completion_ids": list(completion.ids), "logprobs": list(completion.logprobs)}
+    return record
 
 
 def write_records(path: Path, completions: Sequence[Completion], *, chat: bool) -> None:

@@ -48,9 +48,9 @@ def _require(condition: bool, name: str, value: float, rule: str) -> None:
         raise ConfigError(f"{name}={value!r} is no sampling value; it must be {rule}")
 
 
-def make_generator(seed: int, index: int) -> np.random.Generator:
-    """Return the random numbers of request `index`, which are independent of every other request's."""
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index])))
+def make_generator(seed: int, index: int, sample: int = 0) -> np.random.Generator:
+    """Return the random numbers of one sample of prompt `index`, independent of every other's."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index, sample])))
 
 
 def choose(

@@ -31,6 +31,7 @@ PREDICT: dict[str, Any] = {
         "do_sample": FLAG, "temperature": NUMBER, "top_k": COUNT, "top_p": NUMBER, "min_p": NUMBER,
         "repetition_penalty": NUMBER, "presence_penalty": NUMBER, "max_new_tokens": COUNT,
         "stop": Key((str, list)), "stop_ids": Key((list,)), "chat": FLAG, "thinking": FLAG,
+        "num_return_sequences": COUNT, "logprobs": FLAG,
     },
     "runner_config": NO_EFFECT,
     "context": {

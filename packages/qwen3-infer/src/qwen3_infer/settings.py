@@ -55,6 +55,10 @@ class Decoding:
     """Tokens that end a completion."""
     stop_strings: tuple[str, ...]
     """Texts that end a completion and are cut off."""
+    num_sequences: int = 1
+    """Completions of each prompt."""
+    logprobs: bool = False
+    """Whether the model's log-probability of each token is kept."""
 
 
 def read_settings(
@@ -138,12 +142,20 @@ def make_decoding(settings: RunSettings, defaults: GenerationConfig, vocab_size:
     stop_strings = (stop,) if isinstance(stop, str) else tuple(stop)
     if not all(isinstance(text, str) and text for text in stop_strings):
         raise ConfigError(f"stop={list(stop_strings)} must be texts that are not empty")
+    num_sequences = own.get("num_return_sequences", 1)
+    if num_sequences < 1 or (num_sequences > 1 and not values.get("temperature", 1.0)):
+        raise ConfigError(
+            f"num_return_sequences={num_sequences} must be at least 1, and 1 when the likeliest token is "
+            "taken, which gives the same completion every time"
+        )
     return Decoding(
         sampling=Sampling(**values),
         max_new_tokens=length or defaults.max_new_tokens or DEFAULT_NEW_TOKENS,
         is_length_explicit=length is not None,
         stop_ids=frozenset(defaults.stop_ids) | _extra_stop_ids(own.get("stop_ids", ()), vocab_size),
         stop_strings=stop_strings,
+        num_sequences=num_sequences,
+        logprobs=own.get("logprobs", False),
     )
 
 
