@@ -54,7 +54,7 @@ for command in (diff, inspect, lora, reshard, verify):
 @click.option(
     "--has-redundancy", type=bool, help="Whether equal tensors are in every rank; seen from the files."
 )
-@click.option("--max-process-num", type=int, help="Accepted for compatibility; one process is enough.")
+@click.option("--max-process-num", type=click.IntRange(min=1), help="Files to write at a time, at most 4.")
 @click.option("--format", type=click.Choice(["safetensors"]), help="Accepted for compatibility.")
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would be written.")
 @dtype_option
@@ -94,7 +94,7 @@ def merge(  # noqa: PLR0913 - the flags of the tool that it replaces
     from qwen3_ckpt.merge import MergeRequest, check_output, merge_to_hf, merge_unified, prepare
     from qwen3_model.errors import UsageError
 
-    del max_process_num, format
+    del format
     if dtype and target != "hf":
         raise UsageError("--dtype goes with --to hf; the unified layout keeps the types of the ranks")
     request = MergeRequest(
@@ -121,9 +121,11 @@ def merge(  # noqa: PLR0913 - the flags of the tool that it replaces
         click.echo(f"would need {size:,} bytes on the disk and less than 256 MB of memory")
         return
     if target == "hf":
-        result = merge_to_hf(prepared, output_dir, force=force, quiet=quiet, shard_bytes=shard_bytes)
+        result = merge_to_hf(
+            prepared, output_dir, force=force, quiet=quiet, shard_bytes=shard_bytes, workers=max_process_num
+        )
     else:
-        result = merge_unified(prepared, output_dir, force=force, quiet=quiet)
+        result = merge_unified(prepared, output_dir, force=force, quiet=quiet, workers=max_process_num)
     click.echo(f"merged {summary}: {result}")
 
 

@@ -2,19 +2,22 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from qwen3_ckpt.companions import copy_companions
+from qwen3_ckpt.parallel import Count, run_all
 from qwen3_ckpt.rows import LazyTensor
 from qwen3_model.config import Qwen3Config
 from qwen3_model.files import output_directory, require_free_space
-from qwen3_model.hf_folder import write_hf_weights
+from qwen3_model.hf_folder import INDEX_FILE, encode_index, plan_shards, shard_names
 from qwen3_model.progress import Progress
+from qwen3_model.safetensors_file import write_safetensors
 
 DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
-def write_hf_folder(
+def write_hf_folder(  # noqa: PLR0913 - the last four say how, not what
     output_dir: Path,
     tensors: dict[str, LazyTensor],
     config: Qwen3Config,
@@ -23,6 +26,7 @@ def write_hf_folder(
     force: bool,
     quiet: bool,
     shard_bytes: int,
+    workers: int | None = None,
 ) -> None:
     """Write the model's weights and copy its small files from `companions`.
 
@@ -37,9 +41,20 @@ def write_hf_folder(
         output_directory(output_dir, force=force) as folder,
         Progress("write", total, "B", quiet=quiet) as progress,
     ):
-        pairs = [(tensor.plan, tensor.pieces(progress.advance)) for tensor in tensors.values()]
-        write_hf_weights(folder, pairs, shard_bytes)
+        shards = plan_shards([tensor.plan for tensor in tensors.values()], shard_bytes)
+        names = shard_names(len(shards))
+        jobs = [
+            partial(_write, folder / name, [tensors[plan.name] for plan in shard])
+            for name, shard in zip(names, shards, strict=True)
+        ]
+        run_all(jobs, progress.advance, workers)
+        if len(shards) > 1:
+            (folder / INDEX_FILE).write_text(encode_index(names, shards), encoding="utf-8")
         copy_companions(companions, folder)
         dtype = DTYPE_NAMES[next(iter(tensors.values())).plan.dtype]
         text = json.dumps(replace(config, dtype=dtype).to_hf(), indent=2)
         (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _write(path: Path, tensors: list[LazyTensor], count: Count) -> None:
+    write_safetensors(path, [(tensor.plan, tensor.pieces(count)) for tensor in tensors], {"format": "pt"})

@@ -9,8 +9,8 @@ Unified layout, below `<output>/<suffix>_ckpt_convert/`:
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from qwen3_ckpt.assemble import Assembled, assemble, without_strategy
@@ -19,6 +19,7 @@ from qwen3_ckpt.companions import copy_companions, find_companions
 from qwen3_ckpt.fused import FusedLayout
 from qwen3_ckpt.hf_output import write_hf_folder
 from qwen3_ckpt.names import hf_tensors
+from qwen3_ckpt.parallel import Count, run_all
 from qwen3_ckpt.rank_files import RankFiles, open_rank_files
 from qwen3_ckpt.replicas import check_replicas, check_samples, check_stage_twins
 from qwen3_ckpt.rows import LazyTensor, cast
@@ -134,8 +135,10 @@ def check_output(prepared: Prepared, output_dir: Path, target: str, *, force: bo
     return folder
 
 
-def merge_unified(prepared: Prepared, output_dir: Path, *, force: bool, quiet: bool) -> Path:
-    """Write the unified layout below `output_dir` and return its folder.
+def merge_unified(
+    prepared: Prepared, output_dir: Path, *, force: bool, quiet: bool, workers: int | None = None
+) -> Path:
+    """Write the unified layout below `output_dir`, `workers` files at a time, and return its folder.
 
     Raises:
         OutputExistsError: The folder is there and `force` is false.
@@ -145,7 +148,7 @@ def merge_unified(prepared: Prepared, output_dir: Path, *, force: bool, quiet: b
         output_directory(target, force=force) as folder,
         Progress("merge", prepared.size_bytes(), "B", quiet=quiet) as progress,
     ):
-        write_parts(folder / UNIFIED, prepared.checkpoint.tensors, progress.advance)
+        write_parts(folder / UNIFIED, prepared.checkpoint.tensors, progress.advance, workers)
         if prepared.checkpoint.run_state:
             state = sorted(prepared.checkpoint.run_state.values(), key=_place_in_file)
             _write(folder / UNIFIED / HYPER, state, {"format": "ms"}, lambda _: None)
@@ -159,7 +162,15 @@ def merge_unified(prepared: Prepared, output_dir: Path, *, force: bool, quiet: b
     return target
 
 
-def merge_to_hf(prepared: Prepared, output_dir: Path, *, force: bool, quiet: bool, shard_bytes: int) -> Path:
+def merge_to_hf(
+    prepared: Prepared,
+    output_dir: Path,
+    *,
+    force: bool,
+    quiet: bool,
+    shard_bytes: int,
+    workers: int | None = None,
+) -> Path:
     """Write a Hugging Face folder in one pass over the ranks and return it.
 
     Raises:
@@ -168,8 +179,9 @@ def merge_to_hf(prepared: Prepared, output_dir: Path, *, force: bool, quiet: boo
     """
     tensors, config, companions = _model_tensors(prepared)
     write_hf_folder(
-        output_dir, tensors, config, companions, force=force, quiet=quiet, shard_bytes=shard_bytes
-    )
+        output_dir, tensors, config, companions,
+        force=force, quiet=quiet, shard_bytes=shard_bytes, workers=workers,
+    )  # fmt: skip
     return output_dir
 
 
@@ -198,14 +210,18 @@ def plan_parts(tensors: dict[str, LazyTensor]) -> list[list[LazyTensor]]:
     return parts
 
 
-def write_parts(folder: Path, tensors: dict[str, LazyTensor], count: Callable[[float], None]) -> None:
+def write_parts(
+    folder: Path, tensors: dict[str, LazyTensor], count: Count, workers: int | None = None
+) -> None:
     """Write `part0.safetensors`, ... and the map of names into the new folder `folder`."""
     folder.mkdir()
     weight_map: dict[str, str] = {}
+    jobs = []
     for index, part in enumerate(plan_parts(tensors)):
         name = f"part{index}.safetensors"
-        _write(folder / name, sorted(part, key=_place_in_file), UNIFIED_METADATA, count)
+        jobs.append(partial(_write, folder / name, sorted(part, key=_place_in_file), UNIFIED_METADATA))
         weight_map |= {tensor.plan.name: name for tensor in part}
+    run_all(jobs, count, workers)
     total = sum(tensor.plan.size_bytes for tensor in tensors.values())
     told = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / NAME_MAP).write_text(json.dumps(told, indent=4), encoding="utf-8")
@@ -216,7 +232,5 @@ def _place_in_file(tensor: LazyTensor) -> tuple[int, str]:
     return -LIBRARY_ORDER.index(tensor.plan.dtype), tensor.plan.name
 
 
-def _write(
-    path: Path, tensors: list[LazyTensor], metadata: dict[str, str], count: Callable[[float], None]
-) -> None:
+def _write(path: Path, tensors: list[LazyTensor], metadata: dict[str, str], count: Count) -> None:
     write_safetensors(path, [(tensor.plan, tensor.pieces(count)) for tensor in tensors], metadata)

@@ -20,7 +20,7 @@ from qwen3_model.safetensors_file import (
     to_float32,
 )
 
-PIECE_BYTES = 16 << 20
+PIECE_BYTES = 4 << 20
 Bytes = NDArray[np.uint8]
 
 
