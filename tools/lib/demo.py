@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import resource
 import shlex
 import subprocess
 import sys
@@ -144,6 +145,7 @@ def read_metrics(run_dir: Path) -> tuple[list[dict[str, float]], list[dict[str, 
 def _summary(out: Path, prefix: Path, run_dir: Path, generated: Path) -> None:
     steps, evaluations = read_metrics(run_dir)
     entropy = unigram_entropy(prefix)
+    peak_kib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     before, after = evaluations[0]["eval_perplexity"], evaluations[-1]["eval_perplexity"]
     print("\n== What came out")
     rows = {
@@ -157,6 +159,7 @@ def _summary(out: Path, prefix: Path, run_dir: Path, generated: Path) -> None:
         "loss": f"{steps[0]['loss']:.3f} at step 1 -> {steps[-1]['loss']:.3f} at step {len(steps)}",
         "": f"the text's unigram entropy is {entropy:.3f}, a uniform guess has {math.log(4096):.3f}",
         "held-out perplexity": f"{before:.0f} before -> {after:.1f} after (unigram: {math.exp(entropy):.0f})",
+        "peak memory": f"{peak_kib * 1024 / 1e9:.1f} GB (largest process)",
     }
     for name, value in rows.items():
         print(f"{name:20} {value}")

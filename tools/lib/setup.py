@@ -44,7 +44,7 @@ def _set_up(arguments: argparse.Namespace) -> None:
     target = _named_target(*arguments.kind) if arguments.kind else _this_machine()
     venv = ROOT / ".venv"
     stamp, key = venv / ".qwen3-setup", _fingerprint()
-    if not arguments.fetch_only and stamp.is_file() and stamp.read_text(encoding="utf-8") == key:
+    if not arguments.fetch_only and _says(stamp, key) and (venv / "bin/python").exists():
         return
     wheelhouse = ROOT / "wheelhouse"
     wheelhouse.mkdir(exist_ok=True)
@@ -99,7 +99,7 @@ def _make_venv(venv: Path, stamp: Path) -> None:
     stamp.unlink(missing_ok=True)
     home = venv / ".qwen3-home"  # Scripts in .venv name their interpreter by its full path
     wanted = f"{venv} {sys.version}"
-    if home.is_file() and home.read_text(encoding="utf-8") == wanted:
+    if _says(home, wanted) and (venv / "bin/python").exists():
         return
     if Path(sys.prefix).resolve() == venv.resolve():  # running from the .venv that is to be replaced
         base = getattr(sys, "_base_executable", sys.executable)
@@ -173,6 +173,10 @@ def _run(command: list[str], failure: str, *, shown: bool = True) -> None:
         if "No space left" in output:
             raise SetupError("the disk is full; make room and run tools/setup again")
         raise SetupError(f"{failure}\n{output}" if shown else failure)
+
+
+def _says(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_text(encoding="utf-8") == text
 
 
 def _last_line(text: str) -> str:
