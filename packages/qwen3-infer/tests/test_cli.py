@@ -34,7 +34,7 @@ def python(*arguments):
     )
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["chat", "--help"]])
 def test_help_is_quick_and_has_an_example(arguments):
     times = []
     for _ in range(3):
@@ -103,7 +103,7 @@ def test_every_predict_config_is_read_without_notes():
         (
             ["--pretrained-model-dir", "MODEL", "--predict-data", "long " * 300],
             1,
-            "exceeds the model's context of 256",
+            "exceeds the context of 256",
         ),
         (
             ["--pretrained-model-dir", "MODEL", "--predict-data", "x", "--save-file", "r", "--output", "r"],
@@ -184,6 +184,50 @@ def test_one_prompt_streams_and_chat_uses_the_template(run, make_demo_folder, tm
     assert found.stdout.strip("\n") == record["completion"].strip("\n")
     (batch,) = ast.literal_eval((tmp_path / "text_generation_result.txt").read_text("utf-8"))
     assert batch["text_generation_text"][0].startswith("user\nHi <|im_end|>\nassistant\n")
+
+
+def test_chat_answers_each_line_and_remembers_until_cleared(run, make_demo_folder):
+    arguments = [
+        "chat",
+        "--pretrained-model-dir",
+        str(make_demo_folder()),
+        "--no-thinking",
+        "--max-new-tokens",
+        "6",
+    ]
+    typed = "Hello\n\nHello\n/clear\nHello\n" + "long " * 300 + "\nHello\n/exit\nunread\n"
+    found = CliRunner().invoke(main, [*arguments, "--quiet"], input=typed)
+    assert found.exit_code == 0, found.output
+    assert "the conversation has" in found.stderr
+    assert "exceeds the context of 256" in found.stderr
+    assert "/clear forgets the conversation" in found.stderr
+    system = CliRunner().invoke(main, [*arguments, "--system", "Be brief."], input="Hello\n")
+    assert system.exit_code == 0
+    assert system.stdout.strip() != found.stdout[: len(system.stdout)].strip()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        ([], 2, "give the model's folder"),
+        (["--pretrained-model-dir", "absent"], 1, "absent does not exist"),
+        (["--pretrained-model-dir", "MODEL", "--top-p", "3"], 1, "top_p=3.0 is no sampling value"),
+        (
+            ["--pretrained-model-dir", "MODEL", "--generation.num_return_sequences", "2", "--top-k", "3"],
+            1,
+            "must be 1",
+        ),
+        (["--pretrained-model-dir", "MODEL", "--context-tokens", "1"], 2, "1 is not in the range"),
+    ],
+)
+def test_chat_refuses_in_one_sentence(make_demo_folder, arguments, code, sentence):
+    folder = str(make_demo_folder())
+    found = CliRunner().invoke(
+        main, ["chat", *[folder if word == "MODEL" else word for word in arguments]], input=""
+    )
+    assert found.exit_code == code
+    assert sentence in found.stderr
+    assert "Traceback" not in found.output
 
 
 def test_without_a_compiler_it_goes_on_with_a_warning_or_refuses(

@@ -110,6 +110,20 @@ def test_logits_are_the_same_decoded_read_at_once_and_in_any_batch(golden, model
     )
 
 
+def test_a_conversations_engine_reads_only_what_is_new(golden, model):
+    ids = golden.cases[4]["prompt"]
+    fresh = MindSporeEngine(model, 1, 128)
+    engine = MindSporeEngine(model, 1, 128, reuses_beginnings=True)
+    engine.prefill(0, ids[:40])
+    engine.decode(np.array([ids[40]], np.int32), np.array([40], np.int32))
+    assert engine.num_read == 40
+    np.testing.assert_allclose(engine.prefill(0, ids), fresh.prefill(0, ids), rtol=0, atol=ATOL_F32)
+    assert engine.num_read == 40 + len(ids) - 41
+    other = [*ids[:10], *golden.cases[5]["prompt"][:9]]
+    np.testing.assert_allclose(engine.prefill(0, other), fresh.prefill(0, other), rtol=0, atol=ATOL_F32)
+    assert engine.num_read == 40 + len(ids) - 41 + 9
+
+
 class NoText:
     """Stands for a tokenizer where only ids matter."""
 

@@ -1,13 +1,14 @@
 """The command line of qwen3-infer."""
 
-import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
 from qwen3_infer import __version__
+from qwen3_infer.cli_options import MODEL_OPTIONS, SAMPLING_OPTIONS, make_device, with_options
 from qwen3_model.cli_base import CONTEXT, Commands, force_option, quiet_option
 
 
@@ -17,75 +18,32 @@ def main() -> None:
     """Generate text with Qwen3 on MindSpore."""
 
 
-SETTING_OPTIONS = (
-    click.option(
-        "--pretrained-model-dir", metavar="DIR", help="Hugging Face folder: config, weights, tokenizer."
-    ),
-    click.option(
-        "--predict-data",
-        multiple=True,
-        metavar="TEXT|FILE",
-        help="A prompt, a .txt file with one prompt a line, or a .jsonl file with prompt or messages in each "
-        "line; may be repeated. \\n in a prompt of text is a new line.",
-    ),
-    click.option(
-        "--predict-batch-size", type=int, help="Prompts that run together, of any number.  [default: 1]"
-    ),
-    click.option("--save-file", metavar="FILE", help="Text result.  [default: text_generation_result.txt]"),
-    click.option("--device-target", type=click.Choice(["CPU", "Ascend"]), help="Device.  [default: CPU]"),
-    click.option("--max-new-tokens", type=int, help="Longest completion.  [default: the model's, or 512]"),
-    click.option("--do-sample/--no-do-sample", default=None, help="Draw tokens, or take the likeliest."),
-    click.option("--temperature", type=float, help="Divides the logits; 0 takes the likeliest token."),
-    click.option("--top-k", type=int, help="Draw from that many likeliest tokens; 0 for all."),
-    click.option("--top-p", type=float, help="Draw from the likeliest tokens that reach this probability."),
-    click.option("--min-p", type=float, help="Draw from tokens this probable relative to the likeliest."),
-    click.option("--repetition-penalty", type=float, help="Divides logits of tokens already in the text."),
-    click.option(
-        "--presence-penalty", type=float, help="Subtracted from logits of tokens already generated."
-    ),
-    click.option("--num-return-sequences", type=int, help="Completions of each prompt.  [default: 1]"),
-    click.option(
-        "--logprobs/--no-logprobs", default=None, help="With --output: each token's log-probability."
-    ),
-    click.option("--seed", type=int, help="Of the random numbers.  [default: 0]"),
-    click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be repeated."),
-    click.option(
-        "--stop-ids", "--stop-id", multiple=True, type=int, help="End at this token too; may be repeated."
-    ),
-    click.option("--chat/--no-chat", default=None, help="Put the model's chat template around each prompt."),
-    click.option(
-        "--thinking/--no-thinking", default=None, help="With --chat: think before answering, the default."
-    ),
-)
-
-
-def _setting_options(command: Any) -> Any:
-    for option in reversed(SETTING_OPTIONS):
-        command = option(command)
-    return command
-
-
 @main.command(context_settings=CONTEXT | {"ignore_unknown_options": True})
+@with_options(MODEL_OPTIONS)
 @click.option(
-    "--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="YAML of the run."
+    "--predict-data",
+    multiple=True,
+    metavar="TEXT|FILE",
+    help="A prompt, a .txt file with one prompt a line, or a .jsonl file with prompt or messages in each "
+    "line; may be repeated. \\n in a prompt of text is a new line.",
 )
-@_setting_options
+@click.option(
+    "--predict-batch-size", type=int, help="Prompts that run together, of any number.  [default: 1]"
+)
+@click.option("--save-file", metavar="FILE", help="Text result.  [default: text_generation_result.txt]")
 @click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Also write JSON lines.")
+@with_options(SAMPLING_OPTIONS)
+@click.option("--num-return-sequences", type=int, help="Completions of each prompt.  [default: 1]")
+@click.option("--logprobs/--no-logprobs", default=None, help="With --output: each token's log-probability.")
+@click.option("--chat/--no-chat", default=None, help="Put the model's chat template around each prompt.")
+@click.option(
+    "--thinking/--no-thinking", default=None, help="With --chat: think before answering, the default."
+)
 @click.option("--truncate", is_flag=True, help="Cut the beginning off prompts that are too long.")
 @click.option(
     "--allow-special", is_flag=True, help="Take <|im_end|> and the like in plain prompts as tokens."
 )
 @click.option("--stream/--no-stream", default=None, help="Print text as it comes.  [default: at a terminal]")
-@click.option(
-    "--kernels",
-    type=click.Choice(["auto", "native", "portable"]),
-    default="auto",
-    show_default=True,
-    help="On a CPU: C++ compiled at first use, or MindSpore's operators; auto takes the first that works.",
-)
-@click.option(
-    "--threads", type=click.IntRange(1), help="Of the native kernels.  [default: OMP_NUM_THREADS or all]"
-)
 @force_option("existing results")
 @quiet_option()
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
@@ -107,12 +65,10 @@ def generate(
       qwen3-infer generate --pretrained-model-dir Qwen3-0.6B --predict-data questions.txt \\
         --predict-batch-size 8 --chat --no-thinking --output answers.jsonl
     """
-    from qwen3_infer.device import Device
     from qwen3_infer.generate_run import Output, run_generate
     from qwen3_infer.settings import read_settings
 
-    # MindSpore's own warnings would stand between the lines of text.
-    os.environ.setdefault("GLOG_v", "3")
+    kernels, threads = options.pop("kernels"), options.pop("threads")
     truncate, allow_special = options.pop("truncate"), options.pop("allow_special")
     where = Output(
         records_path=output,
@@ -122,17 +78,60 @@ def generate(
         say=lambda text: click.echo(text, nl=False),
         note=lambda text: click.echo(text, err=True),
     )
-    kernels, threads = options.pop("kernels"), options.pop("threads")
     settings = read_settings(config_path, options, overrides)
-    device = Device(
-        target=settings.device_target,
-        kernels=kernels,
-        num_threads=threads or _num_threads(),
-        cache_dir=Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qwen3-infer",
-    )
+    device = make_device(settings.device_target, kernels, threads)
     run_generate(settings, device, where, truncate=truncate, allow_special=allow_special)
 
 
-def _num_threads() -> int:
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    return int(wanted) if wanted.isdigit() and int(wanted) > 0 else len(os.sched_getaffinity(0))
+@main.command(context_settings=CONTEXT | {"ignore_unknown_options": True})
+@with_options(MODEL_OPTIONS)
+@with_options(SAMPLING_OPTIONS)
+@click.option("--thinking/--no-thinking", default=None, help="Think before answering, the default.")
+@click.option("--system", metavar="TEXT", help="What the model is told first.")
+@click.option(
+    "--context-tokens",
+    type=click.IntRange(2),
+    default=4096,
+    show_default=True,
+    help="Room for the conversation; the model's own context at most.",
+)
+@quiet_option()
+@click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
+def chat(
+    config_path: Path | None,
+    overrides: tuple[str, ...],
+    system: str | None,
+    context_tokens: int,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    r"""Talk with the model, a line at a time; /clear forgets the conversation, /exit leaves.
+
+    \b
+    Example:
+      qwen3-infer chat --pretrained-model-dir Qwen3-0.6B --no-thinking --temperature 0.7 --top-p 0.8
+    """
+    from qwen3_infer.chat_run import Terminal, run_chat
+    from qwen3_infer.settings import read_settings
+
+    kernels, threads = options.pop("kernels"), options.pop("threads")
+    settings = read_settings(config_path, options, overrides)
+    terminal = Terminal(
+        lines=_typed_lines(),
+        say=lambda text: click.echo(text, nl=False),
+        note=lambda text: click.echo(text, err=True),
+        quiet=quiet,
+    )
+    device = make_device(settings.device_target, kernels, threads)
+    run_chat(settings, device, terminal, system=system, context_tokens=context_tokens)
+
+
+def _typed_lines() -> Iterator[str]:
+    """Yield what the user types, with a prompt at a terminal, until the input ends."""
+    while True:
+        if sys.stdin.isatty():
+            click.echo("> ", nl=False)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        yield line.rstrip("\n")

@@ -29,20 +29,33 @@ PIECES = (128, 32)
 class MindSporeEngine:
     """Prefill and decoding in graph mode, compiled at their first use."""
 
-    def __init__(self, model: Qwen3ForCausalLM, num_rows: int, context_tokens: int) -> None:
-        """Make room for `num_rows` requests of `context_tokens`, prompt and completion together."""
-        self.num_rows = num_rows
-        capacity = -(-context_tokens // PIECES[0]) * PIECES[0]
+    def __init__(
+        self, model: Qwen3ForCausalLM, num_rows: int, context_tokens: int, *, reuses_beginnings: bool = False
+    ) -> None:
+        """Make room for `num_rows` requests of `context_tokens`, prompt and completion together.
+
+        With `reuses_beginnings` a row reads only what differs from what it holds, as when a conversation goes
+        on; how a prompt is cut then depends on what was there before.
+        """
+        self.num_rows, self.reuses_beginnings = num_rows, reuses_beginnings
+        self.num_read = 0
+        """Prompt tokens that were read, not found in a row."""
+        # A last piece may reach beyond the context.
+        capacity = -(-(context_tokens + PIECES[-1]) // PIECES[0]) * PIECES[0]
         cache = KVCache(model.config, num_rows, capacity, model.kernels.compute_dtype)
         cell = CachedQwen3(model, cache)
         cell.set_train(False)
         self._step = ms.jit(cell.construct)
         self._zeros_R = Tensor(np.zeros(num_rows, np.int32))
+        self._held: list[list[int]] = [[] for _ in range(num_rows)]
 
     def prefill(self, row: int, ids: Sequence[int]) -> np.ndarray:
-        """Start `row` anew with these ids and return the logits after the last, float32 (V,)."""
+        """Make `row` hold these ids and return the logits after the last, float32 (V,)."""
         logits = None
-        for start, length in cut(len(ids)):
+        known = _num_equal(self._held[row], ids[:-1]) if self.reuses_beginnings else 0
+        self.num_read += len(ids) - known
+        self._held[row] = list(ids)
+        for start, length in cut(len(ids), known):
             piece = ids[start : start + length]
             piece_ids = np.zeros((1, length), np.int32)
             piece_ids[0, : len(piece)] = piece
@@ -53,13 +66,14 @@ class MindSporeEngine:
 
     def decode(self, tokens_R: np.ndarray, positions_R: np.ndarray) -> np.ndarray:
         """Add one token to each row, at its position, and return the logits after it, float32 (R, V)."""
+        for held, token, position in zip(self._held, tokens_R.tolist(), positions_R.tolist(), strict=True):
+            held[position:] = [token]
         ids_R1, positions_R1 = Tensor(tokens_R[:, None]), Tensor(positions_R[:, None])
         return self._step(ids_R1, positions_R1, self._zeros_R).asnumpy()
 
 
-def cut(num_tokens: int) -> Iterator[tuple[int, int]]:
+def cut(num_tokens: int, start: int = 0) -> Iterator[tuple[int, int]]:
     """Yield the start and the length of each piece of a prompt; the last may reach beyond the prompt."""
-    start = 0
     while start < num_tokens:
         length = next((piece for piece in PIECES if piece <= num_tokens - start), PIECES[-1])
         yield start, length
@@ -87,6 +101,19 @@ def make_engine(
     return MindSporeEngine(model, min(batch_size, len(requests)), context_tokens)
 
 
+def make_chat_engine(
+    model_dir: Path, device: Device, *, context_tokens: int, quiet: bool, note: Callable[[str], None]
+) -> MindSporeEngine:
+    """Load the weights of `model_dir` and make room for one conversation of `context_tokens`.
+
+    Raises:
+        BuildError: Native kernels are asked for and cannot be compiled.
+    """
+    ms.set_device(device.target)
+    model = load_model(model_dir, choose_kernels(device, note), quiet=quiet)
+    return MindSporeEngine(model, 1, context_tokens, reuses_beginnings=True)
+
+
 def choose_kernels(device: Device, note: Callable[[str], None]) -> Kernels:
     """Return the kernels that `device` asks for; `note` is told when native ones cannot be had."""
     if device.target == "CPU" and device.kernels != "portable":
@@ -110,6 +137,12 @@ def load_model(model_dir: Path, kernels: Kernels, *, quiet: bool) -> Qwen3ForCau
     model = Qwen3ForCausalLM(folder.config, kernels, param_dtype=dtype)
     load_hf(model, model_dir, quiet=quiet)
     return model
+
+
+def _num_equal(first: Sequence[int], second: Sequence[int]) -> int:
+    """Return how many ids two sequences have in common at their beginning."""
+    pairs = zip(first, second, strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
 
 
 def _one(value: int) -> Tensor:

@@ -51,6 +51,7 @@ def make_requests(
     *,
     seed: int,
     truncate: bool = False,
+    context_tokens: int | None = None,
 ) -> list[Request]:
     """Tokenise all prompts and check their lengths.
 
@@ -61,6 +62,7 @@ def make_requests(
         form: How prompts become ids.
         seed: Of the run.
         truncate: Whether a prompt that is too long loses its beginning instead of being refused.
+        context_tokens: Room for prompt and completion; the model's context when left out.
 
     Raises:
         ConfigError: A prompt is too long for the context; the numbers are in the message.
@@ -70,7 +72,11 @@ def make_requests(
     for index, prompt in enumerate(prompts):
         ids = encode_prompt(prompt, folder.tokenizer, form)
         ids, max_new_tokens = _fit(
-            ids, decoding, folder.config.max_position_embeddings, prompt.where, truncate=truncate
+            ids,
+            decoding,
+            context_tokens or folder.config.max_position_embeddings,
+            prompt.where,
+            truncate=truncate,
         )
         requests.extend(
             Request(
@@ -118,13 +124,11 @@ def _fit(
     """Return the ids and the length of the completion that fit into `context` tokens."""
     wanted = decoding.max_new_tokens if decoding.is_length_explicit else 1
     if wanted >= context:
-        raise ConfigError(
-            f"max_new_tokens={wanted} leaves no room in the model's context of {context} tokens"
-        )
+        raise ConfigError(f"max_new_tokens={wanted} leaves no room in a context of {context} tokens")
     if len(ids) + wanted > context:
         if not truncate:
             raise ConfigError(
-                f"{where} has {len(ids)} tokens, which with {wanted} new ones exceeds the model's context of "
+                f"{where} has {len(ids)} tokens, which with {wanted} new ones exceeds the context of "
                 f"{context}; shorten it or pass --truncate to keep its last {context - wanted} tokens"
             )
         ids = ids[len(ids) + wanted - context :]

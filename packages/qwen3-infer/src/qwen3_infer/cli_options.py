@@ -1,0 +1,75 @@
+"""The options that the commands of qwen3-infer share."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qwen3_infer.device import Device
+
+MODEL_OPTIONS = (
+    click.option(
+        "--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="YAML of the run."
+    ),
+    click.option(
+        "--pretrained-model-dir", metavar="DIR", help="Hugging Face folder: config, weights, tokenizer."
+    ),
+    click.option("--device-target", type=click.Choice(["CPU", "Ascend"]), help="Device.  [default: CPU]"),
+    click.option(
+        "--kernels",
+        type=click.Choice(["auto", "native", "portable"]),
+        default="auto",
+        show_default=True,
+        help="On a CPU: C++ compiled at first use, or MindSpore's operators; auto: the first that works.",
+    ),
+    click.option(
+        "--threads", type=click.IntRange(1), help="Of the native kernels.  [default: OMP_NUM_THREADS or all]"
+    ),
+)
+SAMPLING_OPTIONS = (
+    click.option("--max-new-tokens", type=int, help="Longest completion.  [default: the model's, or 512]"),
+    click.option("--do-sample/--no-do-sample", default=None, help="Draw tokens, or take the likeliest."),
+    click.option("--temperature", type=float, help="Divides the logits; 0 takes the likeliest token."),
+    click.option("--top-k", type=int, help="Draw from that many likeliest tokens; 0 for all."),
+    click.option("--top-p", type=float, help="Draw from the likeliest tokens that reach this probability."),
+    click.option("--min-p", type=float, help="Draw from tokens this probable relative to the likeliest."),
+    click.option("--repetition-penalty", type=float, help="Divides logits of tokens already in the text."),
+    click.option(
+        "--presence-penalty", type=float, help="Subtracted from logits of tokens already generated."
+    ),
+    click.option("--seed", type=int, help="Of the random numbers.  [default: 0]"),
+    click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be repeated."),
+    click.option(
+        "--stop-ids", "--stop-id", multiple=True, type=int, help="End at this token too; may be repeated."
+    ),
+)
+
+
+def with_options(options: Sequence[Any]) -> Any:
+    """Return a decorator that adds `options` to a command, in their order."""
+
+    def decorate(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def make_device(target: str, kernels: str, threads: int | None) -> Device:
+    """Return the device that the options and the environment describe."""
+    # MindSpore's own warnings would stand between the lines of text.
+    os.environ.setdefault("GLOG_v", "3")
+    return Device(
+        target=target,
+        kernels=kernels,
+        num_threads=threads or _num_threads(),
+        cache_dir=Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qwen3-infer",
+    )
+
+
+def _num_threads() -> int:
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return int(wanted) if wanted.isdigit() and int(wanted) > 0 else len(os.sched_getaffinity(0))
