@@ -57,6 +57,7 @@ def test_merging_straight_to_hugging_face_gives_the_same_bytes(merged, tmp_path)
         "--output-dir", tmp_path / "direct", "--to", "hf",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
+    assert "step 1_5: 47 tensors, 47,808 bytes" in result.stdout  # the moments are not part of it
     for path in (tmp_path / "hf").iterdir():
         assert path.read_bytes() == (tmp_path / "direct" / path.name).read_bytes()
 

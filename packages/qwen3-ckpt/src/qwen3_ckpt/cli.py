@@ -91,7 +91,7 @@ def merge(  # noqa: PLR0913 - the flags of the tool that it replaces
           --output-dir merged --file-suffix 1_200
     """
     from qwen3_ckpt.fused import FusedLayout
-    from qwen3_ckpt.merge import MergeRequest, check_output, merge_to_hf, merge_unified, prepare
+    from qwen3_ckpt.merge import MergeRequest, plan_output, prepare, write_output
     from qwen3_model.errors import UsageError
 
     del format
@@ -111,22 +111,16 @@ def merge(  # noqa: PLR0913 - the flags of the tool that it replaces
     prepared = prepare(request)
     for note in prepared.checkpoint.notes:
         click.echo(f"Note: {note}", err=True)
-    size = prepared.size_bytes()
-    summary = f"step {prepared.ranks.suffix}: {len(prepared.checkpoint.tensors)} tensors, {size:,} bytes"
+    result = plan_output(prepared, output_dir, target, force=force)
+    summary = f"step {prepared.ranks.suffix}: {len(result.tensors)} tensors, {result.size_bytes:,} bytes"
     if dry_run:
-        folder = check_output(prepared, output_dir, target, force=force)
-        click.echo(f"would merge {summary} from {len(prepared.ranks.files)} ranks into {folder}")
+        click.echo(f"would merge {summary} from {len(prepared.ranks.files)} ranks into {result.folder}")
         for file in prepared.ranks.files.values():
             click.echo(f"would read {file.path.stat().st_size:,} bytes of {file.path}")
-        click.echo(f"would need {size:,} bytes on the disk and less than 256 MB of memory")
+        click.echo(f"would need {result.size_bytes:,} bytes on the disk and less than 256 MB of memory")
         return
-    if target == "hf":
-        result = merge_to_hf(
-            prepared, output_dir, force=force, quiet=quiet, shard_bytes=shard_bytes, workers=max_process_num
-        )
-    else:
-        result = merge_unified(prepared, output_dir, force=force, quiet=quiet, workers=max_process_num)
-    click.echo(f"merged {summary}: {result}")
+    write_output(prepared, result, force=force, quiet=quiet, shard_bytes=shard_bytes, workers=max_process_num)
+    click.echo(f"merged {summary}: {result.folder}")
 
 
 @main.command()

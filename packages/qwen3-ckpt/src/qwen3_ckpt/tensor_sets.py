@@ -6,11 +6,11 @@ from pathlib import Path
 
 from qwen3_ckpt.assemble import assemble, without_strategy
 from qwen3_ckpt.convert import find_weights, open_weights
-from qwen3_ckpt.merge import HYPER
 from qwen3_ckpt.rank_files import RANK_DIR, open_rank_files
 from qwen3_ckpt.replicas import check_samples
 from qwen3_ckpt.rows import LazyTensor, from_file
 from qwen3_ckpt.strategies import read_stages
+from qwen3_ckpt.unified import HYPER
 from qwen3_model.safetensors_file import open_safetensors
 
 MERGED_DIR = re.compile(r"(\d+_\d+)_ckpt_convert")
