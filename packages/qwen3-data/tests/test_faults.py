@@ -163,6 +163,14 @@ def test_a_dying_stage_stops_the_command_with_its_reason(preprocess, corpus, mon
     assert outputs() == []
 
 
+def test_a_dead_reference_process_stops_the_command_with_its_code(preprocess, corpus, monkeypatch, outputs):
+    monkeypatch.setattr("qwen3_data.reference_process.sys.executable", "/bin/false")
+    result = preprocess(corpus, "--on-error", "skip", "--engine", "fastokens")
+    assert result.exit_code == 1
+    assert "the process of the reference encoder died with code 1" in result.stderr
+    assert outputs() == []
+
+
 def test_a_difference_to_the_reference_stops_the_run(preprocess, corpus, monkeypatch, outputs):
     real = token_writer.np.frombuffer
 

@@ -1,7 +1,9 @@
 """One run of `preprocess`, from its beginning or resume point to its visible outputs."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,11 +14,12 @@ import orjson
 from qwen3_data.ahead import run_ahead
 from qwen3_data.blocks import Position, read_blocks
 from qwen3_data.encoding import Checker, Cut, Encoded, encode_batches
-from qwen3_data.engines import Engines
+from qwen3_data.engines import Engine, choose_engine, load_in_background
 from qwen3_data.records import RecordParser, Reject
+from qwen3_data.reference_process import ReferenceProcess
 from qwen3_data.sentences import split_sentences
 from qwen3_data.shares import Share
-from qwen3_data.sources import Source
+from qwen3_data.sources import Source, input_size
 from qwen3_data.token_writer import TokenWriter, WriterState, choose_dtype
 from qwen3_data.tokenizer_facts import TokenizerFacts
 from qwen3_data.workspace import Workspace
@@ -63,13 +66,11 @@ class EncodeRun:
         share: Share,
         workspace: Workspace,
         run_key: dict[str, Any],
-        engines: Engines,
     ) -> None:
         self.settings, self.sources, self.tokenizer = settings, sources, tokenizer
         self.share, self.workspace = share, workspace
         self.names = output_names(workspace.prefix, settings.json_keys, sentences=settings.split_sentences)
         self.run_key = run_key
-        self.engines = engines
         self.engine_name = ""
         self.busy_s: dict[str, float] = {}
         self.totals = Totals()
@@ -119,13 +120,11 @@ class EncodeRun:
         left = None if settings.max_docs is None else settings.max_docs - self.totals.num_documents
         blocks = read_blocks(self.sources, self.position, keys=keys, end=self.share.end)
         with (
+            self._encoders() as (loading, checker),
             run_ahead(blocks, AHEAD) as read,
             run_ahead(parser.parse(read, left), AHEAD) as parsed,
         ):
-            engine = self.engines.main.result()
-            checker = None
-            if self.engines.reference is not None:
-                checker = Checker(self.engines.reference, splits=tokenizer.splits)
+            engine = loading.result()
             encode = encode_batches(parsed, engine, splits=tokenizer.splits, checker=checker, cut=self._cut())
             with (
                 run_ahead(encode, AHEAD) as encoded,
@@ -148,6 +147,18 @@ class EncodeRun:
                 "encode": encoded.busy_s - parsed.waited_s,
                 "write": sum(writer.busy_s for writer in writers.values()),
             }
+
+    @contextmanager
+    def _encoders(self) -> Iterator[tuple["Future[Engine]", Checker | None]]:
+        """Begin to load the encoder and, in a process of its own, what its samples are compared with."""
+        path, allow_special = self.tokenizer.path, self.settings.allow_special
+        chosen = choose_engine(self.settings.engine, input_size(self.sources))
+        loading = load_in_background(chosen, path, allow_special=allow_special)
+        if chosen == "tokenizers":
+            yield loading, None
+            return
+        with ReferenceProcess(path, allow_special=allow_special) as reference:
+            yield loading, Checker(reference.encode, splits=self.tokenizer.splits)
 
     def _cut(self) -> Cut | None:
         if not self.settings.split_sentences:

@@ -4,7 +4,6 @@ import importlib.util
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -108,29 +107,8 @@ def choose_engine(name: str, input_bytes: int | None) -> str:
     return name
 
 
-@dataclass(frozen=True, slots=True)
-class Engines:
-    """The encoder of a run and the one that it is compared with, both perhaps still loading."""
-
-    main: "Future[Engine]"
-    reference: "Future[Engine] | None"
-    """None where the main one is the reference."""
-
-
-def load_engines(name: str, path: Path, input_bytes: int | None, *, allow_special: bool) -> Engines:
-    """Begin to load what `--engine` says.
-
-    Raises:
-        ConfigError: fastokens is asked for and not installed.
-    """
-    chosen = choose_engine(name, input_bytes)
-    main = _load_in_background(chosen, path, allow_special=allow_special)
-    if chosen == "tokenizers":
-        return Engines(main, None)
-    return Engines(main, _load_in_background("tokenizers", path, allow_special=allow_special))
-
-
-def _load_in_background(name: str, path: Path, *, allow_special: bool) -> "Future[Engine]":
+def load_in_background(name: str, path: Path, *, allow_special: bool) -> "Future[Engine]":
+    """Begin to load an encoder as `make_engine` does; its errors come with the result."""
     future: Future[Engine] = Future()
 
     def load() -> None:

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from qwen3_data.encode_run import EncodeRun, Totals, output_names
-from qwen3_data.engines import load_engines
 from qwen3_data.records import OnError
 from qwen3_data.shares import find_share
-from qwen3_data.sources import Source, find_sources, input_size
+from qwen3_data.sources import Source, find_sources
 from qwen3_data.token_writer import choose_dtype
 from qwen3_data.tokenizer_facts import TokenizerFacts, read_tokenizer
 from qwen3_data.workspace import Workspace, refuse_existing_outputs
@@ -84,10 +83,7 @@ def preprocess(settings: Settings) -> Result:
     run_key = _run_key(settings, sources, tokenizer)
     try:
         _check_same_run(workspace, run_key)
-        engines = load_engines(
-            settings.engine, tokenizer.path, input_size(sources), allow_special=settings.allow_special
-        )
-        run = EncodeRun(settings, sources, tokenizer, share, workspace, run_key, engines)
+        run = EncodeRun(settings, sources, tokenizer, share, workspace, run_key)
         run.execute()
     except BaseException as error:
         kept = workspace.leave()

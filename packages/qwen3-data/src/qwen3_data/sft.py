@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from qwen3_data.ahead import run_ahead
 from qwen3_data.blocks import Position, read_blocks
 from qwen3_data.encoding import Checker
-from qwen3_data.engines import Engines, load_engines
+from qwen3_data.engines import choose_engine, make_engine
 from qwen3_data.records import BadRecordError, OnError, Reject, load_record, reject_record
 from qwen3_data.shares import find_share
 from qwen3_data.sources import Source, find_sources, input_size
@@ -80,15 +80,13 @@ def write_sft(settings: SftSettings) -> tuple[Path, SftManifest, list[str]]:
     """
     sources = find_sources(settings.inputs)
     tokenizer = Qwen3Tokenizer.from_dir(settings.tokenizer_dir)
-    engines = load_engines(
-        settings.engine, settings.tokenizer_dir / "tokenizer.json", input_size(sources), allow_special=False
-    )
+    chosen = choose_engine(settings.engine, input_size(sources))
     name = f"{settings.output_prefix.name}_sft"
     output = settings.output_prefix.with_name(name)
     refuse_existing_outputs([output], force=settings.force)
     workspace = Workspace(output, force=settings.force, resume=False)
     try:
-        run = _SftRun(settings, sources, tokenizer, engines)
+        run = _SftRun(settings, sources, tokenizer, chosen)
         manifest = run.write(workspace.folder / name)
         workspace.commit([name])
         if settings.rejects is not None:
@@ -101,15 +99,17 @@ def write_sft(settings: SftSettings) -> tuple[Path, SftManifest, list[str]]:
 
 class _SftRun:
     def __init__(
-        self, settings: SftSettings, sources: list[Source], tokenizer: Qwen3Tokenizer, engines: Engines
+        self, settings: SftSettings, sources: list[Source], tokenizer: Qwen3Tokenizer, engine: str
     ) -> None:
-        self.settings, self.sources, self.tokenizer, self.engines = settings, sources, tokenizer, engines
+        self.settings, self.sources, self.tokenizer = settings, sources, tokenizer
+        self.engine = make_engine(engine, settings.tokenizer_dir / "tokenizer.json", allow_special=False)
         self.renderer = ChatRenderer(tokenizer, loss_on=settings.loss_on, empty_think=settings.empty_think)
         self.totals = SftTotals()
         self.checker: Checker | None = None
-        if engines.reference is not None:
-            splits = read_tokenizer(settings.tokenizer_dir, None).splits
-            self.checker = Checker(engines.reference, splits=splits)
+        if engine != "tokenizers":
+            self.checker = Checker(
+                tokenizer.encode, splits=read_tokenizer(settings.tokenizer_dir, None).splits
+            )
 
     def write(self, stem: Path) -> SftManifest:
         """Write the files of the run into the folder in which it grows."""
@@ -159,7 +159,7 @@ class _SftRun:
     def _encode(self, conversations: list[list[Piece]], places: list[str]) -> Iterator[ChatSample]:
         """Encode the texts of many conversations in one call."""
         texts = [piece.text for pieces in conversations for piece in pieces if not piece.is_special]
-        ids_T, offsets = self.engines.main.result().encode(texts)
+        ids_T, offsets = self.engine.encode(texts)
         if self.checker is not None:
             self.checker.check(texts, ids_T, offsets)
         number = 0

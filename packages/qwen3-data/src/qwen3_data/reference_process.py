@@ -1,0 +1,69 @@
+"""The reference encoder in a process of its own: loading it holds Python's lock, which would stop the others.
+
+Run as a script it reads one JSON text per line and answers with the JSON list of its ids.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tokenizers import Tokenizer
+
+CLOSE_S = 5.0
+
+
+class ReferenceProcess:
+    """Encodes single texts with `tokenizers`; a context manager that ends the process."""
+
+    def __init__(self, path: Path, *, allow_special: bool) -> None:
+        # -P keeps this folder, whose modules may be called like the library's, off the path.
+        words = [sys.executable, "-P", __file__, str(path), "special" if allow_special else "text"]
+        self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of `text`.
+
+        Raises:
+            ChildProcessError: The process died; its own message stands on stderr.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps(text).encode() + b"\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
+        except BrokenPipeError:
+            answer = b""
+        if not answer:
+            raise ChildProcessError(
+                f"the process of the reference encoder died with code {self._process.wait(CLOSE_S)}"
+            )
+        return json.loads(answer)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+def serve(path: str, mode: str) -> None:
+    """Answer until the input ends, which it does when the parent is gone."""
+    tokenizer = Tokenizer.from_file(path)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = mode == "text"
+    for line in sys.stdin:
+        ids = tokenizer.encode(json.loads(line), add_special_tokens=False).ids
+        sys.stdout.write(json.dumps(ids) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    serve(*sys.argv[1:])
