@@ -5,6 +5,7 @@ stages, whose names are `<stage>-<name>`.
 """
 
 import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qwen3_model.errors import ConfigError, FormatError
@@ -14,6 +15,14 @@ Stages = dict[int, dict[str, TensorLayout]]
 MERGED_NAME = re.compile(r"(\d+)-(.+)")
 
 
+@dataclass(frozen=True, slots=True)
+class _File:
+    path: Path
+    stages: Stages
+    is_merged: bool
+    """Whether its names have the stage as prefix."""
+
+
 def read_stages(source: Path) -> tuple[Stages, list[str]]:
     """Return the layouts of each stage, and notes on files that were not needed.
 
@@ -21,70 +30,71 @@ def read_stages(source: Path) -> tuple[Stages, list[str]]:
         ConfigError: `source` is absent or holds no strategy file.
         FormatError: A file is damaged, or ranks of one stage disagree.
     """
-    if source.is_file():
-        return _read_file(source), []
-    if not source.is_dir():
-        raise ConfigError(
-            f"{source} does not exist; give the folder with ckpt_strategy_rank_*.ckpt or one such file"
-        )
-    paths = sorted(source.glob("*.ckpt"))
-    if not paths:
-        raise ConfigError(f"{source} holds no strategy file (*.ckpt)")
     stages: Stages = {}
     owners: dict[int, Path] = {}
-    merged = []
-    for path in paths:
-        found = _read_file(path)
-        if _is_merged(path):
-            merged.append((path, found))
+    files = _read_files(source)
+    for file in files:
+        if file.is_merged:
             continue
-        for stage, layouts in found.items():
+        for stage, layouts in file.stages.items():
             if stage in stages and stages[stage] != layouts:
                 raise FormatError(
-                    f"{path} and {owners[stage]} disagree about stage {stage}; one is of another run"
+                    f"{file.path} and {owners[stage]} disagree about stage {stage}; one is of another run"
                 )
-            stages[stage], owners[stage] = layouts, path
-    return _with_merged(stages, merged)
+            stages[stage], owners[stage] = layouts, file.path
+    return _with_merged(stages, [file for file in files if file.is_merged])
 
 
 def merged_strategy(source: Path) -> bytes:
     """Return one file's contents for all stages of `source`, which `read_stages` has accepted."""
-    paths = [source] if source.is_file() else sorted(source.glob("*.ckpt"))
-    bodies = {read_strategy(path)[0]: path.read_bytes() for path in paths if not _is_merged(path)}
-    return merge_strategies(bodies) if bodies else paths[0].read_bytes()
+    files = _read_files(source)
+    paths = {stage: file.path for file in files if not file.is_merged for stage in file.stages}
+    if not paths:
+        return files[0].path.read_bytes()
+    return merge_strategies({stage: path.read_bytes() for stage, path in paths.items()})
 
 
-def _with_merged(stages: Stages, merged: list[tuple[Path, Stages]]) -> tuple[Stages, list[str]]:
+def _with_merged(stages: Stages, merged: list[_File]) -> tuple[Stages, list[str]]:
     notes = []
-    for path, found in merged:
+    for file in merged:
         if not stages:
-            stages = found
-        elif any(stages.get(stage) != layouts for stage, layouts in found.items()):
+            stages = file.stages
+        elif any(stages.get(stage) != layouts for stage, layouts in file.stages.items()):
             raise FormatError(
-                f"{path} disagrees with the rank files beside it; remove the one that is out of date"
+                f"{file.path} disagrees with the rank files beside it; remove the one that is out of date"
             )
         else:
-            notes.append(f"{path} repeats the rank files beside it and was not needed")
+            notes.append(f"{file.path} repeats the rank files beside it and was not needed")
     return stages, notes
 
 
-def _read_file(path: Path) -> Stages:
+def _read_files(source: Path) -> list[_File]:
+    if source.is_file():
+        return [_read_file(source)]
+    if not source.is_dir():
+        raise ConfigError(
+            f"{source} does not exist; give the folder with ckpt_strategy_rank_*.ckpt or one such file"
+        )
+    files: list[_File] = []
+    # The ranks of a stage have equal files, so each content is decoded once.
+    known: dict[bytes, _File] = {}
+    for path in sorted(source.glob("*.ckpt")):
+        body = path.read_bytes()
+        known[body] = replace(known[body], path=path) if body in known else _read_file(path)
+        files.append(known[body])
+    if not files:
+        raise ConfigError(f"{source} holds no strategy file (*.ckpt)")
+    return files
+
+
+def _read_file(path: Path) -> _File:
     stage, layouts = read_strategy(path)
     if not layouts:
         raise FormatError(f"{path} describes no tensor")
-    if not _is_merged_names(layouts):
-        return {stage: layouts}
+    matches = {name: MERGED_NAME.fullmatch(name) for name in layouts}
     stages: Stages = {}
-    for name, layout in layouts.items():
-        match = MERGED_NAME.fullmatch(name)
-        if match:
-            stages.setdefault(int(match[1]), {})[match[2]] = layout
-    return stages
-
-
-def _is_merged(path: Path) -> bool:
-    return _is_merged_names(read_strategy(path)[1])
-
-
-def _is_merged_names(layouts: dict[str, TensorLayout]) -> bool:
-    return all(MERGED_NAME.fullmatch(name) for name in layouts)
+    for name, match in matches.items():
+        if match is None:
+            return _File(path, {stage: layouts}, is_merged=False)
+        stages.setdefault(int(match[1]), {})[match[2]] = layouts[name]
+    return _File(path, stages, is_merged=True)
