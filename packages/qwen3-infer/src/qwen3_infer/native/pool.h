@@ -54,7 +54,11 @@ class Pool {
     }
     while (take()) {
     }
-    while (num_done_.load(std::memory_order_acquire) < count) pause();
+    // On a busy machine the helper that is not done may wait for this very core.
+    for (int look = 1; num_done_.load(std::memory_order_acquire) < count; ++look) {
+      if (look % 64 == 0) std::this_thread::yield();
+      pause();
+    }
   }
 
  private:
