@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 AHEAD = 2
 """Blocks between two stages."""
+PARSED_AHEAD = 6
+"""Blocks that are parsed while the encoder loads."""
 
 
 @dataclass(slots=True)
@@ -122,7 +124,7 @@ class EncodeRun:
         with (
             self._encoders() as (loading, checker),
             run_ahead(blocks, AHEAD) as read,
-            run_ahead(parser.parse(read, left), AHEAD) as parsed,
+            run_ahead(parser.parse(read, left), PARSED_AHEAD) as parsed,
         ):
             engine = loading.result()
             encode = encode_batches(parsed, engine, splits=tokenizer.splits, checker=checker, cut=self._cut())
