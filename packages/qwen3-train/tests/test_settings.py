@@ -93,5 +93,5 @@ def test_files_of_their_own_exclude_a_split(tmp_path):
 def test_a_layout_fits_the_number_of_processes(tmp_path):
     changes = {"use_parallel": True, "parallel_config": {"data_parallel": 2, "model_parallel": 2}}
     assert settings_of(tiny_run(tmp_path, "prefix", **changes), worker_num=4).layout == Layout(dp=2, tp=2)
-    with pytest.raises(ConfigError, match="needs 4 processes but 2 is started"):
+    with pytest.raises(ConfigError, match="needs 4 processes but worker_num is 2"):
         settings_of(tiny_run(tmp_path, "prefix", **changes), worker_num=2)

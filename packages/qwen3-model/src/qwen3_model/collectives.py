@@ -1,4 +1,4 @@
-"""What the ranks of a group exchange inside a compiled graph: the seam between devices for communication.
+"""What ranks exchange, in a group inside a compiled graph or between two: the seam between devices.
 
 A CPU has one collective that works in a group and in a graph, the sum; the rest is made of it. Ascend has
 them all. Nothing here has a gradient; `shards` says what each one's is.
@@ -9,7 +9,8 @@ T ranks of the group, R rows of one rank, D width.
 from collections.abc import Sequence
 
 import mindspore as ms
-from mindspore import Tensor, ops
+import numpy as np
+from mindspore import Tensor, nn, ops
 from mindspore.communication import create_group
 
 
@@ -97,3 +98,49 @@ def make_group(device_target: str, name: str, ranks: Sequence[int], rank: int) -
         return Alone()
     create_group(name, list(ranks))
     return (AscendGroup if device_target == "Ascend" else PortableGroup)(name, ranks, rank)
+
+
+class PortableLink(nn.Cell):
+    """Hand tensors to one other rank and back: a sum to which the receiver gives zeros."""
+
+    def __init__(self, name: str, ranks: Sequence[int], rank: int) -> None:
+        super().__init__(auto_prefix=False)
+        self._sum = ops.AllReduce(group=name)
+
+    @ms.jit
+    def construct(self, x: Tensor) -> Tensor:
+        return self._sum(x)
+
+    def send(self, x: Tensor) -> None:
+        """Wait for the other rank to call `receive`, and hand it `x`."""
+        self(x)
+
+    def receive(self, shape: tuple[int, ...], dtype: ms.Type) -> Tensor:
+        """Return what the other rank sends."""
+        return self(Tensor(np.zeros(shape, np.float32), dtype))
+
+
+class AscendLink:
+    """The device's own Send and Receive."""
+
+    def __init__(self, name: str, ranks: Sequence[int], rank: int) -> None:
+        self.name, self.other = name, 1 - ranks.index(rank)
+        self._send = ops.Send(sr_tag=0, dest_rank=self.other, group=name)
+
+    def send(self, x: Tensor) -> None:
+        """Hand `x` to the other rank."""
+        self._send(x)
+
+    def receive(self, shape: tuple[int, ...], dtype: ms.Type) -> Tensor:
+        """Return what the other rank sends."""
+        take = ops.Receive(sr_tag=0, src_rank=self.other, shape=shape, dtype=dtype, group=self.name)
+        return take(Tensor(np.zeros(1, np.float32), dtype))
+
+
+Link = PortableLink | AscendLink
+
+
+def make_link(device_target: str, name: str, ranks: Sequence[int], rank: int) -> Link:
+    """Return the link between two `ranks`, of which `rank` is this one; both must call this, nobody else."""
+    create_group(name, list(ranks))
+    return (AscendLink if device_target == "Ascend" else PortableLink)(name, ranks, rank)

@@ -37,7 +37,9 @@ class BatchPlan:
     micro_batch: int
     """Rows of one forward pass."""
     num_micro_batches: int
-    """Forward passes of one step."""
+    """Forward passes of one step on each replica."""
+    num_replicas: int = 1
+    """Data-parallel replicas."""
     num_samples: int
     """Samples of one epoch."""
     num_epochs: int
@@ -45,7 +47,7 @@ class BatchPlan:
     @property
     def global_batch(self) -> int:
         """Samples of one step."""
-        return self.micro_batch * self.num_micro_batches
+        return self.micro_batch * self.num_micro_batches * self.num_replicas
 
     @property
     def steps_per_epoch(self) -> int:
@@ -69,9 +71,12 @@ class BatchPlan:
 
 
 def step_batches(
-    dataset: Dataset, plan: BatchPlan, options: DocumentOptions, step: int, vocab_size: int
+    dataset: Dataset, plan: BatchPlan, options: DocumentOptions, step: int, vocab_size: int, replica: int = 0
 ) -> list[Batch]:
-    """Return the micro-batches of a step.
+    """Return the micro-batches that `replica` takes of a step.
+
+    Each forward pass takes the next samples, first those of replica 0. All samples of the step are read,
+    since the weights need the count of its unmasked tokens.
 
     Raises:
         FormatError: The data hold an id that the model has no row for.
@@ -79,7 +84,8 @@ def step_batches(
     samples = [read_sample(dataset, number, options) for number in plan.samples(step)]
     counted = int(sum(sample.loss_mask_L.sum() for sample in samples))
     size = plan.micro_batch
-    parts = [samples[first : first + size] for first in range(0, len(samples), size)]
+    starts = range(replica * size, len(samples), plan.num_replicas * size)
+    parts = [samples[first : first + size] for first in starts]
     return [_stack(part, options, counted, vocab_size) for part in parts]
 
 

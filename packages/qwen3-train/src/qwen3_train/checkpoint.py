@@ -60,7 +60,14 @@ class TrainState:
 
 
 def save_checkpoint(
-    rank_dir: Path, stem: str, place: Place, state: TrainState, tensors: Iterable[FloatTensor], keep_max: int
+    rank_dir: Path,
+    stem: str,
+    place: Place,
+    state: TrainState,
+    tensors: Iterable[FloatTensor],
+    keep_max: int,
+    *,
+    wait_for_others: Callable[[], object] = lambda: None,
 ) -> Path:
     """Write one rank's checkpoint, then its meta.json, then remove those beyond the newest `keep_max`.
 
@@ -71,6 +78,7 @@ def save_checkpoint(
         state: Step and data.
         tensors: Weights and moments.
         keep_max: Files to keep, this one included.
+        wait_for_others: Returns when all ranks have written theirs; nothing is removed before.
     """
     path = rank_dir / f"{stem}-{place.epoch}_{place.step}.safetensors"
     told = json.dumps({"version": STATE_VERSION, "data": state.data})
@@ -81,6 +89,7 @@ def save_checkpoint(
     )
     meta = {"last_epoch": place.epoch, "last_step": place.step, "last_ckpt_file": path.name}
     write_text_atomically(rank_dir / "meta.json", json.dumps(meta))
+    wait_for_others()
     for _, old in sorted(checkpoints_of(rank_dir).items(), reverse=True)[keep_max:]:
         old.unlink()
     return path

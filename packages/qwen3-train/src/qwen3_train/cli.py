@@ -1,5 +1,7 @@
 """The command line of qwen3-train."""
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -7,7 +9,9 @@ import click
 from qwen3_model.cli_base import CONTEXT, Commands, force_option
 from qwen3_train import __version__
 from qwen3_train.cli_inspect import inspect_data
+from qwen3_train.cli_launch import launch_options
 from qwen3_train.cli_plan import plan
+from qwen3_train.launch_checks import LaunchSettings
 
 
 @click.group(cls=Commands)
@@ -28,23 +32,35 @@ main.add_command(inspect_data)
     type=click.Path(dir_okay=False, path_type=Path),
     help="YAML of the run.",
 )
-@click.option("--worker-num", default=1, show_default=True, help="Processes; this version trains in one.")
+@launch_options
 @force_option("the run in the output folder")
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
-def launch(config_path: Path, worker_num: int, overrides: tuple[str, ...], *, force: bool) -> None:
+def launch(
+    config_path: Path,
+    overrides: tuple[str, ...],
+    make_launch: Callable[[Path], LaunchSettings],
+    *,
+    force: bool,
+) -> None:
     """Train as the YAML says, with mindformers' keys; any key may follow as --section.key VALUE.
 
-    The run's folder (output_dir) then holds checkpoint/, strategy/, msrun_log/worker_0.log, metrics.jsonl,
+    With --worker-num N the layout under parallel_config (data_parallel x model_parallel x pipeline_stage = N)
+    runs in N processes, which MindSpore's msrun starts.
+
+    The run's folder (output_dir) then holds checkpoint/, strategy/, msrun_log/worker_R.log, metrics.jsonl,
     config.json and run.yaml, the configuration as it was used.
 
     \b
     Example:
       qwen3-train launch --config configs/qwen3/demo.yaml --output_dir out \\
         --train_dataset.data_loader.config.data_path data/wiki_text_document
+      qwen3-train launch --worker-num 2 --config configs/qwen3/demo.yaml --output_dir out2 \\
+        --train_dataset.data_loader.config.data_path data/wiki_text_document \\
+        --use_parallel True --parallel_config.model_parallel 2
     """
     from qwen3_train.launch import launch_run
 
-    launch_run(config_path, overrides, worker_num=worker_num, force=force)
+    launch_run(config_path, overrides, make_launch=make_launch, environment=os.environ, force=force)
 
 
 @main.command()

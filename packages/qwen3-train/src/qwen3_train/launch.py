@@ -1,39 +1,82 @@
-"""From a command line to a run: every check first, MindSpore last."""
+"""From a command line to a run: every check first, MindSpore last.
 
-from collections.abc import Sequence
+One process trains in place. With several, this one checks and watches, and each worker (`cli_rank`) repeats
+the checks from the same command line and takes its rank's part.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from qwen3_model.errors import UsageError
 from qwen3_model.files import write_text_atomically
 from qwen3_model.run_config import RunConfig, load_run_config, parse_dotted
+from qwen3_train.launch_checks import LaunchSettings, check_launch, count_ascend_devices
+from qwen3_train.launcher import Job, launch_workers
 from qwen3_train.prepare import PreparedRun, prepare_run
-from qwen3_train.run_folder import RESOLVED_CONFIG, replaced_run, write_model_files
-from qwen3_train.run_log import RunLog
+from qwen3_train.run_folder import METRICS, RESOLVED_CONFIG, replaced_run, write_model_files
+from qwen3_train.run_log import WORKER_LOG, RunLog
 from qwen3_train.schema import FLAG_ALIASES, TRAIN
-from qwen3_train.settings import read_settings
+from qwen3_train.settings import TrainSettings, read_settings
 
 
-def launch_run(config_path: Path, arguments: Sequence[str], *, worker_num: int, force: bool) -> None:
+def launch_run(
+    config_path: Path,
+    arguments: Sequence[str],
+    *,
+    make_launch: Callable[[Path], LaunchSettings],
+    environment: Mapping[str, str],
+    force: bool,
+) -> None:
     """Check the run that a YAML and dotted arguments describe, then train.
+
+    Args:
+        config_path: The YAML.
+        arguments: Dotted keys with values.
+        make_launch: Gives the workers' settings for a run folder.
+        environment: Of this process, for the workers.
+        force: Replace the run in the output folder.
 
     Raises:
         UsageError: An argument cannot be meant.
         Qwen3Error: The run cannot work, for the reason given.
     """
-    if worker_num != 1:
+    config = read_config(config_path, arguments)
+    launch = make_launch(Path())
+    settings = read_settings(config, worker_num=launch.worker_num)
+    launch = make_launch(settings.output_dir)
+    devices = None
+    if settings.device == "Ascend":
+        devices = count_ascend_devices(environment.get("ASCEND_RT_VISIBLE_DEVICES"))
+    is_alone = launch.worker_num == 1
+    if not is_alone and force and not launch.join:
         raise UsageError(
-            f"--worker-num {worker_num}: this version trains in one process; leave it out or give 1"
+            "--force cannot go with --join False; remove the old run yourself, or wait for the job"
         )
-    overrides = [(FLAG_ALIASES.get(key, key), value) for key, value in parse_dotted(arguments)]
-    config = load_run_config(config_path, overrides, TRAIN)
-    settings = read_settings(config, worker_num=worker_num)
-    run = prepare_run(settings, force=force)
-    replacing = force and not settings.resume and settings.output_dir.exists()
+    # The folder belongs to node 0; the other nodes may find it filled.
+    run = prepare_run(settings, force=force or launch.node_rank > 0)
+    if not is_alone:
+        check_launch(launch, num_devices=devices)
+    replacing = force and not settings.resume and settings.output_dir.exists() and launch.node_rank == 0
     with replaced_run(settings.output_dir) if replacing else nullcontext():
-        log = RunLog(settings.output_dir, append=settings.resume)
+        path = settings.output_dir / WORKER_LOG if is_alone else launch.log_dir / _log_name(launch)
+        log = RunLog(path, append=settings.resume)
         try:
-            _start(run, config, log)
+            if launch.node_rank == 0:
+                _write_run(run, config, log)
+            if is_alone:
+                _train_here(run, config, log)
+            else:
+                argv = ["-m", "qwen3_train.cli_rank", "--config", str(config_path), *arguments, *_pinned(run)]
+                job = Job(
+                    argv=argv,
+                    environment=environment,
+                    metrics_path=settings.output_dir / METRICS,
+                    total_steps=run.last_step,
+                )
+                launch_workers(job, launch, num_devices=devices)
+            if is_alone or launch.join:
+                log.line(f"finished; everything is in {settings.output_dir}")
         except BaseException as error:
             with suppress(OSError):  # a full disk must not hide the error
                 log.line(f"stopped: {error or type(error).__name__}", "ERROR", to_terminal=False)
@@ -42,7 +85,45 @@ def launch_run(config_path: Path, arguments: Sequence[str], *, worker_num: int, 
             log.close()
 
 
-def _start(run: PreparedRun, config: RunConfig, log: RunLog) -> None:
+def read_config(config_path: Path, arguments: Sequence[str]) -> RunConfig:
+    """Return the YAML with the dotted arguments put in.
+
+    Raises:
+        UsageError, ConfigError: A key is unknown or a value cannot be meant.
+    """
+    overrides = [(FLAG_ALIASES.get(key, key), value) for key, value in parse_dotted(arguments)]
+    return load_run_config(config_path, overrides, TRAIN)
+
+
+def run_rank(config_path: Path, arguments: Sequence[str], *, rank: int, worker_num: int) -> None:
+    """Take one rank's part of a run that `launch_run` has checked; what it says goes to the worker's log.
+
+    Raises:
+        Qwen3Error: As `launch_run`.
+    """
+    config = read_config(config_path, arguments)
+    settings = read_settings(config, worker_num=worker_num)
+    run = prepare_run(settings, force=True)
+    log = RunLog(None, append=True)
+    stage, replica, shard = settings.layout.place(rank)
+    log.line(f"rank {rank}: pipeline stage {stage}, replica {replica}, shard {shard}")
+    _train(run, config, log, rank=rank)
+
+
+def _train_here(run: PreparedRun, config: RunConfig, log: RunLog) -> None:
+    log.line("importing MindSpore and compiling; the first step takes a while")
+    _train(run, config, log, rank=None)
+
+
+def _train(run: PreparedRun, config: RunConfig, log: RunLog, *, rank: int | None) -> None:
+    from qwen3_train.trainer import set_up_device, train
+
+    graph_mode = config.get("context.mode", 0) == 0
+    set_up_device(run.settings.device, graph_mode=graph_mode, is_worker=rank is not None)
+    train(run, log, rank or 0)
+
+
+def _write_run(run: PreparedRun, config: RunConfig, log: RunLog) -> None:
     settings, plan = run.settings, run.plan
     for note in (*config.notes, *run.notes):
         log.line(note, "WARNING")
@@ -51,6 +132,8 @@ def _start(run: PreparedRun, config: RunConfig, log: RunLog) -> None:
         f"{plan.global_batch} samples of {settings.data.seq_length} tokens ({plan.num_epochs} epochs of "
         f"{plan.steps_per_epoch} steps)"
     )
+    if settings.layout.num_ranks > 1:
+        log.line(f"{settings.layout.num_ranks} processes: {_layout_words(settings)}")
     write_text_atomically(settings.output_dir / RESOLVED_CONFIG, config.to_yaml())
     write_model_files(
         settings.output_dir,
@@ -59,9 +142,20 @@ def _start(run: PreparedRun, config: RunConfig, log: RunLog) -> None:
         tokenizer_dir=settings.tokenizer_dir,
         stop_ids=run.stop_ids,
     )
-    log.line("importing MindSpore and compiling; the first step takes a while")
-    from qwen3_train.trainer import set_up_device, train
 
-    set_up_device(settings.device, graph_mode=config.get("context.mode", 0) == 0)
-    train(run, log)
-    log.line(f"finished; everything is in {settings.output_dir}")
+
+def _layout_words(settings: TrainSettings) -> str:
+    layout = settings.layout
+    words = [f"data {layout.dp} x tensor {layout.tp} x pipeline {layout.pp}"]
+    words += ["sequence parallel"] * layout.sequence_parallel
+    words += ["optimizer state shared out"] * settings.parallel_optimizer
+    return ", ".join(words)
+
+
+def _pinned(run: PreparedRun) -> list[str]:
+    """Name the checkpoint that was chosen, so that all workers take the same."""
+    return ["--resume_training", run.resume_paths[0].name] if run.resume_paths else []
+
+
+def _log_name(launch: LaunchSettings) -> str:
+    return "launch.log" if launch.node_rank == 0 else f"launch_{launch.node_rank}.log"

@@ -6,6 +6,8 @@ B batch, L length, M = B * L, D hidden, V vocabulary.
 from mindspore import Tensor, nn, ops
 
 from qwen3_model.model import Qwen3ForCausalLM
+from qwen3_train.batches import Batch
+from qwen3_train.split_loss import SplitCrossEntropy
 
 
 class TokenLoss(nn.Cell):
@@ -20,6 +22,7 @@ class TokenLoss(nn.Cell):
         weights_BL: float32.
         position_ids_BL: int32, or None for 0, 1, 2, ...
         segment_ids_BL: int32; no attention between different ids. None for plain causal attention.
+        x_MD: Hidden states of the stage before, where the model is the last stage of a pipeline.
 
     Returns:
         float32 scalar, in nats.
@@ -30,6 +33,8 @@ class TokenLoss(nn.Cell):
         self.model = model
         # On a CPU several times faster than ops.cross_entropy, forward and backward.
         self.log_softmax, self.pick, self.sum = ops.LogSoftmax(-1), ops.GatherD(), ops.ReduceSum()
+        self.is_split = model.tp.size > 1
+        self.split_cross_entropy = SplitCrossEntropy(model.tp)
 
     def construct(
         self,
@@ -38,8 +43,25 @@ class TokenLoss(nn.Cell):
         weights_BL: Tensor,
         position_ids_BL: Tensor | None = None,
         segment_ids_BL: Tensor | None = None,
+        x_MD: Tensor | None = None,
     ) -> Tensor:
-        hidden_MD = self.model.model(ids_BL, position_ids_BL, segment_ids_BL)
-        log_probs_MV = self.log_softmax(self.model.head(hidden_MD))
+        hidden_MD = self.model.model(ids_BL, position_ids_BL, segment_ids_BL, None, None, x_MD)
+        logits_MV = self.model.head(hidden_MD)
+        if self.is_split:
+            losses_M = self.split_cross_entropy(logits_MV, labels_BL.reshape(-1))[:, 0]
+            return self.sum(losses_M * weights_BL.reshape(-1))
+        log_probs_MV = self.log_softmax(logits_MV)
         picked_M1 = self.pick(log_probs_MV, 1, labels_BL.reshape(-1, 1))
         return -self.sum(picked_M1.reshape(-1) * weights_BL.reshape(-1))
+
+
+def loss_arguments(batch: Batch) -> list[Tensor | None]:
+    """Return the first five arguments of `TokenLoss`."""
+    parts = (
+        batch.input_ids_BL,
+        batch.labels_BL,
+        batch.weights_BL,
+        batch.position_ids_BL,
+        batch.segment_ids_BL,
+    )
+    return [None if part is None else Tensor(part) for part in parts]

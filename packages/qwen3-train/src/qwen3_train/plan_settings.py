@@ -10,6 +10,7 @@ from qwen3_model.layout import Layout
 from qwen3_model.run_config import Key, RunConfig
 from qwen3_train.adapter_shapes import Adapters
 from qwen3_train.model_settings import read_model
+from qwen3_train.offset import read_offset
 from qwen3_train.schema import MODEL_CONFIG, TRAIN
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -115,23 +116,6 @@ def read_plan_settings(config: RunConfig) -> PlanSettings:
         is_fused=is_fused,
         compute_bytes=ITEM_BYTES[compute] if is_fused else 4,
         adapters=read_adapters(config.get("model.model_config.pet_config")),
-    )
-
-
-def read_offset(value: Any) -> tuple[int, ...]:
-    """Return mindformers' `offset` as one number per stage; 0 and nothing mean none.
-
-    Raises:
-        ConfigError: It is neither 0 nor a list of whole numbers.
-    """
-    if value in (None, 0):
-        return ()
-    if isinstance(value, list) and all(
-        isinstance(shift, int) and not isinstance(shift, bool) for shift in value
-    ):
-        return tuple(value) if any(value) else ()
-    raise ConfigError(
-        f"model.model_config.offset={value!r} must be 0 or a list with one whole number for each stage"
     )
 
 

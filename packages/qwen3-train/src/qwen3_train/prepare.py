@@ -1,5 +1,6 @@
 """All that can be known and refused before MindSpore is imported: data, steps, learning rates, space."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,8 +33,8 @@ class PreparedRun:
     schedule: Schedule
     fingerprint: str
     """Of the data, their order and the batch size; a resumed run must have the same."""
-    resume_path: Path | None
-    """Checkpoint to continue from."""
+    resume_paths: Mapping[int, Path]
+    """Checkpoint of each rank to continue from; empty for a new run."""
     stop_ids: tuple[int, ...]
     """Tokens at which the trained model's answers end; empty where the data are no conversations."""
     notes: tuple[str, ...]
@@ -63,7 +64,7 @@ def prepare_run(settings: TrainSettings, *, force: bool) -> PreparedRun:
     plan = _plan(settings, data.train)
     last_step = min(plan.num_steps, settings.stop_step or plan.num_steps)
     fingerprint = data.fingerprint(plan.global_batch)
-    resume_path = _resume_path(settings, fingerprint, last_step, notes)
+    resume_paths = _resume_paths(settings, fingerprint, last_step, notes)
     # Weights and two moments in float32, and one more checkpoint while the new one is written.
     checkpoint_bytes = settings.model.num_parameters() * 12
     require_free_space(settings.output_dir, checkpoint_bytes * (settings.keep_max + 1))
@@ -77,7 +78,7 @@ def prepare_run(settings: TrainSettings, *, force: bool) -> PreparedRun:
         last_step=last_step,
         schedule=make_schedule(settings.lr_schedule, plan.num_steps),
         fingerprint=fingerprint,
-        resume_path=resume_path,
+        resume_paths=resume_paths,
         stop_ids=data.stop_ids,
         notes=tuple(notes),
     )
@@ -88,6 +89,11 @@ def _check_weights(settings: TrainSettings) -> None:
     if source is not None and not source.exists():
         raise ConfigError(
             f"{source} does not exist; give a Hugging Face folder or a checkpoint to start from"
+        )
+    if source is not None and settings.layout.num_ranks > 1 and not (source / "config.json").is_file():
+        raise ConfigError(
+            f"load_checkpoint={source} is no Hugging Face folder, which several processes need to start "
+            "from; make one with qwen3-ckpt merge --to hf"
         )
     if settings.data.seq_length > settings.model.max_position_embeddings:
         raise ConfigError(
@@ -101,22 +107,26 @@ def _plan(settings: TrainSettings, train: Dataset) -> BatchPlan:
     num_samples = min(len(train), settings.data.num_train or len(train))
     plan = BatchPlan(
         micro_batch=settings.batch_size,
-        num_micro_batches=settings.accumulation,
+        num_micro_batches=settings.passes,
+        num_replicas=settings.layout.dp,
         num_samples=num_samples,
         num_epochs=settings.epochs,
     )
     if plan.num_steps < 1:
         raise ConfigError(
             f"one step takes {plan.global_batch} samples (batch_size {settings.batch_size} x "
-            f"gradient_accumulation_steps {settings.accumulation}) but the data give {num_samples} of "
-            f"seq_length {settings.data.seq_length}; make the batch or seq_length smaller, or raise sizes"
+            f"{settings.passes} forward passes x data_parallel {plan.num_replicas}) but the data give "
+            f"{num_samples} of seq_length {settings.data.seq_length}; make the batch or seq_length smaller, "
+            "or raise sizes"
         )
     return plan
 
 
-def _resume_path(settings: TrainSettings, fingerprint: str, last_step: int, notes: list[str]) -> Path | None:
+def _resume_paths(
+    settings: TrainSettings, fingerprint: str, last_step: int, notes: list[str]
+) -> Mapping[int, Path]:
     if not settings.resume:
-        return None
+        return {}
     source, name = settings.resume_from or settings.output_dir, settings.resume_file
     if source.is_file():
         source, name = source.parent.parent, source.name
@@ -133,7 +143,7 @@ def _resume_path(settings: TrainSettings, fingerprint: str, last_step: int, note
             f"{files[0].name} has finished step {state.global_step} of {last_step}; there is nothing "
             "left to train, raise runner_config.epochs or sizes"
         )
-    return files[0]
+    return files
 
 
 def _read_state(path: Path) -> TrainState:

@@ -15,24 +15,28 @@ WORKER_LOG = Path("msrun_log") / "worker_0.log"
 
 
 class RunLog:
-    """Write lines to the terminal and to `output_dir/msrun_log/worker_0.log`."""
+    """Write lines to the terminal and to a file."""
 
-    def __init__(self, output_dir: Path, *, append: bool, stream: TextIO | None = None) -> None:
-        path = output_dir / WORKER_LOG
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a" if append else "w", encoding="utf-8")
+    def __init__(self, path: Path | None, *, append: bool, stream: TextIO | None = None) -> None:
+        """Open `path`; None for a worker, whose output msrun writes to `worker_R.log`."""
         self._stream = stream or sys.stdout
+        self._file: TextIO | None = None
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a" if append else "w", encoding="utf-8")
 
     def line(self, text: str, level: str = "INFO", *, to_terminal: bool = True) -> None:
         """Write one line with the time in front."""
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-        for stream in (self._stream, self._file) if to_terminal else (self._file,):
-            stream.write(f"{stamp} - {level} - {text}\n")
-            stream.flush()
+        for stream in (self._stream if to_terminal else None, self._file):
+            if stream is not None:
+                stream.write(f"{stamp} - {level} - {text}\n")
+                stream.flush()
 
     def close(self) -> None:
         """Close the log file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 class Metrics:

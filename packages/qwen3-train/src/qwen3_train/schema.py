@@ -29,7 +29,7 @@ MODEL_CONFIG: dict[str, Any] = {
     "layernorm_compute_dtype": FLOAT32_ONLY, "softmax_compute_dtype": FLOAT32_ONLY,
     "rotary_dtype": FLOAT32_ONLY,
     "fp32_residual_connection": ASCEND, "use_flash_attention": ASCEND,
-    "pet_config": ANY, "offset": NO_EFFECT, "use_cache": NO_EFFECT, "input_sliced_sig": NO_EFFECT,
+    "pet_config": ANY, "offset": ANY, "use_cache": NO_EFFECT, "input_sliced_sig": NO_EFFECT,
     "qkv_concat": NO_EFFECT,
     "untie_embeddings_and_output_weights": NO_EFFECT, "use_contiguous_weight_layout_attention": NO_EFFECT,
     "use_interleaved_weight_layout_mlp": NO_EFFECT, "use_past": NO_EFFECT, "return_extra_loss": NO_EFFECT,

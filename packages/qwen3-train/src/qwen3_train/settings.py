@@ -12,7 +12,9 @@ from qwen3_model.run_config import RunConfig
 from qwen3_train.adam_settings import AdamSettings
 from qwen3_train.data_settings import DataSettings, read_data
 from qwen3_train.hf_settings import HfDataSettings, SftFileSettings, read_hf_data, read_sft_file
+from qwen3_train.layout_checks import layout_problems, process_problems
 from qwen3_train.model_settings import read_model
+from qwen3_train.offset import read_offset
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +27,12 @@ class TrainSettings:
     device: str
     """CPU or Ascend."""
     layout: Layout
+    offset: tuple[int, ...]
+    """Shift of the number of layers of each pipeline stage; empty for none."""
+    micro_batch_num: int
+    """Micro-batches that go through the pipeline together; 1 without a pipeline."""
+    parallel_optimizer: bool
+    """Share the optimizer's moments out over the replicas (ZeRO-1)."""
     model: Qwen3Config
     hf_dir: Path | None
     """Folder whose config, tokenizer and generation config the run takes over."""
@@ -38,7 +46,7 @@ class TrainSettings:
     batch_size: int
     """Rows of a forward pass on each replica."""
     accumulation: int
-    """Forward passes of a step on each replica."""
+    """Times that the micro-batches of a step are gathered anew."""
     epochs: int
     stop_step: int | None
     """Stop after this step although the schedule goes on; None for never."""
@@ -58,6 +66,11 @@ class TrainSettings:
     keep_max: int
     """Checkpoints to keep."""
     recompute: bool
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of a step on each replica."""
+        return self.accumulation * self.micro_batch_num
 
     @property
     def tokenizer_dir(self) -> Path | None:
@@ -81,7 +94,14 @@ def read_settings(config: RunConfig, *, worker_num: int = 1) -> TrainSettings:
     else:
         model = _collect(problems, read_model, config.get("model.model_config") or {}, hf_dir)
     layout = _collect(problems, _layout, config, worker_num)
+    offset = _collect(problems, read_offset, config.get("model.model_config.offset"))
     problems += _number_problems(config) + _mode_problems(config)
+    if model is not None and layout is not None and data is not None and offset is not None:
+        pipes = layout.pp > 1
+        offset, micro_batch_num = offset if pipes else (), _micro_batch_num(config) if pipes else 1
+        problems += layout_problems(
+            model, layout, seq_length=data.seq_length, offset=offset, micro_batch_num=micro_batch_num
+        )
     if problems:
         raise ConfigError("; ".join(problems))
     assert data is not None
@@ -94,6 +114,9 @@ def read_settings(config: RunConfig, *, worker_num: int = 1) -> TrainSettings:
         output_dir=Path(config.get("output_dir") or "./output"),
         device=config.get("context.device_target") or default_device(),
         layout=layout,
+        offset=offset,
+        micro_batch_num=micro_batch_num,
+        parallel_optimizer=bool(config.get("parallel.enable_parallel_optimizer", False)) and layout.dp > 1,
         model=model,
         hf_dir=hf_dir,
         weights_from=None if resume else _weights(config, hf_dir),
@@ -130,8 +153,18 @@ def default_device() -> str:
     return "Ascend" if Path("/dev/davinci_manager").exists() else "CPU"
 
 
+def _micro_batch_num(config: RunConfig) -> int:
+    value = config.get("parallel_config.micro_batch_num")
+    return 1 if value is None else int(value)
+
+
 def _layout(config: RunConfig, worker_num: int) -> Layout:
     if not config.get("use_parallel", False):
+        if worker_num > 1:
+            raise ConfigError(
+                f"use_parallel is False but --worker-num is {worker_num}; set use_parallel to True and "
+                "parallel_config to a layout of that many processes"
+            )
         return Layout()
     section = config.get("parallel_config") or {}
     layout = Layout(
@@ -140,12 +173,8 @@ def _layout(config: RunConfig, worker_num: int) -> Layout:
         pp=section.get("pipeline_stage") or 1,
         sequence_parallel=bool(section.get("use_seq_parallel")),
     )
-    if layout.num_ranks != worker_num:
-        raise ConfigError(
-            f"parallel_config (data_parallel {layout.dp} x model_parallel {layout.tp} x pipeline_stage "
-            f"{layout.pp}) needs {layout.num_ranks} processes but {worker_num} is started; this version "
-            "trains in one process: set all three to 1, or --use_parallel False"
-        )
+    if problems := process_problems(layout, worker_num):
+        raise ConfigError("; ".join(problems))
     return layout
 
 

@@ -64,6 +64,11 @@ def stage_names(config: Qwen3Config, pp: int, offset: Sequence[int], stage: int)
     return names
 
 
+def is_shared_out(shape: tuple[int, ...], num_replicas: int) -> bool:
+    """Say whether the moments of a weight are cut, of `shape` on this rank."""
+    return num_replicas > 1 and shape[0] % num_replicas == 0
+
+
 @lru_cache(maxsize=64)
 def _local_shapes(config: Qwen3Config, tp: int) -> dict[str, tuple[int, ...]]:
     shapes = {}

@@ -1,11 +1,13 @@
 """One optimizer step: forward, backward, clipping and AdamW in one compiled graph.
 
 With gradient accumulation there are two graphs: one adds a micro-batch's gradients to a sum, one applies the
-sum.
+sum. A pipeline stage has graphs of its own for the first of these. What other ranks have is summed by
+`gradients`; every rank then knows loss and norm of the whole step.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -14,8 +16,15 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from qwen3_model.model import Qwen3ForCausalLM
 from qwen3_train.adam_settings import AdamSettings
 from qwen3_train.batches import Batch
-from qwen3_train.loss import TokenLoss
-from qwen3_train.optimizer import AdamW, ClipByGlobalNorm, adam_scalars
+from qwen3_train.gradients import OwnGradients, SharedGradients
+from qwen3_train.grid import Grid, single_grid
+from qwen3_train.loss import TokenLoss, loss_arguments
+from qwen3_train.optimizer import AdamW, adam_scalars
+from qwen3_train.pipeline import PipelineStage
+from qwen3_train.shared_adam import SharedAdamW
+
+Optimizer = AdamW | SharedAdamW
+Finish = OwnGradients | SharedGradients
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,34 +47,53 @@ class TrainStep:
         *,
         max_norm: float | None,
         num_micro_batches: int,
+        grid: Grid | None = None,
+        shares_moments: bool = False,
     ) -> None:
-        self.settings = settings
+        """Make ready for steps of `num_micro_batches`; `shares_moments` is ZeRO-1."""
+        self.settings, self.grid = settings, grid or single_grid(model.config)
         self.weights: dict[str, Parameter] = dict(model.parameters_and_names())
-        self.adam = AdamW(self.weights, settings)
-        loss = TokenLoss(model)
-        if num_micro_batches == 1:
-            self._whole = _WholeStep(loss, self.adam, max_norm)
+        if shares_moments and self.grid.replicas.size > 1:
+            self.adam: Optimizer = SharedAdamW(self.weights, settings, self.grid.replicas)
         else:
-            sums = ParameterTuple([_sum_of_gradients(name, weight) for name, weight in self.weights.items()])
-            self._add = _AddGradients(loss, self.adam.weights, sums)
-            self._apply = _ApplyGradients(self.adam, sums, max_norm)
-        self.num_micro_batches = num_micro_batches
+            self.adam = AdamW(self.weights, settings)
+        self.is_alone = self.grid.layout.num_ranks == 1
+        finish = (
+            OwnGradients(max_norm) if self.is_alone else SharedGradients(self.weights, self.grid, max_norm)
+        )
+        self._whole: Any = None
+        self._stage: PipelineStage | None = None
+        if num_micro_batches == 1 and self.grid.layout.pp == 1:
+            self._whole = _WholeStep(TokenLoss(model), self.adam, finish)
+            return
+        sums = ParameterTuple([_sum_of_gradients(name, weight) for name, weight in self.weights.items()])
+        if self.grid.layout.pp == 1:
+            self._add = _AddGradients(TokenLoss(model), self.adam.weights, sums)
+        else:
+            self._stage = PipelineStage(model, self.grid, sums)
+        self._apply = _ApplyGradients(self.adam, sums, finish)
 
     def run(self, micro_batches: Sequence[Batch], lr: float, step: int) -> StepResult:
         """Take one step.
 
         Args:
-            micro_batches: As many as `num_micro_batches`, of equal shapes.
+            micro_batches: This replica's, as many as `num_micro_batches`, of equal shapes.
             lr: Learning rate of this step.
             step: Number of this step, counted from 1.
         """
         scalars = adam_scalars(self.settings, lr, step)
-        if self.num_micro_batches == 1:
-            loss, norm = self._whole(*scalars, *tensors(micro_batches[0]))
+        if self._whole is not None:
+            loss, norm = self._whole(*scalars, *loss_arguments(micro_batches[0]))
             return StepResult(float(loss.asnumpy()), float(norm.asnumpy()))
         # Float64 on the host: the sum then does not depend on how the step was cut.
-        total = sum(float(self._add(*tensors(batch)).asnumpy()) for batch in micro_batches)
-        return StepResult(total, float(self._apply(*scalars).asnumpy()))
+        if self._stage is not None:
+            total = self._stage.train(micro_batches)
+        else:
+            total = sum(
+                (float(self._add(*loss_arguments(batch)).asnumpy()) for batch in micro_batches), start=0.0
+            )
+        loss, norm = self._apply(*scalars, Tensor(np.float32(total)))
+        return StepResult(total if self.is_alone else float(loss.asnumpy()), float(norm.asnumpy()))
 
     def moments(self) -> dict[str, Parameter]:
         """Return the optimizer's state under the names that checkpoints use."""
@@ -78,24 +106,15 @@ class TrainStep:
 class Evaluation:
     """Add up token losses without gradients."""
 
-    def __init__(self, model: Qwen3ForCausalLM) -> None:
-        self._loss = _Forward(TokenLoss(model))
+    def __init__(self, model: Qwen3ForCausalLM, grid: Grid | None = None) -> None:
+        self._stage = PipelineStage(model, grid, None) if grid and grid.layout.pp > 1 else None
+        self._loss: Any = None if self._stage else _Forward(TokenLoss(model))
 
     def run(self, batch: Batch) -> float:
-        """Return the sum of the batch's token losses times their weights."""
-        return float(self._loss(*tensors(batch)).asnumpy())
-
-
-def tensors(batch: Batch) -> list[Tensor | None]:
-    """Return the five arguments of `TokenLoss`."""
-    parts = (
-        batch.input_ids_BL,
-        batch.labels_BL,
-        batch.weights_BL,
-        batch.position_ids_BL,
-        batch.segment_ids_BL,
-    )
-    return [None if part is None else Tensor(part) for part in parts]
+        """Return the sum of the batch's token losses times their weights; 0 on all but the last stage."""
+        if self._stage is not None:
+            return self._stage.evaluate(batch)
+        return float(self._loss(*loss_arguments(batch)).asnumpy())
 
 
 class _Forward(nn.Cell):
@@ -109,15 +128,15 @@ class _Forward(nn.Cell):
 
 
 class _WholeStep(nn.Cell):
-    def __init__(self, loss: TokenLoss, adam: AdamW, max_norm: float | None) -> None:
+    def __init__(self, loss: TokenLoss, adam: Optimizer, finish: Finish) -> None:
         super().__init__(auto_prefix=False)
-        self.adam, self.clip = adam, ClipByGlobalNorm(max_norm)
+        self.adam, self.finish = adam, finish
         self.loss_and_gradients = ms.value_and_grad(loss, None, adam.weights)
 
     @ms.jit
     def construct(self, rate, eps, decay, ids, labels, weights, positions=None, segments=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202, PLR0913
         loss, gradients = self.loss_and_gradients(ids, labels, weights, positions, segments)
-        gradients, norm = self.clip(gradients)
+        gradients, norm, loss = self.finish(gradients, loss)
         done = self.adam(rate, eps, decay, gradients)
         return ops.depend(loss, done), norm
 
@@ -137,21 +156,21 @@ class _AddGradients(nn.Cell):
 
 
 class _ApplyGradients(nn.Cell):
-    def __init__(self, adam: AdamW, sums: ParameterTuple, max_norm: float | None) -> None:
+    def __init__(self, adam: Optimizer, sums: ParameterTuple, finish: Finish) -> None:
         super().__init__(auto_prefix=False)
-        self.adam, self.sums, self.clip = adam, sums, ClipByGlobalNorm(max_norm)
+        self.adam, self.sums, self.finish = adam, sums, finish
         self.assign = ops.Assign()
 
     @ms.jit
-    def construct(self, rate, eps, decay):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    def construct(self, rate, eps, decay, loss):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
         gradients: tuple[Tensor, ...] = ()
         for total in self.sums:
             gradients = (*gradients, total * 1.0)
-        gradients, norm = self.clip(gradients)
+        gradients, norm, loss = self.finish(gradients, loss)
         done = self.adam(rate, eps, decay, gradients)
         for i in range(len(self.sums)):
             done = ops.depend(done, self.assign(self.sums[i], ops.zeros_like(ops.depend(gradients[i], done))))
-        return ops.depend(norm, done)
+        return loss, ops.depend(norm, done)
 
 
 def _sum_of_gradients(name: str, weight: Parameter) -> Parameter:

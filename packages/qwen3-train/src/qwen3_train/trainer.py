@@ -4,12 +4,14 @@ import math
 import time
 
 import mindspore as ms
+from mindspore.communication import init
 
 from qwen3_model.errors import Qwen3Error
 from qwen3_model.kernels import make_kernels
 from qwen3_model.model import Qwen3ForCausalLM
 from qwen3_train.batches import evaluation_batches, step_batches
 from qwen3_train.checkpoint import FloatTensor, Place, TrainState, save_checkpoint
+from qwen3_train.grid import Grid, WorldSum, make_grid
 from qwen3_train.prepare import PreparedRun
 from qwen3_train.run_folder import METRICS
 from qwen3_train.run_log import Metrics, RunLog, step_line
@@ -17,54 +19,78 @@ from qwen3_train.step import Evaluation, StepResult, TrainStep
 from qwen3_train.strategy_files import write_strategies
 from qwen3_train.weights import resume_weights, start_weights
 
-RANK = 0
 RECENT_STEPS = 20
 """Steps that the estimate of the time left looks back on."""
 
 
-def set_up_device(device: str, *, graph_mode: bool) -> None:
-    """Choose device and mode; call once, before any tensor is made."""
+def set_up_device(device: str, *, graph_mode: bool, is_worker: bool = False) -> None:
+    """Choose device and mode; call once, before any tensor is made. A worker of msrun meets the others."""
     # Choosing again is an error once something has run.
     if ms.get_context("device_target") != device:
         ms.set_device(device)
     ms.set_context(mode=ms.GRAPH_MODE if graph_mode else ms.PYNATIVE_MODE)
+    if is_worker:
+        init()
 
 
-def train(run: PreparedRun, log: RunLog) -> None:
-    """Take every step of `run` that is left, evaluating and saving on the way.
+def train(run: PreparedRun, log: RunLog, rank: int = 0) -> None:
+    """Take every step of `run` that is left, as one of its ranks, evaluating and saving on the way.
 
     Raises:
         WeightError: Weights to start from do not fit the model.
         Qwen3Error: The loss is no longer a number.
     """
     settings = run.settings
-    model = Qwen3ForCausalLM(settings.model, make_kernels(settings.device))
+    grid = make_grid(settings.device, settings.model, settings.layout, settings.offset, rank)
+    kernels = make_kernels(settings.device)
+    model = Qwen3ForCausalLM(settings.model, kernels, tp=grid.tp, part=grid.part)
     if settings.recompute:
         for layer in model.model.layers:
             layer.recompute()
     step = TrainStep(
-        model, settings.adam, max_norm=settings.max_grad_norm, num_micro_batches=settings.accumulation
+        model,
+        settings.adam,
+        max_norm=settings.max_grad_norm,
+        num_micro_batches=settings.passes,
+        grid=grid,
+        shares_moments=settings.parallel_optimizer,
     )
     done = 0
-    if run.resume_path is None:
+    if not run.resume_paths:
         log.line(f"weights: {start_weights(model, settings)}")
     else:
-        done = resume_weights(step, run.resume_path)
-        log.line(f"resumed from {run.resume_path} after step {done}")
-    write_strategies(settings.output_dir, settings.layout, settings.model, RANK)
-    metrics = Metrics(settings.output_dir / METRICS, after_step=done)
+        path = run.resume_paths[rank]
+        done = resume_weights(step, path)
+        log.line(f"resumed from {path} after step {done}")
+    write_strategies(
+        settings.output_dir,
+        settings.layout,
+        settings.model,
+        rank,
+        offset=settings.offset,
+        shares_moments=settings.parallel_optimizer,
+    )
+    # Every rank knows the loss of all; one writes it down.
+    metrics = Metrics(settings.output_dir / METRICS, after_step=done) if rank == 0 else None
     try:
-        _Loop(run, step, Evaluation(model), metrics, log).run(done)
+        _Loop(run, step, Evaluation(model, grid), grid, metrics, log).run(done)
     finally:
-        metrics.close()
+        if metrics is not None:
+            metrics.close()
 
 
 class _Loop:
     def __init__(
-        self, run: PreparedRun, step: TrainStep, evaluation: Evaluation, metrics: Metrics, log: RunLog
+        self,
+        run: PreparedRun,
+        step: TrainStep,
+        evaluation: Evaluation,
+        grid: Grid,
+        metrics: Metrics | None,
+        log: RunLog,
     ) -> None:
         self.prepared, self.step, self.evaluation = run, step, evaluation
-        self.metrics, self.log = metrics, log
+        self.grid, self.world, self.metrics, self.log = grid, WorldSum(grid.world), metrics, log
         self.times_s: list[float] = []
 
     def run(self, done: int) -> None:
@@ -83,7 +109,9 @@ class _Loop:
     def _step(self, number: int) -> dict[str, float]:
         run, started_s = self.prepared, time.perf_counter()
         lr = run.schedule(number - 1)
-        batches = step_batches(run.train, run.plan, run.options, number, run.settings.model.vocab_size)
+        batches = step_batches(
+            run.train, run.plan, run.options, number, run.settings.model.vocab_size, self.grid.replica
+        )
         result = self.step.run(batches, lr, number)
         step_time_s = time.perf_counter() - started_s
         _refuse_spoilt(number, result)
@@ -93,8 +121,12 @@ class _Loop:
             "step": number, "loss": result.loss, "lr": lr, "grad_norm": result.grad_norm,
             "tokens_per_s": speed, "step_time_s": step_time_s,
         }  # fmt: skip
-        self.metrics.write(**values)
+        self._write(**values)
         return values
+
+    def _write(self, **values: float) -> None:
+        if self.metrics is not None:
+            self.metrics.write(**values)
 
     def _log_step(self, number: int, values: dict[str, float]) -> None:
         plan = self.prepared.plan
@@ -112,12 +144,14 @@ class _Loop:
         batches = evaluation_batches(
             run.valid, run.num_valid, run.settings.batch_size, run.options, run.settings.model.vocab_size
         )
-        for batch, unmasked in batches:
-            total += self.evaluation.run(batch)
+        for index, (batch, unmasked) in enumerate(batches):
             counted += unmasked
+            if index % self.grid.layout.dp == self.grid.replica:
+                total += self.evaluation.run(batch)
+        (total,) = self.world.add(total if self.grid.has_loss() else 0.0)
         loss = total / max(counted, 1)
         perplexity = math.exp(min(loss, 700.0))
-        self.metrics.write(step=number, eval_loss=loss, eval_perplexity=perplexity)
+        self._write(step=number, eval_loss=loss, eval_perplexity=perplexity)
         told = f"eval_loss: {loss:.6f}, eval_perplexity: {perplexity:.3f} on {counted} held-out tokens"
         self.log.line(f"step {number}: {told}")
 
@@ -125,12 +159,13 @@ class _Loop:
         run, settings = self.prepared, self.prepared.settings
         parameters = self.step.weights | self.step.moments()
         path = save_checkpoint(
-            settings.output_dir / "checkpoint" / f"rank_{RANK}",
-            f"{settings.prefix}_rank_{RANK}",
+            settings.output_dir / "checkpoint" / f"rank_{self.grid.rank}",
+            f"{settings.prefix}_rank_{self.grid.rank}",
             Place(*run.plan.epoch_and_step(number)),
             TrainState(number, run.fingerprint),
             [FloatTensor(name, tuple(held.shape), held.asnumpy) for name, held in parameters.items()],
             settings.keep_max,
+            wait_for_others=lambda: self.world.add(0.0),
         )
         self.log.line(f"saved {path}")
 
