@@ -84,12 +84,16 @@ def _bench(folder: Path, gigabytes: float, repeats: int, *, with_mindspore: bool
     print(f"{size / 1e9:.2f} GB of BF16 in tp{TP} x pp{PP} shards, load average {os.getloadavg()[0]:.1f}")
     hf_dir = folder / "hf"
     _measure([*_ckpt("merge"), *_merge_flags(run_dir, hf_dir), "--to", "hf"])
+    blocks = size // BLOCK_BYTES + 1
     commands: dict[str, list[str | Path]] = {
+        "dd of zeros, the disk's limit": [
+            "dd", "if=/dev/zero", f"of={out}", f"bs={BLOCK_BYTES}", f"count={blocks}", "conv=fsync",
+        ],
         "cp -r": ["cp", "-r", run_dir / "checkpoint", out],
         "qwen3-ckpt merge": [*_ckpt("merge"), *_merge_flags(run_dir, out)],
         "qwen3-ckpt merge --to hf": [*_ckpt("merge"), *_merge_flags(run_dir, out), "--to", "hf"],
         "qwen3-ckpt convert --to mindformers": [*_ckpt("convert"), hf_dir, out, "--to", "mindformers"],
-    }
+    }  # fmt: skip
     if with_mindspore:
         commands["ms.unified_safetensors"] = [sys.executable, "-c", MINDSPORE, run_dir, out]
     results: dict[str, list[Measured]] = {name: [] for name in commands}
