@@ -83,7 +83,7 @@ def test_json_and_text_agree(config):
         (["--recompute_config.recompute", "3"], "recompute_config.recompute=3 is not planned"),
         (["--model.model_config.offset", "yes"], "offset=True must be 0 or a list"),
         (["--model.model_config.pet_config", "{lora_rank: 0}"], "pet_config.lora_rank=0 must be"),
-        (["--model.model_config.pet_config", "{target_modules: nothing}"], "'nothing' matches none of"),
+        (["--model.model_config.pet_config", "{target_modules: nothing}"], "'nothing' matches nothing"),
         (["--train_dataset.data_loader.config.seq_length", "0"], "seq_length=0 must be at least 1"),
     ],
 )

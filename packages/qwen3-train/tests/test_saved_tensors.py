@@ -74,6 +74,7 @@ class RecordingKernels:
 
 @pytest.fixture(scope="module")
 def recorded():
+    ms.set_context(mode=ms.PYNATIVE_MODE)  # another test may have left graph mode, which records nothing
     kernels = RecordingKernels()
     model = Qwen3ForCausalLM(CONFIG, kernels)
     model(Tensor(np.zeros((SETTINGS.micro_batch, SETTINGS.seq_length), np.int32)))

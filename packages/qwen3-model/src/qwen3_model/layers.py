@@ -51,6 +51,10 @@ class Embedding(nn.Cell):
         # What another rank has counts as zero, and row 0, which stands in for it, gets no gradient.
         return self.tp.leave(x_MD * is_here_M.astype(x_MD.dtype).expand_dims(1))
 
+    def project(self, hidden_MD: Tensor) -> Tensor:
+        """Return the logits that the weight gives as the head of a tied model."""
+        return self.kernels.linear(hidden_MD, self.weight)
+
 
 class RMSNorm(nn.Cell):
     """Scale each row to unit root mean square, then by a weight."""

@@ -15,6 +15,15 @@ PLACEMENT: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     ("*.mlp.up_proj.weight", ("tp", None)),
     ("*.mlp.down_proj.weight", (None, "tp")),
     ("*norm.weight", (None,)),
+    # Adapters: the half that touches the split dimension is split with it. An embedding's A has (r, rows).
+    ("model.embed_tokens.lora_A.weight", (None, "tp")),
+    ("*.[qkvug]*_proj.lora_A.weight", (None, None)),
+    ("*.[od]*_proj.lora_A.weight", (None, "tp")),
+    ("lm_head.lora_A.weight", (None, None)),
+    ("model.embed_tokens.lora_B.weight", (None, None)),
+    ("*.[qkvug]*_proj.lora_B.weight", ("tp", None)),
+    ("*.[od]*_proj.lora_B.weight", (None, None)),
+    ("lm_head.lora_B.weight", ("tp", None)),
 )
 
 

@@ -170,7 +170,7 @@ class Qwen3ForCausalLM(nn.Cell):
         """Return float32 logits (M, V) of hidden states (M, D); of V the share that this rank has."""
         hidden_MD = self.tp.enter(hidden_MD)
         if self.is_tied:
-            return self.kernels.linear(hidden_MD, self.model.embed_tokens.weight).astype(ms.float32)
+            return self.model.embed_tokens.project(hidden_MD).astype(ms.float32)
         return self.lm_head(hidden_MD).astype(ms.float32)
 
 

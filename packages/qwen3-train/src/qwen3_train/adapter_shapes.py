@@ -1,4 +1,4 @@
-"""Sizes of LoRA adapters, for the planner: the pairs A (rank, inputs) and B (outputs, rank) per target."""
+"""Which modules carry LoRA adapters, and how large they are: A (rank, inputs) and B (outputs, rank)."""
 
 import re
 from collections.abc import Sequence
@@ -17,6 +17,8 @@ FUSED = {
     "linear_fc1": ("gate_proj", "up_proj"),
     "linear_fc2": ("down_proj",),
 }
+FUSED_NAME = {leaf: fused for fused, leaves in FUSED.items() for leaf in leaves}
+EMBEDDING = "model.embed_tokens"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,7 @@ class Adapters:
 
     rank: int
     target_modules: str
-    """A pattern for the beginning of a module's name, ours or mindformers'."""
+    """A pattern for the beginning of a module's name or path, ours or mindformers'."""
 
 
 def adapter_shapes(
@@ -38,35 +40,66 @@ def adapter_shapes(
     Raises:
         ConfigError: No module matches `target_modules`.
     """
-    leaves = target_leaves(adapters.target_modules)
     full = config.weight_shapes()
+    wanted = set(target_modules(config, adapters.target_modules))
     shapes: dict[str, tuple[int, ...]] = {}
     for name in stage_names(config, layout.pp, offset, stage):
         path = name.removesuffix(".weight")
-        if path.rpartition(".")[2] not in leaves or len(full[name]) != 2:
+        if path not in wanted:
             continue
         (outputs, inputs), (out_axis, in_axis) = full[name], placement(name)
+        if path == EMBEDDING:
+            # An embedding maps a row's number to its width.
+            (outputs, inputs), (out_axis, in_axis) = (inputs, outputs), (in_axis, out_axis)
         shapes[f"{path}.lora_A.weight"] = (adapters.rank, inputs // (layout.tp if in_axis else 1))
         shapes[f"{path}.lora_B.weight"] = (outputs // (layout.tp if out_axis else 1), adapters.rank)
     return shapes
 
 
-def target_leaves(pattern: str) -> set[str]:
-    """Return our names of the modules that `pattern` matches at their beginning.
+def target_modules(config: Qwen3Config, pattern: str) -> list[str]:
+    """Return the paths of the modules that `pattern` means, in the model's order.
+
+    Each alternative of the pattern must mean one at least. It is compared, from the beginning, with a
+    module's name here (`q_proj`), with mindformers' name for it (`linear_qkv`) and with its path.
 
     Raises:
-        ConfigError: The pattern is malformed or matches nothing.
+        ConfigError: The pattern is malformed, or an alternative means nothing that can carry an adapter.
     """
-    try:
-        wanted = re.compile(pattern)
-    except re.error as error:
-        raise ConfigError(
-            f"pet_config.target_modules={pattern!r} is no regular expression: {error}"
-        ) from None
-    leaves = {
-        leaf for fused, parts in FUSED.items() for leaf in parts if wanted.match(fused) or wanted.match(leaf)
-    }
-    if not leaves:
-        known = sorted(FUSED) + sorted(leaf for parts in FUSED.values() for leaf in parts)
-        raise ConfigError(f"pet_config.target_modules={pattern!r} matches none of {', '.join(known)}")
-    return leaves
+    paths = [name.removesuffix(".weight") for name in config.weight_shapes()]
+    able = [path for path in paths if path.rpartition(".")[2] in FUSED_NAME]
+    found: set[str] = set()
+    for part in _alternatives(pattern):
+        try:
+            wanted = re.compile(part)
+        except re.error as error:
+            raise ConfigError(
+                f"pet_config.target_modules={pattern!r} is no regular expression: {error}"
+            ) from None
+        matched = {path for path in able if _means(wanted, path)}
+        if not matched:
+            unable = sorted({path.rpartition(".")[2] for path in paths if _means(wanted, path)})
+            known = ", ".join((*FUSED, *FUSED_NAME))
+            told = (
+                f"means {', '.join(unable)}, which cannot carry an adapter" if unable else "matches nothing"
+            )
+            raise ConfigError(f"pet_config.target_modules: {part!r} {told}; modules that can are {known}")
+        found |= matched
+    return [path for path in able if path in found]
+
+
+def _means(wanted: re.Pattern[str], path: str) -> bool:
+    leaf = path.rpartition(".")[2]
+    names = (leaf, FUSED_NAME.get(leaf, leaf), path)
+    return any(wanted.match(name) for name in names)
+
+
+def _alternatives(pattern: str) -> list[str]:
+    """Cut a pattern at each `|` that is not inside of brackets."""
+    parts, depth = [""], 0
+    for letter in pattern:
+        depth += (letter in "([") - (letter in ")]")
+        if letter == "|" and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts

@@ -57,6 +57,8 @@ class TrainState:
     """Steps taken."""
     data: str
     """Fingerprint of the data and their order."""
+    base: str = ""
+    """Fingerprint of the weights under adapters; empty where the model itself trains."""
 
 
 def save_checkpoint(
@@ -81,7 +83,9 @@ def save_checkpoint(
         wait_for_others: Returns when all ranks have written theirs; nothing is removed before.
     """
     path = rank_dir / f"{stem}-{place.epoch}_{place.step}.safetensors"
-    told = json.dumps({"version": STATE_VERSION, "data": state.data})
+    told = json.dumps(
+        {"version": STATE_VERSION, "data": state.data} | ({"base": state.base} if state.base else {})
+    )
     entries = _entries(place, state, tensors)
     write_atomically(
         path,
@@ -148,7 +152,8 @@ def read_state(file: SafetensorsFile) -> TrainState:
         raise FormatError(f"{file.path} was written by a newer qwen3-train; upgrade to resume from it")
     if "global_step" not in file.tensors:
         raise FormatError(f"{file.path} has no global_step; it is no training checkpoint")
-    return TrainState(int(np.asarray(file.raw("global_step")).reshape(-1)[0]), raw.get("data", ""))
+    step = int(np.asarray(file.raw("global_step")).reshape(-1)[0])
+    return TrainState(step, raw.get("data", ""), raw.get("base", ""))
 
 
 def _problem_of(place: Place, ranks: Iterable[Mapping[Place, Path]]) -> str | None:

@@ -10,6 +10,7 @@ from qwen3_train.batches import BatchPlan, Dataset
 from qwen3_train.checkpoint import TrainState, choose_checkpoint, read_state
 from qwen3_train.data_settings import DataSettings
 from qwen3_train.gpt_dataset import DocumentOptions
+from qwen3_train.lora_base import base_fingerprint, find_base
 from qwen3_train.lr_schedule import Schedule, make_schedule
 from qwen3_train.run_folder import refuse_used_folder, restore_replaced
 from qwen3_train.settings import TrainSettings
@@ -35,6 +36,9 @@ class PreparedRun:
     """Of the data, their order and the batch size; a resumed run must have the same."""
     resume_paths: Mapping[int, Path]
     """Checkpoint of each rank to continue from; empty for a new run."""
+    lora_base: Path | None
+    """Weights under the adapters; None where the model itself trains."""
+    lora_base_fingerprint: str
     stop_ids: tuple[int, ...]
     """Tokens at which the trained model's answers end; empty where the data are no conversations."""
     notes: tuple[str, ...]
@@ -54,6 +58,8 @@ def prepare_run(settings: TrainSettings, *, force: bool) -> PreparedRun:
     refuse_used_folder(settings.output_dir, force=force, resume=settings.resume)
     _check_weights(settings)
     notes: list[str] = []
+    base = find_base(settings) if settings.lora else None
+    base_hash = base_fingerprint(base) if base else ""
     if isinstance(settings.data, DataSettings):
         data = prepare_tokens(settings, settings.data, notes)
     else:
@@ -64,9 +70,21 @@ def prepare_run(settings: TrainSettings, *, force: bool) -> PreparedRun:
     plan = _plan(settings, data.train)
     last_step = min(plan.num_steps, settings.stop_step or plan.num_steps)
     fingerprint = data.fingerprint(plan.global_batch)
-    resume_paths = _resume_paths(settings, fingerprint, last_step, notes)
+    resume_paths = _resume_paths(settings, (fingerprint, base_hash), last_step, notes)
     # Weights and two moments in float32, and one more checkpoint while the new one is written.
-    checkpoint_bytes = settings.model.num_parameters() * 12
+    lora, num_parameters = settings.lora, settings.model.num_parameters()
+    if lora is not None:
+        share = lora.num_trained / num_parameters
+        notes.append(
+            f"adapters of rank {lora.rank} on {len(lora.modules)} modules: {lora.num_trained:,} parameters "
+            f"train, {share:.2%} of the model's"
+        )
+        if others := [name for name in lora.trained if ".lora_" not in name]:
+            notes.append(
+                f"{len(others)} weights train besides adapters ({others[0]}, ...), as freeze_include and "
+                "freeze_exclude say; qwen3-ckpt lora takes the adapters alone"
+            )
+    checkpoint_bytes = (lora.num_trained if lora else num_parameters) * 12
     require_free_space(settings.output_dir, checkpoint_bytes * (settings.keep_max + 1))
     return PreparedRun(
         settings=settings,
@@ -79,6 +97,8 @@ def prepare_run(settings: TrainSettings, *, force: bool) -> PreparedRun:
         schedule=make_schedule(settings.lr_schedule, plan.num_steps),
         fingerprint=fingerprint,
         resume_paths=resume_paths,
+        lora_base=base,
+        lora_base_fingerprint=base_hash,
         stop_ids=data.stop_ids,
         notes=tuple(notes),
     )
@@ -123,7 +143,7 @@ def _plan(settings: TrainSettings, train: Dataset) -> BatchPlan:
 
 
 def _resume_paths(
-    settings: TrainSettings, fingerprint: str, last_step: int, notes: list[str]
+    settings: TrainSettings, fingerprints: tuple[str, str], last_step: int, notes: list[str]
 ) -> Mapping[int, Path]:
     if not settings.resume:
         return {}
@@ -132,7 +152,12 @@ def _resume_paths(
         source, name = source.parent.parent, source.name
     files, passed_over = choose_checkpoint(source, settings.layout.num_ranks, name)
     notes += [f"passed over: {problem}" for problem in passed_over]
-    state = _read_state(files[0])
+    state, (fingerprint, base) = _read_state(files[0]), fingerprints
+    if state.base != base:
+        raise ConfigError(
+            f"{files[0]} belongs to another base (fingerprint {state.base or 'none'}, now {base or 'none'}); "
+            "name the folder that its adapters were trained on as pretrained_model_dir"
+        )
     if state.data and state.data != fingerprint:
         raise ConfigError(
             f"{files[0]} was trained on other data, order or batch size (fingerprint {state.data}, now "

@@ -8,6 +8,14 @@ TEXT, FLAG, COUNT, NUMBER, ANY = Key((str,)), Key((bool,)), Key((int,)), Key((fl
 ASCEND, NO_EFFECT = Key(effect="ascend"), Key(effect="none")
 FLOAT32_ONLY = Key((str,), ("float32",), effect="ascend")
 
+PET_CONFIG: dict[str, Any] = {
+    "pet_type": Key((str,), ("lora",)), "lora_rank": COUNT, "lora_alpha": NUMBER, "lora_dropout": NUMBER,
+    "lora_a_init": TEXT, "lora_b_init": TEXT, "target_modules": TEXT,
+    "freeze_include": Key((list, str)), "freeze_exclude": Key((list, str)),
+    "param_init_type": FLOAT32_ONLY,
+    "compute_dtype": Key((str,), ("bfloat16", "float16", "float32"), effect="ascend"),
+}  # fmt: skip
+
 MODEL_CONFIG: dict[str, Any] = {
     # Hugging Face's names, then mindformers' other spellings of the same.
     "vocab_size": COUNT, "hidden_size": COUNT, "intermediate_size": COUNT, "num_hidden_layers": COUNT,
@@ -29,7 +37,7 @@ MODEL_CONFIG: dict[str, Any] = {
     "layernorm_compute_dtype": FLOAT32_ONLY, "softmax_compute_dtype": FLOAT32_ONLY,
     "rotary_dtype": FLOAT32_ONLY,
     "fp32_residual_connection": ASCEND, "use_flash_attention": ASCEND,
-    "pet_config": ANY, "offset": ANY, "use_cache": NO_EFFECT, "input_sliced_sig": NO_EFFECT,
+    "pet_config": PET_CONFIG, "offset": ANY, "use_cache": NO_EFFECT, "input_sliced_sig": NO_EFFECT,
     "qkv_concat": NO_EFFECT,
     "untie_embeddings_and_output_weights": NO_EFFECT, "use_contiguous_weight_layout_attention": NO_EFFECT,
     "use_interleaved_weight_layout_mlp": NO_EFFECT, "use_past": NO_EFFECT, "return_extra_loss": NO_EFFECT,

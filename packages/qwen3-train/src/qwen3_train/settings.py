@@ -13,6 +13,7 @@ from qwen3_train.adam_settings import AdamSettings
 from qwen3_train.data_settings import DataSettings, read_data
 from qwen3_train.hf_settings import HfDataSettings, SftFileSettings, read_hf_data, read_sft_file
 from qwen3_train.layout_checks import layout_problems, process_problems
+from qwen3_train.lora_settings import LoraSettings, read_lora
 from qwen3_train.model_settings import read_model
 from qwen3_train.offset import read_offset
 
@@ -66,17 +67,19 @@ class TrainSettings:
     keep_max: int
     """Checkpoints to keep."""
     recompute: bool
-
-    @property
-    def passes(self) -> int:
-        """Forward passes of a step on each replica."""
-        return self.accumulation * self.micro_batch_num
+    lora: LoraSettings | None
+    """Adapters, which then train instead of the model; None for none."""
 
     @property
     def tokenizer_dir(self) -> Path | None:
         """Folder of the tokenizer that the run's folder gets a copy of."""
         own = self.data.tokenizer_dir if isinstance(self.data, HfDataSettings) else None
         return own or self.hf_dir
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of a step on each replica."""
+        return self.accumulation * self.micro_batch_num
 
 
 def read_settings(config: RunConfig, *, worker_num: int = 1) -> TrainSettings:
@@ -101,6 +104,12 @@ def read_settings(config: RunConfig, *, worker_num: int = 1) -> TrainSettings:
         offset, micro_batch_num = offset if pipes else (), _micro_batch_num(config) if pipes else 1
         problems += layout_problems(
             model, layout, seq_length=data.seq_length, offset=offset, micro_batch_num=micro_batch_num
+        )
+    pet_config = config.get("model.model_config.pet_config")
+    lora = _collect(problems, read_lora, pet_config, model) if pet_config and model is not None else None
+    if lora is not None and layout is not None and layout.num_ranks > 1:
+        problems.append(
+            "pet_config (LoRA) is not implemented under a parallel layout in this version; use one process"
         )
     if problems:
         raise ConfigError("; ".join(problems))
@@ -138,6 +147,7 @@ def read_settings(config: RunConfig, *, worker_num: int = 1) -> TrainSettings:
         save_every=_positive(monitor.get("save_checkpoint_steps")),
         keep_max=monitor.get("keep_checkpoint_max") or 1,
         recompute=bool(config.get("recompute_config.recompute", False)),
+        lora=lora,
     )
 
 
@@ -221,10 +231,6 @@ def _mode_problems(config: RunConfig) -> list[str]:
     if config.get("context.device_target") == "Ascend" and default_device() != "Ascend":
         problems.append(
             "context.device_target=Ascend but this machine has none; use --context.device_target CPU"
-        )
-    if config.get("model.model_config.pet_config"):
-        problems.append(
-            "model.model_config.pet_config (LoRA) is not implemented in this version; leave it out"
         )
     if config.get("do_eval") and config.get("eval_dataset"):
         problems.append(

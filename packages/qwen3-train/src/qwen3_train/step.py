@@ -5,7 +5,7 @@ sum. A pipeline stage has graphs of its own for the first of these. What other r
 `gradients`; every rank then knows loss and norm of the whole step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
+from qwen3_model.lora import LoraDropout
 from qwen3_model.model import Qwen3ForCausalLM
 from qwen3_train.adam_settings import AdamSettings
 from qwen3_train.batches import Batch
@@ -52,7 +53,12 @@ class TrainStep:
     ) -> None:
         """Make ready for steps of `num_micro_batches`; `shares_moments` is ZeRO-1."""
         self.settings, self.grid = settings, grid or single_grid(model.config)
-        self.weights: dict[str, Parameter] = dict(model.parameters_and_names())
+        # What is frozen under adapters takes no gradient.
+        self.weights: dict[str, Parameter] = {
+            name: weight for name, weight in model.parameters_and_names() if weight.requires_grad
+        }
+        self.dropout: LoraDropout | None = None
+        """Of adapters; the owner of the model sets it."""
         if shares_moments and self.grid.replicas.size > 1:
             self.adam: Optimizer = SharedAdamW(self.weights, settings, self.grid.replicas)
         else:
@@ -83,17 +89,28 @@ class TrainStep:
         """
         scalars = adam_scalars(self.settings, lr, step)
         if self._whole is not None:
-            loss, norm = self._whole(*scalars, *loss_arguments(micro_batches[0]))
+            loss, norm = self._whole(*scalars, *loss_arguments(next(self._passes(micro_batches, step))))
             return StepResult(float(loss.asnumpy()), float(norm.asnumpy()))
         # Float64 on the host: the sum then does not depend on how the step was cut.
         if self._stage is not None:
             total = self._stage.train(micro_batches)
         else:
             total = sum(
-                (float(self._add(*loss_arguments(batch)).asnumpy()) for batch in micro_batches), start=0.0
+                (
+                    float(self._add(*loss_arguments(batch)).asnumpy())
+                    for batch in self._passes(micro_batches, step)
+                ),
+                start=0.0,
             )
         loss, norm = self._apply(*scalars, Tensor(np.float32(total)))
         return StepResult(total if self.is_alone else float(loss.asnumpy()), float(norm.asnumpy()))
+
+    def _passes(self, micro_batches: Sequence[Batch], step: int) -> Iterator[Batch]:
+        """Yield each micro-batch when its turn comes, with what is dropped chosen anew."""
+        for number, batch in enumerate(micro_batches):
+            if self.dropout is not None:
+                self.dropout.switch_on((step - 1) * len(micro_batches) + number)
+            yield batch
 
     def moments(self) -> dict[str, Parameter]:
         """Return the optimizer's state under the names that checkpoints use."""

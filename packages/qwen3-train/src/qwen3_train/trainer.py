@@ -12,6 +12,8 @@ from qwen3_model.model import Qwen3ForCausalLM
 from qwen3_train.batches import evaluation_batches, step_batches
 from qwen3_train.checkpoint import FloatTensor, Place, TrainState, save_checkpoint
 from qwen3_train.grid import Grid, WorldSum, make_grid
+from qwen3_train.lora_base import write_adapter_config
+from qwen3_train.lora_run import start_adapters, write_adapter_strategy
 from qwen3_train.prepare import PreparedRun
 from qwen3_train.run_folder import METRICS
 from qwen3_train.run_log import Metrics, RunLog, step_line
@@ -47,6 +49,7 @@ def train(run: PreparedRun, log: RunLog, rank: int = 0) -> None:
     if settings.recompute:
         for layer in model.model.layers:
             layer.recompute()
+    dropout = start_adapters(model, run) if settings.lora else None
     step = TrainStep(
         model,
         settings.adam,
@@ -55,21 +58,26 @@ def train(run: PreparedRun, log: RunLog, rank: int = 0) -> None:
         grid=grid,
         shares_moments=settings.parallel_optimizer,
     )
-    done = 0
+    step.dropout, done = dropout, 0
     if not run.resume_paths:
-        log.line(f"weights: {start_weights(model, settings)}")
+        told = f"{run.lora_base}, under fresh adapters" if settings.lora else start_weights(model, settings)
+        log.line(f"weights: {told}")
     else:
         path = run.resume_paths[rank]
         done = resume_weights(step, path)
         log.line(f"resumed from {path} after step {done}")
-    write_strategies(
-        settings.output_dir,
-        settings.layout,
-        settings.model,
-        rank,
-        offset=settings.offset,
-        shares_moments=settings.parallel_optimizer,
-    )
+    if settings.lora and run.lora_base:
+        write_adapter_config(settings.lora, settings, run.lora_base)
+        write_adapter_strategy(run, rank)
+    else:
+        write_strategies(
+            settings.output_dir,
+            settings.layout,
+            settings.model,
+            rank,
+            offset=settings.offset,
+            shares_moments=settings.parallel_optimizer,
+        )
     # Every rank knows the loss of all; one writes it down.
     metrics = Metrics(settings.output_dir / METRICS, after_step=done) if rank == 0 else None
     try:
@@ -140,6 +148,8 @@ class _Loop:
         run = self.prepared
         if run.valid is None:
             return
+        if self.step.dropout is not None:
+            self.step.dropout.switch_off()
         total, counted = 0.0, 0
         batches = evaluation_batches(
             run.valid, run.num_valid, run.settings.batch_size, run.options, run.settings.model.vocab_size
@@ -162,7 +172,7 @@ class _Loop:
             settings.output_dir / "checkpoint" / f"rank_{self.grid.rank}",
             f"{settings.prefix}_rank_{self.grid.rank}",
             Place(*run.plan.epoch_and_step(number)),
-            TrainState(number, run.fingerprint),
+            TrainState(number, run.fingerprint, run.lora_base_fingerprint),
             [FloatTensor(name, tuple(held.shape), held.asnumpy) for name, held in parameters.items()],
             settings.keep_max,
             wait_for_others=lambda: self.world.add(0.0),

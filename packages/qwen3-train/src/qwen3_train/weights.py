@@ -26,6 +26,15 @@ def start_weights(model: Qwen3ForCausalLM, settings: TrainSettings) -> str:
     if source is None:
         init_model(model, settings.seed)
         return f"random, seed {settings.seed}"
+    return load_weights(model, source)
+
+
+def load_weights(model: Qwen3ForCausalLM, source: Path) -> str:
+    """Fill the model from a Hugging Face folder, a run or a checkpoint file, and say from where.
+
+    Raises:
+        WeightError: The weights do not fit the model.
+    """
     if source.is_dir() and (source / "config.json").is_file() and not (source / "checkpoint").is_dir():
         load_hf(model, source)
         return str(source)

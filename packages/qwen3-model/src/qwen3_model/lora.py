@@ -1,0 +1,179 @@
+"""LoRA adapters: W x becomes W x + (alpha / r) B A dropout(x), with W as it was (Hu et al. 2021, 4.1).
+
+Weights are named after the module that carries them: `<module>.lora_A.weight` of (r, inputs) and
+`<module>.lora_B.weight` of (outputs, r). An embedding looks up columns of A, (r, rows), and multiplies them
+by B, (width, r); as the head of a tied model it has the same adapter, for it is the same weight.
+
+M rows, D inputs, O outputs, R rank, V vocabulary.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+
+from qwen3_model.errors import ConfigError
+from qwen3_model.layers import Embedding, Linear, make_parameter
+from qwen3_model.loading import fill
+from qwen3_model.model import Qwen3ForCausalLM, name_parameters
+
+INITS = ("normal", "zeros", "ones", "he_uniform", "xavier_uniform", "xavier_normal")
+"""Ways to start A and B, named as in MindSpore; "normal" has a standard deviation of 0.01."""
+# Odd constants of a multiplicative integer hash.
+FIRST, SECOND, PER_TICK, PER_MODULE = 0x2C1B3C6D, 0x297A2D39, 7919, 65537
+HALF_RANGE = 1 << 31
+
+
+class LoraDropout(nn.Cell):
+    """Which inputs of all adapters are dropped, as a function of a number and a place alone.
+
+    So a resumed run drops what the unbroken one did, and a recomputed forward pass what the first one did.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__(auto_prefix=False)
+        self.rate = rate
+        self.tick = _state("tick", np.int32(0))
+        self.lowest_kept = _state("lowest_kept", np.int32(0))
+        self.gain = _state("gain", np.float32(1))
+        self.shift, self.xor = ops.RightShift(), ops.BitwiseXor()
+        self.fifteen = Tensor(np.full(1, 15, np.int32))
+
+    def switch_on(self, tick: int) -> None:
+        """Drop inputs, others for each `tick`, which counts forward passes."""
+        ops.assign(self.tick, Tensor(np.int32(tick % HALF_RANGE)))
+        ops.assign(self.lowest_kept, Tensor(np.int32(self.rate * HALF_RANGE)))
+        ops.assign(self.gain, Tensor(np.float32(1 / (1 - self.rate))))
+
+    def switch_off(self) -> None:
+        """Drop nothing, as in evaluation."""
+        ops.assign(self.lowest_kept, Tensor(np.int32(0)))
+        ops.assign(self.gain, Tensor(np.float32(1)))
+
+    def construct(self, x_MD: Tensor, salt: int) -> Tensor:
+        m, d = x_MD.shape
+        rows_M = self._mix(ops.arange(m).astype(ms.int32) + self.tick * PER_TICK + salt)
+        columns_D = self._mix(ops.arange(d).astype(ms.int32) * PER_MODULE + salt)
+        hash_MD = self._mix(rows_M.expand_dims(1) + columns_D.expand_dims(0))
+        # The shift carries the sign along, so this lies in 0 to 2^31 - 1.
+        hash_MD = self.xor(hash_MD, self.shift(hash_MD, self.fifteen))
+        is_kept_MD = (hash_MD >= self.lowest_kept).astype(x_MD.dtype)
+        return x_MD * is_kept_MD * self.gain.astype(x_MD.dtype)
+
+    def _mix(self, x: Tensor) -> Tensor:
+        x = x * FIRST
+        return self.xor(x, self.shift(x, self.fifteen)) * SECOND
+
+
+class Half(nn.Cell):
+    """A or B."""
+
+    def __init__(self, shape: tuple[int, int], dtype: ms.Type) -> None:
+        super().__init__()
+        self.weight = make_parameter(shape, dtype)
+
+
+class LoraLinear(nn.Cell):
+    """A linear layer and its adapter."""
+
+    def __init__(self, base: Linear, rank: int, scale: float, dropout: LoraDropout | None, salt: int) -> None:
+        super().__init__()
+        self.kernels, self.weight, self.scale = base.kernels, base.weight, scale
+        self.dropout, self.salt = dropout, salt
+        num_outputs, num_inputs = base.weight.shape
+        self.lora_A = Half((rank, num_inputs), base.weight.dtype)
+        self.lora_B = Half((num_outputs, rank), base.weight.dtype)
+
+    def construct(self, x_MD: Tensor) -> Tensor:
+        out_MO = self.kernels.linear(x_MD, self.weight)
+        if self.dropout is not None:
+            x_MD = self.dropout(x_MD, self.salt)
+        low_MR = self.kernels.linear(x_MD, self.lora_A.weight) * self.scale
+        return out_MO + self.kernels.linear(low_MR, self.lora_B.weight)
+
+
+class LoraEmbedding(nn.Cell):
+    """An embedding and its adapter, which a tied head shares; without dropout, as in PEFT."""
+
+    def __init__(self, base: Embedding, rank: int, scale: float) -> None:
+        super().__init__()
+        if base.tp.size > 1:
+            raise ConfigError("an adapter of the embedding is not implemented under model_parallel")
+        self.kernels, self.weight, self.scale = base.kernels, base.weight, scale
+        num_rows, width = base.weight.shape
+        self.lora_A = Half((rank, num_rows), base.weight.dtype)
+        self.lora_B = Half((width, rank), base.weight.dtype)
+        self.widen = ops.MatMul(transpose_a=True, transpose_b=True)
+        self.multiply = ops.MatMul()
+
+    def construct(self, ids_M: Tensor) -> Tensor:
+        x_MD = self.kernels.embed(self.weight, ids_M)
+        low_RM = ops.gather(self.lora_A.weight, ids_M, 1).astype(x_MD.dtype) * self.scale
+        return x_MD + self.widen(low_RM, self.lora_B.weight.astype(x_MD.dtype))
+
+    def project(self, hidden_MD: Tensor) -> Tensor:
+        """Return logits: the adapted weight as a head."""
+        low_MR = self.multiply(hidden_MD, self.lora_B.weight.astype(hidden_MD.dtype)) * self.scale
+        base_MV = self.kernels.linear(hidden_MD, self.weight)
+        return base_MV + self.multiply(low_MR, self.lora_A.weight.astype(hidden_MD.dtype))
+
+
+def add_lora(
+    model: Qwen3ForCausalLM, modules: Sequence[str], *, rank: int, alpha: float, dropout: float
+) -> LoraDropout | None:
+    """Give `modules` adapters of zeros, before anything is compiled, and name all weights by their paths.
+
+    Args:
+        model: Its weights stay as they are; freezing them is the caller's.
+        modules: Paths of linear layers and of the embedding, such as `model.layers.0.self_attn.q_proj`.
+        rank: Of every adapter.
+        alpha: The adapter is scaled by alpha / rank.
+        dropout: Share of an adapter's inputs that is dropped while the returned switch is on.
+
+    Returns:
+        The switch, or None where nothing is dropped.
+
+    Raises:
+        ConfigError: A module is not there or cannot carry an adapter.
+    """
+    switch = LoraDropout(dropout) if dropout else None
+    cells = dict(model.cells_and_names())
+    for salt, path in enumerate(modules):
+        base, (parent, _, leaf) = cells.get(path), path.rpartition(".")
+        if isinstance(base, Linear):
+            adapted: nn.Cell = LoraLinear(base, rank, alpha / rank, switch, salt)
+        elif isinstance(base, Embedding):
+            adapted = LoraEmbedding(base, rank, alpha / rank)
+        else:
+            raise ConfigError(f"{path} cannot carry an adapter; only linear layers and the embedding can")
+        setattr(cells[parent] if parent else model, leaf, adapted)
+    name_parameters(model)
+    return switch
+
+
+def init_lora(model: Qwen3ForCausalLM, *, a_init: str, b_init: str, seed: int) -> None:
+    """Fill every adapter of `model`; a weight's numbers depend on its name and the seed alone."""
+    for name, parameter in model.parameters_and_names():
+        for half, init in ((".lora_A.weight", a_init), (".lora_B.weight", b_init)):
+            if name.endswith(half):
+                fill(parameter, "F32", fresh_half(name, tuple(parameter.shape), init, seed))
+
+
+def fresh_half(name: str, shape: tuple[int, int], init: str, seed: int) -> np.ndarray:
+    """Return the first values of A or B, float32, by one of `INITS`."""
+    rows, columns = shape
+    key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+    rng = np.random.default_rng([seed, key])
+    if init in ("zeros", "ones"):
+        return np.full(shape, float(init == "ones"), np.float32)
+    if init in ("he_uniform", "xavier_uniform"):
+        bound = (6 / columns) ** 0.5 if init == "he_uniform" else (6 / (rows + columns)) ** 0.5
+        return rng.uniform(-bound, bound, shape).astype(np.float32)
+    deviation = {"normal": 0.01, "xavier_normal": (2 / (rows + columns)) ** 0.5}[init]
+    return rng.standard_normal(shape, dtype=np.float32) * np.float32(deviation)
+
+
+def _state(name: str, value: np.generic) -> Parameter:
+    return Parameter(Tensor(value), name=f"lora_dropout.{name}", requires_grad=False)

@@ -1,0 +1,113 @@
+"""Adapters: nothing at first, the fused weight afterwards, and gradients for themselves alone."""
+
+import dataclasses
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from qwen3_model.config import Qwen3Config
+from qwen3_model.errors import ConfigError
+from qwen3_model.loading import fill, init_model
+from qwen3_model.lora import LoraDropout, add_lora, fresh_half, init_lora
+from qwen3_model.model import Qwen3ForCausalLM
+
+ATOL_FUSED = 1e-5  # another order of multiplication
+RAW = {
+    "vocab_size": 48, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": True, "initializer_range": 0.2,
+    "model_type": "qwen3",
+}  # fmt: skip
+IDS = Tensor(np.random.default_rng(0).integers(0, 48, (2, 9)).astype(np.int32))
+LEAVES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "embed_tokens")
+RANK, ALPHA = 3, 6.0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def graph_mode():
+    ms.set_context(mode=ms.GRAPH_MODE)
+
+
+def base_model(*, tied=True):
+    model = Qwen3ForCausalLM(dataclasses.replace(Qwen3Config.from_hf(RAW), tie_word_embeddings=tied))
+    init_model(model, 1)
+    return model
+
+
+def modules_of(model):
+    names = [name.removesuffix(".weight") for name, _ in model.parameters_and_names()]
+    return [name for name in names if name.rpartition(".")[2] in LEAVES]
+
+
+def adapted_model(*, tied=True, dropout=0.0, **inits):
+    model = base_model(tied=tied)
+    switch = add_lora(model, modules_of(model), rank=RANK, alpha=ALPHA, dropout=dropout)
+    init_lora(model, **{"a_init": "normal", "b_init": "zeros", "seed": 2} | inits)
+    return model, switch
+
+
+def logits_of(model):
+    return ms.jit(model.construct)(IDS).asnumpy()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_adapters_at_the_start_change_not_one_bit(tied):
+    model, _ = adapted_model(tied=tied)
+    assert np.array_equal(logits_of(model), logits_of(base_model(tied=tied)))
+    names = [name for name, _ in model.parameters_and_names()]
+    assert "model.layers.1.mlp.down_proj.lora_A.weight" in names
+    assert all(name == parameter.name for name, parameter in model.parameters_and_names())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_adapters_act_as_the_fused_weights(tied):
+    model, _ = adapted_model(tied=tied, a_init="xavier_normal", b_init="xavier_normal")
+    weights = {name: parameter.asnumpy() for name, parameter in model.parameters_and_names()}
+    fused = base_model(tied=tied)
+    for name, parameter in fused.parameters_and_names():
+        path = name.removesuffix(".weight")
+        if f"{path}.lora_A.weight" in weights:
+            change = weights[f"{path}.lora_B.weight"] @ weights[f"{path}.lora_A.weight"] * (ALPHA / RANK)
+            change = change.T if path == "model.embed_tokens" else change
+            fill(parameter, "F32", weights[name] + change)
+    difference = np.abs(logits_of(model) - logits_of(fused)).max()
+    assert difference < ATOL_FUSED * np.abs(logits_of(fused)).max()
+    assert np.abs(logits_of(model) - logits_of(base_model(tied=tied))).max() > 0.1
+
+
+def test_dropout_depends_on_the_tick_alone_and_drops_the_share_that_it_should():
+    x = np.random.default_rng(3).standard_normal((64, 80)).astype(np.float32)
+    switch = LoraDropout(0.25)
+    call = ms.jit(switch.construct)
+
+    def dropped(tick, salt=0):
+        switch.switch_on(tick)
+        return call(Tensor(x), salt).asnumpy()
+
+    first = dropped(5)
+    kept = first != 0
+    assert kept.mean() == pytest.approx(0.75, abs=0.03)  # 4 standard deviations of 5120 draws
+    np.testing.assert_allclose(first[kept], x[kept] / 0.75, rtol=1e-6)
+    assert np.array_equal(first, dropped(5))
+    for other in (dropped(6), dropped(5, salt=1)):
+        assert (kept == (other != 0)).mean() == pytest.approx(0.625, abs=0.03)  # 0.75^2 + 0.25^2
+    switch.switch_off()
+    assert np.array_equal(call(Tensor(x), 0).asnumpy(), x)
+
+
+def test_first_values_depend_on_name_and_seed_and_follow_the_init():
+    shape = (30, 50)
+    assert fresh_half("a", shape, "normal", 0).std() == pytest.approx(0.01, rel=0.1)
+    assert np.array_equal(fresh_half("a", shape, "normal", 0), fresh_half("a", shape, "normal", 0))
+    assert not np.array_equal(fresh_half("a", shape, "normal", 0), fresh_half("b", shape, "normal", 0))
+    assert np.abs(fresh_half("a", shape, "he_uniform", 0)).max() <= (6 / 50) ** 0.5
+    assert np.abs(fresh_half("a", shape, "xavier_uniform", 0)).max() <= (6 / 80) ** 0.5
+    assert fresh_half("a", shape, "zeros", 0).sum() == 0
+    assert fresh_half("a", shape, "ones", 0).sum() == 1500
+
+
+def test_what_cannot_carry_an_adapter_is_refused():
+    with pytest.raises(ConfigError, match=r"model\.norm cannot carry an adapter"):
+        add_lora(base_model(), ["model.norm"], rank=1, alpha=1, dropout=0)
