@@ -25,7 +25,6 @@ def cache_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=KERNELS)
 def model(golden, cache_dir, request):
-    ms.set_device("CPU")
     device = Device(target="CPU", kernels=request.param, num_threads=2, cache_dir=cache_dir)
     return load_model(golden.dir, choose_kernels(device, pytest.fail), quiet=True)
 
@@ -33,6 +32,12 @@ def model(golden, cache_dir, request):
 @pytest.fixture(scope="module")
 def engine(model):
     return MindSporeEngine(model, NUM_ROWS, CONTEXT)
+
+
+def test_an_engine_can_be_made_after_mindspore_has_computed(cache_dir):
+    assert (ms.Tensor([1.0]) + 1.0).asnumpy() == 2.0
+    device = Device(target="CPU", kernels="portable", num_threads=2, cache_dir=cache_dir)
+    choose_kernels(device, pytest.fail)
 
 
 def test_a_prompt_is_cut_into_the_two_lengths_alone():

@@ -94,7 +94,6 @@ def make_engine(
     Raises:
         BuildError: Native kernels are asked for and cannot be compiled.
     """
-    ms.set_device(device.target)
     kernels = choose_kernels(device, note)
     model = load_model(model_dir, kernels, quiet=quiet)
     context_tokens = max(len(request.prompt_ids) + request.max_new_tokens for request in requests)
@@ -109,13 +108,14 @@ def make_chat_engine(
     Raises:
         BuildError: Native kernels are asked for and cannot be compiled.
     """
-    ms.set_device(device.target)
     model = load_model(model_dir, choose_kernels(device, note), quiet=quiet)
     return MindSporeEngine(model, 1, context_tokens, reuses_beginnings=True)
 
 
 def choose_kernels(device: Device, note: Callable[[str], None]) -> Kernels:
-    """Return the kernels that `device` asks for; `note` is told when native ones cannot be had."""
+    """Choose `device` and return its kernels; `note` is told when native ones cannot be had."""
+    if ms.get_context("device_target") != device.target:  # MindSpore refuses the call once it has computed
+        ms.set_device(device.target)
     if device.target == "CPU" and device.kernels != "portable":
         try:
             return NativeKernels(native_library(device.cache_dir, device.num_threads))
