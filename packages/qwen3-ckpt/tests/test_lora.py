@@ -225,3 +225,16 @@ def test_a_stated_alpha_takes_the_place_of_the_adapters_own(base, adapter, tmp_p
         assert result.exit_code == 0, result.output
     weights = [open_hf_folder(tmp_path / f"fused{alpha}").float32(f"{Q}.weight") for alpha in ("1", "7")]
     assert not np.array_equal(*weights)
+
+
+def test_merging_adapters_to_a_whole_model_names_the_right_command(base, adapter, tmp_path):
+    a, b = adapter[Q]
+    folder = tmp_path / "run" / "checkpoint" / "rank_0"
+    (path,) = folder.glob("*.safetensors")
+    path.unlink()
+    tensors = {f"{Q}.lora_A.weight": a, f"{Q}.lora_B.weight": b}
+    safetensors.numpy.save_file(tensors, folder / "qwen3_rank_0-1_5.safetensors")
+    flags = ["--mindspore-ckpt-dir", folder.parent, "--output-dir", tmp_path / "out", "--to", "hf"]
+    result = run("merge", *flags)
+    assert result.exit_code == 1
+    assert "add them to their base with `qwen3-ckpt lora fuse`" in result.output

@@ -149,7 +149,9 @@ def test_a_malformed_offset_is_a_usage_error(tmp_path):
 
 def test_fused_weights_and_adapters_are_cut_as_the_weights_that_they_hold():
     def maps(name, shape):
-        cut = make_cut([name], Layout(tp=2), (), shard_optimizer=False, remove_redundancy=False)
+        cut = make_cut(
+            [f"{ours}.mlp.up_proj.weight"], Layout(tp=2), (), shard_optimizer=False, remove_redundancy=False
+        )
         return tensor_layout(TensorPlan(name, "F32", shape), cut).tensor_map
 
     layer, ours = "decoder.layers.0", "model.layers.0"
@@ -161,5 +163,8 @@ def test_fused_weights_and_adapters_are_cut_as_the_weights_that_they_hold():
     assert maps(f"{ours}.mlp.up_proj.lora_B.weight", (24, 2)) == (0, -1)
     assert maps(f"{ours}.mlp.down_proj.lora_A.weight", (2, 24)) == (-1, 0)
     assert maps(f"{ours}.mlp.down_proj.lora_B.weight", (16, 2)) == (-1, -1)
+    assert maps("model.embed_tokens.lora_A.weight", (2, 32)) == (-1, 0)
+    assert maps("adam_v.model.embed_tokens.lora_B.weight", (16, 2)) == (-1, -1)
+    assert maps("lm_head.lora_B.weight", (32, 2)) == (0, -1)
     with pytest.raises(WeightError, match="nothing says how to cut it"):
         maps(f"{ours}.mlp.experts.weight", (4, 4))

@@ -2,6 +2,7 @@
 
 from qwen3_ckpt.diff import largest_difference
 from qwen3_ckpt.fused import FUSED_LAYER, FusedLayout, split_fused
+from qwen3_ckpt.placements import ADAPTER
 from qwen3_ckpt.rows import LazyTensor
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import WeightError
@@ -31,6 +32,12 @@ def hf_tensors(
     weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(OPTIMIZER_PREFIXES)}
     if is_fused(weights):
         weights = split_fused(weights, config, layout)
+    adapters = [name for name in weights if ADAPTER.fullmatch(name)]
+    if adapters:
+        raise WeightError(
+            f"the checkpoint holds adapters, such as {adapters[0]}, not a whole model; add them to their "
+            "base with `qwen3-ckpt lora fuse`, or give them to PEFT with `qwen3-ckpt lora export`"
+        )
     head = weights.pop("lm_head.weight", None) if config.tie_word_embeddings else None
     shapes = config.weight_shapes()
     problems = [f"{name} is missing" for name in shapes if name not in weights]

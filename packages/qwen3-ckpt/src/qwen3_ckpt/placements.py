@@ -13,6 +13,7 @@ from qwen3_model.strategy import TensorLayout
 LAYER = re.compile(r"(?:model|decoder)\.layers\.(\d+)\..+")
 MOMENT = re.compile(r"adam_[mv]\.")
 ADAPTER = re.compile(r"(.+)\.lora_([AB])\.weight")
+EMBEDDINGS = ("embed_tokens", "word_embeddings")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,18 +91,21 @@ def tensor_layout(plan: TensorPlan, cut: Cut) -> TensorLayout:
     dp, tp = cut.layout.dp, cut.layout.tp
     rows = plan.shape[0] // (tp if tensor_map[0] == 0 else 1)
     is_moment = bare_name(plan.name) != plan.name
-    # A vector is not worth a message between the replicas.
-    is_shared = cut.shard_optimizer and is_moment and dp > 1 and len(axes) == 2 and rows % dp == 0
-    pieces = dp if is_shared else 0
-    return TensorLayout(
-        dev_matrix=(dp, tp), tensor_map=tensor_map, opt_shard_step=tp if pieces else 0, opt_shard_size=pieces
-    )
+    if not (cut.shard_optimizer and is_moment and dp > 1 and rows % dp == 0):
+        return TensorLayout(dev_matrix=(dp, tp), tensor_map=tensor_map)
+    if 0 in tensor_map:
+        return TensorLayout(dev_matrix=(dp, tp), tensor_map=tensor_map, opt_shard_step=tp, opt_shard_size=dp)
+    # MindSpore takes the pieces of a tensor that nothing else cuts for those of neighbouring ranks, whatever
+    # the step says; so the replicas' axis cuts it like any other.
+    return TensorLayout(dev_matrix=(dp, tp), tensor_map=(1, *tensor_map[1:]))
 
 
 def _axes(bare: str, name: str) -> tuple[str | None, ...]:
     try:
         if match := ADAPTER.fullmatch(bare):
             out_axis, in_axis = placement(split_name(f"{match[1]}.weight")[0])
+            if match[1].endswith(EMBEDDINGS):  # its A has a column a token
+                out_axis, in_axis = in_axis, out_axis
             # The half that touches the split dimension of its weight is split with it.
             return (None, in_axis) if match[2] == "A" else (out_axis, None)
         return placement(split_name(bare)[0])
