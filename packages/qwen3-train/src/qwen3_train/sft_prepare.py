@@ -24,7 +24,7 @@ def prepare_sft(settings: TrainSettings, data: HfDataSettings | SftFileSettings,
     if settings.do_eval:
         raise ConfigError("do_eval=True needs held-out data, which instruction data lack; set it to False")
     if isinstance(data, SftFileSettings):
-        tokenizer, samples = _from_file(data, settings.hf_dir)
+        tokenizer, samples = open_samples(data, settings.hf_dir)
     else:
         tokenizer = _tokenizer(data.tokenizer_dir or settings.hf_dir)
         samples, told = make_samples(data, tokenizer)
@@ -60,7 +60,12 @@ def _tokenizer(directory: Path | None) -> Qwen3Tokenizer:
     return Qwen3Tokenizer.from_dir(directory)
 
 
-def _from_file(data: SftFileSettings, hf_dir: Path | None) -> tuple[Qwen3Tokenizer, SftSamples]:
+def open_samples(data: SftFileSettings, hf_dir: Path | None) -> tuple[Qwen3Tokenizer, SftSamples]:
+    """Return the run's tokenizer and the samples that qwen3-data sft has made with it.
+
+    Raises:
+        ConfigError, FormatError: The files are damaged or of another tokenizer.
+    """
     file = open_sft(data.prefix)
     tokenizer = _tokenizer(hf_dir)
     if tokenizer.sha256 != file.manifest.tokenizer_sha256:
