@@ -24,7 +24,8 @@ from qwen3_train.strategy_files import write_strategies
 
 CONFIG = Qwen3Config.from_hf({
     "model_type": "qwen3", "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24,
-    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+    "max_position_embeddings": 64,
     "rms_norm_eps": 1e-6, "rope_theta": 1e6, "tie_word_embeddings": True,
 })  # fmt: skip
 LAYOUTS = [Layout(), Layout(tp=2), Layout(pp=2), Layout(dp=2, tp=2, pp=2)]

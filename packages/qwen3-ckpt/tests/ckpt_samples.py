@@ -70,12 +70,11 @@ def _stages_of(name: str, spec: Spec) -> set[int]:
 def _layout(name: str, spec: Spec) -> TensorLayout:
     bare = name.removeprefix("adam_m.").removeprefix("adam_v.")
     tensor_map = tuple(0 if axis == "tp" else -1 for axis in placement(bare))
-    dev_matrix, cut = (spec.dp, spec.tp), spec.shard_moments and bare != name
-    if cut and 0 not in tensor_map:
-        return TensorLayout(dev_matrix=dev_matrix, tensor_map=(1, *tensor_map[1:]))
-    pieces = -1 if spec.pieces_as_replicas else spec.dp
+    cut = spec.shard_moments and bare != name
+    is_whole = 0 not in tensor_map  # then -1 would mean all ranks of the stage
+    pieces = -1 if spec.pieces_as_replicas and not is_whole else spec.dp
     return TensorLayout(
-        dev_matrix=dev_matrix, tensor_map=tensor_map,
+        dev_matrix=(spec.dp, spec.tp), tensor_map=tensor_map,
         opt_shard_step=spec.tp if cut else 0, opt_shard_size=pieces if cut else 0,
     )  # fmt: skip
 

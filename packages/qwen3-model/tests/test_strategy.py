@@ -34,6 +34,16 @@ def test_bytes_are_those_of_a_hand_encoded_message():
     assert encode_strategy(1, {"w": (1, layout)}) == expected
 
 
+def test_pieces_of_a_tensor_that_nothing_else_cuts_are_written_as_a_cut_along_their_axis(tmp_path):
+    stated = TensorLayout(dev_matrix=(3, 2, 4), tensor_map=(-1, -1), opt_shard_step=4, opt_shard_size=2)
+    write_strategy(tmp_path / "s.ckpt", 0, {"w": stated})
+    written = read_strategy(tmp_path / "s.ckpt")[1]["w"]
+    assert written == TensorLayout(dev_matrix=(3, 2, 4), tensor_map=(1, -1))
+    for rank in range(24):
+        (row_part, _), piece = written.place(rank)
+        assert (row_part, piece) == (stated.place(rank)[1], 0)
+
+
 def test_mindspores_own_classes_read_the_file():
     strategy_pb2 = pytest.importorskip("mindspore.train.node_strategy_pb2")
     message = strategy_pb2.ParallelStrategyMap()

@@ -91,13 +91,10 @@ def tensor_layout(plan: TensorPlan, cut: Cut) -> TensorLayout:
     dp, tp = cut.layout.dp, cut.layout.tp
     rows = plan.shape[0] // (tp if tensor_map[0] == 0 else 1)
     is_moment = bare_name(plan.name) != plan.name
-    if not (cut.shard_optimizer and is_moment and dp > 1 and rows % dp == 0):
-        return TensorLayout(dev_matrix=(dp, tp), tensor_map=tensor_map)
-    if 0 in tensor_map:
-        return TensorLayout(dev_matrix=(dp, tp), tensor_map=tensor_map, opt_shard_step=tp, opt_shard_size=dp)
-    # MindSpore takes the pieces of a tensor that nothing else cuts for those of neighbouring ranks, whatever
-    # the step says; so the replicas' axis cuts it like any other.
-    return TensorLayout(dev_matrix=(dp, tp), tensor_map=(1, *tensor_map[1:]))
+    pieces = dp if cut.shard_optimizer and is_moment and dp > 1 and rows % dp == 0 else 0
+    return TensorLayout(
+        dev_matrix=(dp, tp), tensor_map=tensor_map, opt_shard_step=tp if pieces else 0, opt_shard_size=pieces
+    )
 
 
 def _axes(bare: str, name: str) -> tuple[str | None, ...]:

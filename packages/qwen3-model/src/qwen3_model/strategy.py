@@ -66,9 +66,11 @@ def write_strategy(path: Path, stage: int, layouts: Mapping[str, TensorLayout]) 
 def encode_strategy(current_stage: int, items: Mapping[str, tuple[int, TensorLayout]]) -> bytes:
     """Return the bytes of a strategy file; `items` maps a name to its stage and layout.
 
-    A file that merges the stages of a pipeline names its weights `<stage>-<name>`.
+    A file that merges the stages of a pipeline names its weights `<stage>-<name>`. Optimizer pieces of a
+    tensor that nothing else cuts are written as a cut along their axis.
     """
     # MindSpore takes a file's stage from its first strategy item, so each weight gets one.
+    items = {name: (stage, _plain(layout)) for name, (stage, layout) in items.items()}
     strategies = [_strategy_item(name, stage, layout) for name, (stage, layout) in items.items()]
     layouts = [_layout_item(name, layout) for name, (_, layout) in items.items()]
     return _number(1, current_stage) + b"".join(strategies) + b"".join(layouts)
@@ -109,6 +111,21 @@ def read_strategy(path: Path) -> tuple[int, dict[str, TensorLayout]]:
         return _decode(body)
     except (ValueError, IndexError, OverflowError) as error:
         raise FormatError(f"{path} is damaged or no strategy file of MindSpore: {error}") from None
+
+
+def _plain(layout: TensorLayout) -> TensorLayout:
+    """Return the same cut without optimizer pieces, where one axis of the grid makes them and no other cuts.
+
+    MindSpore ignores the step of such pieces and takes neighbouring ranks, so its merge would mix them up.
+    """
+    grid = layout.dev_matrix
+    if not layout.opt_shard_size or not layout.tensor_map or max(layout.tensor_map) >= 0:
+        return layout
+    for axis, size in enumerate(grid[::-1]):
+        step = math.prod(grid[len(grid) - axis :])
+        if (step, size) == (layout.opt_shard_step, layout.optimizer_pieces()):
+            return TensorLayout(dev_matrix=grid, tensor_map=(axis, *layout.tensor_map[1:]))
+    return layout
 
 
 def _strategy_item(name: str, stage: int, layout: TensorLayout) -> bytes:
