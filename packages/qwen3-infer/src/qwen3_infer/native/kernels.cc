@@ -126,6 +126,8 @@ inline void tile(const float* x, int64_t x_stride, const typename Weight::Stored
   for (int64_t k = 0; k < whole; k += kStep) {
     Floats first[NR], second[NR];
     for (int n = 0; n < NR; ++n) {
+      // The rows that come next: the processor's own prefetching stops at the end of each row.
+      __builtin_prefetch(w + (NR + n) * num_inputs + k);
       Weight::widen(w + n * num_inputs + k, &first[n], &second[n]);
       keep(first[n]);
       keep(second[n]);
