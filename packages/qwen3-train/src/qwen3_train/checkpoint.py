@@ -109,13 +109,13 @@ def checkpoints_of(rank_dir: Path) -> dict[Place, Path]:
 
 
 def choose_checkpoint(
-    checkpoint_dir: Path, num_ranks: int, name: str | None
+    checkpoint_dir: Path, num_ranks: int | None, name: str | None
 ) -> tuple[dict[int, Path], list[str]]:
     """Return each rank's file of the newest step that is whole on every rank, and what was passed over.
 
     Args:
         checkpoint_dir: A run folder or its `checkpoint` folder.
-        num_ranks: Ranks that must have the step.
+        num_ranks: Ranks that must have the step; None for all that the run had.
         name: A file name of any rank, to take that step; None for the newest.
 
     Raises:
@@ -123,6 +123,8 @@ def choose_checkpoint(
     """
     if (checkpoint_dir / "checkpoint").is_dir():
         checkpoint_dir = checkpoint_dir / "checkpoint"
+    if num_ranks is None:
+        num_ranks = count_ranks(checkpoint_dir)
     ranks = [checkpoints_of(checkpoint_dir / f"rank_{rank}") for rank in range(num_ranks)]
     places = sorted(set().union(*ranks), reverse=True)
     if name is not None:
@@ -139,6 +141,30 @@ def choose_checkpoint(
     wanted = f"no checkpoint {name}" if name else f"no whole checkpoint of {num_ranks} rank(s)"
     detail = f": {'; '.join(passed_over)}" if passed_over else ""
     raise ConfigError(f"{checkpoint_dir} has {wanted} to resume from{detail}")
+
+
+def is_hf_folder(source: Path) -> bool:
+    """Say whether weights are a Hugging Face folder; a run has its config.json, too."""
+    return (source / "config.json").is_file() and not (source / "checkpoint").is_dir()
+
+
+def checkpoint_files(source: Path) -> dict[int, Path]:
+    """Return each rank's file of a run's newest step, of the step of a file of it, or one file alone.
+
+    Raises:
+        ConfigError: No step is whole on every rank.
+    """
+    if not source.is_file():
+        return choose_checkpoint(source, None, None)[0]
+    if NAME.fullmatch(source.name) and source.parent.name.startswith("rank_"):
+        return choose_checkpoint(source.parent.parent, None, source.name)[0]
+    return {0: source}
+
+
+def count_ranks(checkpoint_dir: Path) -> int:
+    """Return how many ranks the run had, by their folders and strategy files; at least 1."""
+    strategies = (checkpoint_dir.parent / "strategy").glob("ckpt_strategy_rank_*.ckpt")
+    return max(1, sum(1 for _ in checkpoint_dir.glob("rank_*/")), sum(1 for _ in strategies))
 
 
 def read_state(file: SafetensorsFile) -> TrainState:

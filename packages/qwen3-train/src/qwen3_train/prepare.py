@@ -7,14 +7,16 @@ from pathlib import Path
 from qwen3_model.errors import ConfigError
 from qwen3_model.files import require_free_space
 from qwen3_train.batches import BatchPlan, Dataset
-from qwen3_train.checkpoint import TrainState, choose_checkpoint, read_state
+from qwen3_train.checkpoint import TrainState, checkpoint_files, choose_checkpoint, is_hf_folder, read_state
 from qwen3_train.data_settings import DataSettings
 from qwen3_train.gpt_dataset import DocumentOptions
 from qwen3_train.lora_base import base_fingerprint, find_base
 from qwen3_train.lr_schedule import Schedule, make_schedule
+from qwen3_train.rank_tensors import open_rank_tensors
 from qwen3_train.run_folder import refuse_used_folder, restore_replaced
 from qwen3_train.settings import TrainSettings
 from qwen3_train.sft_prepare import prepare_sft
+from qwen3_train.strategy_files import refuse_other_layout
 from qwen3_train.token_data import prepare_tokens
 
 
@@ -110,11 +112,8 @@ def _check_weights(settings: TrainSettings) -> None:
         raise ConfigError(
             f"{source} does not exist; give a Hugging Face folder or a checkpoint to start from"
         )
-    if source is not None and settings.layout.num_ranks > 1 and not (source / "config.json").is_file():
-        raise ConfigError(
-            f"load_checkpoint={source} is no Hugging Face folder, which several processes need to start "
-            "from; make one with qwen3-ckpt merge --to hf"
-        )
+    if source is not None and not is_hf_folder(source):
+        open_rank_tensors(checkpoint_files(source))
     if settings.data.seq_length > settings.model.max_position_embeddings:
         raise ConfigError(
             f"seq_length={settings.data.seq_length} is longer than "
@@ -150,8 +149,11 @@ def _resume_paths(
     source, name = settings.resume_from or settings.output_dir, settings.resume_file
     if source.is_file():
         source, name = source.parent.parent, source.name
-    files, passed_over = choose_checkpoint(source, settings.layout.num_ranks, name)
+    files, passed_over = choose_checkpoint(source, None, name)
     notes += [f"passed over: {problem}" for problem in passed_over]
+    open_rank_tensors(files)
+    if files[0].is_relative_to(settings.output_dir):
+        refuse_other_layout(settings)
     state, (fingerprint, base) = _read_state(files[0]), fingerprints
     if state.base != base:
         raise ConfigError(

@@ -44,7 +44,8 @@ class Metrics:
 
     def __init__(self, path: Path, *, after_step: int) -> None:
         """Open `path`, keeping the lines of a resumed run up to `after_step`; 0 starts anew."""
-        kept = [] if after_step == 0 else [line for line in read_metrics(path) if line["step"] <= after_step]
+        held = read_metrics(path) if after_step > 0 and path.is_file() else []
+        kept = [line for line in held if line["step"] <= after_step]
         write_text_atomically(path, "".join(f"{json.dumps(line)}\n" for line in kept))
         self._file = path.open("a", encoding="utf-8")
 

@@ -4,8 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qwen3_model.config import Qwen3Config
+from qwen3_model.errors import ConfigError
 from qwen3_model.layout import Layout, placement
-from qwen3_model.strategy import TensorLayout, write_strategy
+from qwen3_model.strategy import TensorLayout, read_strategy, write_strategy
+from qwen3_train.rank_tensors import strategy_path
+from qwen3_train.settings import TrainSettings
 from qwen3_train.stages import is_shared_out, stage_weights
 
 MOMENTS = ("adam_m.", "adam_v.")
@@ -21,6 +24,17 @@ def write_strategies(
     shares_moments: bool = False,
 ) -> Path:
     """Write `strategy/ckpt_strategy_rank_R.ckpt` for the weights of the rank and their moments."""
+    stage, layouts = rank_layouts(layout, config, rank, offset=offset, shares_moments=shares_moments)
+    path = strategy_path(output_dir, rank)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_strategy(path, stage, layouts)
+    return path
+
+
+def rank_layouts(
+    layout: Layout, config: Qwen3Config, rank: int, *, offset: Sequence[int], shares_moments: bool
+) -> tuple[int, dict[str, TensorLayout]]:
+    """Return the rank's stage, and how its weights and their moments are cut."""
     stage, _, _ = layout.place(rank)
     shapes = stage_weights(config, layout, offset, stage)
     layouts = {name: tensor_layout(name, layout) for name in shapes}
@@ -28,10 +42,33 @@ def write_strategies(
         for name, shape in shapes.items():
             is_cut = shares_moments and is_shared_out(shape, layout.dp)
             layouts[f"{moment}{name}"] = tensor_layout(name, layout, is_cut=is_cut)
-    path = output_dir / "strategy" / f"ckpt_strategy_rank_{rank}.ckpt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_strategy(path, stage, layouts)
-    return path
+    return stage, layouts
+
+
+def refuse_other_layout(settings: TrainSettings) -> None:
+    """Raise ConfigError when the run in `output_dir` was cut otherwise than `settings` would cut it.
+
+    Its files would then be mixed with those of the new layout.
+    """
+    folder = settings.output_dir
+    paths = list((folder / "strategy").glob("ckpt_strategy_rank_*.ckpt"))
+    layout = settings.layout
+    is_same = not paths or len(paths) == layout.num_ranks
+    for rank in range(layout.num_ranks if paths and is_same else 0):
+        stage, held = read_strategy(strategy_path(folder, rank))
+        wanted = rank_layouts(
+            layout, settings.model, rank, offset=settings.offset, shares_moments=settings.parallel_optimizer
+        )
+        # Adapters are not in the comparison.
+        both = wanted[1].keys() & held.keys()
+        is_weights = any(name in wanted[1] for name in held)
+        same_names = not is_weights or wanted[1].keys() == held.keys()
+        is_same &= stage == wanted[0] and same_names and all(held[name] == wanted[1][name] for name in both)
+    if not is_same:
+        raise ConfigError(
+            f"{folder} holds a run of another layout ({len(paths)} ranks); to go on under this one give a "
+            f"new --output_dir and --load_checkpoint {folder}"
+        )
 
 
 def tensor_layout(name: str, layout: Layout, *, is_cut: bool = False) -> TensorLayout:

@@ -63,9 +63,8 @@ def train(run: PreparedRun, log: RunLog, rank: int = 0) -> None:
         told = f"{run.lora_base}, under fresh adapters" if settings.lora else start_weights(model, settings)
         log.line(f"weights: {told}")
     else:
-        path = run.resume_paths[rank]
-        done = resume_weights(step, path)
-        log.line(f"resumed from {path} after step {done}")
+        done = resume_weights(step, model, run.resume_paths)
+        log.line(f"resumed from {run.resume_paths.get(rank, run.resume_paths[0])} after step {done}")
     if settings.lora and run.lora_base:
         write_adapter_config(settings.lora, settings, run.lora_base)
         write_adapter_strategy(run, rank)

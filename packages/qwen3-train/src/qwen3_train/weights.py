@@ -6,10 +6,11 @@ from pathlib import Path
 from mindspore import Parameter
 
 from qwen3_model.errors import WeightError
+from qwen3_model.layout import shard_slices
 from qwen3_model.loading import fill, init_model, load_hf
 from qwen3_model.model import Qwen3ForCausalLM
-from qwen3_model.safetensors_file import SafetensorsFile, open_safetensors
-from qwen3_train.checkpoint import choose_checkpoint, read_state
+from qwen3_train.checkpoint import checkpoint_files, is_hf_folder, read_state
+from qwen3_train.rank_tensors import RankTensors, open_rank_tensors
 from qwen3_train.settings import TrainSettings
 from qwen3_train.step import TrainStep
 
@@ -35,35 +36,66 @@ def load_weights(model: Qwen3ForCausalLM, source: Path) -> str:
     Raises:
         WeightError: The weights do not fit the model.
     """
-    if source.is_dir() and (source / "config.json").is_file() and not (source / "checkpoint").is_dir():
+    if is_hf_folder(source):
         load_hf(model, source)
         return str(source)
-    path = source if source.is_file() else choose_checkpoint(source, 1, None)[0][0]
-    _assign(dict(model.parameters_and_names()), open_safetensors(path))
-    return str(path)
+    files = checkpoint_files(source)
+    _assign(model, dict(model.parameters_and_names()), open_rank_tensors(files), 0)
+    return str(files[0])
 
 
-def resume_weights(step: TrainStep, path: Path) -> int:
-    """Fill weights and moments from a checkpoint, before anything is compiled, and return the steps it took.
+def resume_weights(step: TrainStep, model: Qwen3ForCausalLM, paths: Mapping[int, Path]) -> int:
+    """Fill weights and moments from the files of a run's ranks, before anything is compiled.
+
+    Args:
+        step: Has the moments.
+        model: Has the weights; it may be cut otherwise than those who wrote the files.
+        paths: Each rank's file.
+
+    Returns:
+        The steps that the run took.
 
     Raises:
         WeightError: The checkpoint does not fit the model.
     """
-    file = open_safetensors(path)
-    _assign(step.weights | step.moments(), file)
-    return read_state(file).global_step
+    tensors = open_rank_tensors(paths)
+    _assign(model, step.weights | step.moments(), tensors, step.grid.replica)
+    return read_state(tensors.first).global_step
 
 
-def _assign(parameters: Mapping[str, Parameter], file: SafetensorsFile) -> None:
-    problems = []
+def _assign(
+    model: Qwen3ForCausalLM, parameters: Mapping[str, Parameter], tensors: RankTensors, replica: int
+) -> None:
+    shapes, problems, places = model.config.weight_shapes(), [], {}
     for name, parameter in parameters.items():
-        if name not in file.tensors:
+        if name not in tensors:
             problems.append(f"{name} is missing")
-        elif tuple(file.tensors[name].shape) != tuple(parameter.shape):
-            held = tuple(file.tensors[name].shape)
-            problems.append(f"{name} has shape {held}, the model's has {tuple(parameter.shape)}")
+            continue
+        weight = name.removeprefix("adam_m.").removeprefix("adam_v.")
+        held = tensors.shape(name)
+        wanted = tuple(parameter.shape) if weight not in shapes else shapes[weight]
+        if held != wanted:
+            problems.append(f"{name} has shape {held}, the model's has {wanted}")
+        elif weight in shapes:
+            places[name] = _part(weight, parameter, held, model, replica)
+        else:
+            places[name] = tuple(slice(0, size) for size in held)
     if problems:
         more = f"; and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
-        raise WeightError(f"{file.path} does not fit the model: {'; '.join(problems[:SHOWN_PROBLEMS])}{more}")
+        raise WeightError(
+            f"{tensors.first.path} does not fit the model: {'; '.join(problems[:SHOWN_PROBLEMS])}{more}"
+        )
     for name, parameter in parameters.items():
-        fill(parameter, file.tensors[name].dtype, file.raw(name))
+        fill(parameter, *tensors.read(name, places[name]))
+
+
+def _part(
+    weight: str, parameter: Parameter, shape: tuple[int, ...], model: Qwen3ForCausalLM, replica: int
+) -> tuple[slice, ...]:
+    """What of a whole tensor like `weight` belongs into `parameter`: a shard, or a replica's rows of it."""
+    part = shard_slices(weight, shape, tp=model.tp.size, shard=model.tp.index)
+    rows, held = part[0].stop - part[0].start, parameter.shape[0]
+    if held == rows:
+        return part
+    first = part[0].start + replica * held
+    return (slice(first, first + held), *part[1:])
