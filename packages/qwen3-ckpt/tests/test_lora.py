@@ -104,7 +104,26 @@ def test_export_of_our_adapters_is_read_back_as_peft(base, adapter, tmp_path):
         np.testing.assert_array_equal(ours[name], value)
     config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text(encoding="utf-8"))
     assert (config["r"], config["lora_alpha"], config["base_model_name_or_path"]) == (RANK, ALPHA, "Qwen/x")
-    assert config["target_modules"] == ["down_proj", "embed_tokens", "q_proj"]
+    # Other layers have such modules, too, so the names of layers alone would say too much.
+    assert config["target_modules"] == [EMBED, Q, DOWN]
+
+
+def test_an_export_names_its_targets_short_and_its_base_as_the_run_did(base, tmp_path):
+    held = tmp_path / "held"
+    held.mkdir()
+    tensors = {}
+    for layer in range(TINY.num_layers):
+        a, b = pair_for((32, 16))
+        module = f"model.layers.{layer}.self_attn.q_proj"
+        tensors |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
+    safetensors.numpy.save_file(tensors, held / "model.safetensors")
+    told = {"lora_alpha": 5, "base_model_name_or_path": "/models/base"}
+    (held / "adapter_config.json").write_text(json.dumps(told), encoding="utf-8")
+    result = run("lora", "export", held, tmp_path / "peft", "--hf-dir", tmp_path / "base")
+    assert result.exit_code == 0, result.output
+    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["target_modules"] == ["q_proj"]
+    assert (config["lora_alpha"], config["base_model_name_or_path"]) == (5, "/models/base")
 
 
 def test_fused_adapters_of_mindformers_are_split_by_heads(base, tmp_path):

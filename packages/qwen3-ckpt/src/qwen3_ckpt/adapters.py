@@ -204,9 +204,8 @@ def peft_tensors(adapters: AdapterSet) -> list[tuple[TensorPlan, list[NDArray[np
     return sorted(entries, key=lambda entry: entry[0].name)
 
 
-def peft_config(adapters: AdapterSet, base_model: str) -> dict[str, object]:
+def peft_config(adapters: AdapterSet, config: Qwen3Config | None, base_model: str) -> dict[str, object]:
     """Return the contents of `adapter_config.json`."""
-    leaves = sorted({module.rpartition(".")[2] for module in adapters.modules})
     return {
         "base_model_name_or_path": base_model,
         "bias": "none",
@@ -216,9 +215,20 @@ def peft_config(adapters: AdapterSet, base_model: str) -> dict[str, object]:
         "lora_dropout": 0.0,
         "peft_type": "LORA",
         "r": adapters.rank,
-        "target_modules": leaves,
+        "target_modules": _targets(adapters, config),
         "task_type": "CAUSAL_LM",
     }
+
+
+def _targets(adapters: AdapterSet, config: Qwen3Config | None) -> list[str]:
+    """Return leaf names where every module of that name has an adapter, else the modules' paths.
+
+    PEFT gives an adapter to each module that a name fits, whether the file has one or not.
+    """
+    leaves = {module.rpartition(".")[2] for module in adapters.modules}
+    everywhere = {name.removesuffix(".weight") for name in config.weight_shapes()} if config else set()
+    fitting = {module for module in everywhere if module.rpartition(".")[2] in leaves}
+    return sorted(leaves if fitting == adapters.modules.keys() else adapters.modules)
 
 
 def read_float32(tensor: LazyTensor) -> NDArray[np.float32]:

@@ -65,7 +65,7 @@ def fuse(  # noqa: PLR0913 - one parameter a flag
 @lora.command()
 @click.argument("source", type=A_FOLDER)
 @click.argument("output", type=A_PATH)
-@click.option("--base-model", default="", help="Name or folder of the base, for adapter_config.json.")
+@click.option("--base-model", default="", help="Name or folder of the base; the run's own by default.")
 @alpha_option
 @source_layout_options
 @hf_dir_option

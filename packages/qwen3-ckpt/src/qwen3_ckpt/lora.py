@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from qwen3_ckpt.adapters import (
     CONFIG_FILE,
@@ -69,14 +70,28 @@ def read_adapters(source: AdapterSource) -> tuple[AdapterSet, Qwen3Config | None
 def _alpha(source: AdapterSource) -> float:
     if source.alpha is not None:
         return source.alpha
-    for folder in (source.path, source.path.absolute().parent, source.path.absolute().parent.parent):
+    told = _config_beside(source.path)
+    if told is None:
+        raise ConfigError(f"no {CONFIG_FILE} lies beside {source.path}; state --lora-alpha")
+    try:
+        return float(told["lora_alpha"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise FormatError(f"the {CONFIG_FILE} beside {source.path} states no lora_alpha: {error}") from None
+
+
+def _config_beside(source: Path) -> dict[str, Any] | None:
+    """Return the adapter_config.json in `source` or up to two folders above it."""
+    for folder in (source, source.absolute().parent, source.absolute().parent.parent):
         path = folder / CONFIG_FILE
         if path.is_file():
             try:
-                return float(json.loads(path.read_text(encoding="utf-8"))["lora_alpha"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise FormatError(f"{path} states no lora_alpha: {error}") from None
-    raise ConfigError(f"no {CONFIG_FILE} lies beside {source.path}; state --lora-alpha")
+                told = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise FormatError(f"{path} is not JSON: {error}") from None
+            if not isinstance(told, dict):
+                raise FormatError(f"{path} holds no JSON object")
+            return told
+    return None
 
 
 def fuse_lora(
@@ -112,6 +127,10 @@ def export_lora(source: AdapterSource, output_dir: Path, base_model: str, *, for
         check_fits(adapters, config)
     with output_directory(output_dir, force=force) as folder:
         write_safetensors(folder / WEIGHTS_FILE, peft_tensors(adapters), {"format": "pt"})
-        text = json.dumps(peft_config(adapters, base_model), indent=2)
+        text = json.dumps(peft_config(adapters, config, base_model or _base_beside(source.path)), indent=2)
         (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
     return adapters
+
+
+def _base_beside(source: Path) -> str:
+    return str((_config_beside(source) or {}).get("base_model_name_or_path", ""))
