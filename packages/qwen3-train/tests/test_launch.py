@@ -261,6 +261,7 @@ def test_report_draws_the_run(tmp_path):
     assert "perplexity 54.60 at step 0 -> 8.20 at step 20" in result.output
     assert result.output.count("*") == 20  # one mark per step
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").count("<svg") == 4
 
 
 def test_report_of_a_folder_without_run_is_a_sentence(tmp_path):

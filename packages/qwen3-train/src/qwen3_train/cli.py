@@ -67,7 +67,7 @@ def launch(
 @click.argument("run_dir", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--width", default=78, show_default=True, help="Columns of the curve.")
 def report(run_dir: Path, width: int) -> None:
-    """Summarise the run in RUN_DIR, draw its loss here and as RUN_DIR/loss.png.
+    """Summarise the run in RUN_DIR here, as RUN_DIR/loss.png and as the page RUN_DIR/report.html.
 
     \b
     Example:

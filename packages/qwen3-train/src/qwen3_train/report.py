@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from qwen3_model.errors import FormatError
-from qwen3_model.files import write_atomically
+from qwen3_model.files import write_atomically, write_text_atomically
+from qwen3_train.report_html import report_page
 from qwen3_train.run_folder import METRICS
 from qwen3_train.run_log import clock, read_metrics
 
@@ -16,7 +17,7 @@ HEIGHT = 12
 
 
 def write_report(run_dir: Path, width: int) -> str:
-    """Return the summary and curve of `run_dir`, and write its `loss.png`.
+    """Return the summary and curve of `run_dir`, and write its `loss.png` and `report.html`.
 
     Raises:
         FormatError: There is no metrics file, or no step in it yet.
@@ -30,7 +31,9 @@ def write_report(run_dir: Path, width: int) -> str:
     write_atomically(picture, lambda temporary: _draw_png(temporary, steps, evaluations))
     losses = [line["loss"] for line in steps]
     curve = draw_curve([line["step"] for line in steps], losses, width)
-    return "\n".join([*_summary(steps, evaluations), "", curve, "", f"picture: {picture}"])
+    page, summary = run_dir / "report.html", _summary(steps, evaluations)
+    write_text_atomically(page, report_page(run_dir, lines, summary))
+    return "\n".join([*summary, "", curve, "", f"picture: {picture}", f"page:    {page}"])
 
 
 def _summary(steps: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any]]) -> list[str]:
@@ -45,6 +48,8 @@ def _summary(steps: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, An
         f"speed       {speeds[len(speeds) // 2]:.0f} tokens/s (median)",
         f"time        {clock(total_s)} in steps, {steps[0]['step_time_s']:.1f} s for the first",
     ]
+    if "memory_gb" in last:
+        text.append(f"memory      {last['memory_gb']:.2f} GB at the most")
     if evaluations:
         before, after = evaluations[0], evaluations[-1]
         text.append(

@@ -16,7 +16,15 @@ METRICS = "metrics.jsonl"
 RESOLVED_CONFIG = "run.yaml"
 REPLACED = ".replaced"
 """Where `--force` keeps the run before until the new one has a checkpoint of its own."""
-ARTEFACTS = ("checkpoint", "strategy", METRICS, RESOLVED_CONFIG, "config.json", "adapter_config.json")
+ARTEFACTS = (
+    "checkpoint",
+    "strategy",
+    METRICS,
+    RESOLVED_CONFIG,
+    "config.json",
+    "adapter_config.json",
+    "events",
+)
 
 
 def refuse_used_folder(output_dir: Path, *, force: bool, resume: bool) -> None:

@@ -10,7 +10,10 @@ from typing import Any, TextIO
 
 from qwen3_model.errors import FormatError
 from qwen3_model.files import write_text_atomically
+from qwen3_train.event_file import EventFile
 
+EVENTS = "events"
+"""Folder of TensorBoard's files in a run's folder."""
 WORKER_LOG = Path("msrun_log") / "worker_0.log"
 
 
@@ -40,7 +43,7 @@ class RunLog:
 
 
 class Metrics:
-    """Append one JSON object per line to `metrics.jsonl`."""
+    """Append one JSON object per line to `metrics.jsonl`, and the same to an event file for TensorBoard."""
 
     def __init__(self, path: Path, *, after_step: int) -> None:
         """Open `path`, keeping the lines of a resumed run up to `after_step`; 0 starts anew."""
@@ -48,15 +51,18 @@ class Metrics:
         kept = [line for line in held if line["step"] <= after_step]
         write_text_atomically(path, "".join(f"{json.dumps(line)}\n" for line in kept))
         self._file = path.open("a", encoding="utf-8")
+        self._events = EventFile(path.parent / EVENTS, after_step=after_step)
 
-    def write(self, **values: float) -> None:
+    def write(self, *, step: int, **values: float) -> None:
         """Write one line, at once."""
-        self._file.write(json.dumps(values) + "\n")
+        self._file.write(json.dumps({"step": step} | values) + "\n")
         self._file.flush()
+        self._events.write(step, values)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the files."""
         self._file.close()
+        self._events.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from qwen3_train.checkpoint import FloatTensor, Place, TrainState, save_checkpoi
 from qwen3_train.grid import Grid, WorldSum, make_grid
 from qwen3_train.lora_base import write_adapter_config
 from qwen3_train.lora_run import start_adapters, write_adapter_strategy
+from qwen3_train.peak_memory import peak_memory_gb
 from qwen3_train.prepare import PreparedRun
 from qwen3_train.run_folder import METRICS
 from qwen3_train.run_log import Metrics, RunLog, step_line
@@ -125,15 +126,16 @@ class _Loop:
         self.times_s.append(step_time_s)
         speed = run.plan.global_batch * run.settings.data.seq_length / step_time_s
         values = {
-            "step": number, "loss": result.loss, "lr": lr, "grad_norm": result.grad_norm,
+            "loss": result.loss, "lr": lr, "grad_norm": result.grad_norm,
             "tokens_per_s": speed, "step_time_s": step_time_s,
+            "memory_gb": peak_memory_gb(run.settings.device),
         }  # fmt: skip
-        self._write(**values)
+        self._write(step=number, **values)
         return values
 
-    def _write(self, **values: float) -> None:
+    def _write(self, *, step: int, **values: float) -> None:
         if self.metrics is not None:
-            self.metrics.write(**values)
+            self.metrics.write(step=step, **values)
 
     def _log_step(self, number: int, values: dict[str, float]) -> None:
         plan = self.prepared.plan

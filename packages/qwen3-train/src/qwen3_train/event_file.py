@@ -1,0 +1,92 @@
+"""TensorBoard's event files, written without TensorBoard: scalars in TFRecords of hand-made protobuf.
+
+A record is its length (uint64), a checksum of that, the data, a checksum of these. The data are an `Event`:
+1 wall time (double), 2 step (int64), 3 file version (string), 5 summary, 7 session log. A summary holds
+values (1) of tag (1) and simple value (2, float). The checksum is CRC-32C (RFC 3720, appendix B.4), rotated
+and shifted as TFRecord wants it.
+"""
+
+import os
+import socket
+import struct
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+POLYNOMIAL = 0x82F63B78
+MASK_DELTA = 0xA282EAD8
+SESSION_START = b"\x08\x01"
+"""A session log of status 1: TensorBoard then forgets what other files say of this step and later ones."""
+
+
+class EventFile:
+    """Append scalars to a new file of `directory`."""
+
+    def __init__(self, directory: Path, *, after_step: int) -> None:
+        """Open the file; `after_step` is the last step that older files may speak of, 0 for a new run."""
+        directory.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
+        self._file = (directory / name).open("wb")
+        self._append(_bytes(3, b"brain.Event:2"))
+        if after_step:
+            self._append(_varint(2, after_step + 1) + _bytes(7, SESSION_START))
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Write the values of a step, at once."""
+        values = b"".join(
+            _bytes(1, _bytes(1, tag.encode()) + b"\x15" + struct.pack("<f", value))
+            for tag, value in scalars.items()
+        )
+        self._append(_varint(2, step) + _bytes(5, values))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _append(self, fields: bytes) -> None:
+        data = b"\x09" + struct.pack("<d", time.time()) + fields
+        length = struct.pack("<Q", len(data))
+        self._file.write(length + _checksum(length) + data + _checksum(data))
+        self._file.flush()
+
+
+def crc32c(data: bytes) -> int:
+    """Return the Castagnoli checksum."""
+    value = 0xFFFFFFFF
+    for byte in data:
+        value = TABLE[(value ^ byte) & 0xFF] ^ (value >> 8)
+    return value ^ 0xFFFFFFFF
+
+
+def _table() -> list[int]:
+    table = []
+    for value in range(256):
+        for _ in range(8):
+            value = (value >> 1) ^ (POLYNOMIAL if value & 1 else 0)
+        table.append(value)
+    return table
+
+
+TABLE = _table()
+
+
+def _checksum(data: bytes) -> bytes:
+    value = crc32c(data)
+    return struct.pack("<I", ((value >> 15 | value << 17) + MASK_DELTA) & 0xFFFFFFFF)
+
+
+def _varint(field: int, value: int) -> bytes:
+    return bytes([field << 3]) + _digits(value)
+
+
+def _bytes(field: int, data: bytes) -> bytes:
+    return bytes([field << 3 | 2]) + _digits(len(data)) + data
+
+
+def _digits(value: int) -> bytes:
+    digits = bytearray()
+    while value > 0x7F:
+        digits.append(value & 0x7F | 0x80)
+        value >>= 7
+    digits.append(value)
+    return bytes(digits)
