@@ -50,3 +50,12 @@ def test_launch_takes_every_key(kind, size, demo_tokenizer_dir):
         assert settings.lora is None
     else:
         assert (settings.lora.rank, len(settings.lora.modules)) == (RANK, 7 * settings.model.num_layers)
+
+
+def test_plan_takes_the_length_of_the_handlers(tmp_path):
+    path = CONFIGS / "finetune_qwen3_0.6b_4k.yaml"
+    words = ["--train_dataset.data_loader.handler.0.seq_length", "2048"]
+    words += ["--train_dataset.data_loader.handler.1.seq_length", "2048"]
+    result = CliRunner().invoke(main, ["plan", "--config", str(path), "--json", *words])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["batch"]["tokens_per_step"] == 8 * 2048

@@ -89,7 +89,9 @@ def read_plan_settings(config: RunConfig) -> PlanSettings:
     problems = _range_problems(config)
     seq_length = config.get("train_dataset.data_loader.config.seq_length")
     if seq_length is None:
-        seq_length = config.get("model.model_config.seq_length")
+        handlers = config.get("train_dataset.data_loader.handler") or []
+        stated = [handler["seq_length"] for handler in handlers if handler.get("seq_length")]
+        seq_length = stated[0] if stated else config.get("model.model_config.seq_length")
     if not seq_length or seq_length < 1:
         problems.append(f"train_dataset.data_loader.config.seq_length={seq_length} must be at least 1")
     recompute = config.get("recompute_config.recompute", False)
