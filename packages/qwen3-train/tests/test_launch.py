@@ -156,6 +156,7 @@ REFUSED = [
     ({"use_parallel": True, "parallel_config__data_parallel": 2, "runner_config__batch_size": 16},
      ["--worker-num", "2"], "one step takes 32 samples .batch_size 16 x 1 forward passes x data_parallel 2"),
     ({"lr_schedule__learning_rate": -1.0}, [], "learning_rate=-1.0 must be a number of at least 0"),
+    ({"recompute_config__select_recompute": True}, [], "select_recompute=True is not implemented"),
     ({"optimizer__type": "Muon"}, [], "optimizer.type='Muon' is not implemented"),
     ({"optimizer__betas": [0.9, 1.5]}, [], "betas=.0.9, 1.5. must be two numbers"),
     ({"run_mode": "predict"}, [], "run_mode='predict' is not for this command"),

@@ -2,6 +2,8 @@ import json
 
 import pytest
 
+from qwen3_model.errors import ConfigError
+from qwen3_train.cli_worker import _one_line
 from qwen3_train.worker_logs import MetricsTail, exit_reason, last_sentence, progress_line
 from qwen3_train.worker_records import read_records, remove_records, write_record
 
@@ -85,3 +87,12 @@ def test_the_last_record_of_a_worker_counts(tmp_path):
     write_record(tmp_path, "worker_0", 5, "failed", "ValueError: no")
     record = read_records(tmp_path, ["worker_0"])["worker_0"]
     assert (record.state, record.error, record.title) == ("failed", "ValueError: no", "rank 0")
+
+
+def test_the_line_of_an_error_is_the_one_that_says_something():
+    stacked = RuntimeError(
+        "\n-----\n- Kernel error:\n-----\nLaunch kernel failed: AllReduce\n\n-----\n- The stack:\n-----\n"
+    )
+    assert _one_line(stacked) == "RuntimeError: Launch kernel failed: AllReduce"
+    assert _one_line(ConfigError("no such file; give another")) == "no such file; give another"
+    assert _one_line(KeyboardInterrupt()) == "KeyboardInterrupt"

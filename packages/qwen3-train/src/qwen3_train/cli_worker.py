@@ -64,8 +64,9 @@ def _schedule() -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    """The error's first line; MindSpore's have a stack of C++ below it."""
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    """The error's first line; MindSpore's have a heading between rules above and a stack of C++ below."""
+    lines = (line.strip() for line in str(error).splitlines())
+    first = next((line for line in lines if line.strip("- ") and not line.startswith("- ")), "")
     kind = type(error).__name__
     text = first if isinstance(error, Qwen3Error) and first else f"{kind}: {first}" if first else kind
     return text[:LONGEST_ERROR]

@@ -38,6 +38,7 @@ SETTLE_S = 1.5
 """Time after a first failure in which an earlier one may still be reported."""
 FAREWELL_S = 60.0
 """Time for msrun to end after its workers have."""
+COLLECTIVE_VARIABLE, COLLECTIVE_S = "MS_CPU_COMM_OP_TIMEOUT", "1800"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,6 +107,9 @@ def worker_environment(environment: Mapping[str, str], settings: LaunchSettings,
         **environment,
         "PATH": os.pathsep.join(part for part in (folder, environment.get("PATH", "")) if part),
         "PYTHONUNBUFFERED": "1",  # so that a killed worker's log has all it said
+        # Seconds for which a CPU's collective waits for a slower rank, which may be compiling or saving; a
+        # dead one ends the job long before. MindSpore's own limit is 30.
+        COLLECTIVE_VARIABLE: environment.get(COLLECTIVE_VARIABLE, COLLECTIVE_S),
         JOB_VARIABLE: job,
         LOG_DIR_VARIABLE: str(settings.log_dir.absolute()),
         THREADS_VARIABLE: threads,

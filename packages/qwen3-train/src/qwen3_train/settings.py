@@ -232,6 +232,11 @@ def _mode_problems(config: RunConfig) -> list[str]:
         problems.append(
             "context.device_target=Ascend but this machine has none; use --context.device_target CPU"
         )
+    if config.get("recompute_config.select_recompute"):
+        problems.append(
+            "recompute_config.select_recompute=True is not implemented; use recompute_config.recompute, "
+            "which computes whole layers again"
+        )
     if config.get("do_eval") and config.get("eval_dataset"):
         problems.append(
             "eval_dataset is not implemented; the valid part of train_dataset's split is evaluated"
