@@ -101,17 +101,23 @@ def strategy_path(run_dir: Path, rank: int) -> Path:
     return run_dir / "strategy" / f"ckpt_strategy_rank_{rank}.ckpt"
 
 
+def cut_of(layout: TensorLayout, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return into how many parts each dimension is cut, and which of them `rank` holds.
+
+    A share among replicas counts as a cut of dimension 0; strategy files have two ways to say that.
+    """
+    parts, piece = layout.place(rank % layout.num_devices())
+    splits, pieces = layout.splits(), layout.optimizer_pieces()
+    return (splits[0] * pieces, *splits[1:]), (parts[0] * pieces + piece, *parts[1:])
+
+
 def _place(shape: tuple[int, ...], layout: TensorLayout, rank: int) -> tuple[tuple[int, ...], Slices]:
     """Shape of the whole tensor and what of it a rank holds as `shape`."""
     if not layout.tensor_map:
         return shape, tuple(slice(0, size) for size in shape)
     if len(layout.tensor_map) != len(shape):
         raise FormatError(f"a tensor of shape {shape} has the tensor map {layout.tensor_map}")
-    parts, piece = layout.place(rank % layout.num_devices())
-    splits, pieces = list(layout.splits()), layout.optimizer_pieces()
-    places = list(parts)
-    places[0] = places[0] * pieces + piece
-    splits[0] *= pieces
+    splits, places = cut_of(layout, rank)
     whole = tuple(size * count for size, count in zip(shape, splits, strict=True))
     return whole, tuple(
         slice(place * size, (place + 1) * size) for place, size in zip(places, shape, strict=True)

@@ -7,7 +7,7 @@ from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError
 from qwen3_model.layout import Layout, placement
 from qwen3_model.strategy import TensorLayout, read_strategy, write_strategy
-from qwen3_train.rank_tensors import strategy_path
+from qwen3_train.rank_tensors import cut_of, strategy_path
 from qwen3_train.settings import TrainSettings
 from qwen3_train.stages import is_shared_out, stage_weights
 
@@ -55,15 +55,14 @@ def refuse_other_layout(settings: TrainSettings) -> None:
     layout = settings.layout
     is_same = not paths or len(paths) == layout.num_ranks
     for rank in range(layout.num_ranks if paths and is_same else 0):
-        stage, held = read_strategy(strategy_path(folder, rank))
-        wanted = rank_layouts(
+        held_stage, held = read_strategy(strategy_path(folder, rank))
+        stage, wanted = rank_layouts(
             layout, settings.model, rank, offset=settings.offset, shares_moments=settings.parallel_optimizer
         )
-        # Adapters are not in the comparison.
-        both = wanted[1].keys() & held.keys()
-        is_weights = any(name in wanted[1] for name in held)
-        same_names = not is_weights or wanted[1].keys() == held.keys()
-        is_same &= stage == wanted[0] and same_names and all(held[name] == wanted[1][name] for name in both)
+        # A run of adapters has other names, and one process.
+        both = wanted.keys() & held.keys()
+        is_same &= stage == held_stage and (not both or wanted.keys() == held.keys())
+        is_same &= all(cut_of(held[name], rank) == cut_of(wanted[name], rank) for name in both)
     if not is_same:
         raise ConfigError(
             f"{folder} holds a run of another layout ({len(paths)} ranks); to go on under this one give a "
