@@ -9,6 +9,7 @@ to the page cache.
 import argparse
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -44,6 +45,8 @@ class Measured:
 
     wall_s: float
     sync_s: float
+    cpu_s: float
+    """Of all processes, which other work on the machine changes little."""
     anonymous_bytes: int
 
     @property
@@ -108,12 +111,14 @@ def _bench(folder: Path, gigabytes: float, repeats: int, *, with_mindspore: bool
 
 def _print_table(results: dict[str, list[Measured]], size: int) -> None:
     base = min(run.total_s for run in results["cp -r"])
-    print(f"{'':36} {'seconds until done (on disk)':>30} {'best GB/s':>10} {'/ cp':>6} {'anonymous MB':>13}")
+    head = f"{'best GB/s':>10} {'/ cp':>6} {'CPU s':>6} {'anonymous MB':>13}"
+    print(f"{'':36} {'seconds until done (on disk)':>34} {head}")
     for name, runs in results.items():
         times = ", ".join(f"{run.wall_s:.1f} ({run.total_s:.1f})" for run in runs)
         best = min(run.total_s for run in runs)
         memory = max(run.anonymous_bytes for run in runs) / 1e6
-        print(f"{name:36} {times:>30} {size / best / 1e9:10.2f} {best / base:6.2f} {memory:13.0f}")
+        speeds = f"{size / best / 1e9:10.2f} {best / base:6.2f} {min(run.cpu_s for run in runs):6.1f}"
+        print(f"{name:36} {times:>34} {speeds} {memory:13.0f}")
     print(f"load average at the end {os.getloadavg()[0]:.1f}")
 
 
@@ -196,7 +201,7 @@ def _clear(out: Path) -> None:
 
 
 def _measure(command: list[str | Path]) -> Measured:
-    started = time.monotonic()
+    started, cpu_before_s = time.monotonic(), _children_cpu_s()
     process = subprocess.Popen(
         [str(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
@@ -204,11 +209,17 @@ def _measure(command: list[str | Path]) -> Measured:
     while process.poll() is None:
         peak = max(peak, _anonymous_bytes(process.pid))
         time.sleep(SAMPLE_S)
-    wall_s = time.monotonic() - started
+    wall_s, cpu_s = time.monotonic() - started, _children_cpu_s() - cpu_before_s
     if process.returncode:
         sys.exit(f"{command[0]} failed: {process.stderr.read().decode()[-2000:] if process.stderr else ''}")
     os.sync()
-    return Measured(wall_s, time.monotonic() - started - wall_s, peak)
+    return Measured(wall_s, time.monotonic() - started - wall_s, cpu_s, peak)
+
+
+def _children_cpu_s() -> float:
+    """Return the CPU seconds of all ended processes below this one."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _anonymous_bytes(root: int) -> int:
