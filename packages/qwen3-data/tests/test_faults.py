@@ -206,7 +206,7 @@ def test_a_kill_while_outputs_appear_never_mixes_two_runs(
     assert preprocess(source, prefix="whole").exit_code == 0
     with monkeypatch.context() as patch:
         calls = 0
-        real = workspace.sync_folder
+        real = workspace.sync
 
         def sync(path):
             nonlocal calls
@@ -215,7 +215,7 @@ def test_a_kill_while_outputs_appear_never_mixes_two_runs(
             calls += 1
             real(path)
 
-        patch.setattr(workspace, "sync_folder", sync)
+        patch.setattr(workspace, "sync", sync)
         preprocess(source, "--force")
     index = tmp_path / "out_text_document.idx"
     if index.exists():

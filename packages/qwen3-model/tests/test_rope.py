@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from qwen3_model.config import SIZES
-from qwen3_model.rope import attention_factor, rope_frequencies, rope_table
+from qwen3_model.rope import attention_factor, rope_frequencies
 from qwen3_model.rope_scaling import YarnScaling
 
 RTOL_FREQUENCY = 3e-7  # two float32 roundings: torch's power and numpy's differ in the last bit
@@ -33,6 +33,12 @@ def test_cos_and_sin_are_those_of_transformers_up_to_the_longest_context(golden,
         theirs_PH = found.tensors[name][0, :, : found.config.head_dim // 2]
         assert_close(ours_PH[positions[near]], theirs_PH[near], atol=ATOL_TURN, what=name)
         assert_close(ours_PH[positions], theirs_PH, atol=ATOL_FAR_TURN, what=name)
+
+
+def rope_table(config, num_positions):
+    frequencies_H, scale = rope_frequencies(config)
+    angles_PH = np.arange(num_positions, dtype=np.float32)[:, None] * frequencies_H
+    return np.cos(angles_PH) * np.float32(scale), np.sin(angles_PH) * np.float32(scale)
 
 
 def test_the_first_pair_turns_by_one_radian_per_token():

@@ -15,7 +15,8 @@ from qwen3_ckpt.tensor_sets import open_tensors
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import FormatError, Qwen3Error
 from qwen3_model.files import write_text_atomically
-from qwen3_model.safetensors_file import FLOAT_DTYPES, NUMPY_DTYPES, open_safetensors, to_float32
+from qwen3_model.safetensors_file import FLOAT_DTYPES, open_safetensors
+from qwen3_model.verify import count_not_finite
 
 MANIFEST = "sha256.json"
 HASH_BYTES = 8 << 20
@@ -57,8 +58,7 @@ def count_non_finite(tensor: LazyTensor, count: Callable[[float], None]) -> int:
     bad = 0
     for window in row_windows(tensor.rows):
         piece = np.ascontiguousarray(tensor.rows.read(*window))
-        values = to_float32(piece.view(NUMPY_DTYPES[tensor.plan.dtype]), tensor.plan.dtype)
-        bad += int(values.size - np.count_nonzero(np.isfinite(values)))
+        bad += count_not_finite(piece, tensor.plan.dtype)
         count(piece.nbytes)
     return bad
 

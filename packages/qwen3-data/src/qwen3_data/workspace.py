@@ -6,14 +6,13 @@ of one run; without it, no reader opens the rest.
 
 import fcntl
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from qwen3_model.errors import OutputExistsError, Qwen3Error
-from qwen3_model.files import write_text_atomically
+from qwen3_model.files import refuse_existing, sync, write_text_atomically
 from qwen3_model.tokens import sibling
 
 ENDINGS = (".bin", ".mask", ".json", ".idx")
@@ -79,12 +78,12 @@ class Workspace:
                 sibling(final, ".idx").unlink(missing_ok=True)
                 sibling(final, ".json").unlink(missing_ok=True)
                 sibling(final, ".mask").unlink(missing_ok=True)
-                sync_folder(final.parent)
+                sync(final.parent)
             for ending in ENDINGS:
                 grown = sibling(self.folder / name, ending)
                 if grown.exists():
                     grown.replace(sibling(final, ending))
-                sync_folder(final.parent)
+                sync(final.parent)
 
     def remove(self) -> None:
         """Delete the folder."""
@@ -114,17 +113,4 @@ def refuse_existing_outputs(prefixes: list[Path], *, force: bool) -> None:
     """Raise OutputExistsError when any file of the token files `prefixes` exists and `force` is false."""
     for prefix in prefixes:
         for ending in ENDINGS:
-            path = sibling(prefix, ending)
-            if path.exists() and not force:
-                raise OutputExistsError(
-                    f"{path} already exists; choose another output or pass --force to replace it"
-                )
-
-
-def sync_folder(path: Path) -> None:
-    """Bring the names in a folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            refuse_existing(sibling(prefix, ending), force=force)

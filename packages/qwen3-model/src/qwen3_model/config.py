@@ -7,7 +7,7 @@ transformers reads it.
 
 import difflib
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -166,11 +166,21 @@ class Qwen3Config:
         Raises:
             ConfigError: The file is missing, is not JSON, or does not describe a model of this kind.
         """
-        path = directory / "config.json"
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
+            return cls.from_file(directory / "config.json")
         except (FileNotFoundError, NotADirectoryError):
             raise ConfigError(f"{directory} has no config.json; give a Hugging Face model folder") from None
+
+    @classmethod
+    def from_file(cls, path: Path) -> "Qwen3Config":
+        """Read the `config.json` at `path`.
+
+        Raises:
+            ConfigError: The file is not JSON, or does not describe a model of this kind.
+            OSError: The file cannot be read.
+        """
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path} is not JSON: {error}") from None
         if not isinstance(raw, dict):
@@ -284,5 +294,3 @@ SIZES = {
     "32B": _released(5120, 64, 64, 25600, tied=False),
 }
 """The released dense sizes, as in each one's `config.json`."""
-
-FIELD_NAMES = frozenset(field.name for field in fields(Qwen3Config))

@@ -1,6 +1,5 @@
 """What `qwen3-model info` says of a released size, a config or a folder: parameters by part, bytes."""
 
-import json
 from collections import Counter
 from dataclasses import asdict
 from math import prod
@@ -29,16 +28,7 @@ def find_config(source: str) -> Qwen3Config:
         raise ConfigError(
             f"{source} is no path and no size; give a folder, a config.json or one of {', '.join(SIZES)}"
         )
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not JSON: {error}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path} holds no JSON object")
-    try:
-        return Qwen3Config.from_hf(raw)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+    return Qwen3Config.from_file(path)
 
 
 def describe(source: str) -> dict[str, Any]:

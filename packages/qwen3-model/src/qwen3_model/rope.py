@@ -30,13 +30,6 @@ def rope_frequencies(config: Qwen3Config) -> tuple[np.ndarray, float]:
     return stretched * (np.float32(1) - share_kept) + kept * share_kept, attention_factor(scaling)
 
 
-def rope_table(config: Qwen3Config, num_positions: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return cos and sin of the first `num_positions` positions, float32 of (num_positions, head_dim / 2)."""
-    frequencies_H, scale = rope_frequencies(config)
-    angles_PH = np.arange(num_positions, dtype=np.float32)[:, None] * frequencies_H
-    return np.cos(angles_PH) * np.float32(scale), np.sin(angles_PH) * np.float32(scale)
-
-
 def attention_factor(scaling: YarnScaling) -> float:
     """Return YaRN's scale of cos and sin: as stated, or 0.1 ln(factor) + 1 (Peng et al. 2023, eq. 22)."""
     if scaling.attention_factor is not None:

@@ -8,15 +8,13 @@ Wire format: protobuf's encoding guide.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from qwen3_model.errors import FormatError
 from qwen3_model.files import write_atomically
-
-VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
-WORD = 1 << 64
+from qwen3_model.protobuf import as_bytes, as_number, fields, message, number, read_varint, signed, text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +71,7 @@ def encode_strategy(current_stage: int, items: Mapping[str, tuple[int, TensorLay
     items = {name: (stage, _plain(layout)) for name, (stage, layout) in items.items()}
     strategies = [_strategy_item(name, stage, layout) for name, (stage, layout) in items.items()]
     layouts = [_layout_item(name, layout) for name, (_, layout) in items.items()]
-    return _number(1, current_stage) + b"".join(strategies) + b"".join(layouts)
+    return number(1, current_stage) + b"".join(strategies) + b"".join(layouts)
 
 
 def merge_strategies(bodies: Mapping[int, bytes]) -> bytes:
@@ -86,14 +84,14 @@ def merge_strategies(bodies: Mapping[int, bytes]) -> bytes:
     """
     items, layouts = [], []
     for stage, body in sorted(bodies.items()):
-        for field, value in _fields(body):
+        for field, value in fields(body):
             if field == 2:
-                items.append(_message(2, _as_bytes(value)))
+                items.append(message(2, as_bytes(value)))
             elif field == 3:
-                layout = dict(_fields(_as_bytes(value)))
-                named = _text(1, f"{stage}-{_as_bytes(layout[1]).decode()}")
-                layouts.append(_message(3, named + _message(2, _as_bytes(layout[2]))))
-    return _number(1, 1) + b"".join(items) + b"".join(layouts)
+                layout = dict(fields(as_bytes(value)))
+                named = text(1, f"{stage}-{as_bytes(layout[1]).decode()}")
+                layouts.append(message(3, named + message(2, as_bytes(layout[2]))))
+    return number(1, 1) + b"".join(items) + b"".join(layouts)
 
 
 def read_strategy(path: Path) -> tuple[int, dict[str, TensorLayout]]:
@@ -129,52 +127,30 @@ def _plain(layout: TensorLayout) -> TensorLayout:
 
 
 def _strategy_item(name: str, stage: int, layout: TensorLayout) -> bytes:
-    split = _message(2, b"".join(_number(1, parts) for parts in layout.splits()))
-    return _message(2, _text(1, name) + _message(2, _number(1, stage) + split))
+    split = message(2, b"".join(number(1, parts) for parts in layout.splits()))
+    return message(2, text(1, name) + message(2, number(1, stage) + split))
 
 
 def _layout_item(name: str, layout: TensorLayout) -> bytes:
-    grid = _message(1, b"".join(_number(1, size) for size in layout.dev_matrix))
-    axes = _message(2, b"".join(_number(1, axis) for axis in layout.tensor_map))
-    options = _number(5, 0) + _number(6, layout.opt_shard_step) + _number(7, layout.opt_shard_size)
+    grid = message(1, b"".join(number(1, size) for size in layout.dev_matrix))
+    axes = message(2, b"".join(number(1, axis) for axis in layout.tensor_map))
+    options = number(5, 0) + number(6, layout.opt_shard_step) + number(7, layout.opt_shard_size)
     # MindSpore reads the first param_split_shape of every layout, and uses neither it nor indices_offset.
-    unused = _message(3, b"") + _message(4, b"")
-    return _message(3, _text(1, name) + _message(2, grid + axes + unused + options))
-
-
-def _varint(value: int) -> bytes:
-    value %= WORD  # negative numbers travel as 64-bit two's complement
-    encoded = bytearray()
-    while value >= 0x80:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
-
-
-def _number(field: int, value: int) -> bytes:
-    return _varint(field << 3 | VARINT) + _varint(value)
-
-
-def _message(field: int, body: bytes) -> bytes:
-    return _varint(field << 3 | BYTES) + _varint(len(body)) + body
-
-
-def _text(field: int, value: str) -> bytes:
-    return _message(field, value.encode())
+    unused = message(3, b"") + message(4, b"")
+    return message(3, text(1, name) + message(2, grid + axes + unused + options))
 
 
 def _decode(body: bytes) -> tuple[int, dict[str, TensorLayout]]:
     stages: list[int] = []
     layouts: dict[str, TensorLayout] = {}
     current_stage = None
-    for field, value in _fields(body):
+    for field, value in fields(body):
         if field == 1:
-            current_stage = _as_number(value)
+            current_stage = as_number(value)
         elif field == 2:
-            stages.append(_decode_stage(_as_bytes(value)))
+            stages.append(_decode_stage(as_bytes(value)))
         elif field == 3:
-            name, layout = _decode_layout_item(_as_bytes(value))
+            name, layout = _decode_layout_item(as_bytes(value))
             if name in layouts:
                 raise ValueError(f"{name} occurs twice")
             layouts[name] = layout
@@ -184,23 +160,23 @@ def _decode(body: bytes) -> tuple[int, dict[str, TensorLayout]]:
 
 
 def _decode_stage(body: bytes) -> int:
-    strategies = dict(_fields(body)).get(2, b"")
-    return _as_number(dict(_fields(_as_bytes(strategies))).get(1, 0))
+    strategies = dict(fields(body)).get(2, b"")
+    return as_number(dict(fields(as_bytes(strategies))).get(1, 0))
 
 
 def _decode_layout_item(body: bytes) -> tuple[str, TensorLayout]:
-    fields = dict(_fields(body))
-    name = _as_bytes(fields.get(1, b"")).decode()
+    found = dict(fields(body))
+    name = as_bytes(found.get(1, b"")).decode()
     grids: list[tuple[int, ...]] = []
     maps: list[tuple[int, ...]] = []
     options = {6: 0, 7: 0}
-    for field, value in _fields(_as_bytes(fields.get(2, b""))):
+    for field, value in fields(as_bytes(found.get(2, b""))):
         if field == 1:
-            grids.append(_dims(_as_bytes(value)))
+            grids.append(_dims(as_bytes(value)))
         elif field == 2:
-            maps.append(_dims(_as_bytes(value)))
+            maps.append(_dims(as_bytes(value)))
         elif field in options:
-            options[field] = _signed(_as_number(value))
+            options[field] = signed(as_number(value))
     if len(grids) != 1 or len(maps) != 1:
         raise ValueError(
             f"{name!r} has {len(grids)} grids and {len(maps)} tensor maps, one of each is supported"
@@ -225,63 +201,14 @@ def _check(name: str, layout: TensorLayout) -> None:
 
 def _dims(body: bytes) -> tuple[int, ...]:
     dims: list[int] = []
-    for field, value in _fields(body):
+    for field, value in fields(body):
         if field != 1:
             continue
         if isinstance(value, int):
-            dims.append(_signed(value))
+            dims.append(signed(value))
         else:  # packed
             position = 0
             while position < len(value):
-                number, position = _read_varint(value, position)
-                dims.append(_signed(number))
+                number, position = read_varint(value, position)
+                dims.append(signed(number))
     return tuple(dims)
-
-
-def _fields(body: bytes) -> Iterator[tuple[int, int | bytes]]:
-    position = 0
-    while position < len(body):
-        key, position = _read_varint(body, position)
-        field, kind = key >> 3, key & 7
-        if kind == VARINT:
-            value, position = _read_varint(body, position)
-            yield field, value
-            continue
-        if kind == BYTES:
-            length, position = _read_varint(body, position)
-        elif kind in (FIXED32, FIXED64):
-            length = 4 if kind == FIXED32 else 8
-        else:
-            raise ValueError(f"wire type {kind} of field {field} is unknown")
-        if position + length > len(body):
-            raise ValueError(f"field {field} reaches beyond its end")
-        yield field, body[position : position + length]
-        position += length
-
-
-def _read_varint(body: bytes, position: int) -> tuple[int, int]:
-    value, shift = 0, 0
-    while True:
-        if position >= len(body) or shift > 63:
-            raise ValueError("a number is cut short")
-        byte = body[position]
-        value |= (byte & 0x7F) << shift
-        position, shift = position + 1, shift + 7
-        if byte < 0x80:
-            return value % WORD, position
-
-
-def _as_bytes(value: int | bytes) -> bytes:
-    if isinstance(value, bytes):
-        return value
-    raise ValueError("a number stands where a message belongs")
-
-
-def _as_number(value: int | bytes) -> int:
-    if isinstance(value, int):
-        return value
-    raise ValueError("a message stands where a number belongs")
-
-
-def _signed(value: int) -> int:
-    return value - WORD if value >= WORD // 2 else value

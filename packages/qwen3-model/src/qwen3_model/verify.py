@@ -55,10 +55,11 @@ def _shape_faults(config: Qwen3Config, tensors: dict[str, SafetensorsFile]) -> I
 
 
 def _count_not_finite(file: SafetensorsFile, name: str) -> int:
-    unsigned, mask = EXPONENT[file.tensors[name].dtype]
-    bits = file.raw(name).reshape(-1).view(unsigned)
-    count = 0
-    for start in range(0, bits.size, CHUNK):
-        piece = bits[start : start + CHUNK]
-        count += int(np.count_nonzero((piece & unsigned(mask)) == mask))
-    return count
+    values, dtype = file.raw(name).reshape(-1), file.tensors[name].dtype
+    return sum(count_not_finite(values[i : i + CHUNK], dtype) for i in range(0, values.size, CHUNK))
+
+
+def count_not_finite(raw: np.ndarray, dtype: str) -> int:
+    """Return how many elements of raw F32, F16 or BF16 data are NaN or infinite."""
+    unsigned, mask = EXPONENT[dtype]
+    return int(np.count_nonzero((raw.view(unsigned) & unsigned(mask)) == mask))

@@ -13,6 +13,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from qwen3_model.protobuf import message, number
+
 POLYNOMIAL = 0x82F63B78
 MASK_DELTA = 0xA282EAD8
 SESSION_START = b"\x08\x01"
@@ -27,17 +29,17 @@ class EventFile:
         directory.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
         self._file = (directory / name).open("wb")
-        self._append(_bytes(3, b"brain.Event:2"))
+        self._append(message(3, b"brain.Event:2"))
         if after_step:
-            self._append(_varint(2, after_step + 1) + _bytes(7, SESSION_START))
+            self._append(number(2, after_step + 1) + message(7, SESSION_START))
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Write the values of a step, at once."""
         values = b"".join(
-            _bytes(1, _bytes(1, tag.encode()) + b"\x15" + struct.pack("<f", value))
+            message(1, message(1, tag.encode()) + b"\x15" + struct.pack("<f", value))
             for tag, value in scalars.items()
         )
-        self._append(_varint(2, step) + _bytes(5, values))
+        self._append(number(2, step) + message(5, values))
 
     def close(self) -> None:
         """Close the file."""
@@ -73,20 +75,3 @@ TABLE = _table()
 def _checksum(data: bytes) -> bytes:
     value = crc32c(data)
     return struct.pack("<I", ((value >> 15 | value << 17) + MASK_DELTA) & 0xFFFFFFFF)
-
-
-def _varint(field: int, value: int) -> bytes:
-    return bytes([field << 3]) + _digits(value)
-
-
-def _bytes(field: int, data: bytes) -> bytes:
-    return bytes([field << 3 | 2]) + _digits(len(data)) + data
-
-
-def _digits(value: int) -> bytes:
-    digits = bytearray()
-    while value > 0x7F:
-        digits.append(value & 0x7F | 0x80)
-        value >>= 7
-    digits.append(value)
-    return bytes(digits)
