@@ -3,7 +3,7 @@
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 
 Count = Callable[[float], None]
 # Each worker holds a few pieces of rows.PIECE_BYTES.
@@ -26,13 +26,28 @@ def run_all(jobs: Sequence[Callable[[Count], None]], count: Count, workers: int 
         with lock:
             count(amount)
 
-    with ThreadPoolExecutor(min(workers or os.cpu_count() or 1, MAX_WORKERS)) as pool:
-        futures = [pool.submit(job, count_alone) for job in jobs]
+    failures: list[BaseException] = []
+
+    def run(job: Callable[[Count], None]) -> None:
+        if stop.is_set():
+            return
         try:
-            for future in wait(futures, return_when=FIRST_EXCEPTION).done:
-                future.result()
+            job(count_alone)
+        except CancelledError:
+            return  # stopped by another's failure
+        except BaseException as error:
+            failures.append(error)
+            # Here and not in the waiting thread, which may be woken only after more jobs have begun.
+            stop.set()
+
+    with ThreadPoolExecutor(min(workers or os.cpu_count() or 1, MAX_WORKERS)) as pool:
+        futures = [pool.submit(run, job) for job in jobs]
+        try:
+            wait(futures)
         except BaseException:
             # The pool waits for its threads when it is left, also after a signal.
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    if failures:
+        raise failures[0]
