@@ -13,19 +13,19 @@ from qwen3_model.errors import ConfigError
 class Parrot:
     """Says the same two tokens, then the end."""
 
-    num_rows = 1
+    num_rows, num_tokens, unit, shares_beginnings = 1, 512, 512, False
 
     def __init__(self, answer, end):
         self.script = [*answer, end]
         self.prompts = []
         self.num_said = 0
 
-    def prefill(self, row, ids):
-        self.prompts.append(list(ids))
+    def read(self, start, ids, position, length):
+        self.prompts.append([*self.prompts.pop(), *ids] if position else list(ids))
         self.num_said = 0
-        return self.decode(None, None)[0]
+        return self.decode(None, None, None)[0]
 
-    def decode(self, tokens, positions):
+    def decode(self, starts, tokens, positions):
         logits = np.zeros((1, 4096), np.float32)
         logits[0, self.script[self.num_said]] = 1.0
         self.num_said += 1

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from qwen3_infer.device import Device
-from qwen3_infer.engine import PIECES, MindSporeEngine, choose_kernels, cut, load_model
-from qwen3_infer.generator import generate
+from qwen3_infer.engine import MindSporeEngine, choose_kernels, load_model
+from qwen3_infer.generator import generate, run
 from qwen3_infer.native_kernels import NativeKernels
+from qwen3_infer.pieces import PIECES, cut
+from qwen3_infer.scheduler import Scheduler
 from qwen3_model.kernels import make_kernels
 
 KERNELS = ("portable", "native")
@@ -67,18 +69,35 @@ def test_tokens_under_a_repetition_penalty_are_those_of_transformers(golden, eng
     assert list(done.ids) == case["repetition_penalty_1.2"]
 
 
+def prefill(engine, row, ids):
+    """Read a prompt into the room of the row with this number; return the logits after it."""
+    for start, length in cut(len(ids)):
+        logits = engine.read(row * room(engine), ids[start : start + length], start, length)
+    return logits
+
+
+def decode(engine, tokens_by_row, positions):
+    """Add a token to some rows, at their positions; return the logits of each."""
+    starts = np.array([row * room(engine) for row in tokens_by_row], np.int32)
+    tokens, places = (np.array([*values], np.int32) for values in (tokens_by_row.values(), positions))
+    return engine.decode(starts, tokens, places)
+
+
+def room(engine):
+    return engine.num_tokens // engine.num_rows
+
+
 def test_logits_of_a_row_do_not_depend_on_its_neighbours(golden, engine):
     ids = golden.cases[4]["prompt"]
-    alone = engine.prefill(1, ids)
-    others = [engine.prefill(row, golden.cases[row]["prompt"]) for row in (0, 2)]
-    again = engine.prefill(1, ids)
+    alone = prefill(engine, 1, ids)
+    others = [prefill(engine, row, golden.cases[row]["prompt"]) for row in (0, 2)]
+    again = prefill(engine, 1, ids)
     np.testing.assert_array_equal(alone, again)
     assert not np.array_equal(others[0], others[1])
-    tokens = np.array([5, 6, 7], np.int32)
-    positions = np.array([1, len(ids), 17], np.int32)
-    among = engine.decode(tokens, positions)[1]
-    elsewhere = engine.decode(np.array([9, 6, 3], np.int32), np.array([0, len(ids), 0], np.int32))[1]
+    among = decode(engine, {0: 5, 1: 6, 2: 7}, [1, len(ids), 17])[1]
+    elsewhere = decode(engine, {0: 9, 1: 6, 2: 3}, [0, len(ids), 0])[1]
     np.testing.assert_array_equal(among, elsewhere)
+    np.testing.assert_array_equal(among, decode(engine, {1: 6}, [len(ids)])[0])
 
 
 def test_cached_logits_are_those_of_a_whole_forward_pass(golden, engine):
@@ -86,11 +105,9 @@ def test_cached_logits_are_those_of_a_whole_forward_pass(golden, engine):
     uncached = load_model(golden.dir, make_kernels("CPU"), quiet=True)
     whole = ms.jit(uncached.construct)(ms.Tensor(np.array([ids], np.int32))).asnumpy()[0]
     prompt = ids[:-3]
-    cached = [engine.prefill(2, prompt)]
+    cached = [prefill(engine, 2, prompt)]
     for place in range(len(prompt), len(ids)):
-        tokens, positions = np.zeros(NUM_ROWS, np.int32), np.zeros(NUM_ROWS, np.int32)
-        tokens[2], positions[2] = ids[place], place
-        cached.append(engine.decode(tokens, positions)[2])
+        cached.append(decode(engine, {2: ids[place]}, [place])[0])
     np.testing.assert_allclose(np.stack(cached), whole[len(prompt) - 1 :], atol=ATOL_F32, rtol=0)
 
 
@@ -100,33 +117,64 @@ def test_logits_are_the_same_decoded_read_at_once_and_in_any_batch(golden, model
     if isinstance(model.kernels, NativeKernels):
         compare = np.testing.assert_array_equal
     ids = golden.cases[4]["prompt"]
-    at_once = engine.prefill(0, ids)
-    engine.prefill(0, ids[:33])
+    at_once = prefill(engine, 0, ids)
+    prefill(engine, 0, ids[:33])
     for place in range(33, len(ids)):
-        tokens, positions = np.zeros(NUM_ROWS, np.int32), np.zeros(NUM_ROWS, np.int32)
-        tokens[0], positions[0] = ids[place], place
-        decoded = engine.decode(tokens, positions)[0]
+        decoded = decode(engine, {0: ids[place]}, [place])[0]
     compare(decoded, at_once)
     alone = MindSporeEngine(model, 1, 128)
-    compare(alone.prefill(0, ids), at_once)
-    compare(
-        alone.decode(np.array([7], np.int32), np.array([len(ids)], np.int32))[0],
-        engine.decode(np.array([7, 1, 2], np.int32), np.array([len(ids), 0, 0], np.int32))[0],
-    )
+    compare(prefill(alone, 0, ids), at_once)
+    compare(decode(alone, {0: 7}, [len(ids)])[0], decode(engine, {0: 7, 1: 1, 2: 2}, [len(ids), 0, 0])[0])
 
 
-def test_a_conversations_engine_reads_only_what_is_new(golden, model):
-    ids = golden.cases[4]["prompt"]
-    fresh = MindSporeEngine(model, 1, 128)
-    engine = MindSporeEngine(model, 1, 128, reuses_beginnings=True)
-    engine.prefill(0, ids[:40])
-    engine.decode(np.array([ids[40]], np.int32), np.array([40], np.int32))
-    assert engine.num_read == 40
-    np.testing.assert_allclose(engine.prefill(0, ids), fresh.prefill(0, ids), rtol=0, atol=ATOL_F32)
-    assert engine.num_read == 40 + len(ids) - 41
-    other = [*ids[:10], *golden.cases[5]["prompt"][:9]]
-    np.testing.assert_allclose(engine.prefill(0, other), fresh.prefill(0, other), rtol=0, atol=ATOL_F32)
-    assert engine.num_read == 40 + len(ids) - 41 + 9
+def test_a_common_beginning_is_read_once_and_gives_the_same_tokens(golden, model, make_request):
+    if not isinstance(model.kernels, NativeKernels):
+        pytest.skip("MindSpore's own operators give other bits when a prompt is cut elsewhere")
+    engine = Reads(MindSporeEngine(model, 3, CONTEXT))
+    shared = golden.cases[5]["prompt"][:100]
+    prompts = [[*shared, *golden.cases[i]["prompt"][:20]] for i in (2, 3, 4)]
+    alone = []
+    for ids in prompts:
+        (done,) = generate([make_request(ids, new_tokens=20)], MindSporeEngine(model, 1, 160), NoText())
+        alone.append(done.ids)
+    requests = [make_request(ids, index=i, new_tokens=20) for i, ids in enumerate(prompts)]
+    done = sorted(generate(requests, engine, NoText()), key=lambda each: each.request.index)
+    assert [each.ids for each in done] == alone
+    assert [each.num_shared for each in done] == [0, 96, 96]
+    assert engine.num_read == sum(map(len, prompts)) - 2 * 96
+
+
+def test_a_conversation_reads_only_what_is_new(golden, model, make_request):
+    ids = golden.cases[5]["prompt"]
+    engine = Reads(MindSporeEngine(model, 1, 256, shares_beginnings=True))
+    scheduler = Scheduler(engine, NoText())
+    (first,) = run([make_request(ids[:90], new_tokens=20)], scheduler)
+    longer = [*ids[:90], *first.ids, *ids[90:120]]
+    assert engine.num_read == 90
+    (second,) = run([make_request(longer, new_tokens=20)], scheduler)
+    # Pieces begin at multiples of 32; the newest token was not read yet.
+    assert second.num_shared == 96
+    assert engine.num_read == 90 + len(longer) - 96
+    (fresh,) = generate([make_request(longer, new_tokens=20)], MindSporeEngine(model, 1, 256), NoText())
+    assert second.ids == fresh.ids
+    other = [*ids[:40], *golden.cases[3]["prompt"]]
+    (third,) = run([make_request(other, new_tokens=20)], scheduler)
+    (fresh,) = generate([make_request(other, new_tokens=20)], MindSporeEngine(model, 1, 256), NoText())
+    assert third.ids == fresh.ids
+
+
+class Reads:
+    """An engine that counts the tokens of prompts that it reads."""
+
+    def __init__(self, engine):
+        self.engine, self.num_read = engine, 0
+
+    def __getattr__(self, name):
+        return getattr(self.engine, name)
+
+    def read(self, start, ids, position, length):
+        self.num_read += len(ids)
+        return self.engine.read(start, ids, position, length)
 
 
 class NoText:

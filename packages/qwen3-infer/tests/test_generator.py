@@ -16,16 +16,18 @@ VOCAB = 4096
 class Counter:
     """After token t the logits favour t + 1, a little; every call is recorded."""
 
-    def __init__(self, num_rows):
-        self.num_rows = num_rows
-        self.prefills, self.decodes = [], []
+    unit, shares_beginnings = 64, False
 
-    def prefill(self, row, ids):
-        self.prefills.append((row, tuple(ids)))
+    def __init__(self, num_rows):
+        self.num_rows, self.num_tokens = num_rows, num_rows * self.unit
+        self.reads, self.decodes = [], []
+
+    def read(self, start, ids, position, length):
+        self.reads.append((start // self.unit, tuple(ids)))
         return self._after(ids[-1])
 
-    def decode(self, tokens, positions):
-        self.decodes.append((tokens.tolist(), positions.tolist()))
+    def decode(self, starts, tokens, positions):
+        self.decodes.append(((starts // self.unit).tolist(), tokens.tolist(), positions.tolist()))
         return np.stack([self._after(token) for token in tokens])
 
     def _after(self, token):
@@ -43,23 +45,23 @@ def test_rows_are_filled_again_as_requests_finish(make_request, tokenizer):
     engine = Counter(2)
     requests = [make_request([100 * i], index=i, new_tokens=n) for i, n in enumerate([5, 2, 3, 1], start=1)]
     done = list(generate(requests, engine, tokenizer))
-    assert [each.request.index for each in done] == [2, 3, 4, 1]
+    assert [each.request.index for each in done] == [2, 1, 3, 4]
     assert {each.request.index: each.ids for each in done} == {
         1: (101, 102, 103, 104, 105), 2: (201, 202), 3: (301, 302, 303), 4: (401,),
     }  # fmt: skip
-    assert [row for row, _ in engine.prefills] == [0, 1, 1, 1]
+    assert [row for row, _ in engine.reads] == [0, 1, 1, 0]
 
 
 def test_each_row_moves_at_its_own_position(make_request, tokenizer):
     engine = Counter(2)
     list(
         generate(
-            [make_request([7, 8, 9], new_tokens=3), make_request([50], index=1, new_tokens=2)],
+            [make_request([7, 8, 9], new_tokens=3), make_request([50], index=1, new_tokens=3)],
             engine,
             tokenizer,
         )
     )
-    assert engine.decodes == [([10, 51], [3, 1]), ([11, 0], [4, 0])]
+    assert engine.decodes == [([1], [51], [1]), ([1, 0], [52, 10], [2, 3]), ([0], [11], [4])]
 
 
 def test_a_stop_id_ends_the_completion_and_has_no_text(make_request, tokenizer):

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwen3_infer.device import Device
-from qwen3_infer.generator import Engine, generate
+from qwen3_infer.generator import run
 from qwen3_infer.model_folder import ModelFolder, open_model_folder
 from qwen3_infer.prompts import Prompt
 from qwen3_infer.requests import PromptForm, make_requests
+from qwen3_infer.scheduler import Engine, Scheduler
 from qwen3_infer.settings import Decoding, RunSettings, make_decoding
 from qwen3_model.errors import ConfigError, FormatError
 
@@ -43,7 +44,8 @@ class Conversation:
         seed: int,
         context_tokens: int,
     ) -> None:
-        self._folder, self._engine, self._decoding = folder, engine, decoding
+        self._folder, self._decoding = folder, decoding
+        self._scheduler = Scheduler(engine, folder.tokenizer)
         self._form = PromptForm(chat=True, thinking=thinking, allow_special=False)
         self._system, self._seed, self._context_tokens = system, seed, context_tokens
         self.messages: list[Mapping[str, Any]] = []
@@ -72,7 +74,7 @@ class Conversation:
             seed=self._seed + len(messages),
             context_tokens=self._context_tokens,
         )
-        (done,) = generate([request], self._engine, self._folder.tokenizer, lambda _, piece: on_text(piece))
+        (done,) = run([request], self._scheduler, lambda _, piece: on_text(piece))
         self.messages = [*messages, {"role": "assistant", "content": done.text}]
         return done.text
 

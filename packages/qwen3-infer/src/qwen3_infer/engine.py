@@ -1,10 +1,10 @@
-"""The model on MindSpore behind two calls: read a prompt into a row, add a token to every row.
+"""The model on MindSpore behind two calls: read a piece of a prompt, add a token to some requests.
 
-Prompts are read in pieces of two fixed lengths, so that there are three graphs at most whatever the prompts'
-lengths, and how a prompt is cut depends on its own length alone. R rows, L length, V vocabulary.
+Prompts are read in pieces of two fixed lengths and batches have few sizes, so that there are few graphs
+whatever the prompts' lengths and however many run. B requests in a batch, L length, V vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import mindspore as ms
@@ -14,6 +14,8 @@ from mindspore import Tensor
 from qwen3_infer.device import Device
 from qwen3_infer.native_build import BuildError, native_library
 from qwen3_infer.native_kernels import NativeKernels
+from qwen3_infer.pieces import ALIGN, PIECES, round_up
+from qwen3_infer.pooled_cache import CacheCopy, PooledCache, slots
 from qwen3_infer.requests import Request
 from qwen3_model.cache import KVCache
 from qwen3_model.hf_folder import open_hf_folder
@@ -22,62 +24,120 @@ from qwen3_model.layers import Kernels
 from qwen3_model.loading import load_hf
 from qwen3_model.model import CachedQwen3, Qwen3ForCausalLM
 
-# A long piece costs least per token; a short one wastes least on the rest of a prompt.
-PIECES = (128, 32)
-
 
 class MindSporeEngine:
-    """Prefill and decoding in graph mode, compiled at their first use."""
+    """Prefill and decoding in graph mode, compiled at their first use.
+
+    With native kernels a request has a region of the cache as long as it needs, and a batch is computed at
+    the next of a few sizes. MindSpore's own operators want rows of one length, and sum in an order that
+    depends on the batch: there every request has a row, and all rows are computed.
+    """
 
     def __init__(
-        self, model: Qwen3ForCausalLM, num_rows: int, context_tokens: int, *, reuses_beginnings: bool = False
+        self,
+        model: Qwen3ForCausalLM,
+        num_rows: int,
+        context_tokens: int,
+        *,
+        num_tokens: int | None = None,
+        shares_beginnings: bool | None = None,
     ) -> None:
-        """Make room for `num_rows` requests of `context_tokens`, prompt and completion together.
+        """Make room for `num_rows` requests at once.
 
-        With `reuses_beginnings` a row reads only what differs from what it holds, as when a conversation goes
-        on; how a prompt is cut then depends on what was there before.
+        Args:
+            model: With its weights.
+            num_rows: Most requests that run at once.
+            context_tokens: The longest, prompt and completion together.
+            num_tokens: Room of the cache; enough for `num_rows` of the longest when left out.
+            shares_beginnings: Whether what was read for one prompt is used for the next; when left out, with
+                native kernels alone, whose bits do not depend on how a prompt was cut.
         """
-        self.num_rows, self.reuses_beginnings = num_rows, reuses_beginnings
-        self.num_read = 0
-        """Prompt tokens that were read, not found in a row."""
-        # A last piece may reach beyond the context.
-        capacity = -(-(context_tokens + PIECES[-1]) // PIECES[0]) * PIECES[0]
-        cache = KVCache(model.config, num_rows, capacity, model.kernels.compute_dtype)
+        is_pooled = isinstance(model.kernels, NativeKernels)
+        self.shares_beginnings = is_pooled if shares_beginnings is None else shares_beginnings
+        # The slot after the longest request is where a row without a request writes.
+        longest = round_up(context_tokens, ALIGN) if is_pooled else round_up(context_tokens + 1, PIECES[0])
+        wanted = num_rows * longest if num_tokens is None else num_tokens
+        self.unit = ALIGN if is_pooled else longest
+        self.num_rows = num_rows if is_pooled else max(1, min(num_rows, wanted // longest))
+        self.num_tokens = round_up(max(wanted, longest), ALIGN) if is_pooled else self.num_rows * longest
+        self._is_pooled = is_pooled
+        dtype = model.kernels.compute_dtype
+        if is_pooled:
+            cache: KVCache = PooledCache(model.config, self.num_tokens + ALIGN, dtype)
+        else:
+            cache = KVCache(model.config, self.num_rows, longest, dtype)
         cell = CachedQwen3(model, cache)
         cell.set_train(False)
         self._step = ms.jit(cell.construct)
-        self._zeros_R = Tensor(np.zeros(num_rows, np.int32))
-        self._held: list[list[int]] = [[] for _ in range(num_rows)]
+        self._copy = ms.jit(CacheCopy(cache).construct) if isinstance(cache, PooledCache) else None
 
-    def prefill(self, row: int, ids: Sequence[int]) -> np.ndarray:
-        """Make `row` hold these ids and return the logits after the last, float32 (V,)."""
-        logits = None
-        known = _num_equal(self._held[row], ids[:-1]) if self.reuses_beginnings else 0
-        self.num_read += len(ids) - known
-        self._held[row] = list(ids)
-        for start, length in cut(len(ids), known):
-            piece = ids[start : start + length]
-            piece_ids = np.zeros((1, length), np.int32)
-            piece_ids[0, : len(piece)] = piece
-            positions = np.arange(start, start + length, dtype=np.int32)[None]
-            logits = self._step(Tensor(piece_ids), Tensor(positions), _one(len(piece) - 1), _one(row))
-        assert logits is not None, "requests have at least one token"
-        return logits.asnumpy()[0]
+    def read(self, start: int, ids: Sequence[int], position: int, length: int) -> np.ndarray:
+        """Add `ids` to the region at `start`, from `position` on, filled up to `length`.
 
-    def decode(self, tokens_R: np.ndarray, positions_R: np.ndarray) -> np.ndarray:
-        """Add one token to each row, at its position, and return the logits after it, float32 (R, V)."""
-        for held, token, position in zip(self._held, tokens_R.tolist(), positions_R.tolist(), strict=True):
-            held[position:] = [token]
-        ids_R1, positions_R1 = Tensor(tokens_R[:, None]), Tensor(positions_R[:, None])
-        return self._step(ids_R1, positions_R1, self._zeros_R).asnumpy()
+        Returns:
+            The logits after the last of `ids`, float32 (V,).
+        """
+        ids_BL = np.zeros((1, length), np.int32)
+        ids_BL[0, : len(ids)] = ids
+        positions_BL = np.arange(position, position + length, dtype=np.int32)[None]
+        place = start if self._is_pooled else start // self.unit
+        return self._step(Tensor(ids_BL), Tensor(positions_BL), _one(len(ids) - 1), _one(place)).asnumpy()[0]
+
+    def decode(self, starts_B: np.ndarray, tokens_B: np.ndarray, positions_B: np.ndarray) -> np.ndarray:
+        """Add one token to each of B regions, at its position; return the logits after it, float32 (B, V)."""
+        if self._is_pooled:
+            return self._decode_some(starts_B, tokens_B, positions_B)
+        rows_B = starts_B // self.unit
+        tokens_R = np.zeros(self.num_rows, np.int32)
+        positions_R = np.full(self.num_rows, self.unit - 1, np.int32)
+        tokens_R[rows_B], positions_R[rows_B] = tokens_B, positions_B
+        logits_RV = self._step(
+            Tensor(tokens_R[:, None]), Tensor(positions_R[:, None]), Tensor(np.zeros(self.num_rows, np.int32))
+        )
+        return logits_RV.asnumpy()[rows_B]
+
+    def _decode_some(self, starts_B: np.ndarray, tokens_B: np.ndarray, positions_B: np.ndarray) -> np.ndarray:
+        count = len(starts_B)
+        size = batch_size(count)
+        filled = [np.zeros(size, np.int32) for _ in range(3)]
+        filled[0][count:] = self.num_tokens  # the room behind all regions
+        for target, values_B in zip(filled, (starts_B, tokens_B, positions_B), strict=True):
+            target[:count] = values_B
+        starts, tokens, positions = filled
+        logits = self._step(
+            Tensor(tokens[:, None]),
+            Tensor(positions[:, None]),
+            Tensor(np.zeros(size, np.int32)),
+            Tensor(starts),
+        )
+        return logits.asnumpy()[:count]
+
+    def copy(self, source: int, target: int, num_tokens: int) -> None:
+        """Copy the first `num_tokens`, a multiple of `ALIGN`, of one region to another."""
+        assert self._copy is not None, "rows of one length are not copied"
+        at = 0
+        while at < num_tokens:
+            length = next(piece for piece in PIECES if piece <= num_tokens - at)
+            self._copy(slots(source + at, length), slots(target + at, length)).asnumpy()
+            at += length
+
+    def warm_up(self) -> None:
+        """Compile everything that requests may need."""
+        for length in PIECES:
+            self.read(self.num_tokens - length, [0], 0, length)
+        if not self._is_pooled:
+            self.decode(*np.zeros((3, 1), np.int32))
+            return
+        for size in sorted({batch_size(count) for count in range(1, self.num_rows + 1)}):
+            self.decode(*np.full((3, size), [[self.num_tokens], [0], [0]], np.int32))
+        for length in PIECES:
+            if self.shares_beginnings and 2 * length <= self.num_tokens:
+                self.copy(0, length, length)
 
 
-def cut(num_tokens: int, start: int = 0) -> Iterator[tuple[int, int]]:
-    """Yield the start and the length of each piece of a prompt; the last may reach beyond the prompt."""
-    while start < num_tokens:
-        length = next((piece for piece in PIECES if piece <= num_tokens - start), PIECES[-1])
-        yield start, length
-        start += length
+def batch_size(num_requests: int) -> int:
+    """Return the number of rows that a batch is computed with: few sizes, and few idle rows."""
+    return num_requests if num_requests <= 2 else round_up(num_requests, 4)
 
 
 def make_engine(
@@ -96,8 +156,10 @@ def make_engine(
     """
     kernels = choose_kernels(device, note)
     model = load_model(model_dir, kernels, quiet=quiet)
-    context_tokens = max(len(request.prompt_ids) + request.max_new_tokens for request in requests)
-    return MindSporeEngine(model, min(batch_size, len(requests)), context_tokens)
+    lengths = sorted((len(each.prompt_ids) + each.max_new_tokens for each in requests), reverse=True)
+    num_rows = min(batch_size, len(requests))
+    num_tokens = sum(round_up(length, ALIGN) for length in lengths[:num_rows])
+    return MindSporeEngine(model, num_rows, lengths[0], num_tokens=num_tokens)
 
 
 def make_chat_engine(
@@ -109,7 +171,7 @@ def make_chat_engine(
         BuildError: Native kernels are asked for and cannot be compiled.
     """
     model = load_model(model_dir, choose_kernels(device, note), quiet=quiet)
-    return MindSporeEngine(model, 1, context_tokens, reuses_beginnings=True)
+    return MindSporeEngine(model, 1, context_tokens, shares_beginnings=True)
 
 
 def choose_kernels(device: Device, note: Callable[[str], None]) -> Kernels:
@@ -137,12 +199,6 @@ def load_model(model_dir: Path, kernels: Kernels, *, quiet: bool) -> Qwen3ForCau
     model = Qwen3ForCausalLM(folder.config, kernels, param_dtype=dtype)
     load_hf(model, model_dir, quiet=quiet)
     return model
-
-
-def _num_equal(first: Sequence[int], second: Sequence[int]) -> int:
-    """Return how many ids two sequences have in common at their beginning."""
-    pairs = zip(first, second, strict=False)
-    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
 
 
 def _one(value: int) -> Tensor:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen3_infer.device import Device
-from qwen3_infer.generator import Completion, generate
+from qwen3_infer.generator import generate
 from qwen3_infer.model_folder import ModelFolder, open_model_folder
 from qwen3_infer.prompts import read_prompts
 from qwen3_infer.requests import PromptForm, Request, make_requests, special_texts
 from qwen3_infer.results import full_text, write_records, write_result_text
+from qwen3_infer.scheduler import Completion
 from qwen3_infer.settings import RunSettings, make_decoding
 from qwen3_model.errors import UsageError
 from qwen3_model.files import refuse_existing

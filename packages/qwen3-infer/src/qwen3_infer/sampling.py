@@ -124,6 +124,17 @@ def _likeliest_first(logits_V: np.ndarray, top_k: int) -> np.ndarray:
     return np.argsort(-logits_V, kind="stable")
 
 
+def likeliest_log_probabilities(logits_V: np.ndarray, count: int) -> tuple[tuple[int, float], ...]:
+    """Return the `count` likeliest tokens, likeliest first, each with its natural log-probability."""
+    if count == 0:
+        return ()
+    tokens = _likeliest_first(logits_V, count)
+    wide_V = logits_V.astype(np.float64)
+    highest = wide_V.max()
+    total = np.log(np.exp(wide_V - highest).sum())
+    return tuple((int(token), float(wide_V[token] - highest - total)) for token in tokens)
+
+
 def log_probability(logits_V: np.ndarray, token: int) -> float:
     """Return the natural logarithm of the probability that the model itself gives to `token`."""
     wide_V = logits_V.astype(np.float64)

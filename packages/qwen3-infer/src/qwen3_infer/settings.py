@@ -59,6 +59,8 @@ class Decoding:
     """Completions of each prompt."""
     logprobs: bool = False
     """Whether the model's log-probability of each token is kept."""
+    top_logprobs: int = 0
+    """Of how many of the likeliest tokens it is kept besides."""
 
 
 def read_settings(

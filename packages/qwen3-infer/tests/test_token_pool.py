@@ -1,0 +1,57 @@
+"""Regions of the cache: where they lie, what stays of them, who gives way."""
+
+from qwen3_infer.token_pool import TokenPool
+
+
+def filled(pool, num_tokens, *ids):
+    region = pool.take(num_tokens)
+    region.held.extend(ids)
+    return region
+
+
+def test_regions_lie_side_by_side_in_multiples_of_the_unit():
+    pool = TokenPool(320, 32)
+    regions = [pool.take(number) for number in (1, 33, 64)]
+    assert [(each.start, each.end) for each in regions] == [(0, 32), (32, 96), (96, 160)]
+    assert pool.num_used == 160
+
+
+def test_there_is_no_room_until_a_region_is_left():
+    pool = TokenPool(96, 32)
+    first = filled(pool, 64, 7)
+    assert pool.take(64) is None
+    pool.leave(first)
+    second = pool.take(64)
+    assert second.start == 0
+    assert not first.is_alive
+
+
+def test_what_was_left_longest_goes_first_and_what_is_kept_last():
+    pool = TokenPool(96, 32)
+    old, kept, new = (filled(pool, 32, number) for number in range(3))
+    for region in (old, kept, new):
+        pool.leave(region)
+    pool.touch(old)
+    assert pool.take(32, keep=kept).start == new.start
+    assert (old.is_alive, kept.is_alive, new.is_alive) == (True, True, False)
+    assert pool.take(64, keep=kept).start == 0
+    assert not kept.is_alive
+
+
+def test_a_region_that_was_left_grows_over_others_that_were_but_not_over_one_in_use():
+    pool = TokenPool(160, 32)
+    first, second, third = (filled(pool, 32, number) for number in range(3))
+    pool.leave(first)
+    pool.leave(second)
+    assert not pool.grow(first, 96)
+    assert pool.grow(first, 64)
+    assert (first.size, second.is_alive, third.is_alive) == (64, False, True)
+    assert pool.num_used == 96
+
+
+def test_a_region_that_holds_nothing_is_not_kept():
+    pool = TokenPool(64, 32)
+    region = pool.take(32)
+    pool.leave(region)
+    assert not region.is_alive
+    assert list(pool.regions) == []
