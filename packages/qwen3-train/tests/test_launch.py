@@ -278,3 +278,9 @@ def test_fine_tuning_starts_from_a_hugging_face_folder(tmp_path, prefix):
         np.testing.assert_array_equal(saved[name], array, err_msg=name)
     assert (tmp_path / "out" / "tokenizer_config.json").read_text() == "{}"
     assert json.loads((tmp_path / "out" / "config.json").read_text())["initializer_range"] == 0.5
+
+
+def test_python_m_is_the_command():
+    command = [sys.executable, "-m", "qwen3_train", "--version"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert said.startswith("qwen3-train, version ")

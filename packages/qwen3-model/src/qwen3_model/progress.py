@@ -1,5 +1,6 @@
 """One live line on stderr for long work; silent when stderr is not a terminal or with `--quiet`."""
 
+import math
 import sys
 import time
 from types import TracebackType
@@ -51,6 +52,12 @@ class Progress:
             parts.append(note)
         sys.stderr.write("\r\033[K" + ", ".join(parts))
         sys.stderr.flush()
+
+
+def clock(seconds: float) -> str:
+    """Return hours, minutes and seconds as 1:02:03."""
+    whole = max(0, math.ceil(seconds))
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
 
 def _short(amount: float) -> str:

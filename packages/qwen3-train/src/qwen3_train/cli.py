@@ -7,11 +7,11 @@ from pathlib import Path
 import click
 
 from qwen3_model.cli_base import CONTEXT, Commands, force_option
+from qwen3_model.msrun.checks import LaunchSettings
+from qwen3_model.msrun.cli_options import launch_options
 from qwen3_train import __version__
 from qwen3_train.cli_inspect import inspect_data
-from qwen3_train.cli_launch import launch_options
 from qwen3_train.cli_plan import plan
-from qwen3_train.launch_checks import LaunchSettings
 
 
 @click.group(cls=Commands)

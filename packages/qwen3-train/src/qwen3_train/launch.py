@@ -10,9 +10,10 @@ from pathlib import Path
 
 from qwen3_model.errors import UsageError
 from qwen3_model.files import write_text_atomically
+from qwen3_model.msrun.checks import LaunchSettings, check_launch, count_ascend_devices
+from qwen3_model.msrun.launcher import Job, launch_workers
 from qwen3_model.run_config import RunConfig, load_run_config, parse_dotted
-from qwen3_train.launch_checks import LaunchSettings, check_launch, count_ascend_devices
-from qwen3_train.launcher import Job, launch_workers
+from qwen3_train.launch_status import status_of
 from qwen3_train.prepare import PreparedRun, prepare_run
 from qwen3_train.run_folder import METRICS, RESOLVED_CONFIG, replaced_run, write_model_files
 from qwen3_train.run_log import WORKER_LOG, RunLog
@@ -71,8 +72,7 @@ def launch_run(
                 job = Job(
                     argv=argv,
                     environment=environment,
-                    metrics_path=settings.output_dir / METRICS,
-                    total_steps=run.last_step,
+                    status=status_of(settings.output_dir / METRICS, run.last_step),
                 )
                 launch_workers(job, launch, num_devices=devices)
             if is_alone or launch.join:

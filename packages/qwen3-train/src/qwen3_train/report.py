@@ -8,9 +8,10 @@ from typing import Any
 
 from qwen3_model.errors import FormatError
 from qwen3_model.files import write_atomically, write_text_atomically
+from qwen3_model.progress import clock
 from qwen3_train.report_html import report_page
 from qwen3_train.run_folder import METRICS
-from qwen3_train.run_log import clock, read_metrics
+from qwen3_train.run_log import read_metrics
 
 HEIGHT = 12
 """Rows of the curve in the terminal."""

@@ -1,7 +1,6 @@
 """What a run says: lines on stdout and in the worker's log, and a JSON object per step for other programs."""
 
 import json
-import math
 import sys
 import time
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from typing import Any, TextIO
 
 from qwen3_model.errors import FormatError
 from qwen3_model.files import write_text_atomically
+from qwen3_model.progress import clock
 from qwen3_train.event_file import EventFile
 
 EVENTS = "events"
@@ -106,9 +106,3 @@ def step_line(
 
 def _of(now: int, last: int) -> str:
     return f"{now:{len(str(last))}}/{last}"
-
-
-def clock(seconds: float) -> str:
-    """Return hours, minutes and seconds as 1:02:03."""
-    whole = max(0, math.ceil(seconds))
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

@@ -10,9 +10,9 @@ from qwen3_model.files import write_text_atomically
 
 RUNNING, DONE, FAILED = "running", "done", "failed"
 SCHEDULER = "scheduler"
-LOG_DIR_VARIABLE = "QWEN3_TRAIN_LOG_DIR"
+LOG_DIR_VARIABLE = "QWEN3_LOG_DIR"
 """Tells a worker where its record belongs."""
-THREADS_VARIABLE = "QWEN3_TRAIN_THREADS"
+THREADS_VARIABLE = "QWEN3_THREADS"
 """Tells a worker its share of the processor's threads."""
 
 

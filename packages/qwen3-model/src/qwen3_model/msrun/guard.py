@@ -1,4 +1,4 @@
-"""A process that outlives the launcher to end its job: `python -m qwen3_train.job_guard JOB`.
+"""A process that outlives the launcher to end its job: `python -m qwen3_model.msrun.guard JOB`.
 
 The launcher starts it and holds the other end of its standard input. When the launcher dies in whatever way,
 the kernel closes that pipe, and the guard ends the job. A launcher that has cleaned up writes a byte first.
@@ -11,14 +11,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from qwen3_train.job_processes import end_job
+from qwen3_model.msrun.processes import end_job
 
 
 @contextmanager
 def guarded(job: str) -> Iterator[None]:
     """End `job` when the block ends, and also when this process dies within it."""
     guard = subprocess.Popen(
-        [sys.executable, "-m", "qwen3_train.job_guard", job],
+        [sys.executable, "-m", "qwen3_model.msrun.guard", job],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen3_train.job_processes import JOB_VARIABLE, is_alive
+from qwen3_model.msrun.processes import JOB_VARIABLE, is_alive
 
 HERE = Path(__file__).parent
 # Importing MindSpore in msrun and in the workers takes most of it.
@@ -18,10 +18,12 @@ LONGEST_S = 120
 LAUNCH = """
 import json, os, sys
 from pathlib import Path
-from qwen3_train.launch_checks import LaunchSettings
-from qwen3_train.launcher import Job, launch_workers
+from qwen3_model.msrun.checks import LaunchSettings
+from qwen3_model.msrun.launcher import Job, launch_workers
 folder, changes = Path(sys.argv[2]).parent, json.loads(sys.argv[1])
-job = Job(argv=sys.argv[4:], environment=dict(os.environ), metrics_path=Path(sys.argv[2]), total_steps=3)
+metrics = Path(sys.argv[2])
+status = lambda: metrics.read_text().splitlines()[-1] if metrics.exists() else ""
+job = Job(argv=sys.argv[4:], environment=dict(os.environ), status=status)
 launch_workers(job, LaunchSettings(worker_num=2, log_dir=Path(sys.argv[3]), **changes))
 """
 
@@ -82,7 +84,7 @@ def test_two_processes_of_msrun_add_up_and_end(start, tmp_path, free_port):
     steps = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert process.returncode == 0, err
     assert [(step["step"], step["loss"]) for step in steps] == [(1, 3.0), (2, 3.0), (3, 3.0)]
-    assert "step 3/3, loss 3.0000" in err
+    assert '{"step": 3, "loss": 3.0' in err
 
 
 @pytest.mark.slow

@@ -7,15 +7,15 @@ from pathlib import Path
 import click
 
 from qwen3_model.cli_base import Commands
-from qwen3_train.launch_checks import LaunchSettings
-from qwen3_train.launcher import Job, launch_workers
+from qwen3_model.msrun.checks import LaunchSettings
+from qwen3_model.msrun.launcher import Job, launch_workers
 
 HERE = Path(__file__).parent
 
 
 @click.group(cls=Commands)
 def main():
-    """Stand for qwen3-train."""
+    """Stand for a tool."""
 
 
 @main.command()
@@ -26,8 +26,7 @@ def launch(deed, folder, join):
     job = Job(
         argv=[str(HERE / "fake_worker.py"), deed, str(folder)],
         environment=dict(os.environ),
-        metrics_path=folder / "metrics.jsonl",
-        total_steps=10,
+        status=lambda: (folder / "status").read_text() if (folder / "status").exists() else "",
     )
     settings = LaunchSettings(
         worker_num=2,

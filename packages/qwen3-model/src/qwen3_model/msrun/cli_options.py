@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from qwen3_train.launch_checks import LaunchSettings
+from qwen3_model.msrun.checks import LaunchSettings
 
 OPTIONS = (
     click.option("--worker-num", default=1, show_default=True, help="Workers of the job, on all nodes."),

@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 
 from qwen3_model.errors import ConfigError
-from qwen3_train import launch_checks
-from qwen3_train.launch_checks import (
+from qwen3_model.msrun import checks
+from qwen3_model.msrun.checks import (
     LaunchSettings,
     check_launch,
     count_ascend_devices,
     find_msrun,
     interpreter_name,
 )
-from qwen3_train.launcher import msrun_command, worker_environment
+from qwen3_model.msrun.launcher import msrun_command, worker_environment
 
 
 @pytest.fixture
@@ -84,12 +84,12 @@ def test_msrun_gets_every_flag_and_the_running_interpreter(settings):
     assert "--local_worker_num=4" in command
     assert "--node_rank=1" in command
     assert "--cluster_time_out=7200" in command
-    assert command[-5:] == ["-m", "qwen3_train.cli_worker", "train.py", "--x", "1"]
+    assert command[-5:] == ["-m", "qwen3_model.msrun.cli_worker", "train.py", "--x", "1"]
     assert command[-6] == interpreter_name()
 
 
 def test_an_environment_without_msrun_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(launch_checks.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(checks.sys, "executable", str(tmp_path / "python"))
     with pytest.raises(ConfigError, match="install MindSpore into the environment of"):
         find_msrun()
 
@@ -97,12 +97,12 @@ def test_an_environment_without_msrun_is_named(monkeypatch, tmp_path):
 def test_an_interpreter_that_msrun_cannot_name_is_refused(monkeypatch, tmp_path):
     (tmp_path / "python3.11").touch()
     (tmp_path / "python").touch()
-    monkeypatch.setattr(launch_checks.sys, "executable", str(tmp_path / "python3.11"))
+    monkeypatch.setattr(checks.sys, "executable", str(tmp_path / "python3.11"))
     with pytest.raises(ConfigError, match="has no python or python3 that is python3"):
         interpreter_name()
 
 
 def test_the_users_own_number_of_threads_wins(settings):
     made = worker_environment({"OMP_NUM_THREADS": "7", "PATH": "/bin"}, settings, "job")
-    assert made["QWEN3_TRAIN_THREADS"] == "7"
+    assert made["QWEN3_THREADS"] == "7"
     assert made["PATH"].split(":")[0] == str(Path(sys.executable).parent)

@@ -9,7 +9,7 @@ import signal
 import time
 from pathlib import Path
 
-JOB_VARIABLE = "QWEN3_TRAIN_JOB"
+JOB_VARIABLE = "QWEN3_JOB"
 POLL_S = 0.05
 CALM_S = 0.2
 """The job counts as ended when no process has been seen for this long."""

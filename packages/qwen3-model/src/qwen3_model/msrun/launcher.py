@@ -10,18 +10,17 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qwen3_model.errors import Qwen3Error
-from qwen3_train.job_guard import guarded
-from qwen3_train.job_processes import JOB_VARIABLE, end_job, is_alive
-from qwen3_train.launch_checks import LaunchSettings, check_launch, find_msrun, interpreter_name
-from qwen3_train.live_line import LiveLine
-from qwen3_train.run_log import clock
-from qwen3_train.worker_logs import MetricsTail, exit_reason, last_sentence, progress_line
-from qwen3_train.worker_records import (
+from qwen3_model.msrun.checks import LaunchSettings, check_launch, find_msrun, interpreter_name
+from qwen3_model.msrun.guard import guarded
+from qwen3_model.msrun.live_line import LiveLine
+from qwen3_model.msrun.logs import exit_reason, last_sentence
+from qwen3_model.msrun.processes import JOB_VARIABLE, end_job, is_alive
+from qwen3_model.msrun.records import (
     DONE,
     FAILED,
     LOG_DIR_VARIABLE,
@@ -32,6 +31,7 @@ from qwen3_train.worker_records import (
     read_records,
     remove_records,
 )
+from qwen3_model.progress import clock
 
 POLL_S = 0.1
 SETTLE_S = 1.5
@@ -49,9 +49,8 @@ class Job:
     """What would follow `python`: a script or `-m module`, with its arguments."""
     environment: Mapping[str, str]
     """Environment of the workers."""
-    metrics_path: Path | None = None
-    """File to which the rank with the loss appends its steps."""
-    total_steps: int | None = None
+    status: Callable[[], str] = str
+    """Gives one line on how far the job is, "" before there is anything to say."""
     quiet: bool = False
 
 
@@ -94,7 +93,7 @@ def msrun_command(argv: Sequence[str], settings: LaunchSettings, msrun: Path) ->
         f"--node_rank={settings.node_rank}", f"--log_dir={settings.log_dir.absolute()}",
         f"--cluster_time_out={settings.cluster_time_out}", "--join=True",
         f"--tail_worker_log={settings.worker_num}",  # no such rank; else msrun shows all logs
-        interpreter_name(), "-m", "qwen3_train.cli_worker", *argv,
+        interpreter_name(), "-m", "qwen3_model.msrun.cli_worker", *argv,
     ]  # fmt: skip
 
 
@@ -139,7 +138,7 @@ def _supervise(job: Job, settings: LaunchSettings, command: list[str]) -> None:
 
 def _watch(job: Job, settings: LaunchSettings, msrun: subprocess.Popen[bytes], line: LiveLine) -> None:
     """Return when all workers have finished; raise Qwen3Error at the first failure."""
-    metrics, names, started_s = MetricsTail(job.metrics_path), _names(settings), time.monotonic()
+    names, started_s = _names(settings), time.monotonic()
     done_s = None
     while True:
         code = msrun.poll()
@@ -157,7 +156,7 @@ def _watch(job: Job, settings: LaunchSettings, msrun: subprocess.Popen[bytes], l
             done_s = done_s or time.monotonic()
             if time.monotonic() - done_s > FAREWELL_S:
                 return
-        line.show(_status(job, settings, metrics, len(states), time.monotonic() - started_s))
+        line.show(_status(job, settings, len(states), time.monotonic() - started_s))
         time.sleep(POLL_S)
 
 
@@ -208,12 +207,12 @@ def _msrun_sentence(settings: LaunchSettings, code: int) -> str:
     return f"msrun ended {how} before all workers had finished: {said}; see {settings.msrun_log}"
 
 
-def _status(job: Job, settings: LaunchSettings, metrics: MetricsTail, num_up: int, elapsed_s: float) -> str:
-    if steps := metrics.steps():
-        return progress_line(steps, job.total_steps)
+def _status(job: Job, settings: LaunchSettings, num_up: int, elapsed_s: float) -> str:
+    if said := job.status():
+        return said
     if num_up < settings.local_worker_num:
         return f"starting: {num_up} of {settings.local_worker_num} workers up, {clock(elapsed_s)}"
-    return f"{num_up} workers run, no step yet, {clock(elapsed_s)}"
+    return f"{num_up} workers run, {clock(elapsed_s)}"
 
 
 def _go_to_background(settings: LaunchSettings) -> bool:

@@ -4,8 +4,8 @@ import click
 from click.testing import CliRunner
 
 from qwen3_model.cli_base import CONTEXT
-from qwen3_train.cli_launch import launch_options
-from qwen3_train.launch_checks import LaunchSettings
+from qwen3_model.msrun.checks import LaunchSettings
+from qwen3_model.msrun.cli_options import launch_options
 
 
 @click.command(context_settings=CONTEXT)

@@ -1,4 +1,4 @@
-"""What msrun runs: `python -m qwen3_train.cli_worker TARGET...`, where TARGET is what would follow `python`.
+"""What msrun runs: `python -m qwen3_model.msrun.cli_worker TARGET...`, TARGET being what follows `python`.
 
 msrun starts one process more than there are workers, the scheduler, with the same command: it only lets the
 workers find each other and never runs the target. A worker leaves a record of its state, so that the launcher
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from qwen3_model.errors import Qwen3Error
-from qwen3_train.worker_records import (
+from qwen3_model.msrun.records import (
     DONE,
     FAILED,
     LOG_DIR_VARIABLE,

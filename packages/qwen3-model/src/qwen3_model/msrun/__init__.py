@@ -1,0 +1,1 @@
+"""Several processes of one command through MindSpore's msrun: checked first, watched, none left behind."""
