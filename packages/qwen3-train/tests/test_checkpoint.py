@@ -9,14 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qwen3_model.checkpoint_files import Place, checkpoints_of, choose_checkpoint
 from qwen3_model.errors import ConfigError, FormatError
 from qwen3_model.safetensors_file import open_safetensors
 from qwen3_train.checkpoint import (
     FloatTensor,
-    Place,
     TrainState,
-    checkpoints_of,
-    choose_checkpoint,
     read_state,
     save_checkpoint,
 )
@@ -98,7 +96,8 @@ KILLED = """
 import sys, time
 import numpy as np
 from pathlib import Path
-from qwen3_train.checkpoint import FloatTensor, Place, TrainState, save_checkpoint
+from qwen3_model.checkpoint_files import Place
+from qwen3_train.checkpoint import FloatTensor, TrainState, save_checkpoint
 
 def slowly():
     print("writing", flush=True)

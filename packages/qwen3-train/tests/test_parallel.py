@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from train_inputs import TINY_MODEL, counting_documents, tiny_run, write_tokens, write_yaml
 
+from qwen3_model.checkpoint_files import choose_checkpoint
 from qwen3_model.fresh_weights import init_weights
 from qwen3_model.hf_folder import write_hf_weights
+from qwen3_model.rank_tensors import open_rank_tensors
 from qwen3_model.safetensors_file import TensorPlan
-from qwen3_train.checkpoint import choose_checkpoint
 from qwen3_train.model_settings import read_model
-from qwen3_train.rank_tensors import open_rank_tensors
 from qwen3_train.run_log import read_metrics
 
 # Sums in another order, at a learning rate of 0.02; largest seen: 2e-6, 3e-6 and 3e-6.

@@ -4,9 +4,9 @@ import pytest
 from train_inputs import tiny_run, write_yaml
 
 from qwen3_model.errors import ConfigError
+from qwen3_model.rank_tensors import cut_of
 from qwen3_model.run_config import load_run_config
 from qwen3_model.strategy import read_strategy
-from qwen3_train.rank_tensors import cut_of
 from qwen3_train.schema import TRAIN
 from qwen3_train.settings import read_settings
 from qwen3_train.strategy_files import refuse_other_layout, write_strategies

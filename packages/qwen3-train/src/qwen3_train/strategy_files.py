@@ -6,8 +6,8 @@ from pathlib import Path
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError
 from qwen3_model.layout import Layout, placement
+from qwen3_model.rank_tensors import cut_of, strategy_path
 from qwen3_model.strategy import TensorLayout, read_strategy, write_strategy
-from qwen3_train.rank_tensors import cut_of, strategy_path
 from qwen3_train.settings import TrainSettings
 from qwen3_train.stages import is_shared_out, stage_weights
 

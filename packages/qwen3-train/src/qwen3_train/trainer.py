@@ -6,11 +6,12 @@ import time
 import mindspore as ms
 from mindspore.communication import init
 
+from qwen3_model.checkpoint_files import Place
 from qwen3_model.errors import Qwen3Error
 from qwen3_model.kernels import make_kernels
 from qwen3_model.model import Qwen3ForCausalLM
 from qwen3_train.batches import evaluation_batches, step_batches
-from qwen3_train.checkpoint import FloatTensor, Place, TrainState, save_checkpoint
+from qwen3_train.checkpoint import FloatTensor, TrainState, save_checkpoint
 from qwen3_train.grid import Grid, WorldSum, make_grid
 from qwen3_train.lora_base import write_adapter_config
 from qwen3_train.lora_run import start_adapters, write_adapter_strategy

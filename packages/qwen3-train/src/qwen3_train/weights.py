@@ -5,12 +5,13 @@ from pathlib import Path
 
 from mindspore import Parameter
 
+from qwen3_model.checkpoint_files import checkpoint_files, is_hf_folder
 from qwen3_model.errors import WeightError
 from qwen3_model.layout import shard_slices
 from qwen3_model.loading import fill, init_model, load_hf
 from qwen3_model.model import Qwen3ForCausalLM
-from qwen3_train.checkpoint import checkpoint_files, is_hf_folder, read_state
-from qwen3_train.rank_tensors import RankTensors, open_rank_tensors
+from qwen3_model.rank_tensors import RankTensors, open_rank_tensors
+from qwen3_train.checkpoint import read_state
 from qwen3_train.settings import TrainSettings
 from qwen3_train.step import TrainStep
 
