@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from qwen3_infer import __version__
+from qwen3_infer.cli_evaluate import evaluate, score
 from qwen3_infer.cli_options import MODEL_OPTIONS, SAMPLING_OPTIONS, make_device, with_options
 from qwen3_model.cli_base import CONTEXT, Commands, force_option, quiet_option
 
@@ -16,6 +17,10 @@ from qwen3_model.cli_base import CONTEXT, Commands, force_option, quiet_option
 @click.version_option(__version__, prog_name="qwen3-infer")
 def main() -> None:
     """Generate text with Qwen3 on MindSpore."""
+
+
+main.add_command(score)
+main.add_command(evaluate)
 
 
 @main.command(context_settings=CONTEXT | {"ignore_unknown_options": True})
@@ -54,7 +59,7 @@ def generate(
     stream: bool | None,
     **options: Any,
 ) -> None:
-    r"""Complete prompts; any key of the YAML may follow as --section.key VALUE.
+    """Complete prompts; any key of the YAML may follow as --section.key VALUE.
 
     Sampling follows the model's generation_config.json, then the YAML, then the flags.
 
@@ -105,7 +110,7 @@ def chat(
     quiet: bool,
     **options: Any,
 ) -> None:
-    r"""Talk with the model, a line at a time; /clear forgets the conversation, /exit leaves.
+    """Talk with the model, a line at a time; /clear forgets the conversation, /exit leaves.
 
     \b
     Example:

@@ -1,0 +1,111 @@
+"""The commands that measure a model: `score` and `eval`."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qwen3_infer.cli_options import MODEL_OPTIONS, make_device, with_options
+from qwen3_model.cli_base import CONTEXT, force_option, quiet_option
+
+
+@click.command(context_settings=CONTEXT)
+@with_options(MODEL_OPTIONS)
+@click.option(
+    "--data",
+    multiple=True,
+    metavar="FILE",
+    help="A text, which is one document; a .jsonl file with a document a line; or token files by their "
+    "prefix, .bin or .idx. May be repeated.",
+)
+@click.option("--json-key", default="text", show_default=True, help="Key of the text in a JSON line.")
+@click.option("--window", type=int, help="Tokens read at once at most.  [default: 2048, or the context]")
+@click.option(
+    "--stride", type=int, help="Tokens that each window after the first predicts.  [default: half a window]"
+)
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="The first N documents alone.")
+@click.option(
+    "--begin-with-eod",
+    is_flag=True,
+    help="Put <|endoftext|> before each document: its first token counts too.",
+)
+@click.option("--allow-special", is_flag=True, help="Take <|im_end|> and the like in texts as tokens.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="JSON lines: each document's score, then the total.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the total as JSON.")
+@force_option("existing results")
+@quiet_option()
+def score(config_path: Path | None, as_json: bool, **options: Any) -> None:
+    """Say how well the model predicts a text: perplexity and bits per byte.
+
+    A document longer than the window is read in windows that overlap; every token but the first is predicted
+    once, after at least window - stride others where the document has them.
+
+    \b
+    Example:
+      qwen3-infer score --pretrained-model-dir Qwen3-0.6B --data wikitext_test.txt
+      qwen3-infer score --pretrained-model-dir Qwen3-0.6B --data held_out_text_document --limit 200 \\
+        --window 4096 --stride 1024 --output scores.jsonl
+    """
+    from qwen3_infer.score_data import Reading
+    from qwen3_infer.score_run import ScoreSettings, run_score
+    from qwen3_infer.settings import read_settings
+
+    model = {name: options.pop(name) for name in ("pretrained_model_dir", "device_target")}
+    kernels, threads = options.pop("kernels"), options.pop("threads")
+    run = read_settings(config_path, model, ())
+    names = ("json_key", "allow_special", "limit")
+    reading = Reading(**{name: options.pop(name) for name in names})
+    settings = ScoreSettings(model_dir=run.model_dir, reading=reading, **options)
+    total = run_score(
+        settings,
+        make_device(run.device_target, kernels, threads),
+        note=lambda text: click.echo(text, err=True),
+    )
+    if as_json:
+        figures = asdict(total) | {"perplexity": total.perplexity, "bits_per_byte": total.bits_per_byte}
+        click.echo(json.dumps(figures))
+    else:
+        click.echo(
+            f"perplexity {total.perplexity:.4f}, {total.bits_per_byte:.4f} bits per byte "
+            f"({total.num_tokens} tokens predicted, {total.num_bytes} bytes)"
+        )
+
+
+@click.command("eval", context_settings=CONTEXT | {"ignore_unknown_options": True})
+@with_options(MODEL_OPTIONS)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def evaluate(
+    config_path: Path | None,
+    pretrained_model_dir: str | None,
+    device_target: str | None,
+    kernels: str,
+    threads: int | None,
+    arguments: tuple[str, ...],
+) -> None:
+    """Run tasks of lm_eval, EleutherAI's evaluation harness, on the model.
+
+    All further options are lm_eval's own: --tasks, --num_fewshot, --limit, --batch_size,
+    --apply_chat_template, --gen_kwargs, --include_path, --output_path, --log_samples and so on; lm_eval run
+    --help tells them. --model_args takes max_length, enable_thinking, think_end_token and seed.
+
+    It is installed apart from this package: pip install 'lm_eval>=0.4.13,<0.5'.
+
+    \b
+    Example:
+      qwen3-infer eval --pretrained-model-dir Qwen3-0.6B --tasks hellaswag,arc_easy --num_fewshot 5
+      qwen3-infer eval --pretrained-model-dir Qwen3-0.6B --tasks gsm8k --apply_chat_template \\
+        --model_args enable_thinking=False --batch_size 8 --limit 100 --output_path results
+    """
+    from qwen3_infer.harness_run import run_harness
+    from qwen3_infer.settings import read_settings
+
+    model = {"pretrained_model_dir": pretrained_model_dir, "device_target": device_target}
+    run = read_settings(config_path, model, ())
+    run_harness(run.model_dir, make_device(run.device_target, kernels, threads), arguments)

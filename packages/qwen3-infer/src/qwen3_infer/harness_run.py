@@ -1,0 +1,54 @@
+"""`qwen3-infer eval`: lm_eval's own command line, with our model in place."""
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from qwen3_infer.device import Device
+from qwen3_infer.model_folder import open_model_folder
+from qwen3_model.errors import ConfigError, UsageError
+
+# Those of lm_eval that say which model runs, which is settled here.
+TAKEN = ("--model", "-M", "--device", "--config", "-C")
+
+
+def run_harness(model_dir: Path, device: Device, arguments: Sequence[str]) -> None:
+    """Evaluate the model of `model_dir` as `arguments`, in lm_eval's spelling, say.
+
+    Raises:
+        UsageError: No task is named, or an argument says what the options of qwen3-infer say.
+        ConfigError: lm_eval is not installed, or refuses a task or a setting.
+        Qwen3Error: The folder cannot be used.
+    """
+    named = [argument.partition("=")[0] for argument in arguments]
+    if found := [name for name in named if name in TAKEN]:
+        raise UsageError(f"{found[0]} of lm_eval is not for use here; the model is --pretrained-model-dir")
+    if not {"--tasks", "-t"} & set(named):
+        raise UsageError("give the tasks as --tasks NAME, for example --tasks hellaswag,arc_easy")
+    open_model_folder(model_dir)
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ConfigError(
+            "lm_eval, the evaluation harness, is not installed; run: pip install 'lm_eval>=0.4.13,<0.5'"
+        )
+    from lm_eval.__main__ import cli_evaluate
+
+    import qwen3_infer.harness_model  # noqa: F401  (registers the model)
+
+    own = {
+        "pretrained": str(model_dir),
+        "device_target": device.target,
+        "kernels": device.kernels,
+        "threads": device.num_threads,
+        "cache_dir": str(device.cache_dir),
+    }
+    # lm_eval cuts its values at commas that are not in quotes.
+    values = [f"{name}={value!r}" for name, value in own.items()]
+    before = sys.argv
+    sys.argv = ["lm_eval", "run", *arguments, "--model", "qwen3", "--model_args", *values]
+    try:
+        cli_evaluate()
+    except (ValueError, KeyError, FileNotFoundError) as error:
+        raise ConfigError(f"lm_eval: {' '.join(str(error).split())}") from error
+    finally:
+        sys.argv = before
