@@ -4,12 +4,9 @@ from collections.abc import Sequence
 
 from qwen3_model.config import Qwen3Config
 from qwen3_model.layout import Layout
+from qwen3_model.layout_checks import TP, near_divisors, split_problems
 
-TP, PP, DP = (
-    "parallel_config.model_parallel",
-    "parallel_config.pipeline_stage",
-    "parallel_config.data_parallel",
-)
+PP, DP = "parallel_config.pipeline_stage", "parallel_config.data_parallel"
 
 
 def layout_problems(
@@ -32,17 +29,7 @@ def layout_problems(
 def tensor_problems(config: Qwen3Config, layout: Layout, seq_length: int) -> list[str]:
     """Say what tensor and sequence parallelism cannot split."""
     tp = layout.tp
-    split = {
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "vocab_size": config.vocab_size,
-        "intermediate_size": config.intermediate_size,
-    }
-    problems = [
-        f"{key}={size} does not divide by {TP}={tp}; use one of {_divisors(size, tp)}"
-        for key, size in split.items()
-        if size % tp
-    ]
+    problems = split_problems(config, tp)
     if layout.sequence_parallel and seq_length % tp:
         problems.append(
             f"seq_length={seq_length} does not divide by {TP}={tp}, which use_seq_parallel needs; change "
@@ -60,7 +47,7 @@ def pipeline_problems(config: Qwen3Config, pp: int, offset: Sequence[int], micro
     if not offset and rest:
         problems.append(
             f"num_hidden_layers={num_layers} does not divide by {PP}={pp}; use one of "
-            f"{_divisors(num_layers, pp)} or an offset of {pp} numbers whose sum is {rest}"
+            f"{near_divisors(num_layers, pp)} or an offset of {pp} numbers whose sum is {rest}"
         )
     if offset and len(offset) != pp:
         problems.append(
@@ -107,10 +94,3 @@ def batch_problems(dp: int, batch_size: int, passes: int, num_samples: int | Non
             f"data_parallel {dp}) but an epoch has {num_samples}; use a smaller batch or more data"
         )
     return problems
-
-
-def _divisors(size: int, wanted: int) -> str:
-    """The divisors nearest to what was asked for."""
-    found = [number for number in range(1, min(size, 4 * wanted) + 1) if size % number == 0]
-    found.sort(key=lambda number: abs(number - wanted))
-    return ", ".join(str(number) for number in sorted(found[:3]))
