@@ -60,6 +60,8 @@ class MindSporeEngine:
         self.unit = ALIGN if is_pooled else longest
         self.num_rows = num_rows if is_pooled else max(1, min(num_rows, wanted // longest))
         self.num_tokens = round_up(max(wanted, longest), ALIGN) if is_pooled else self.num_rows * longest
+        self.longest = self.num_tokens if is_pooled else longest - 1
+        """Most tokens of one request."""
         self._is_pooled = is_pooled
         dtype = model.kernels.compute_dtype
         if is_pooled:
@@ -172,6 +174,31 @@ def make_chat_engine(
     """
     model = load_model(model_dir, choose_kernels(device, note), quiet=quiet)
     return MindSporeEngine(model, 1, context_tokens, shares_beginnings=True)
+
+
+def make_serve_engine(
+    model_dir: Path,
+    device: Device,
+    *,
+    num_rows: int,
+    num_tokens: int,
+    context_tokens: int,
+    quiet: bool,
+    note: Callable[[str], None],
+) -> MindSporeEngine:
+    """Load the weights of `model_dir`, make room for `num_tokens` of `num_rows` requests, and compile.
+
+    Without native kernels each request has an equal share of the room, whatever its length.
+
+    Raises:
+        BuildError: Native kernels are asked for and cannot be compiled.
+    """
+    model = load_model(model_dir, choose_kernels(device, note), quiet=quiet)
+    if not isinstance(model.kernels, NativeKernels):
+        context_tokens = max(1, min(context_tokens, num_tokens // num_rows - 1))
+    engine = MindSporeEngine(model, num_rows, context_tokens, num_tokens=num_tokens)
+    engine.warm_up()
+    return engine
 
 
 def choose_kernels(device: Device, note: Callable[[str], None]) -> Kernels:

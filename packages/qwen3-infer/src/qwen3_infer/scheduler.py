@@ -120,6 +120,11 @@ class Scheduler:
         self._num_pieces = self._num_tokens_read = self._num_turns = 0
 
     @property
+    def num_rows(self) -> int:
+        """Most requests that run at once."""
+        return self._engine.num_rows
+
+    @property
     def is_idle(self) -> bool:
         """Whether there is nothing to do."""
         return not (self.waiting or self.reading or self.running)

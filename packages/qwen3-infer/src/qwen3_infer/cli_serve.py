@@ -1,0 +1,100 @@
+"""The command line of `qwen3-infer serve`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qwen3_infer.cli_options import MODEL_OPTIONS, SAMPLING_OPTIONS, make_device, with_options
+from qwen3_model.cli_base import CONTEXT, quiet_option
+from qwen3_model.errors import UsageError
+
+SECONDS = click.FloatRange(0, min_open=True)
+
+
+@click.command(context_settings=CONTEXT | {"ignore_unknown_options": True})
+@with_options(MODEL_OPTIONS)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind to.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 for any.")
+@click.option(
+    "--api-key", envvar="QWEN3_INFER_API_KEY", metavar="KEY",
+    help="What clients must send as a bearer token; better in the variable QWEN3_INFER_API_KEY, which no "
+    "list of processes shows.",
+)  # fmt: skip
+@click.option(
+    "--api-key-file", type=click.Path(dir_okay=False, exists=True, path_type=Path), help="Holds that key."
+)
+@click.option("--insecure", is_flag=True, help="Let other machines in without a key.")
+@click.option("--model-name", metavar="NAME", help="For clients.  [default: the folder's name]")
+@click.option(
+    "--max-requests", type=click.IntRange(1, 256), default=8, show_default=True,
+    help="Completions that are computed together.",
+)  # fmt: skip
+@click.option(
+    "--max-tokens-in-cache", type=click.IntRange(64), default=8192, show_default=True,
+    help="Room for the prompts and completions of all of them; one that does not fit waits.",
+)  # fmt: skip
+@click.option(
+    "--max-queue", type=click.IntRange(0), default=256, show_default=True,
+    help="Completions that wait for room; more are told to come again.",
+)  # fmt: skip
+@click.option(
+    "--queue-timeout", type=SECONDS, default=60, show_default=True, help="Seconds to wait for room."
+)
+@click.option(
+    "--request-timeout", type=SECONDS, default=600, show_default=True, help="Seconds for an answer."
+)
+@click.option(
+    "--send-timeout", type=SECONDS, default=60, show_default=True,
+    help="Seconds for a client to send its request or to take a piece of the answer.",
+)  # fmt: skip
+@click.option(
+    "--drain-timeout", type=SECONDS, default=60, show_default=True,
+    help="Seconds for what runs when SIGTERM or Ctrl-C comes.",
+)  # fmt: skip
+@click.option(
+    "--max-body-bytes", type=click.IntRange(1), default=4 * 2**20, show_default=True, help="Largest request."
+)
+@with_options(SAMPLING_OPTIONS)
+@click.option("--thinking/--no-thinking", default=None, help="Think before answering, the default.")
+@quiet_option()
+@click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
+def serve(
+    config_path: Path | None,
+    overrides: tuple[str, ...],
+    api_key: str | None,
+    api_key_file: Path | None,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Answer OpenAI's completions and chat completions over HTTP, and show a page to chat with.
+
+    The sampling flags are what a request gets that does not say otherwise.
+
+    \b
+    Example:
+      qwen3-infer serve --pretrained-model-dir Qwen3-0.6B
+      curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' -d \\
+        '{"model": "Qwen3-0.6B", "messages": [{"role": "user", "content": "Hello"}], "stream": true}'
+    """
+    from qwen3_infer.serve_run import ServeSettings, run_serve
+    from qwen3_infer.settings import read_settings
+
+    if options.pop("seed") is not None:
+        raise UsageError("--seed is of generate and chat; a request to the server has a seed of its own")
+    if api_key_file is not None:
+        api_key = api_key_file.read_text(encoding="utf-8").strip()
+    if api_key == "":
+        raise UsageError("the API key is empty; leave it out to have none")
+    kernels, threads = options.pop("kernels"), options.pop("threads")
+    names = ("host", "port", "insecure", "model_name", "max_requests", "max_tokens_in_cache", "max_queue",
+             "max_body_bytes")  # fmt: skip
+    times = ("queue_timeout", "request_timeout", "send_timeout", "drain_timeout")
+    serving = ServeSettings(
+        api_key=api_key,
+        **{name: options.pop(name) for name in names},
+        **{f"{name}_s": options.pop(name) for name in times},
+    )
+    settings = read_settings(config_path, options, overrides)
+    device = make_device(settings.device_target, kernels, threads)
+    run_serve(settings, serving, device, quiet=quiet, note=lambda text: click.echo(text, err=True))

@@ -1,0 +1,41 @@
+"""What can be wrong with an HTTP request, in OpenAI's form."""
+
+from typing import Any
+
+
+class ApiError(Exception):
+    """An answer that says what is wrong and how to mend it."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.retry_after_s = retry_after_s
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers that belong to the answer."""
+        headers = {} if self.retry_after_s is None else {"retry-after": str(self.retry_after_s)}
+        if self.status == 401:
+            headers["www-authenticate"] = "Bearer"
+        return headers
+
+    def body(self) -> dict[str, Any]:
+        """Return the JSON object of the answer."""
+        kinds = {401: "authentication_error", 429: "rate_limit_error"}
+        kind = "server_error" if self.status >= 500 else kinds.get(self.status, "invalid_request_error")
+        return {
+            "error": {"message": self.message, "type": kind, "param": self.param, "code": self.code},
+        }
+
+
+def invalid(param: str, message: str) -> ApiError:
+    """Return the answer to a field with a wrong value."""
+    return ApiError(400, f"{param}: {message}", param=param, code="invalid_value")
