@@ -9,9 +9,11 @@ from mindspore import Tensor
 
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError
+from qwen3_model.layout import Part, shard_slices
 from qwen3_model.loading import fill, init_model
-from qwen3_model.lora import LoraDropout, add_lora, fresh_half, init_lora
+from qwen3_model.lora import LoraDropout, LoraLinear, add_lora, fresh_half, init_lora
 from qwen3_model.model import Qwen3ForCausalLM
+from qwen3_model.shards import Shards
 
 ATOL_FUSED = 1e-5  # another order of multiplication
 RAW = {
@@ -23,6 +25,13 @@ RAW = {
 IDS = Tensor(np.random.default_rng(0).integers(0, 48, (2, 9)).astype(np.int32))
 LEAVES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "embed_tokens")
 RANK, ALPHA = 3, 6.0
+
+
+class Seat:
+    """A place in a group with which nothing is exchanged."""
+
+    def __init__(self, size, index):
+        self.size, self.index = size, index
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -93,6 +102,9 @@ def test_dropout_depends_on_the_tick_alone_and_drops_the_share_that_it_should():
     assert np.array_equal(first, dropped(5))
     for other in (dropped(6), dropped(5, salt=1)):
         assert (kept == (other != 0)).mean() == pytest.approx(0.625, abs=0.03)  # 0.75^2 + 0.25^2
+    # A rank that has the columns from 32 on drops what one process drops there.
+    switch.switch_on(5)
+    assert np.array_equal(call(Tensor(x[:, 32:]), 0, 32).asnumpy(), first[:, 32:])
     switch.switch_off()
     assert np.array_equal(call(Tensor(x), 0).asnumpy(), x)
 
@@ -106,6 +118,37 @@ def test_first_values_depend_on_name_and_seed_and_follow_the_init():
     assert np.abs(fresh_half("a", shape, "xavier_uniform", 0)).max() <= (6 / 80) ** 0.5
     assert fresh_half("a", shape, "zeros", 0).sum() == 0
     assert fresh_half("a", shape, "ones", 0).sum() == 1500
+
+
+def test_a_shard_starts_with_its_slices_of_the_same_adapters():
+    whole = {name: parameter.asnumpy() for name, parameter in adapted_model()[0].parameters_and_names()}
+    for shard in (0, 1):
+        tp = Shards(Seat(2, shard), sequence_parallel=False)
+        model = Qwen3ForCausalLM(Qwen3Config.from_hf(RAW), tp=tp)
+        add_lora(model, modules_of(model), rank=RANK, alpha=ALPHA, dropout=0)
+        init_lora(model, a_init="normal", b_init="xavier_uniform", seed=2)
+        for name, parameter in model.parameters_and_names():
+            if ".lora_A." in name:
+                part = shard_slices(name, whole[name].shape, tp=2, shard=shard)
+                np.testing.assert_array_equal(parameter.asnumpy(), whole[name][part], err_msg=name)
+        shapes = {name: parameter.shape for name, parameter in model.parameters_and_names()}
+        layer = "model.layers.0"
+        assert shapes[f"{layer}.self_attn.q_proj.lora_B.weight"] == (16, RANK)
+        assert shapes[f"{layer}.mlp.down_proj.lora_A.weight"] == (RANK, 20)
+        assert shapes["model.embed_tokens.lora_A.weight"] == (RANK, 24)
+        # Of the other halves, whole on each rank, a rank knows a part of the gradient.
+        whole_halves = [name for name in shapes if ".lora_" in name and whole[name].shape == shapes[name]]
+        assert whole_halves == [name for name in shapes if ".lora_" in name and tp.is_partial(name)]
+        assert len(whole_halves) == 15
+
+
+def test_a_stage_gives_its_own_modules_the_numbers_of_the_whole():
+    part = Part(layers=range(1, 2), is_first=False)
+    model = Qwen3ForCausalLM(Qwen3Config.from_hf(RAW), part=part)
+    modules = modules_of(base_model())
+    add_lora(model, modules, rank=RANK, alpha=ALPHA, dropout=0.1)
+    salts = {path: cell.salt for path, cell in model.cells_and_names() if isinstance(cell, LoraLinear)}
+    assert salts == {path: modules.index(path) for path in modules if ".layers.1." in path}
 
 
 def test_what_cannot_carry_an_adapter_is_refused():

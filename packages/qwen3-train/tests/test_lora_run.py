@@ -172,3 +172,12 @@ def test_weights_that_freezing_leaves_out_train_as_well():
         "model.layers.0.self_attn.q_norm.weight",
         "model.layers.1.self_attn.q_norm.weight",
     ]
+
+
+def test_a_stage_without_adapters_is_refused(inputs):
+    pet = PET | {"target_modules": r"model\.layers\.1\..*q_proj"}
+    layout = {"pipeline_stage": 2, "micro_batch_num": 2}
+    values = lora_run(inputs, "bad", pet=pet, use_parallel=True, parallel_config=layout)
+    refused = launch(inputs, values, "--worker-num", "2")
+    assert refused.exit_code == 1
+    assert "gives the layers of pipeline stage 0 no adapter" in refused.output

@@ -44,9 +44,7 @@ class Embedding(nn.Cell):
     def construct(self, ids_M: Tensor) -> Tensor:
         if self.tp.size == 1:
             return self.kernels.embed(self.weight, ids_M)
-        rows_M = ids_M - self.tp.index * self.num_rows
-        is_here_M = mint.logical_and(rows_M >= 0, rows_M < self.num_rows)
-        rows_M = rows_M * is_here_M.astype(ms.int32)
+        rows_M, is_here_M = own_rows(ids_M, self.num_rows, self.tp.index)
         x_MD = self.kernels.embed(self.weight, rows_M)
         # What another rank has counts as zero, and row 0, which stands in for it, gets no gradient.
         return self.tp.leave(x_MD * is_here_M.astype(x_MD.dtype).expand_dims(1))
@@ -54,6 +52,13 @@ class Embedding(nn.Cell):
     def project(self, hidden_MD: Tensor) -> Tensor:
         """Return the logits that the weight gives as the head of a tied model."""
         return self.kernels.linear(hidden_MD, self.weight)
+
+
+def own_rows(ids_M: Tensor, num_rows: int, index: int) -> tuple[Tensor, Tensor]:
+    """Return each id's row on the rank `index`, 0 where another has it, and whether it is here."""
+    rows_M = ids_M - index * num_rows
+    is_here_M = mint.logical_and(rows_M >= 0, rows_M < num_rows)
+    return rows_M * is_here_M.astype(ms.int32), is_here_M
 
 
 class RMSNorm(nn.Cell):

@@ -100,3 +100,9 @@ def shard_slices(name: str, shape: tuple[int, ...], *, tp: int, shard: int) -> t
             raise ConfigError(f"{name}: dimension {dim} of {size} does not divide by model_parallel={tp}")
         slices.append(slice(shard * size // tp, (shard + 1) * size // tp))
     return tuple(slices)
+
+
+def whole_shape(name: str, shape: tuple[int, ...], tp: int) -> tuple[int, ...]:
+    """Return the shape of the full weight `name`, of which a tensor-parallel rank of `tp` holds `shape`."""
+    axes = placement(name)
+    return tuple(size * tp if axis == "tp" else size for size, axis in zip(shape, axes, strict=True))

@@ -4,6 +4,10 @@ Weights are named after the module that carries them: `<module>.lora_A.weight` o
 `<module>.lora_B.weight` of (outputs, r). An embedding looks up columns of A, (r, rows), and multiplies them
 by B, (width, r); as the head of a tied model it has the same adapter, for it is the same weight.
 
+Under tensor parallelism the half that touches the split dimension is split with it: A of a row-parallel
+layer and of an embedding, B of a column-parallel layer. The other half is whole on every rank, where its
+gradient is that of the rank's part (`shards.is_partial`).
+
 M rows, D inputs, O outputs, R rank, V vocabulary.
 """
 
@@ -15,7 +19,8 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from qwen3_model.errors import ConfigError
-from qwen3_model.layers import Embedding, Linear, make_parameter
+from qwen3_model.layers import Embedding, Linear, make_parameter, own_rows
+from qwen3_model.layout import placement, shard_slices, whole_shape
 from qwen3_model.loading import fill
 from qwen3_model.model import Qwen3ForCausalLM, name_parameters
 
@@ -29,7 +34,8 @@ HALF_RANGE = 1 << 31
 class LoraDropout(nn.Cell):
     """Which inputs of all adapters are dropped, as a function of a number and a place alone.
 
-    So a resumed run drops what the unbroken one did, and a recomputed forward pass what the first one did.
+    So a resumed run drops what the unbroken one did, a recomputed forward pass what the first one did, and
+    every tensor-parallel rank what one process would.
     """
 
     def __init__(self, rate: float) -> None:
@@ -42,7 +48,7 @@ class LoraDropout(nn.Cell):
         self.fifteen = Tensor(np.full(1, 15, np.int32))
 
     def switch_on(self, tick: int) -> None:
-        """Drop inputs, others for each `tick`, which counts forward passes."""
+        """Drop inputs, others for each `tick`, which counts forward passes over all replicas."""
         ops.assign(self.tick, Tensor(np.int32(tick % HALF_RANGE)))
         ops.assign(self.lowest_kept, Tensor(np.int32(self.rate * HALF_RANGE)))
         ops.assign(self.gain, Tensor(np.float32(1 / (1 - self.rate))))
@@ -52,10 +58,10 @@ class LoraDropout(nn.Cell):
         ops.assign(self.lowest_kept, Tensor(np.int32(0)))
         ops.assign(self.gain, Tensor(np.float32(1)))
 
-    def construct(self, x_MD: Tensor, salt: int) -> Tensor:
+    def construct(self, x_MD: Tensor, salt: int, first_column: int = 0) -> Tensor:
         m, d = x_MD.shape
         rows_M = self._mix(ops.arange(m).astype(ms.int32) + self.tick * PER_TICK + salt)
-        columns_D = self._mix(ops.arange(d).astype(ms.int32) * PER_MODULE + salt)
+        columns_D = self._mix((ops.arange(d).astype(ms.int32) + first_column) * PER_MODULE + salt)
         hash_MD = self._mix(rows_M.expand_dims(1) + columns_D.expand_dims(0))
         # The shift carries the sign along, so this lies in 0 to 2^31 - 1.
         hash_MD = self.xor(hash_MD, self.shift(hash_MD, self.fifteen))
@@ -78,10 +84,14 @@ class Half(nn.Cell):
 class LoraLinear(nn.Cell):
     """A linear layer and its adapter."""
 
-    def __init__(self, base: Linear, rank: int, scale: float, dropout: LoraDropout | None, salt: int) -> None:
+    def __init__(
+        self, base: Linear, rank: int, scale: float, dropout: LoraDropout | None, salt: int, shard: int
+    ) -> None:
+        """Adapt `base`; of its inputs, where they are split, this rank has the part number `shard`."""
         super().__init__()
         self.kernels, self.weight, self.scale = base.kernels, base.weight, scale
         self.dropout, self.salt = dropout, salt
+        self.first_column = shard * base.weight.shape[1]
         num_outputs, num_inputs = base.weight.shape
         self.lora_A = Half((rank, num_inputs), base.weight.dtype)
         self.lora_B = Half((num_outputs, rank), base.weight.dtype)
@@ -89,7 +99,7 @@ class LoraLinear(nn.Cell):
     def construct(self, x_MD: Tensor) -> Tensor:
         out_MO = self.kernels.linear(x_MD, self.weight)
         if self.dropout is not None:
-            x_MD = self.dropout(x_MD, self.salt)
+            x_MD = self.dropout(x_MD, self.salt, self.first_column)
         low_MR = self.kernels.linear(x_MD, self.lora_A.weight) * self.scale
         return out_MO + self.kernels.linear(low_MR, self.lora_B.weight)
 
@@ -99,16 +109,21 @@ class LoraEmbedding(nn.Cell):
 
     def __init__(self, base: Embedding, rank: int, scale: float) -> None:
         super().__init__()
-        if base.tp.size > 1:
-            raise ConfigError("an adapter of the embedding is not implemented under model_parallel")
-        self.kernels, self.weight, self.scale = base.kernels, base.weight, scale
-        num_rows, width = base.weight.shape
-        self.lora_A = Half((rank, num_rows), base.weight.dtype)
+        self.kernels, self.weight, self.scale, self.tp = base.kernels, base.weight, scale, base.tp
+        self.num_rows, width = base.weight.shape
+        self.lora_A = Half((rank, self.num_rows), base.weight.dtype)
         self.lora_B = Half((width, rank), base.weight.dtype)
         self.widen = ops.MatMul(transpose_a=True, transpose_b=True)
         self.multiply = ops.MatMul()
 
     def construct(self, ids_M: Tensor) -> Tensor:
+        if self.tp.size == 1:
+            return self._look_up(ids_M)
+        rows_M, is_here_M = own_rows(ids_M, self.num_rows, self.tp.index)
+        x_MD = self._look_up(rows_M)
+        return self.tp.leave(x_MD * is_here_M.astype(x_MD.dtype).expand_dims(1))
+
+    def _look_up(self, ids_M: Tensor) -> Tensor:
         x_MD = self.kernels.embed(self.weight, ids_M)
         low_RM = ops.gather(self.lora_A.weight, ids_M, 1).astype(x_MD.dtype) * self.scale
         return x_MD + self.widen(low_RM, self.lora_B.weight.astype(x_MD.dtype))
@@ -127,7 +142,8 @@ def add_lora(
 
     Args:
         model: Its weights stay as they are; freezing them is the caller's.
-        modules: Paths of linear layers and of the embedding, such as `model.layers.0.self_attn.q_proj`.
+        modules: Paths of linear layers and of the embedding, such as `model.layers.0.self_attn.q_proj`; those
+            of other pipeline stages are passed over.
         rank: Of every adapter.
         alpha: The adapter is scaled by alpha / rank.
         dropout: Share of an adapter's inputs that is dropped while the returned switch is on.
@@ -139,11 +155,15 @@ def add_lora(
         ConfigError: A module is not there or cannot carry an adapter.
     """
     switch = LoraDropout(dropout) if dropout else None
-    cells = dict(model.cells_and_names())
+    cells, known = dict(model.cells_and_names()), model.config.weight_shapes()
+    # The number of a module in the whole model, so that a stage drops what one process would.
     for salt, path in enumerate(modules):
         base, (parent, _, leaf) = cells.get(path), path.rpartition(".")
+        if base is None and f"{path}.weight" in known:
+            continue
         if isinstance(base, Linear):
-            adapted: nn.Cell = LoraLinear(base, rank, alpha / rank, switch, salt)
+            shard = model.tp.index if placement(f"{path}.weight")[1] == "tp" else 0
+            adapted: nn.Cell = LoraLinear(base, rank, alpha / rank, switch, salt, shard)
         elif isinstance(base, Embedding):
             adapted = LoraEmbedding(base, rank, alpha / rank)
         else:
@@ -154,14 +174,17 @@ def add_lora(
 
 
 def init_lora(model: Qwen3ForCausalLM, *, a_init: str, b_init: str, seed: int) -> None:
-    """Fill every adapter of `model`; a weight's numbers depend on its name and the seed alone."""
+    """Fill every adapter of `model`; its numbers depend on its name, the seed and the size of the whole."""
+    tp, shard = model.tp.size, model.tp.index
     for name, parameter in model.parameters_and_names():
         for half, init in ((".lora_A.weight", a_init), (".lora_B.weight", b_init)):
             if name.endswith(half):
-                fill(parameter, "F32", fresh_half(name, tuple(parameter.shape), init, seed))
+                shape = whole_shape(name, tuple(parameter.shape), tp)
+                values = fresh_half(name, shape, init, seed)
+                fill(parameter, "F32", values[shard_slices(name, shape, tp=tp, shard=shard)])
 
 
-def fresh_half(name: str, shape: tuple[int, int], init: str, seed: int) -> np.ndarray:
+def fresh_half(name: str, shape: tuple[int, ...], init: str, seed: int) -> np.ndarray:
     """Return the first values of A or B, float32, by one of `INITS`."""
     rows, columns = shape
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")

@@ -7,8 +7,8 @@ What crosses is told with its gradient: `copy` sums gradients, `reduce` sums val
 sums out their gradients, `scatter` the other way round.
 
 Weights that all ranks hold whole but use on a part of the rows or columns (the norms of queries and keys;
-with sequence parallelism all norms) get partial gradients: `is_partial` names them, the optimizer step sums
-them.
+with sequence parallelism all norms; the half of an adapter whose other half is split) get partial gradients:
+`is_partial` names them, the optimizer step sums them.
 """
 
 from fnmatch import fnmatchcase
@@ -17,9 +17,11 @@ import mindspore as ms
 from mindspore import Tensor, nn
 
 from qwen3_model.collectives import Alone, Group
+from qwen3_model.layout import placement
 
 ALWAYS_PARTIAL = ("*.self_attn.q_norm.weight", "*.self_attn.k_norm.weight")
 ROW_WISE = "*norm.weight"
+ADAPTER = "*.lora_[AB].weight"
 
 
 @ms.jit_class
@@ -65,6 +67,8 @@ class Shards:
 
     def is_partial(self, name: str) -> bool:
         """Say whether the gradient of `name` is only this rank's part."""
+        if fnmatchcase(name, ADAPTER):
+            return "tp" not in placement(name)
         patterns = (ROW_WISE,) if self.splits_rows else ALWAYS_PARTIAL
         return any(fnmatchcase(name, pattern) for pattern in patterns)
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError
-from qwen3_model.layout import Layout
+from qwen3_model.layout import Layout, shard_slices
 from qwen3_train.adapter_shapes import Adapters, adapter_shapes
+from qwen3_train.stages import stage_names
 
 SECTION = "model.model_config.pet_config"
 INITS = ("normal", "zeros", "ones", "he_uniform", "xavier_uniform", "xavier_normal")
@@ -81,6 +82,31 @@ def read_lora(section: Mapping[str, Any], config: Qwen3Config) -> LoraSettings:
         modules=tuple(name.removesuffix(".lora_A.weight") for name in shapes if ".lora_A." in name),
         trained=_trained(section, config.weight_shapes() | shapes),
     )
+
+
+def stage_trained(
+    lora: LoraSettings, config: Qwen3Config, layout: Layout, offset: Sequence[int], stage: int
+) -> dict[str, tuple[int, ...]]:
+    """Return the names of what trains on a stage, with the shape that one tensor-parallel shard holds."""
+    held = set(stage_names(config, layout.pp, offset, stage))
+    local = {}
+    for name, shape in lora.trained.items():
+        if re.sub(r"\.lora_[AB]\.weight$", ".weight", name) in held:
+            slices = shard_slices(name, shape, tp=layout.tp, shard=0)
+            local[name] = tuple(part.stop - part.start for part in slices)
+    return local
+
+
+def refuse_empty_stages(
+    lora: LoraSettings, config: Qwen3Config, layout: Layout, offset: Sequence[int]
+) -> None:
+    """Raise ConfigError when a pipeline stage has nothing to train."""
+    stages = range(layout.pp)
+    if empty := [stage for stage in stages if not stage_trained(lora, config, layout, offset, stage)]:
+        raise ConfigError(
+            f"{SECTION}.target_modules gives the layers of pipeline stage {empty[0]} no adapter, so that "
+            "stage would train nothing; adapt modules of every stage or lower pipeline_stage"
+        )
 
 
 def _trained(section: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:

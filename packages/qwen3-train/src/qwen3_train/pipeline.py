@@ -6,7 +6,7 @@ backward pass; the last stage does both at once.
 B batch, L length, M this rank's rows (B * L, of which sequence parallelism leaves it a share), D hidden.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mindspore as ms
@@ -24,7 +24,7 @@ class PipelineStage:
     """Run one stage of `model`, together with the processes that run the others."""
 
     def __init__(self, model: Qwen3ForCausalLM, grid: Grid, sums: ParameterTuple | None) -> None:
-        """Prepare to add gradients to `sums`, one per weight of the stage; None to evaluate only."""
+        """Prepare to add gradients to `sums`, one per trained weight of the stage; None to evaluate only."""
         self.grid, self.width, self.dtype = grid, model.config.hidden_size, model.kernels.compute_dtype
         self.before: Any = grid.before
         self.after: Any = grid.after
@@ -33,14 +33,19 @@ class PipelineStage:
         self._forward: Any = None if grid.part.is_last else _Forward(_Rows(model))
         self._backward: Any = None
         if sums is not None:
-            weights = ParameterTuple(list(model.get_parameters()))
+            # What is frozen under adapters takes no gradient.
+            weights = ParameterTuple([weight for weight in model.get_parameters() if weight.requires_grad])
             kind = (
                 _LastBackward if grid.part.is_last else _Backward if grid.part.is_first else _MiddleBackward
             )
             self._backward = kind(model, weights, sums)
 
-    def train(self, batches: Sequence[Batch]) -> float:
+    def train(self, batches: Sequence[Batch], before_pass: Callable[[int], None]) -> float:
         """Take all micro-batches of a step through the pipeline and add up their gradients.
+
+        Args:
+            batches: This replica's.
+            before_pass: Called with the number of the micro-batch before each pass, forward or backward.
 
         Returns:
             On the last stage the sum of their losses in float64, else 0.
@@ -55,12 +60,14 @@ class PipelineStage:
                 case Do.TAKE_INPUT:
                     inputs[i] = self.before.receive(shape, self.dtype)
                 case Do.FORWARD:
+                    before_pass(i)
                     outputs[i] = self._rows(batches[i], inputs.get(i))
                 case Do.GIVE_OUTPUT:
                     self.after.send(outputs.pop(i))
                 case Do.TAKE_GRADIENT:
                     gradients[i] = self.after.receive(shape, self.dtype)
                 case Do.BACKWARD:
+                    before_pass(i)
                     loss, gradients[i] = self._gradient(
                         batches[i], inputs.pop(i, None), gradients.pop(i, None)
                     )

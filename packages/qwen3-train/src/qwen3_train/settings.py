@@ -13,7 +13,7 @@ from qwen3_train.adam_settings import AdamSettings
 from qwen3_train.data_settings import DataSettings, read_data
 from qwen3_train.hf_settings import HfDataSettings, SftFileSettings, read_hf_data, read_sft_file
 from qwen3_train.layout_checks import layout_problems, process_problems
-from qwen3_train.lora_settings import LoraSettings, read_lora
+from qwen3_train.lora_settings import LoraSettings, read_lora, refuse_empty_stages
 from qwen3_train.model_settings import read_model
 from qwen3_train.offset import read_offset
 
@@ -107,15 +107,13 @@ def read_settings(config: RunConfig, *, worker_num: int = 1) -> TrainSettings:
         )
     pet_config = config.get("model.model_config.pet_config")
     lora = _collect(problems, read_lora, pet_config, model) if pet_config and model is not None else None
-    if lora is not None and layout is not None and layout.num_ranks > 1:
-        problems.append(
-            "pet_config (LoRA) is not implemented under a parallel layout in this version; use one process"
-        )
     if problems:
         raise ConfigError("; ".join(problems))
     assert data is not None
     assert model is not None
     assert layout is not None
+    if lora is not None:
+        refuse_empty_stages(lora, model, layout, offset)
     monitor, resume = _callback(config, "CheckpointMonitor"), config.get("resume_training", False)
     wrapper = config.get("runner_wrapper") or {}
     return TrainSettings(

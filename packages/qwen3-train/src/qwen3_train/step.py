@@ -5,7 +5,7 @@ sum. A pipeline stage has graphs of its own for the first of these. What other r
 `gradients`; every rank then knows loss and norm of the whole step.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,29 +88,27 @@ class TrainStep:
             step: Number of this step, counted from 1.
         """
         scalars = adam_scalars(self.settings, lr, step)
+
+        def before_pass(number: int) -> None:
+            # Counted as if one process took the passes of all replicas in turn.
+            if self.dropout is not None:
+                place = (step - 1) * len(micro_batches) + number
+                self.dropout.switch_on(place * self.grid.layout.dp + self.grid.replica)
+
         if self._whole is not None:
-            loss, norm = self._whole(*scalars, *loss_arguments(next(self._passes(micro_batches, step))))
+            before_pass(0)
+            loss, norm = self._whole(*scalars, *loss_arguments(micro_batches[0]))
             return StepResult(float(loss.asnumpy()), float(norm.asnumpy()))
         # Float64 on the host: the sum then does not depend on how the step was cut.
+        total = 0.0
         if self._stage is not None:
-            total = self._stage.train(micro_batches)
+            total = self._stage.train(micro_batches, before_pass)
         else:
-            total = sum(
-                (
-                    float(self._add(*loss_arguments(batch)).asnumpy())
-                    for batch in self._passes(micro_batches, step)
-                ),
-                start=0.0,
-            )
+            for number, batch in enumerate(micro_batches):
+                before_pass(number)
+                total += float(self._add(*loss_arguments(batch)).asnumpy())
         loss, norm = self._apply(*scalars, Tensor(np.float32(total)))
         return StepResult(total if self.is_alone else float(loss.asnumpy()), float(norm.asnumpy()))
-
-    def _passes(self, micro_batches: Sequence[Batch], step: int) -> Iterator[Batch]:
-        """Yield each micro-batch when its turn comes, with what is dropped chosen anew."""
-        for number, batch in enumerate(micro_batches):
-            if self.dropout is not None:
-                self.dropout.switch_on((step - 1) * len(micro_batches) + number)
-            yield batch
 
     def moments(self) -> dict[str, Parameter]:
         """Return the optimizer's state under the names that checkpoints use."""

@@ -8,6 +8,7 @@ from qwen3_model.errors import ConfigError
 from qwen3_model.layout import Layout, placement
 from qwen3_model.rank_tensors import cut_of, strategy_path
 from qwen3_model.strategy import TensorLayout, read_strategy, write_strategy
+from qwen3_train.lora_settings import LoraSettings, stage_trained
 from qwen3_train.settings import TrainSettings
 from qwen3_train.stages import is_shared_out, stage_weights
 
@@ -22,9 +23,12 @@ def write_strategies(
     *,
     offset: Sequence[int] = (),
     shares_moments: bool = False,
+    lora: LoraSettings | None = None,
 ) -> Path:
-    """Write `strategy/ckpt_strategy_rank_R.ckpt` for the weights of the rank and their moments."""
-    stage, layouts = rank_layouts(layout, config, rank, offset=offset, shares_moments=shares_moments)
+    """Write `strategy/ckpt_strategy_rank_R.ckpt` for the trained weights of the rank and their moments."""
+    stage, layouts = rank_layouts(
+        layout, config, rank, offset=offset, shares_moments=shares_moments, lora=lora
+    )
     path = strategy_path(output_dir, rank)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_strategy(path, stage, layouts)
@@ -32,11 +36,20 @@ def write_strategies(
 
 
 def rank_layouts(
-    layout: Layout, config: Qwen3Config, rank: int, *, offset: Sequence[int], shares_moments: bool
+    layout: Layout,
+    config: Qwen3Config,
+    rank: int,
+    *,
+    offset: Sequence[int],
+    shares_moments: bool,
+    lora: LoraSettings | None = None,
 ) -> tuple[int, dict[str, TensorLayout]]:
-    """Return the rank's stage, and how its weights and their moments are cut."""
+    """Return the rank's stage, and how its trained weights and their moments are cut."""
     stage, _, _ = layout.place(rank)
-    shapes = stage_weights(config, layout, offset, stage)
+    if lora is None:
+        shapes = stage_weights(config, layout, offset, stage)
+    else:
+        shapes = stage_trained(lora, config, layout, offset, stage)
     layouts = {name: tensor_layout(name, layout) for name in shapes}
     for moment in MOMENTS:
         for name, shape in shapes.items():
@@ -57,9 +70,10 @@ def refuse_other_layout(settings: TrainSettings) -> None:
     for rank in range(layout.num_ranks if paths and is_same else 0):
         held_stage, held = read_strategy(strategy_path(folder, rank))
         stage, wanted = rank_layouts(
-            layout, settings.model, rank, offset=settings.offset, shares_moments=settings.parallel_optimizer
-        )
-        # A run of adapters has other names, and one process.
+            layout, settings.model, rank, offset=settings.offset,
+            shares_moments=settings.parallel_optimizer, lora=settings.lora,
+        )  # fmt: skip
+        # A run of adapters beside one of the whole model has other names, which is found later.
         both = wanted.keys() & held.keys()
         is_same &= stage == held_stage and (not both or wanted.keys() == held.keys())
         is_same &= all(cut_of(held[name], rank) == cut_of(wanted[name], rank) for name in both)

@@ -14,7 +14,7 @@ from qwen3_train.batches import evaluation_batches, step_batches
 from qwen3_train.checkpoint import FloatTensor, TrainState, save_checkpoint
 from qwen3_train.grid import Grid, WorldSum, make_grid
 from qwen3_train.lora_base import write_adapter_config
-from qwen3_train.lora_run import start_adapters, write_adapter_strategy
+from qwen3_train.lora_run import start_adapters
 from qwen3_train.peak_memory import peak_memory_gb
 from qwen3_train.prepare import PreparedRun
 from qwen3_train.run_folder import METRICS
@@ -67,18 +67,17 @@ def train(run: PreparedRun, log: RunLog, rank: int = 0) -> None:
     else:
         done = resume_weights(step, model, run.resume_paths)
         log.line(f"resumed from {run.resume_paths.get(rank, run.resume_paths[0])} after step {done}")
-    if settings.lora and run.lora_base:
+    if settings.lora and run.lora_base and rank == 0:
         write_adapter_config(settings.lora, settings, run.lora_base)
-        write_adapter_strategy(run, rank)
-    else:
-        write_strategies(
-            settings.output_dir,
-            settings.layout,
-            settings.model,
-            rank,
-            offset=settings.offset,
-            shares_moments=settings.parallel_optimizer,
-        )
+    write_strategies(
+        settings.output_dir,
+        settings.layout,
+        settings.model,
+        rank,
+        offset=settings.offset,
+        shares_moments=settings.parallel_optimizer,
+        lora=settings.lora,
+    )
     # Every rank knows the loss of all; one writes it down.
     metrics = Metrics(settings.output_dir / METRICS, after_step=done) if rank == 0 else None
     try:

@@ -7,7 +7,7 @@ from mindspore import Parameter
 
 from qwen3_model.checkpoint_files import checkpoint_files, is_hf_folder
 from qwen3_model.errors import WeightError
-from qwen3_model.layout import shard_slices
+from qwen3_model.layout import shard_slices, whole_shape
 from qwen3_model.loading import fill, init_model, load_hf
 from qwen3_model.model import Qwen3ForCausalLM
 from qwen3_model.rank_tensors import RankTensors, open_rank_tensors
@@ -67,20 +67,19 @@ def resume_weights(step: TrainStep, model: Qwen3ForCausalLM, paths: Mapping[int,
 def _assign(
     model: Qwen3ForCausalLM, parameters: Mapping[str, Parameter], tensors: RankTensors, replica: int
 ) -> None:
-    shapes, problems, places = model.config.weight_shapes(), [], {}
+    problems, places = [], {}
     for name, parameter in parameters.items():
         if name not in tensors:
             problems.append(f"{name} is missing")
             continue
         weight = name.removeprefix("adam_m.").removeprefix("adam_v.")
         held = tensors.shape(name)
-        wanted = tuple(parameter.shape) if weight not in shapes else shapes[weight]
+        # Moments may be a replica's rows of what the weight is.
+        wanted = whole_shape(weight, tuple(parameters[weight].shape), model.tp.size)
         if held != wanted:
             problems.append(f"{name} has shape {held}, the model's has {wanted}")
-        elif weight in shapes:
-            places[name] = _part(weight, parameter, held, model, replica)
         else:
-            places[name] = tuple(slice(0, size) for size in held)
+            places[name] = _part(weight, parameter, held, model, replica)
     if problems:
         more = f"; and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
         raise WeightError(

@@ -1,0 +1,28 @@
+"""A process of msrun that trains one run after the other: many layouts for one start of the processes.
+
+Usage: many_runs_worker.py JOBS, a JSON list of {"config": YAML, "arguments": [...]}.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    if os.environ["MS_ROLE"] == "MS_SCHED":
+        import mindspore
+        from mindspore.communication import init
+
+        mindspore.set_device("CPU")
+        init()
+        return
+    from qwen3_train.launch import run_rank
+
+    rank, worker_num = int(os.environ["RANK_ID"]), int(os.environ["MS_WORKER_NUM"])
+    for job in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
+        run_rank(Path(job["config"]), job["arguments"], rank=rank, worker_num=worker_num)
+
+
+if __name__ == "__main__":
+    main()
