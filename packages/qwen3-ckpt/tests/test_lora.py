@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 import safetensors.numpy
-from ckpt_samples import TINY, Spec, make_checkpoint
+from ckpt_samples import TIED, TINY, Spec, make_checkpoint
 from click.testing import CliRunner
 
 from qwen3_ckpt.cli import main
@@ -228,11 +228,45 @@ def test_an_embeddings_adapter_may_be_held_like_any_matrix(base, adapter, tmp_pa
     safetensors.numpy.save_file(tensors, tmp_path / "ours.safetensors")
     (tmp_path / "held").mkdir()
     (tmp_path / "ours.safetensors").rename(tmp_path / "held" / "model.safetensors")
-    result = run("lora", "export", tmp_path / "held", tmp_path / "peft", "--lora-alpha", ALPHA)
+    words = ("lora", "export", tmp_path / "held", tmp_path / "peft", "--lora-alpha", ALPHA)
+    refused = run(*words)
+    assert refused.exit_code == 1
+    assert "whether the head is tied to the adapted embedding decides" in refused.output
+    result = run(*words, "--hf-dir", tmp_path / "base")
     assert result.exit_code == 0, result.output
     exported = safetensors.numpy.load_file(tmp_path / "peft" / "adapter_model.safetensors")
     np.testing.assert_array_equal(exported[f"base_model.model.{EMBED}.lora_embedding_A"], a)
     np.testing.assert_array_equal(exported[f"base_model.model.{EMBED}.lora_embedding_B"], b)
+
+
+def test_an_adapted_embedding_with_a_tied_head_is_exported_as_peft_ties_it_and_read_back(tmp_path):
+    made = make_checkpoint(tmp_path / "run", Spec(config=TIED))
+    merge = ("merge", "--mindspore-ckpt-dir", made.checkpoint_dir, "--to", "hf", "--output-dir")
+    assert run(*merge, tmp_path / "tied").exit_code == 0
+    rows, width = made.whole[f"{EMBED}.weight"].shape
+    a, b = pair_for((width, rows))
+    held, peft = tmp_path / "held", tmp_path / "peft"
+    held.mkdir()
+    tensors = {f"{EMBED}.lora_A.weight": a, f"{EMBED}.lora_B.weight": b}
+    safetensors.numpy.save_file(tensors, held / "model.safetensors")
+    result = run("lora", "export", held, peft, "--lora-alpha", ALPHA, "--hf-dir", tmp_path / "tied")
+    assert result.exit_code == 0, result.output
+    config = json.loads((peft / "adapter_config.json").read_text(encoding="utf-8"))
+    assert (config["ensure_weight_tying"], config["target_modules"]) == (True, ["embed_tokens"])
+    exported = safetensors.numpy.load_file(peft / "adapter_model.safetensors")
+    np.testing.assert_array_equal(exported["base_model.model.lm_head.lora_A.weight"], b.T)
+    np.testing.assert_array_equal(exported["base_model.model.lm_head.lora_B.weight"], a.T)
+    for source, out in ((peft, "of_peft"), (held, "of_held")):
+        result = run("lora", "fuse", tmp_path / "tied", source, tmp_path / out, "--lora-alpha", ALPHA)
+        assert result.exit_code == 0, result.output
+        assert result.stdout.startswith("fused 1 adapters")
+    fused = [open_hf_folder(tmp_path / out).raw(f"{EMBED}.weight") for out in ("of_peft", "of_held")]
+    np.testing.assert_array_equal(*fused)
+    exported["base_model.model.lm_head.lora_B.weight"] += 1
+    safetensors.numpy.save_file(exported, peft / "adapter_model.safetensors")
+    refused = run("lora", "fuse", tmp_path / "tied", peft, tmp_path / "none")
+    assert refused.exit_code == 1
+    assert "promises a tied head, but its adapter is another than the embedding's" in refused.output
 
 
 def test_a_stated_alpha_takes_the_place_of_the_adapters_own(base, adapter, tmp_path):

@@ -2,7 +2,9 @@
 
 Source: Hu et al. 2021, section 4.1: W + (alpha / r) B A. PEFT's files: `adapter_config.json` and
 `adapter_model.safetensors` with names `base_model.model.<module>.lora_A.weight` of (r, inputs) and
-`.lora_B.weight` of (outputs, r); an embedding's are `.lora_embedding_A` (r, rows) and `_B` (width, r).
+`.lora_B.weight` of (outputs, r); an embedding's are `.lora_embedding_A` (r, rows) and `_B` (width, r). Where
+a head is tied to the embedding, PEFT adapts it only with `ensure_weight_tying`, and stores the same adapter
+for it once more, transposed.
 """
 
 import json
@@ -24,7 +26,7 @@ PEFT_PREFIX = "base_model.model."
 NAME = re.compile(r"(?:base_model\.model\.)?(.+?)\.lora_(embedding_)?(A|B)(?:\.default)?(?:\.weight)?")
 # peft adds the base's embedding, whole, to an adapter of it.
 BASE_COPY = re.compile(r"(?:base_model\.model\.)?(.+?)\.base_layer\.weight")
-EMBEDDING = "model.embed_tokens"
+EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 UNSUPPORTED = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "modules_to_save")
 
 
@@ -80,7 +82,10 @@ def read_peft(folder: Path, alpha: float | None = None) -> AdapterSet:
             f"{path}: only plain LoRA without bias is implemented, not {', '.join(used) or kind}"
         )
     file = open_safetensors(folder / WEIGHTS_FILE)
-    return pair({name: from_file(file, name) for name in file.tensors}, stated if alpha is None else alpha)
+    adapters = pair(
+        {name: from_file(file, name) for name in file.tensors}, stated if alpha is None else alpha
+    )
+    return without_tied_head(adapters, path) if config.get("ensure_weight_tying") else adapters
 
 
 def pair(tensors: dict[str, LazyTensor], alpha: float) -> AdapterSet:
@@ -109,6 +114,22 @@ def pair(tensors: dict[str, LazyTensor], alpha: float) -> AdapterSet:
     if len(ranks) != 1 or len(set(next(iter(ranks)))) != 1 or 0 in next(iter(ranks)):
         raise FormatError(f"the adapters must have one rank of at least 1, found {sorted(ranks)}")
     return AdapterSet(dict(sorted(modules.items())), alpha, copies)
+
+
+def without_tied_head(adapters: AdapterSet, path: Path) -> AdapterSet:
+    """Return the adapters without the head's, which must be the embedding's once more.
+
+    Raises:
+        FormatError: They differ, so the head is not tied after all; `path` says where that is promised.
+    """
+    modules, copies = dict(adapters.modules), dict(adapters.base_copies)
+    head, embedding = modules.pop(HEAD, None), modules.get(EMBEDDING)
+    if head is None or embedding is None:
+        return adapters
+    if not (np.array_equal(head.a, embedding.b.T) and np.array_equal(head.b, embedding.a.T)):
+        raise FormatError(f"{path} promises a tied head, but its adapter is another than the embedding's")
+    copies.pop(HEAD, None)
+    return replace(adapters, modules=modules, base_copies=copies)
 
 
 def with_peft_embedding(adapters: AdapterSet) -> AdapterSet:
@@ -193,10 +214,16 @@ def fuse_adapters(weights: dict[str, LazyTensor], adapters: AdapterSet) -> dict[
     return fused
 
 
-def peft_tensors(adapters: AdapterSet) -> list[tuple[TensorPlan, list[NDArray[np.float32]]]]:
+def peft_tensors(
+    adapters: AdapterSet, *, is_tied: bool
+) -> list[tuple[TensorPlan, list[NDArray[np.float32]]]]:
     """Return the tensors of `adapter_model.safetensors`, sorted by name."""
-    entries = []
-    for module, adapter in adapters.modules.items():
+    entries, modules = [], dict(adapters.modules)
+    if is_tied and EMBEDDING in modules:
+        embedding = modules[EMBEDDING]
+        turned = (np.ascontiguousarray(half.T) for half in (embedding.b, embedding.a))
+        modules[HEAD] = Adapter(*turned)
+    for module, adapter in modules.items():
         is_embedding = module == EMBEDDING
         for half, values in (("A", adapter.a), ("B", adapter.b)):
             leaf = f"lora_embedding_{half}" if is_embedding else f"lora_{half}.weight"
@@ -204,9 +231,14 @@ def peft_tensors(adapters: AdapterSet) -> list[tuple[TensorPlan, list[NDArray[np
     return sorted(entries, key=lambda entry: entry[0].name)
 
 
-def peft_config(adapters: AdapterSet, config: Qwen3Config | None, base_model: str) -> dict[str, object]:
+def peft_config(
+    adapters: AdapterSet, config: Qwen3Config | None, base_model: str, *, is_tied: bool
+) -> dict[str, object]:
     """Return the contents of `adapter_config.json`."""
-    return {
+    told: dict[str, object] = (
+        {"ensure_weight_tying": True} if is_tied and EMBEDDING in adapters.modules else {}
+    )
+    return told | {
         "base_model_name_or_path": base_model,
         "bias": "none",
         "fan_in_fan_out": False,

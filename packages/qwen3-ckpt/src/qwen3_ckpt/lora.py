@@ -7,6 +7,7 @@ from typing import Any
 
 from qwen3_ckpt.adapters import (
     CONFIG_FILE,
+    EMBEDDING,
     WEIGHTS_FILE,
     AdapterSet,
     check_base_copies,
@@ -119,15 +120,23 @@ def export_lora(source: AdapterSource, output_dir: Path, base_model: str, *, for
     """Write a folder that PEFT opens as it is; return the adapters.
 
     Raises:
+        ConfigError: The embedding is adapted, and no config says whether the head is tied to it.
         WeightError: The adapters do not fit the config beside them.
         OutputExistsError: `output_dir` is there and `force` is false.
     """
     adapters, config = read_adapters(source)
     if config:
         check_fits(adapters, config)
+    elif EMBEDDING in adapters.modules:
+        raise ConfigError(
+            "whether the head is tied to the adapted embedding decides what PEFT must be told: name the "
+            "base's folder with --hf-dir"
+        )
+    is_tied = bool(config and config.tie_word_embeddings)
+    base = base_model or _base_beside(source.path)
     with output_directory(output_dir, force=force) as folder:
-        write_safetensors(folder / WEIGHTS_FILE, peft_tensors(adapters), {"format": "pt"})
-        text = json.dumps(peft_config(adapters, config, base_model or _base_beside(source.path)), indent=2)
+        write_safetensors(folder / WEIGHTS_FILE, peft_tensors(adapters, is_tied=is_tied), {"format": "pt"})
+        text = json.dumps(peft_config(adapters, config, base, is_tied=is_tied), indent=2)
         (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
     return adapters
 
