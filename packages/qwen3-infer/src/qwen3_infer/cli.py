@@ -10,6 +10,7 @@ import click
 from qwen3_infer import __version__
 from qwen3_infer.cli_evaluate import evaluate, score
 from qwen3_infer.cli_options import MODEL_OPTIONS, SAMPLING_OPTIONS, make_device, with_options
+from qwen3_infer.cli_serve import serve
 from qwen3_model.cli_base import CONTEXT, Commands, force_option, quiet_option
 
 
@@ -21,6 +22,7 @@ def main() -> None:
 
 main.add_command(score)
 main.add_command(evaluate)
+main.add_command(serve)
 
 
 @main.command(context_settings=CONTEXT | {"ignore_unknown_options": True})

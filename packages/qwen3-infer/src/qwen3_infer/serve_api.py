@@ -16,6 +16,7 @@ from qwen3_infer.serve_http import ClientGoneError, Limits, Record, read_json, u
 from qwen3_infer.serve_metrics import Metrics
 from qwen3_infer.serve_requests import ApiRequest, Service
 from qwen3_infer.serve_worker import Ticket, Worker
+from qwen3_model.errors import Qwen3Error
 
 STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -113,7 +114,8 @@ class Completions:
         while not answer.is_done:
             event = await self._next_event(ticket)
             if isinstance(event, Exception):
-                raise ApiError(500, f"the model failed: {event}", code="model_error")
+                reason = str(event) if isinstance(event, Qwen3Error) else "the model failed; the log says why"
+                raise ApiError(500, reason, code="model_error")
             if "first_token_s" not in record.facts:
                 first_token_s = time.monotonic() - record.started_s
                 record.facts["first_token_s"] = round(first_token_s, 4)

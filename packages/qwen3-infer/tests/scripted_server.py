@@ -1,0 +1,97 @@
+"""A server whose model says what it is told to: all is real but the numbers that lead to the next token.
+
+    python scripted_server.py MODEL_FOLDER
+
+What it says depends on the words in the question, so that a page can be tested with markup and long answers.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+
+from qwen3_infer.model_folder import open_model_folder
+from qwen3_infer.sampling import Sampling
+from qwen3_infer.scheduler import Scheduler
+from qwen3_infer.serve_requests import Service
+from qwen3_infer.serve_run import ServeSettings, _bound, serve_app
+from qwen3_infer.serve_worker import Worker
+from qwen3_infer.settings import Decoding
+
+MARKUP = (
+    "<think>\nThe user wants <b>markup</b>.\n</think>\n\n"
+    'Here: <script>window.hacked = 1</script> <img src=x onerror="window.hacked = 2"> & done.'
+)
+HELLO = "<think>\nA greeting; I answer in kind.\n</think>\n\nHello! I am Qwen3. What would you like to know?"
+LONG = "and again " * 300
+
+
+class Script:
+    """Answers by keyword, a token every few milliseconds; NaN when asked to break."""
+
+    num_rows, num_tokens, unit, shares_beginnings = 4, 8192, 32, False
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        self.prompts, self.scripts, self.ends = {}, {}, {}
+
+    def read(self, start, ids, position, length):
+        known = self.prompts.get(start, [])[:position] if position else []
+        self.prompts[start] = [*known, *ids]
+        text = self.tokenizer.decode(self.prompts[start])
+        asked = text.rpartition("user\n")[2]
+        answer = next(
+            (a for word, a in (("markup", MARKUP), ("long", LONG), ("break", None)) if word in asked), HELLO
+        )
+        self.scripts[start] = (
+            None if answer is None else [*self.tokenizer.encode(answer), self.tokenizer.eos_id]
+        )
+        self.ends[start] = position + len(ids)
+        return self._logits(start, 0)
+
+    def decode(self, starts, tokens, positions):
+        time.sleep(0.004)
+        places = [at - self.ends[start] + 1 for start, at in zip(starts, positions, strict=True)]
+        return np.stack([self._logits(start, at) for start, at in zip(starts, places, strict=True)])
+
+    def _logits(self, start, place):
+        script = self.scripts[start]
+        logits = np.full(self.tokenizer.vocab_size, np.nan if script is None else 0, np.float32)
+        if script is not None:
+            logits[script[place]] = 1
+        return logits
+
+
+def main():
+    folder = open_model_folder(Path(sys.argv[1]))
+    service = Service(
+        folder=folder,
+        name="Qwen3-scripted",
+        defaults=Decoding(
+            sampling=Sampling(temperature=0.0),
+            max_new_tokens=2000,
+            is_length_explicit=False,
+            stop_ids=frozenset([folder.tokenizer.eos_id]),
+            stop_strings=(),
+        ),
+        thinking=True,
+        context_tokens=4096,
+    )
+    settings = ServeSettings(
+        host="127.0.0.1", port=0, api_key=None, insecure=False, model_name=None, max_requests=4,
+        max_tokens_in_cache=8192, max_queue=8, max_body_bytes=2**20, request_timeout_s=60, queue_timeout_s=10,
+        send_timeout_s=10, drain_timeout_s=5,
+    )  # fmt: skip
+
+    def note(text):
+        click.echo(text, err=True)
+
+    worker = Worker(Scheduler(Script(folder.tokenizer), folder.tokenizer), max_queue=8, note=note)
+    with _bound(settings.host, settings.port) as door:
+        serve_app(service, worker, settings, door, note)
+
+
+if __name__ == "__main__":
+    main()

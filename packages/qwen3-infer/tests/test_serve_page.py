@@ -1,0 +1,196 @@
+"""The chat page in headless Chromium, driven through its debugging pipe; the server's answers are known."""
+
+import base64
+import json
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+PICTURES = os.environ.get("QWEN3_PAGE_PICTURES")
+"""A folder to keep pictures in."""
+
+
+class Browser:
+    """One page of a headless browser."""
+
+    def __init__(self, program, profile):
+        to_browser, self._out = os.pipe()
+        self._in, from_browser = os.pipe()
+        # Chromium reads commands from descriptor 3 and answers on 4.
+        script = f'exec "$0" "$@" 3<&{to_browser} 4>&{from_browser}'
+        arguments = [
+            "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
+            "--window-size=900,700", f"--user-data-dir={profile}", "--remote-debugging-pipe", "about:blank",
+        ]  # fmt: skip
+        self._process = subprocess.Popen(
+            ["bash", "-c", script, program, *arguments],
+            pass_fds=(to_browser, from_browser),
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        os.close(to_browser)
+        os.close(from_browser)
+        self._held, self._number, self._session = b"", 0, None
+        self.requested = []
+        (page,) = (t for t in self.call("Target.getTargets")["targetInfos"] if t["type"] == "page")
+        attached = self.call("Target.attachToTarget", targetId=page["targetId"], flatten=True)
+        self._session = attached["sessionId"]
+        self.call("Page.enable")
+        self.call("Network.enable")
+
+    def call(self, method, **parameters):
+        self._number += 1
+        order = {"id": self._number, "method": method, "params": parameters}
+        if self._session:
+            order["sessionId"] = self._session
+        os.write(self._out, json.dumps(order).encode() + b"\0")
+        while True:
+            answer = self._receive()
+            if answer.get("method") == "Network.requestWillBeSent":
+                self.requested.append(answer["params"]["request"]["url"])
+            if answer.get("id") == self._number:
+                assert "error" not in answer, answer
+                return answer["result"]
+
+    def _receive(self):
+        while b"\0" not in self._held:
+            part = os.read(self._in, 65536)
+            assert part, "the browser has ended"
+            self._held += part
+        line, _, self._held = self._held.partition(b"\0")
+        return json.loads(line)
+
+    def run(self, script):
+        """Return the value of JavaScript."""
+        found = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in found, found
+        return found["result"].get("value")
+
+    def picture(self, name):
+        if PICTURES:
+            data = self.call("Page.captureScreenshot")["data"]
+            (Path(PICTURES) / name).write_bytes(base64.b64decode(data))
+
+    def close(self):
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        os.close(self._out)
+        os.close(self._in)
+
+
+@pytest.fixture(scope="module")
+def server(start_server, serve_dir):
+    return start_server(str(Path(__file__).with_name("scripted_server.py")), str(serve_dir))
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    program = next((path for name in PROGRAMS if (path := shutil.which(name))), None)
+    if program is None:
+        pytest.skip(f"no browser is installed; looked for {', '.join(PROGRAMS)}")
+    browser = Browser(program, tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def page(browser, server, wait_until):
+    """Return the browser with the page freshly loaded, and how to ask a question in it."""
+    browser.call("Page.navigate", url=server.url)
+    wait_until(lambda: browser.run("document.title") == "Qwen3-scripted")
+
+    def ask(text, *, wait=True):
+        browser.run(f"document.getElementById('input').value = {json.dumps(text)}")
+        browser.run("document.getElementById('send').click()")
+        if wait:
+            wait_until(lambda: browser.run("document.getElementById('send').textContent") == "Send")
+
+    browser.ask = ask
+    return browser
+
+
+def texts(page, selector):
+    return page.run(f"[...document.querySelectorAll('{selector}')].map((node) => node.textContent)")
+
+
+def test_a_conversation_shows_questions_answers_and_folded_thoughts(page):
+    page.ask("Good morning")
+    page.ask("And to you, again?")
+    assert texts(page, ".user .text") == ["Good morning", "And to you, again?"]
+    assert texts(page, ".assistant .text") == ["Hello! I am Qwen3. What would you like to know?"] * 2
+    assert texts(page, ".assistant .thought") == ["A greeting; I answer in kind."] * 2
+    assert page.run("[...document.querySelectorAll('details')].map((node) => node.open)") == [False, False]
+    assert "tokens" in texts(page, ".assistant .facts")[0]
+    assert page.run("document.getElementById('key').checkVisibility()") is False  # no key is asked for
+    assert page.run("messages.map((each) => each.role)") == ["user", "assistant"] * 2
+    page.run("document.querySelector('details').open = true")
+    page.picture("serve-conversation.png")
+
+
+def test_what_the_model_says_is_text_and_never_markup(page):
+    page.ask("Say markup, <img src=x onerror=alert(1)>")
+    (text,) = texts(page, ".assistant .text")
+    assert "<script>window.hacked = 1</script>" in text
+    assert '<img src=x onerror="window.hacked = 2">' in text
+    assert texts(page, ".assistant .thought") == ["The user wants <b>markup</b>."]
+    assert page.run("window.hacked === undefined")
+    assert page.run("document.querySelectorAll('main script, main img, main b').length") == 0
+    # Even markup that got in could not run.
+    page.run("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.hacked = 3\">')")
+    assert page.run("new Promise((done) => setTimeout(() => done(window.hacked === undefined), 200))")
+
+
+def test_stop_ends_an_answer_and_keeps_what_there_is(page, server, wait_until):
+    page.ask("Something long", wait=False)
+    wait_until(lambda: "again" in "".join(texts(page, ".assistant .text")))
+    assert page.run("document.getElementById('send').textContent") == "Stop"
+    page.run("document.getElementById('send').click()")
+    wait_until(lambda: page.run("document.getElementById('send').textContent") == "Send")
+    assert texts(page, "main > .facts") == ["Stopped."]
+    wait_until(lambda: server.metrics()["qwen3_requests_running"] == 0)
+    assert 0 < len(texts(page, ".assistant .text")[0]) < len("and again ") * 300
+    page.ask("Good morning")
+    assert len(texts(page, ".assistant .text")) == 2
+
+
+def test_an_error_is_shown_and_the_question_kept(page):
+    page.ask("Please break")
+    (error,) = texts(page, "[role=alert]")
+    assert "the model computes NaN" in error
+    assert page.run("document.getElementById('input').value") == "Please break"
+    assert page.run("messages.length") == 0
+    page.picture("serve-error.png")
+    page.ask("Good morning")
+    assert len(texts(page, ".assistant .text")) == 1
+
+
+def test_a_new_conversation_is_empty_and_nothing_comes_from_elsewhere(page, server):
+    page.ask("Good morning")
+    page.run("document.getElementById('clear').click()")
+    assert texts(page, ".message") == []
+    assert page.run("messages.length") == 0
+    assert all(url.startswith((server.url, "data:")) for url in page.requested)
+
+
+def test_both_colour_schemes_are_readable(page):
+    colours = []
+    for scheme in ("light", "dark"):
+        page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        style = page.run(
+            "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
+        )
+        colours.append([sum(map(int, value[4:-1].split(", "))) for value in style])
+    (light_text, light_back), (dark_text, dark_back) = colours
+    assert light_back - light_text > 450
+    assert dark_text - dark_back > 450
+
+
+def test_a_server_that_is_gone_is_said(page, server):
+    server.end(signal.SIGKILL)
+    page.ask("Good morning")
+    assert texts(page, "[role=alert]") == ["The server cannot be reached."]
