@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from qwen3_model.errors import ConfigError
 from qwen3_model.run_config import load_run_config
 from qwen3_train.cli import main
+from qwen3_train.launch import read_config
 from qwen3_train.schema import TRAIN
 from qwen3_train.settings import read_settings
 
@@ -50,6 +52,37 @@ def test_launch_takes_every_key(kind, size, demo_tokenizer_dir):
         assert settings.lora is None
     else:
         assert (settings.lora.rank, len(settings.lora.modules)) == (RANK, 7 * settings.model.num_layers)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "layout", "num_devices"),
+    [
+        # The guide's two examples on its largest model, by the keys that it gives on the command line.
+        ("finetune", "32b", {"data": 1, "model": 4, "stage": 4, "micro": 4}, 16),
+        ("lora", "32b", {"data": 1, "model": 8, "stage": 1, "micro": 1}, 8),
+    ],
+)
+def test_launch_and_plan_take_the_commands_of_the_guide(kind, size, layout, num_devices, demo_tokenizer_dir):
+    path = CONFIGS / f"{kind}_qwen3_{size}_4k.yaml"
+    keys = {
+        "parallel_config.data_parallel": layout["data"], "parallel_config.model_parallel": layout["model"],
+        "parallel_config.pipeline_stage": layout["stage"], "parallel_config.micro_batch_num": layout["micro"],
+        "recompute_config.recompute": True, "auto_trans_ckpt": True, "use_parallel": True,
+        "run_mode": "finetune", "pretrained_model_dir": demo_tokenizer_dir, "context.device_target": "CPU",
+    }  # fmt: skip
+    words = [word for key, value in keys.items() for word in (f"--{key}", str(value))]
+    result = CliRunner().invoke(main, ["plan", "--config", str(path), "--json", *words])
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert told["problem"] is None
+    assert max(stage["total"] for stage in told["stages"]) < told["max_device_memory_bytes"]
+    settings = read_settings(read_config(path, words), worker_num=num_devices)
+    assert settings.layout.num_ranks == num_devices
+    assert settings.recompute
+    assert settings.weights_from == demo_tokenizer_dir
+    assert (settings.layout.pp, settings.micro_batch_num) == (layout["stage"], layout["micro"])
+    with pytest.raises(ConfigError, match=rf"{num_devices}"):
+        read_settings(read_config(path, words), worker_num=num_devices - 1)
 
 
 def test_plan_takes_the_length_of_the_handlers(tmp_path):

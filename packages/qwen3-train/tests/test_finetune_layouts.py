@@ -92,6 +92,10 @@ def values_of(folder, demo_tokenizer_dir):
         } | changes  # fmt: skip
         if kind == "sft":
             section = loader(records, folder / "cache", seq_length=64)
+            section["data_loader"]["shuffle"] = True
+            held_out = loader(records, folder / "cache", seq_length=64)
+            held_out["data_loader"]["split"] = "train[:30%]"
+            changes |= {"do_eval": True, "eval_dataset": held_out}
             made = sft_run(folder / out, bases[kind], section, lr_schedule__learning_rate=0.005, **changes)
             made["model"] = {"model_config": {}}
             made["runner_config"] = {
@@ -201,6 +205,17 @@ def assert_same(run_dir, other_dir, after=0):
     for key, rtol, atol in (("loss", 0, LOSS_ATOL), ("grad_norm", NORM_RTOL, 0)):
         values = [[line[key] for line in lines] for lines in (got, wanted)]
         np.testing.assert_allclose(values[0], values[1], rtol=rtol, atol=atol, err_msg=key)
+    evaluated = [
+        {
+            line["step"]: line["eval_loss"]
+            for line in read_metrics(each / "metrics.jsonl")
+            if "eval_loss" in line
+        }
+        for each in (run_dir, other_dir)
+    ]
+    assert evaluated[0].keys() == {0, STEPS} - set(range(after))
+    for step, value in evaluated[0].items():
+        assert value == pytest.approx(evaluated[1][step], abs=LOSS_ATOL)
     tensors, whole = tensors_of(run_dir), tensors_of(other_dir)
     assert tensors.keys() == whole.keys()
     for each, value in tensors.items():

@@ -10,9 +10,10 @@ from sft_inputs import RECORDS, loader, write_records
 from qwen3_model.errors import ConfigError, FormatError
 from qwen3_model.packing import ChatSample
 from qwen3_model.tokenizer import Qwen3Tokenizer
+from qwen3_train.batches import BatchPlan, step_batches
 from qwen3_train.chat_encoding import SYSTEM
 from qwen3_train.hf_settings import ChatSettings, read_hf_data
-from qwen3_train.sft_dataset import SftDataset, SftSamples
+from qwen3_train.sft_dataset import SHIFTED, SftDataset, SftSamples
 from qwen3_train.sft_samples import make_samples, pack_samples
 
 GOLDEN = json.loads((Path(__file__).parent / "golden/sft.json").read_text(encoding="utf-8"))
@@ -170,10 +171,27 @@ def test_other_records_or_settings_are_not_taken_from_the_cache(samples_of):
 
 def test_shuffling_keeps_every_pack_and_depends_on_the_seed(samples_of, tokenizer):
     samples, _ = samples_of(RECORDS, pack=None)
-    orders = [SftDataset(samples, 128, 0, seed).order_P.tolist() for seed in (None, 1, 1, 2)]
+    orders = [SftDataset(samples, 128, 0, seed).order(0).tolist() for seed in (None, 1, 1, 2)]
     assert orders[0] == [0, 1, 2, 3, 4, 5]
     assert orders[1] == orders[2] != orders[3]
     assert sorted(orders[1]) == orders[0]
+
+
+def test_every_epoch_has_an_order_of_its_own_whatever_came_before(samples_of, tokenizer):
+    samples, _ = samples_of(RECORDS, pack=None)
+    plan = BatchPlan(micro_batch=2, num_micro_batches=1, num_samples=6, num_epochs=3)
+
+    def ids_of(seed, steps):
+        dataset = SftDataset(samples, 128, 0, seed)
+        batches = [step_batches(dataset, plan, SHIFTED, step, 4096)[0] for step in steps]
+        return [row.tolist() for batch in batches for row in batch.input_ids_BL]
+
+    epochs = [ids_of(1, range(3 * epoch + 1, 3 * epoch + 4)) for epoch in range(3)]
+    assert len({tuple(map(tuple, rows)) for rows in epochs}) == 3
+    assert all(sorted(rows) == sorted(ids_of(None, (1, 2, 3))) for rows in epochs)
+    # Begun in the middle of the second epoch, as a resumed run does.
+    assert ids_of(1, (5, 6)) == epochs[1][2:]
+    assert ids_of(None, range(1, 4)) == ids_of(None, range(4, 7))
 
 
 def test_a_record_without_answer_is_one_sentence_or_skipped(samples_of):

@@ -113,7 +113,7 @@ def test_a_run_on_conversations_learns_and_leaves_a_model_that_stops(tmp_path, d
     [
         ({"pretrained_model_dir": ""}, "instruction data need a tokenizer; give pretrained_model_dir"),
         ({"model__model_config__vocab_size": 64}, "has 4096 tokens, but the model has vocab_size=64"),
-        ({"do_eval": True}, "do_eval=True needs held-out data, which instruction data lack"),
+        ({"do_eval": True}, "do_eval=True needs held-out conversations; describe them in eval_dataset"),
         ({"runner_config__batch_size": 7}, "one step takes 7 samples"),
         ({"train_dataset__data_loader__type": "SftFileDataLoader"}, "json.json is missing"),
     ],
@@ -125,3 +125,43 @@ def test_a_run_that_cannot_work_is_one_sentence(tmp_path, demo_tokenizer_dir, ch
     assert result.exit_code == 1
     assert sentence in result.output
     assert len(result.output.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"seq_length": 128}, "eval_dataset has seq_length 128, train_dataset 64; give both the same"),
+        ({"data_fils": "x"}, "unknown key eval_dataset.data_loader.data_fils (did you mean data_files?)"),
+        ({"type": None}, "eval_dataset"),
+        ({"handler": []}, "eval_dataset: train_dataset.data_loader.handler has no AlpacaInstructDataHandler"),
+    ],
+)
+def test_an_evaluation_that_cannot_work_is_one_sentence(tmp_path, demo_tokenizer_dir, change, sentence):
+    data = write_records(tmp_path / "records.jsonl", RECORDS)
+    section = loader(data, tmp_path / "cache", seq_length=64)
+    held_out = loader(data, tmp_path / "cache", seq_length=change.pop("seq_length", 64))
+    held_out["data_loader"] |= change
+    values = sft_run(tmp_path / "out", demo_tokenizer_dir, section, do_eval=True, eval_dataset=held_out)
+    result = launch(tmp_path, values)
+    assert result.exit_code == 1
+    assert sentence in result.output
+    assert len(result.output.strip().splitlines()) == 1
+
+
+def test_held_out_conversations_are_evaluated_with_the_loss_of_training(tmp_path, demo_tokenizer_dir):
+    data = write_records(tmp_path / "records.jsonl", RECORDS)
+    section = loader(data, tmp_path / "cache", seq_length=64, pack=None)
+    values = sft_run(
+        tmp_path / "out", demo_tokenizer_dir, section, do_eval=True, eval_step_interval=1,
+        eval_dataset=loader(data, tmp_path / "cache", seq_length=64), runner_config__batch_size=6,
+        runner_config__epochs=2,
+    )  # fmt: skip
+    result = launch(tmp_path, values)
+    assert result.exit_code == 0, result.output
+    lines = read_metrics(tmp_path / "out" / "metrics.jsonl")
+    losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
+    held_out = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
+    # The same records, packed otherwise: what is evaluated after a step is what the next one starts from.
+    assert held_out[0] == pytest.approx(losses[1], abs=ATOL_LOSS)
+    assert held_out[1] == pytest.approx(losses[2], abs=ATOL_LOSS)
+    assert held_out[2] < held_out[1]

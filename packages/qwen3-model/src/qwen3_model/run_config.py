@@ -105,6 +105,11 @@ def parse_run_config(
     return RunConfig(values, tuple(_notes(values, schema)))
 
 
+def section_problems(section: Mapping[str, Any], schema: Schema, name: str) -> list[str]:
+    """Return what is wrong with the keys of a section that its own schema leaves open."""
+    return list(_problems(section, schema, f"{name}."))
+
+
 def _override(values: dict[str, Any], dotted: str, new: Any) -> None:
     parts = dotted.split(".")
     place: Any = values

@@ -1,8 +1,9 @@
 """Which samples each step takes, stacked into arrays.
 
 A step takes the next `global_batch` samples in the dataset's order; an epoch is as many whole steps as the
-data give, and every epoch takes the same samples in the same order, as mindformers does. So the step number
-alone is the data's position, and resuming needs no other state.
+data give, and every epoch takes the same samples in the same order, as mindformers does, unless shuffled
+conversations have an order for each. So the step number alone is the data's position, and resuming needs no
+other state.
 """
 
 from collections.abc import Iterator
@@ -81,7 +82,8 @@ def step_batches(
     Raises:
         FormatError: The data hold an id that the model has no row for.
     """
-    samples = [read_sample(dataset, number, options) for number in plan.samples(step)]
+    epoch, _ = plan.epoch_and_step(step)
+    samples = [read_sample(dataset, number, options, epoch - 1) for number in plan.samples(step)]
     counted = int(sum(sample.loss_mask_L.sum() for sample in samples))
     size = plan.micro_batch
     starts = range(replica * size, len(samples), plan.num_replicas * size)
@@ -111,10 +113,13 @@ def evaluation_batches(
         yield _stack(samples, options, 1, vocab_size), counted
 
 
-def read_sample(dataset: Dataset, number: int, options: DocumentOptions) -> Sample:
-    """Return a row of `dataset`; instruction data bring their labels, masks and borders along."""
+def read_sample(dataset: Dataset, number: int, options: DocumentOptions, epoch: int = 0) -> Sample:
+    """Return a row of `dataset` in an epoch, counted from 0.
+
+    Instruction data bring their labels, masks and borders along.
+    """
     if isinstance(dataset, SftDataset):
-        return dataset.sample(number)
+        return dataset.sample(number, epoch)
     return make_sample(dataset.text(number), options)
 
 

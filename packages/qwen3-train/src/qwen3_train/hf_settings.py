@@ -79,7 +79,7 @@ class HfDataSettings:
     tokenizer_dir: Path | None
     """Folder with tokenizer.json; None for the run's `pretrained_model_dir`."""
     shuffle: bool
-    """Shuffle the samples, after packing."""
+    """Shuffle the samples, after packing, anew for every epoch."""
     seed: int
     cache_dir: Path | None
     """Where `datasets` and the tokenised samples are kept; None for their places under the home folder."""

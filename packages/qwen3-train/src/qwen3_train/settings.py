@@ -10,8 +10,9 @@ from qwen3_model.errors import ConfigError
 from qwen3_model.layout import Layout
 from qwen3_model.run_config import RunConfig
 from qwen3_train.adam_settings import AdamSettings
-from qwen3_train.data_settings import DataSettings, read_data
-from qwen3_train.hf_settings import HfDataSettings, SftFileSettings, read_hf_data, read_sft_file
+from qwen3_train.data_settings import DataSettings
+from qwen3_train.dataset_settings import read_dataset, read_eval_dataset
+from qwen3_train.hf_settings import HfDataSettings, SftFileSettings
 from qwen3_train.layout_checks import layout_problems, process_problems
 from qwen3_train.lora_settings import LoraSettings, read_lora, refuse_empty_stages
 from qwen3_train.model_settings import read_model
@@ -56,6 +57,8 @@ class TrainSettings:
     max_grad_norm: float | None
     """Clip the global norm to this; None for no clipping."""
     data: DataSettings | HfDataSettings | SftFileSettings
+    eval_data: HfDataSettings | SftFileSettings | None
+    """Held-out conversations; None for none, or where token files are split."""
     do_eval: bool
     eval_every: int | None
     """Steps between evaluations; None for only before the first and after the last step."""
@@ -90,12 +93,13 @@ def read_settings(config: RunConfig, *, worker_num: int = 1) -> TrainSettings:
     """
     problems: list[str] = []
     hf_dir = _path(config.get("pretrained_model_dir"))
-    data = _collect(problems, _data, config.get("train_dataset") or {})
+    data = _collect(problems, read_dataset, config.get("train_dataset") or {})
     model = None
     if hf_dir is not None and not hf_dir.is_dir():
         problems.append(f"pretrained_model_dir={hf_dir} is not a folder; give a Hugging Face model folder")
     else:
         model = _collect(problems, read_model, config.get("model.model_config") or {}, hf_dir)
+    eval_data = _collect(problems, read_eval_dataset, config, data) if data is not None else None
     layout = _collect(problems, _layout, config, worker_num)
     offset = _collect(problems, read_offset, config.get("model.model_config.offset"))
     problems += _number_problems(config) + _mode_problems(config)
@@ -138,6 +142,7 @@ def read_settings(config: RunConfig, *, worker_num: int = 1) -> TrainSettings:
         lr_schedule=_lr_section(config),
         max_grad_norm=float(wrapper.get("max_grad_norm") or 1.0) if wrapper.get("use_clip_grad") else None,
         data=data,
+        eval_data=eval_data,
         do_eval=bool(config.get("do_eval", False)),
         eval_every=_positive(config.get("eval_step_interval")),
         log_every=_callback(config, "MFLossMonitor").get("per_print_times") or 1,
@@ -147,13 +152,6 @@ def read_settings(config: RunConfig, *, worker_num: int = 1) -> TrainSettings:
         recompute=bool(config.get("recompute_config.recompute", False)),
         lora=lora,
     )
-
-
-def _data(section: Mapping[str, Any]) -> DataSettings | HfDataSettings | SftFileSettings:
-    kind = (section.get("data_loader") or {}).get("type")
-    if kind == "HFDataLoader":
-        return read_hf_data(section)
-    return read_sft_file(section) if kind == "SftFileDataLoader" else read_data(section)
 
 
 def default_device() -> str:
@@ -234,10 +232,6 @@ def _mode_problems(config: RunConfig) -> list[str]:
         problems.append(
             "recompute_config.select_recompute=True is not implemented; use recompute_config.recompute, "
             "which computes whole layers again"
-        )
-    if config.get("do_eval") and config.get("eval_dataset"):
-        problems.append(
-            "eval_dataset is not implemented; the valid part of train_dataset's split is evaluated"
         )
     return problems
 

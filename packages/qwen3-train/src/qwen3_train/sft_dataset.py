@@ -40,22 +40,27 @@ class SftSamples:
 
 
 class SftDataset:
-    """Packs as rows of `seq_length` tokens, in a fixed order."""
+    """Packs as rows of `seq_length` tokens, in the order of the data or shuffled anew for every epoch."""
 
     def __init__(self, samples: SftSamples, seq_length: int, pad_id: int, shuffle_seed: int | None) -> None:
         self.samples, self.seq_length, self.pad_id = samples, seq_length, pad_id
         self.begins_S = np.concatenate([[0], np.cumsum(samples.lengths_S, dtype=np.int64)])
-        count = len(samples.firsts_P) - 1
-        self.order_P = np.arange(count)
-        if shuffle_seed is not None:
-            self.order_P = np.random.default_rng(shuffle_seed).permutation(count)
+        self._seed = shuffle_seed
+        self._ordered_epoch, self._order_P = -1, np.arange(len(self))
 
     def __len__(self) -> int:
-        return len(self.order_P)
+        return len(self.samples.firsts_P) - 1
 
-    def sample(self, number: int) -> Sample:
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """Return the packs in their order in an epoch, counted from 0; it depends on seed and epoch alone."""
+        if self._seed is not None and epoch != self._ordered_epoch:
+            self._order_P = np.random.default_rng([self._seed, epoch]).permutation(len(self))
+            self._ordered_epoch = epoch
+        return self._order_P
+
+    def sample(self, number: int, epoch: int = 0) -> Sample:
         """Return a row: position t has loss where token t + 1 of the same conversation is to be predicted."""
-        pack = int(self.order_P[number])
+        pack = int(self.order(epoch)[number])
         first, last = self.samples.firsts_P[pack : pack + 2].tolist()
         lengths = self.samples.lengths_S[first:last]
         part = slice(int(self.begins_S[first]), int(self.begins_S[last]))

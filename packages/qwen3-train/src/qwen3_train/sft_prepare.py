@@ -21,24 +21,23 @@ def prepare_sft(settings: TrainSettings, data: HfDataSettings | SftFileSettings,
     Raises:
         ConfigError, FormatError: Data, tokenizer and model do not fit each other.
     """
-    if settings.do_eval:
-        raise ConfigError("do_eval=True needs held-out data, which instruction data lack; set it to False")
-    if isinstance(data, SftFileSettings):
-        tokenizer, samples = open_samples(data, settings.hf_dir)
-    else:
-        tokenizer = _tokenizer(data.tokenizer_dir or settings.hf_dir)
-        samples, told = make_samples(data, tokenizer)
-        notes += told
+    if settings.do_eval and settings.eval_data is None:
+        raise ConfigError(
+            "do_eval=True needs held-out conversations; describe them in eval_dataset, with the keys of "
+            "train_dataset, or set it to False"
+        )
+    tokenizer, samples = _samples(settings, data, notes)
     if tokenizer.vocab_size > settings.model.vocab_size:
         raise ConfigError(
             f"the tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens, but the model has "
             f"vocab_size={settings.model.vocab_size}; use the model's own tokenizer or raise vocab_size"
         )
+    valid = _valid(settings, settings.eval_data, tokenizer, notes) if settings.eval_data else None
     seed = data.seed if data.shuffle else None
     return RunData(
         train=SftDataset(samples, data.seq_length, tokenizer.pad_id, seed),
-        valid=None,
-        num_valid=0,
+        valid=valid,
+        num_valid=len(valid) if valid else 0,
         options=SHIFTED,
         eos_id=tokenizer.eos_id,
         stop_ids=tuple(dict.fromkeys((tokenizer.eos_id, tokenizer.pad_id))),
@@ -46,8 +45,37 @@ def prepare_sft(settings: TrainSettings, data: HfDataSettings | SftFileSettings,
     )
 
 
+def _samples(
+    settings: TrainSettings, data: HfDataSettings | SftFileSettings, notes: list[str]
+) -> tuple[Qwen3Tokenizer, SftSamples]:
+    if isinstance(data, SftFileSettings):
+        return open_samples(data, settings.hf_dir)
+    tokenizer = _tokenizer(data.tokenizer_dir or settings.hf_dir)
+    samples, told = make_samples(data, tokenizer)
+    notes += told
+    return tokenizer, samples
+
+
+def _valid(
+    settings: TrainSettings,
+    data: HfDataSettings | SftFileSettings,
+    tokenizer: Qwen3Tokenizer,
+    notes: list[str],
+) -> SftDataset:
+    """Return the held-out conversations in the order of the data."""
+    told: list[str] = []
+    own, samples = _samples(settings, data, told)
+    notes += [f"eval_dataset: {sentence}" for sentence in told]
+    if own.sha256 != tokenizer.sha256:
+        raise ConfigError(
+            f"eval_dataset uses another tokenizer ({own.name}) than train_dataset; name the same one in both"
+        )
+    return SftDataset(samples, data.seq_length, tokenizer.pad_id, None)
+
+
 def _fingerprint(samples: SftSamples, seq_length: int, seed: int | None, global_batch: int) -> str:
-    told = f"{samples.digest()} {seq_length} {seed} {global_batch}"
+    order = f"{seed} anew" if seed is not None else seed
+    told = f"{samples.digest()} {seq_length} {order} {global_batch}"
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
