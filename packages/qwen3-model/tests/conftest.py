@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import pytest
 from qwen3_model.config import Qwen3Config
 from qwen3_model.safetensors_file import open_safetensors
 
+sys.path.insert(0, str(Path(__file__).parent))  # ascend_formulas.py
 GOLDEN_DIR = Path(os.environ.get("QWEN3_GOLDEN_DIR", Path(__file__).parent / "golden"))
 
 

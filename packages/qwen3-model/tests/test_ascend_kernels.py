@@ -1,86 +1,280 @@
-"""The Ascend graphs, compiled by MindSpore's front end on a CPU: operators and shapes, not numbers."""
+"""The Ascend graphs of the model, compiled by MindSpore's front end on a CPU: shapes and types, not numbers.
+
+Each size has one layer of its own shapes, and its whole vocabulary, under every degree of tensor parallelism.
+"""
 
 import dataclasses
 
+import ascend_contracts
 import mindspore as ms
-import numpy as np
 import pytest
-from mindspore import Tensor, nn, ops
+from ascend_graphs import compile_graph, fake_groups, halves, ints
+from mindspore import nn, ops
 
-from qwen3_model.cache import KVCache
+from qwen3_model.ascend_kernels import AscendKernels
+from qwen3_model.collectives import make_group
 from qwen3_model.config import SIZES
 from qwen3_model.errors import ConfigError
-from qwen3_model.kernels import AscendKernels, PortableKernels, make_kernels
+from qwen3_model.kernels import PortableKernels, make_kernels
 from qwen3_model.model import CachedQwen3, Qwen3ForCausalLM
+from qwen3_model.shards import Shards, Whole
 
-FUSED = (b"FlashAttentionScore", b"RmsNorm", b"RotaryPositionEmbedding", b"Swiglu")
-CONFIG = dataclasses.replace(SIZES["0.6B"], num_layers=1, vocab_size=512, max_position_embeddings=64)
+FUSED = (b"RmsNorm", b"RotaryPositionEmbedding", b"Swiglu")
+ROWS, LENGTH, CAPACITY = 2, 32, 64
+TINY = dataclasses.replace(
+    SIZES["0.6B"], hidden_size=128, intermediate_size=256, num_heads=8, head_dim=16, vocab_size=512
+)
+CONFIGS = {"tiny": TINY} | SIZES
 
 
 @pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path, monkeypatch):
+def checked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # a refused graph is written to the working directory
+    ascend_contracts.install(monkeypatch)
+    fake_groups(monkeypatch)
 
 
-@pytest.fixture(scope="module")
-def network():
-    return Qwen3ForCausalLM(CONFIG, AscendKernels(), param_dtype=ms.bfloat16)
+def one_layer(size):
+    return dataclasses.replace(CONFIGS[size], num_layers=1, max_position_embeddings=CAPACITY)
 
 
-def ints(*shape):
-    return Tensor(np.zeros(shape, np.int32))
+def rank_of(size, tp, *, sequence_parallel=False):
+    """One rank's model and cache."""
+    config, kernels = one_layer(size), make_kernels("Ascend")
+    group = make_group("Ascend", f"tp_0_{tp}", list(range(tp)), tp - 1)
+    shards = Whole() if tp == 1 else Shards(group, sequence_parallel=sequence_parallel)
+    own = dataclasses.replace(
+        config, num_heads=config.num_heads // tp, num_kv_heads=config.num_kv_heads // tp
+    )
+    model = Qwen3ForCausalLM(config, kernels, param_dtype=ms.bfloat16, tp=shards)
+    return model, CachedQwen3(model, kernels.make_cache(own, ROWS, CAPACITY))
 
 
-def compile_graph(tmp_path, cell, *inputs):
-    ms.export(cell, *inputs, file_name=str(tmp_path / "graph"), file_format="MINDIR")
-    return b"".join(path.read_bytes() for path in tmp_path.rglob("*.mindir"))
+def documents_kept_apart(size, tp):
+    model, _ = rank_of(size, tp)
+    return compile_graph(model, *[ints(ROWS, LENGTH)] * 3)
 
 
-def test_training_graph_with_the_causal_order(tmp_path, network):
-    graph = compile_graph(tmp_path, network, ints(2, 64))
-    assert all(name in graph for name in FUSED)
+def causal_order(size, tp):
+    model, _ = rank_of(size, tp, sequence_parallel=True)
+    return compile_graph(model, ints(ROWS, LENGTH))
 
 
-def test_training_graph_with_documents_kept_apart(tmp_path, network):
-    graph = compile_graph(tmp_path, network, ints(2, 64), ints(2, 64), ints(2, 64))
-    assert all(name in graph for name in FUSED)
+def piece_of_a_prompt(size, tp):
+    _, cached = rank_of(size, tp)
+    return compile_graph(cached, ints(1, LENGTH), ints(1, LENGTH), ints(1), ints(1))
 
 
-@pytest.mark.parametrize("length", [32, 1], ids=["prefill", "decode"])
-def test_cached_graphs(tmp_path, network, length):
-    cached = CachedQwen3(network, KVCache(CONFIG, 2, 64, ms.bfloat16))
-    graph = compile_graph(tmp_path, cached, ints(2, length), ints(2, length), ints(2))
-    assert all(name in graph for name in (*FUSED, b"ScatterUpdate"))
+def decoding(size, tp):
+    _, cached = rank_of(size, tp)
+    return compile_graph(cached, ints(ROWS, 1), ints(ROWS, 1), ints(ROWS))
 
 
-def test_gradients_compile(tmp_path, network):
+GRAPHS = {
+    documents_kept_apart: {b"FlashAttentionScore"},
+    piece_of_a_prompt: {b"FlashAttentionScore", b"ReshapeAndCache"},
+    decoding: {b"IncreFlashAttention", b"ReshapeAndCache"},
+}
+
+
+@pytest.mark.parametrize("tp", [1, 2, 4, 8])
+@pytest.mark.parametrize("size", CONFIGS)
+def test_a_rank_of_every_size_compiles_forward_prefill_and_decoding(size, tp):
+    for build, wanted in GRAPHS.items():
+        if build is documents_kept_apart and tp > 1:
+            continue  # the mask and the heads of a rank are those of a prompt's piece
+        graph = build(size, tp)
+        assert all(name in graph for name in (*FUSED, *wanted)), build.__name__
+        assert (b"IncreFlashAttention" in graph) == (build is decoding)
+        assert (b"AllReduce" in graph) == (tp > 1)
+
+
+def test_the_causal_order_and_the_exchanges_of_sequence_parallelism():
+    graph = causal_order("0.6B", 2)
+    names = (*FUSED, b"FlashAttentionScore", b"AllGather", b"ReduceScatter")
+    assert all(name in graph for name in names)
+
+
+def test_gradients_compile():
     class Gradients(nn.Cell):
         def __init__(self):
             super().__init__()
-            self.network = network
+            self.network, _ = rank_of("0.6B", 1)
             self.gradient = ops.GradOperation(get_by_list=True)
-            self.weights = ms.ParameterTuple(network.trainable_params())
+            self.weights = ms.ParameterTuple(self.network.trainable_params())
 
         def construct(self, ids_BL):
             return self.gradient(self.network, self.weights)(ids_BL)
 
-    graph = compile_graph(tmp_path, Gradients(), ints(1, 16))
-    assert all(name in graph for name in (b"FlashAttentionScoreGrad", b"RmsNormGrad", b"SwigluGrad"))
+    graph = compile_graph(Gradients(), ints(1, LENGTH))
+    wanted = (
+        b"FlashAttentionScoreGrad",
+        b"RmsNormGrad",
+        b"SwigluGrad",
+        b"RotaryPositionEmbeddingGrad",
+    )
+    assert all(name in graph for name in wanted)
 
 
-def test_the_front_end_refuses_wrong_shapes_so_that_these_tests_can_fail(tmp_path):
-    class WrongShape(nn.Cell):
-        def __init__(self):
+# Each of MindSpore's operators, called wrongly. `argument` says what of a call to put in another's place.
+CHECKED = {name: checked for name, (_, checked) in ascend_contracts.OPERATORS.items()}
+NORM, SWIGLU, TURN = CHECKED["rms_norm"], CHECKED["swiglu"], CHECKED["rotary_position_embedding"]
+ATTEND, DECODE = CHECKED["flash_attention_score"], CHECKED["incre_flash_attention"]
+STORE = CHECKED["reshape_and_cache"]
+
+
+def norm_swapped(x, gamma, eps):
+    return NORM(gamma, x, eps)
+
+
+def norm_of_other_type(x, gamma, eps):
+    return NORM(x, gamma.astype(ms.float16), eps)
+
+
+def norm_too_short(x, gamma, eps):
+    return NORM(x, gamma[:-1], eps)
+
+
+def swiglu_odd(x, dim):
+    return SWIGLU(x[:, :-1], dim)
+
+
+def swiglu_of_integers(x, dim):
+    return SWIGLU(x.astype(ms.int32), dim)
+
+
+def turn_heads_first(x, cos, sin, mode):
+    return TURN(x.transpose(0, 2, 1, 3), cos, sin, mode)
+
+
+def turn_by_other_type(x, cos, sin, mode):
+    return TURN(x, cos.astype(ms.bfloat16), sin, mode)
+
+
+def turn_by_half_a_table(x, cos, sin, mode):
+    return TURN(x, cos[..., :8], sin, mode)
+
+
+def turn_in_other_mode(x, cos, sin, mode):
+    return TURN(x, cos, sin, 1)
+
+
+def attend_swapped(q, k, v, n, **named):
+    return ATTEND(k, q, v, n, **named)
+
+
+def attend_with_other_heads(q, k, v, n, **named):
+    return ATTEND(q, k, v, n // 3, **named)
+
+
+def attend_with_mask_of_floats(q, k, v, n, *, attn_mask, scalar_value, input_layout, sparse_mode):
+    mask = attn_mask.astype(ms.float32)
+    return ATTEND(
+        q, k, v, n, attn_mask=mask, scalar_value=scalar_value,
+        input_layout=input_layout, sparse_mode=sparse_mode,
+    )  # fmt: skip
+
+
+def attend_in_other_mode(q, k, v, n, *, attn_mask, scalar_value, input_layout, sparse_mode):
+    return ATTEND(
+        q, k, v, n, attn_mask=attn_mask, scalar_value=scalar_value,
+        input_layout=input_layout, sparse_mode=2 - sparse_mode,
+    )  # fmt: skip
+
+
+def attend_with_short_keys(q, k, v, n, **named):
+    return ATTEND(q, k[:, :, :-16], v, n, **named)
+
+
+def attend_in_float32(q, k, v, n, **named):
+    return ATTEND(q.astype(ms.float32), k, v, n, **named)
+
+
+def decode_without_lists(q, k, v, **named):
+    return DECODE(q, k[0], v[0], **named)
+
+
+def decode_swapped(q, k, v, **named):
+    return DECODE(k[0], [q], v, **named)
+
+
+def decode_in_float32(q, k, v, **named):
+    return DECODE(q.astype(ms.float32), k, v, **named)
+
+
+def store_swapped(k, v, key_cache, value_cache, slots):
+    return STORE(key_cache, value_cache, k, v, slots)
+
+
+def store_with_slots_first(k, v, key_cache, value_cache, slots):
+    return STORE(k, v, slots, key_cache, value_cache)
+
+
+def store_of_other_type(k, v, key_cache, value_cache, slots):
+    return STORE(k.astype(ms.float32), v, key_cache, value_cache, slots)
+
+
+def store_with_a_slot_missing(k, v, key_cache, value_cache, slots):
+    return STORE(k, v, key_cache, value_cache, slots[:-1])
+
+
+def store_with_slots_of_floats(k, v, key_cache, value_cache, slots):
+    return STORE(k, v, key_cache, value_cache, slots.astype(ms.float32))
+
+
+MISTAKES = {
+    "rms_norm": [norm_swapped, norm_of_other_type, norm_too_short],
+    "swiglu": [swiglu_odd, swiglu_of_integers],
+    "rotary_position_embedding": [
+        turn_heads_first,
+        turn_by_other_type,
+        turn_by_half_a_table,
+        turn_in_other_mode,
+    ],
+    "flash_attention_score": [
+        attend_swapped,
+        attend_with_other_heads,
+        attend_with_mask_of_floats,
+        attend_in_other_mode,
+        attend_with_short_keys,
+        attend_in_float32,
+    ],
+    "incre_flash_attention": [decode_without_lists, decode_swapped, decode_in_float32],
+    "reshape_and_cache": [
+        store_swapped,
+        store_with_slots_first,
+        store_of_other_type,
+        store_with_a_slot_missing,
+        store_with_slots_of_floats,
+    ],
+}
+# Of these MindSpore's own front end sees none but the first; the contract in front of it sees all.
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"), [(name, wrong) for name, several in MISTAKES.items() for wrong in several]
+)
+def test_a_wrong_call_does_not_compile(monkeypatch, name, wrong):
+    where, _ = ascend_contracts.OPERATORS[name]
+    monkeypatch.setattr(where, name, wrong)
+    build = decoding if name in ("incre_flash_attention", "reshape_and_cache") else documents_kept_apart
+    with pytest.raises((ValueError, TypeError, RuntimeError)):
+        build("0.6B", 1)
+
+
+def test_a_wrong_collective_does_not_compile():
+    class Exchange(nn.Cell):
+        def __init__(self, kind):
             super().__init__()
-            self.kernels = AscendKernels()
+            self.group, self.kind = make_group("Ascend", "tp_0_4", [0, 1, 2, 3], 0), kind
 
-        def construct(self, q_RH, turn_BLH):
-            plan = self.kernels.plan(turn_BLH, turn_BLH, None, 3, 2)
-            return self.kernels.attention(q_RH, q_RH, q_RH, plan)
+        def construct(self, x):
+            return self.group.gather_rows(x) if self.kind == "gather" else self.group.scatter_rows(x)
 
-    q_RH = Tensor(np.zeros((16, 128), np.float32)).astype(ms.bfloat16)
-    with pytest.raises(ValueError, match="shape"):
-        compile_graph(tmp_path, WrongShape(), q_RH, Tensor(np.zeros((1, 8, 64), np.float32)))
+    compile_graph(Exchange("gather"), halves(6, 8))
+    compile_graph(Exchange("scatter"), halves(8, 8))
+    with pytest.raises((ValueError, RuntimeError), match="divided by 'rank_size'"):
+        compile_graph(Exchange("scatter"), halves(6, 8))
 
 
 def test_the_device_chooses_the_kernels():

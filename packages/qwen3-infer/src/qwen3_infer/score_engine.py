@@ -37,7 +37,7 @@ class Scorer:
         # A last piece may reach beyond the sequence.
         capacity = round_up(max_tokens + PIECES[-1], PIECES[0])
         self.max_tokens = max_tokens
-        cache = KVCache(model.config, 1, capacity, model.kernels.compute_dtype)
+        cache = model.kernels.make_cache(model.config, 1, capacity)
         reader, head = _Reader(model, cache), _Head(model)
         for cell in (reader, head):
             cell.set_train(False)

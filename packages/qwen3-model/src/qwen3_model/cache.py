@@ -22,13 +22,16 @@ class KVCache(nn.Cell):
     ) -> None:
         super().__init__()
         self.num_rows, self.capacity = num_rows, capacity
-        shape = (num_rows * config.num_kv_heads * capacity, config.head_dim)
+        shape = self._shape(config)
         layers = range(config.num_layers)
         self.keys = ParameterTuple([_slots(f"cache.keys.{i}", shape, dtype) for i in layers])
         self.values = ParameterTuple([_slots(f"cache.values.{i}", shape, dtype) for i in layers])
         starts = np.arange(num_rows * config.num_kv_heads, dtype=np.int32) * capacity
         self._starts_BK1 = Tensor(starts.reshape(num_rows, config.num_kv_heads, 1))
         self._slots_T = Tensor(np.arange(capacity, dtype=np.int32))
+
+    def _shape(self, config: Qwen3Config) -> tuple[int, ...]:
+        return self.num_rows * config.num_kv_heads * self.capacity, config.head_dim
 
     def places(self, position_ids_BL: Tensor, rows_B: Tensor | None = None) -> tuple:
         """Return where new tokens go and what they see, the same for every layer.
@@ -45,6 +48,29 @@ class KVCache(nn.Cell):
         return mint.less_equal(self._slots_T, position_ids_BL[:, :, None])
 
 
+class TokenCache(KVCache):
+    """The same with all heads of a token side by side, (B, T, K, H), as Ascend's operators have them."""
+
+    def __init__(
+        self, config: Qwen3Config, num_rows: int, capacity: int, dtype: ms.Type = ms.float32
+    ) -> None:
+        super().__init__(config, num_rows, capacity, dtype)
+        self._starts_B1 = Tensor(np.arange(num_rows, dtype=np.int32).reshape(-1, 1) * capacity)
+
+    def _shape(self, config: Qwen3Config) -> tuple[int, ...]:
+        return self.num_rows, self.capacity, config.num_kv_heads, config.head_dim
+
+    def places(self, position_ids_BL: Tensor, rows_B: Tensor | None = None) -> tuple:
+        """Return where new tokens go and what they see, the same for every layer.
+
+        Returns:
+            The flat slot of each new token, int32 of shape (B * L,); `rows_B` as given; how many slots each
+            query sees, int64 of shape (B, L).
+        """
+        starts_B1 = self._starts_B1 if rows_B is None else ops.gather(self._starts_B1, rows_B, 0)
+        return (starts_B1 + position_ids_BL).reshape(-1), rows_B, (position_ids_BL + 1).astype(ms.int64)
+
+
 def write_and_read(cache: Parameter, places: tuple, new_RH: Tensor, num_rows: int) -> Tensor:
     """Put new rows, in the order (B, K, L), into their slots and return the rows in use, (B * K * T, H).
 
@@ -57,5 +83,5 @@ def write_and_read(cache: Parameter, places: tuple, new_RH: Tensor, num_rows: in
     return ops.gather(written.reshape(num_rows, -1), rows_B, 0).reshape(-1, new_RH.shape[1])
 
 
-def _slots(name: str, shape: tuple[int, int], dtype: ms.Type) -> Parameter:
+def _slots(name: str, shape: tuple[int, ...], dtype: ms.Type) -> Parameter:
     return Parameter(Tensor(np.zeros(shape, np.float32), dtype=dtype), name=name, requires_grad=False)

@@ -1,7 +1,7 @@
 """The one seam between devices: the few operations that an accelerator has fused and a CPU has not.
 
-`PortableKernels` is plain mathematics in float32 and runs everywhere. `AscendKernels` calls MindSpore's fused
-operators in bfloat16; the tests compile its graphs, which is not the same as having run on the hardware.
+`PortableKernels` is plain mathematics in float32 and runs everywhere; `ascend_kernels` has the same methods and
+calls MindSpore's fused operators.
 
 Each has a `plan`, made once a call and handed to every layer: what positions and mask come to on that device.
 
@@ -15,14 +15,16 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, mint, ops
 
-from qwen3_model.cache import write_and_read
+from qwen3_model.ascend_kernels import AscendKernels
+from qwen3_model.cache import KVCache, write_and_read
+from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError
 from qwen3_model.portable_ops import OrderRows, RmsNorm, Softmax
 
+__all__ = ["AscendKernels", "PortableKernels", "make_kernels"]
+
 # Adding this hides a key; it is finite so that a query which sees nothing gives a mean and not NaN.
 HIDDEN = -1e30
-# FlashAttentionScore's compressed causal mask has this fixed size whatever the sequence length.
-COMPRESSED_MASK = 2048
 
 
 @ms.jit_class
@@ -40,6 +42,10 @@ class PortableKernels:
         self._join = ops.Concat(-1)
         self._add_row = ops.BiasAdd()
         self._rms_norm, self._softmax, self._order_rows = RmsNorm(), Softmax(), OrderRows()
+
+    def make_cache(self, config: Qwen3Config, num_rows: int, capacity: int) -> KVCache:
+        """Return room for `capacity` tokens in each of `num_rows` rows."""
+        return KVCache(config, num_rows, capacity, self.compute_dtype)
 
     def embed(self, weight_VD: Tensor, ids_M: Tensor) -> Tensor:
         """Return the row of each id."""
@@ -127,89 +133,6 @@ class PortableKernels:
     def _reorder(self, x_RH: Tensor, orders: Any) -> Tensor:
         order, inverse = orders
         return x_RH if order is None else self._order_rows(x_RH, order, inverse)
-
-
-@ms.jit_class
-class AscendKernels:
-    """MindSpore's fused operators for Ascend, in bfloat16."""
-
-    compute_dtype = ms.bfloat16
-
-    def __init__(self) -> None:
-        self._matmul = ops.MatMul(transpose_b=True)
-        self._join = ops.Concat(-1)
-
-    def embed(self, weight_VD: Tensor, ids_M: Tensor) -> Tensor:
-        """Return the row of each id."""
-        return ops.gather(weight_VD, ids_M, 0).astype(self.compute_dtype)
-
-    def linear(self, x_MD: Tensor, weight_OD: Tensor) -> Tensor:
-        """Multiply each row by the transpose of the weight."""
-        return self._matmul(x_MD, weight_OD.astype(x_MD.dtype))
-
-    def rms_norm(self, x_MD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-        """Scale each row to unit root mean square, then by the weight."""
-        return ops.rms_norm(x_MD, weight_D.astype(x_MD.dtype), eps)[0]
-
-    def swiglu(self, gate_MF: Tensor, up_MF: Tensor) -> Tensor:
-        """Return silu(gate) * up."""
-        return ops.auto_generate.swiglu(self._join((gate_MF, up_MF)), -1)
-
-    def plan(
-        self, cos_BLH: Tensor, sin_BLH: Tensor, visible_BLS: Tensor | None, num_heads: int, num_kv_heads: int
-    ) -> tuple:
-        """Return what every layer needs: sizes, the turns as (B, L, 1, H), the mask (1 hides a key)."""
-        sizes = cos_BLH.shape[0], cos_BLH.shape[1], num_heads, num_kv_heads
-        if visible_BLS is None:
-            mask = Tensor(np.triu(np.ones((COMPRESSED_MASK, COMPRESSED_MASK), np.uint8), 1))
-        else:
-            mask = mint.logical_not(visible_BLS).astype(ms.uint8).expand_dims(1)
-        cos_BL1H = self._join((cos_BLH, cos_BLH)).expand_dims(2).astype(self.compute_dtype)
-        sin_BL1H = self._join((sin_BLH, sin_BLH)).expand_dims(2).astype(self.compute_dtype)
-        return sizes, (cos_BL1H, sin_BL1H), mask
-
-    def rotate_queries(self, q_RH: Tensor, plan: Any) -> Tensor:
-        """Turn pair i = (x[i], x[i + H/2]) of each query head by its angle."""
-        return self._rotate(q_RH, plan, plan[0][2])
-
-    def rotate_keys(self, k_RH: Tensor, plan: Any) -> Tensor:
-        """Turn the key heads likewise."""
-        return self._rotate(k_RH, plan, plan[0][3])
-
-    def heads_first(self, k_RH: Tensor, plan: Any) -> Tensor:
-        """Bring keys or values from the order (B, L, K) of rows into (B, K, L)."""
-        b, length, _, num_kv_heads = plan[0]
-        h = k_RH.shape[1]
-        return k_RH.reshape(b, length, num_kv_heads, h).transpose(0, 2, 1, 3).reshape(-1, h)
-
-    def attention(self, q_RH: Tensor, k_RH: Tensor, v_RH: Tensor, plan: Any) -> Tensor:
-        """Return softmax(q k^T / sqrt(H) + mask) v in the order of `q_RH`, never holding all scores."""
-        (b, length, num_heads, num_kv_heads), _, mask = plan
-        h = q_RH.shape[1]
-        out_BNLH = ops.flash_attention_score(
-            q_RH.reshape(b, length, num_heads, h).transpose(0, 2, 1, 3),
-            k_RH.reshape(b, num_kv_heads, -1, h),
-            v_RH.reshape(b, num_kv_heads, -1, h),
-            num_heads,
-            attn_mask=mask,
-            scalar_value=h**-0.5,
-            input_layout="BNSD",
-            sparse_mode=2 if len(mask.shape) == 2 else 0,
-        )
-        return out_BNLH.transpose(0, 2, 1, 3).reshape(-1, h)
-
-    def cached_attention(self, q_RH: Tensor, k_RH: Tensor, v_RH: Tensor, plan: Any, cached: Any) -> Tensor:
-        """Store new keys and values, all in the order (B, L, heads), and attend to those stored so far."""
-        keys, values, num_rows, places = cached
-        k_RH = write_and_read(keys, places, self.heads_first(k_RH, plan), num_rows)
-        v_RH = write_and_read(values, places, self.heads_first(v_RH, plan), num_rows)
-        return self.attention(q_RH, k_RH, v_RH, plan)
-
-    def _rotate(self, x_RH: Tensor, plan: Any, num_heads: int) -> Tensor:
-        (b, length, _, _), (cos_BL1H, sin_BL1H), _ = plan
-        h = x_RH.shape[1]
-        x_BLNH = x_RH.reshape(b, length, num_heads, h)
-        return ops.auto_generate.rotary_position_embedding(x_BLNH, cos_BL1H, sin_BL1H, 0).reshape(-1, h)
 
 
 def make_kernels(device_target: str) -> PortableKernels | AscendKernels:

@@ -1,0 +1,169 @@
+"""What Ascend's fused operators take by their documentation: more than MindSpore's own front end refuses.
+
+The checks read shapes and types only, in the subset of Python that a graph may hold, so they hold for a graph
+that is compiled as for a call that is computed. `install` puts them before MindSpore's operators.
+"""
+
+import mindspore as ms
+from mindspore import ops
+
+FLOATS = (ms.float16, ms.bfloat16, ms.float32)
+HALVES = (ms.float16, ms.bfloat16)
+
+
+def require(holds, sentence):
+    if not holds:
+        raise ValueError(sentence)
+
+
+def check_rms_norm(x, gamma, epsilon):
+    require(x.dtype in FLOATS, "rms_norm: x is a float")
+    require(gamma.dtype == x.dtype, "rms_norm: gamma is of the type of x")
+    require(gamma.shape == x.shape[-1:], "rms_norm: gamma has the last dimension of x")
+    require(0.0 < epsilon < 1.0, "rms_norm: epsilon lies between 0 and 1")
+
+
+def check_swiglu(x, dim):
+    require(x.dtype in FLOATS, "swiglu: a float")
+    require(dim == -1, "swiglu: halves of the last dimension")
+    require(x.shape[-1] % 2 == 0, "swiglu: an even dimension")
+
+
+def check_rotary(x, cos, sin, mode):
+    require(x.dtype in FLOATS, "rotary: a float")
+    require(cos.dtype == x.dtype, "rotary: cos is of the type of x")
+    require(sin.dtype == x.dtype, "rotary: sin is of the type of x")
+    require(len(x.shape) == 4, "rotary: four dimensions")
+    b, s, n, d = x.shape
+    require(d % 2 == 0, "rotary: D is even")
+    require(d < 896, "rotary: D is below 896")
+    require(b < 1000, "rotary: B is below 1000")
+    require(n < 1000, "rotary: N is below 1000")
+    require(cos.shape == (b, s, 1, d), "rotary: cos is BS1D where x is BSND")
+    require(sin.shape == (b, s, 1, d), "rotary: sin is BS1D where x is BSND")
+    require(mode == 0, "rotary: halves are turned in mode 0")
+
+
+def check_heads(query, key, value, num_heads, halves):
+    """BSH queries, keys and values; returns D and the number of key heads."""
+    require(query.dtype in halves, "attention: queries are of a half type")
+    require(key.dtype == query.dtype, "attention: keys are of the queries' type")
+    require(value.dtype == query.dtype, "attention: values are of the queries' type")
+    require(len(query.shape) == 3, "attention: three dimensions, BSH")
+    require(len(key.shape) == 3, "attention: three dimensions, BSH")
+    require(key.shape == value.shape, "attention: keys and values are of one shape")
+    require(query.shape[0] == key.shape[0], "attention: as many rows of keys as of queries")
+    require(query.shape[2] % num_heads == 0, "attention: H is N times D")
+    d = query.shape[2] // num_heads
+    require(d % 16 == 0, "attention: D is a multiple of 16")
+    require(d <= 512, "attention: D is at most 512")
+    require(num_heads <= 256, "attention: N is at most 256")
+    require(key.shape[2] % d == 0, "attention: keys have heads of D")
+    num_kv_heads = key.shape[2] // d
+    require(num_heads % num_kv_heads == 0, "attention: key heads divide query heads")
+    return num_kv_heads
+
+
+def check_flash_attention(query, key, value, head_num, attn_mask, input_layout, sparse_mode, halves):
+    require(input_layout == "BSH", "flash attention: BSH here")
+    check_heads(query, key, value, head_num, halves)
+    require(attn_mask.dtype in (ms.bool_, ms.uint8), "flash attention: the mask is bool or uint8")
+    full = (query.shape[0], 1, query.shape[1], key.shape[1])
+    if sparse_mode == 2:
+        require(attn_mask.shape == (2048, 2048), "flash attention: mode 2 wants a mask of 2048 x 2048")
+        require(query.shape[1] == key.shape[1], "flash attention: mode 2 counts from the first key")
+    else:
+        require(sparse_mode == 0, "flash attention: sparse_mode is 0 or 2 here")
+        require(attn_mask.shape == full, "flash attention: mode 0 wants a mask of (B, 1, S1, S2)")
+
+
+def check_incre_flash_attention(
+    query, key, value, actual_seq_lengths, num_heads, input_layout, num_key_value_heads, halves
+):
+    require(input_layout == "BSH", "incremental: BSH here")
+    require(len(key) == 1, "incremental: a list of one tensor of keys")
+    require(len(value) == 1, "incremental: a list of one tensor of values")
+    num_kv_heads = check_heads(query, key[0], value[0], num_heads, halves)
+    require(num_key_value_heads == num_kv_heads, "incremental: the number of key heads is another")
+    require(query.shape[1] == 1, "incremental: one query a row")
+    require(actual_seq_lengths.dtype == ms.int64, "incremental: lengths are int64")
+    require(actual_seq_lengths.shape == (query.shape[0],), "incremental: one length a row")
+
+
+def check_reshape_and_cache(key, value, key_cache, value_cache, slot_mapping, halves):
+    require(key.dtype in halves, "cache: a half type")
+    require(key_cache.dtype == key.dtype, "cache: of the type of the keys")
+    require(value.dtype == key.dtype, "cache: values are of the type of the keys")
+    require(value_cache.dtype == key.dtype, "cache: of the type of the values")
+    require(len(key_cache.shape) == 4, "cache: (blocks, size, N, D)")
+    require(value_cache.shape == key_cache.shape, "cache: both of one shape")
+    # What MindSpore's shape inference takes; the documentation has (tokens, N, D), which it reads as BSH.
+    tokens = (slot_mapping.shape[0], key_cache.shape[2] * key_cache.shape[3])
+    require(key.shape == tokens, "cache: keys are (tokens, N * D)")
+    require(value.shape == tokens, "cache: values are (tokens, N * D)")
+    require(slot_mapping.dtype == ms.int32, "cache: slots are int32")
+    require(len(slot_mapping.shape) == 1, "cache: a slot a token")
+
+
+RMS_NORM, SWIGLU = ops.rms_norm, ops.auto_generate.swiglu
+ROTARY, STORE = ops.auto_generate.rotary_position_embedding, ops.auto_generate.reshape_and_cache
+FLASH, INCREMENTAL = ops.flash_attention_score, ops.incre_flash_attention
+
+
+def rms_norm(x, gamma, epsilon=1e-6):
+    check_rms_norm(x, gamma, epsilon)
+    return RMS_NORM(x, gamma, epsilon)
+
+
+def swiglu(x, dim=-1):
+    check_swiglu(x, dim)
+    return SWIGLU(x, dim)
+
+
+def rotary_position_embedding(x, cos, sin, mode=0):
+    check_rotary(x, cos, sin, mode)
+    return ROTARY(x, cos, sin, mode)
+
+
+def flash_attention_score(
+    query, key, value, head_num, *, attn_mask=None, scalar_value=1.0, input_layout="BSH", sparse_mode=0
+):
+    check_flash_attention(query, key, value, head_num, attn_mask, input_layout, sparse_mode, HALVES)
+    return FLASH(
+        query, key, value, head_num, attn_mask=attn_mask, scalar_value=scalar_value,
+        input_layout=input_layout, sparse_mode=sparse_mode,
+    )  # fmt: skip
+
+
+def incre_flash_attention(
+    query, key, value, *, actual_seq_lengths=None, num_heads=1, input_layout="BSH", scale_value=1.0,
+    num_key_value_heads=0,
+):  # fmt: skip
+    check_incre_flash_attention(
+        query, key, value, actual_seq_lengths, num_heads, input_layout, num_key_value_heads, HALVES
+    )
+    return INCREMENTAL(
+        query, key, value, actual_seq_lengths=actual_seq_lengths, num_heads=num_heads,
+        input_layout=input_layout, scale_value=scale_value, num_key_value_heads=num_key_value_heads,
+    )  # fmt: skip
+
+
+def reshape_and_cache(key, value, key_cache, value_cache, slot_mapping):
+    check_reshape_and_cache(key, value, key_cache, value_cache, slot_mapping, HALVES)
+    return STORE(key, value, key_cache, value_cache, slot_mapping)
+
+
+OPERATORS = {
+    "rms_norm": (ops, rms_norm),
+    "swiglu": (ops.auto_generate, swiglu),
+    "rotary_position_embedding": (ops.auto_generate, rotary_position_embedding),
+    "flash_attention_score": (ops, flash_attention_score),
+    "incre_flash_attention": (ops, incre_flash_attention),
+    "reshape_and_cache": (ops.auto_generate, reshape_and_cache),
+}
+"""Every fused operator of `ascend_kernels`, where MindSpore has it, and the checked one."""
+
+
+def install(monkeypatch):
+    for name, (where, checked) in OPERATORS.items():
+        monkeypatch.setattr(where, name, checked)
