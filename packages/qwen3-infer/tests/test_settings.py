@@ -89,7 +89,7 @@ def test_stop_ids_add_to_the_models(tmp_path):
             {},
             ("--parallel_config.model_parallel", "2"),
             UsageError,
-            "parallel_config.model_parallel=2 is none of 1",
+            "parallel_config.model_parallel=2 needs 2 processes, not 1",
         ),
         ({}, ("stray",), UsageError, "unexpected argument 'stray'"),
         ({"max_new_tokens": 0}, (), ConfigError, "max_new_tokens=0 must be at least 1"),
@@ -132,3 +132,10 @@ def test_a_generation_config_that_cannot_be_followed_is_refused(tmp_path, raw, s
 
 def test_neutral_keys_of_transformers_are_accepted(tmp_path):
     assert defaults(tmp_path, {"num_beams": 1, "num_return_sequences": 1, "min_p": None}).do_sample is False
+
+
+def test_a_layout_has_no_effect_without_use_parallel():
+    overrides = ("--use_parallel", "False", "--parallel_config.model_parallel", "2")
+    settings = read_settings(None, FLAGS, overrides)
+    assert settings.model_parallel == 1
+    assert settings.notes == ("parallel_config.model_parallel=2 has no effect while use_parallel is False",)

@@ -1,7 +1,8 @@
 """The command line of qwen3-infer."""
 
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,19 @@ import click
 
 from qwen3_infer import __version__
 from qwen3_infer.cli_evaluate import evaluate, score
-from qwen3_infer.cli_options import MODEL_OPTIONS, SAMPLING_OPTIONS, make_device, with_options
+from qwen3_infer.cli_options import (
+    ARGUMENTS,
+    MODEL_OPTIONS,
+    SAMPLING_OPTIONS,
+    ArgumentKeeper,
+    Rank,
+    make_device,
+    with_options,
+)
 from qwen3_infer.cli_serve import serve
 from qwen3_model.cli_base import CONTEXT, Commands, force_option, quiet_option
+from qwen3_model.msrun.checks import LaunchSettings
+from qwen3_model.msrun.cli_options import launch_options
 
 
 @click.group(cls=Commands)
@@ -25,7 +36,7 @@ main.add_command(evaluate)
 main.add_command(serve)
 
 
-@main.command(context_settings=CONTEXT | {"ignore_unknown_options": True})
+@main.command(cls=ArgumentKeeper, context_settings=CONTEXT | {"ignore_unknown_options": True})
 @with_options(MODEL_OPTIONS)
 @click.option(
     "--predict-data",
@@ -53,17 +64,24 @@ main.add_command(serve)
 @click.option("--stream/--no-stream", default=None, help="Print text as it comes.  [default: at a terminal]")
 @force_option("existing results")
 @quiet_option()
+@launch_options
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
 def generate(
+    context: click.Context,
+    /,
     config_path: Path | None,
     overrides: tuple[str, ...],
     output: Path | None,
     stream: bool | None,
+    make_launch: Callable[[Path], LaunchSettings],
     **options: Any,
 ) -> None:
     """Complete prompts; any key of the YAML may follow as --section.key VALUE.
 
     Sampling follows the model's generation_config.json, then the YAML, then the flags.
+
+    With --worker-num N the model is shared out over N processes, which MindSpore's msrun starts.
 
     \b
     Example:
@@ -71,12 +89,15 @@ def generate(
         --max-new-tokens 32
       qwen3-infer generate --pretrained-model-dir Qwen3-0.6B --predict-data questions.txt \\
         --predict-batch-size 8 --chat --no-thinking --output answers.jsonl
+      qwen3-infer generate --worker-num 2 --pretrained-model-dir Qwen3-32B --predict-data questions.txt
     """
-    from qwen3_infer.generate_run import Output, run_generate
+    from qwen3_infer.generate_launch import launch_generate
+    from qwen3_infer.generate_run import Output, run_generate, run_rank
     from qwen3_infer.settings import read_settings
+    from qwen3_infer.shown import ShownWriter
 
     kernels, threads = options.pop("kernels"), options.pop("threads")
-    truncate, allow_special = options.pop("truncate"), options.pop("allow_special")
+    how = {name: options.pop(name) for name in ("truncate", "allow_special")}
     where = Output(
         records_path=output,
         force=options.pop("force"),
@@ -85,9 +106,19 @@ def generate(
         say=lambda text: click.echo(text, nl=False),
         note=lambda text: click.echo(text, err=True),
     )
-    settings = read_settings(config_path, options, overrides)
+    worker_num = make_launch(Path()).worker_num
+    settings = read_settings(config_path, options, overrides, worker_num=worker_num)
+    rank: Rank | None = context.obj
+    if rank is None and worker_num > 1:
+        launch = make_launch(settings.output_dir)
+        launch_generate(settings, where, launch, context.meta[ARGUMENTS], os.environ, **how)
+        return
     device = make_device(settings.device_target, kernels, threads)
-    run_generate(settings, device, where, truncate=truncate, allow_special=allow_special)
+    if rank is None:
+        run_generate(settings, device, where, **how)
+    else:
+        shown = ShownWriter(rank.log_dir) if rank.number == 0 else None
+        run_rank(settings, device, where, shown, rank.number, **how)
 
 
 @main.command(context_settings=CONTEXT | {"ignore_unknown_options": True})

@@ -2,12 +2,33 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
 from qwen3_infer.device import Device
+
+ARGUMENTS = "qwen3_infer.arguments"
+
+
+@dataclass(frozen=True, slots=True)
+class Rank:
+    """Which worker of a job this process is; the context's `obj` of such a command."""
+
+    number: int
+    log_dir: Path
+    """Folder in which it says what the terminal shall show."""
+
+
+class ArgumentKeeper(click.Command):
+    """A command whose context keeps its arguments as they were given, for workers that read them again."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[ARGUMENTS] = tuple(args)
+        return super().parse_args(ctx, args)
+
 
 MODEL_OPTIONS = (
     click.option(

@@ -17,12 +17,14 @@ from qwen3_infer.native_kernels import NativeKernels
 from qwen3_infer.pieces import ALIGN, PIECES, round_up
 from qwen3_infer.pooled_cache import CacheCopy, PooledCache, slots
 from qwen3_infer.requests import Request
+from qwen3_infer.tensor_parallel import WholeLogits, shard_config
 from qwen3_model.cache import KVCache
 from qwen3_model.hf_folder import open_hf_folder
 from qwen3_model.kernels import make_kernels
 from qwen3_model.layers import Kernels
 from qwen3_model.loading import load_hf
 from qwen3_model.model import CachedQwen3, Qwen3ForCausalLM
+from qwen3_model.shards import Tp
 
 
 class MindSporeEngine:
@@ -63,12 +65,12 @@ class MindSporeEngine:
         self.longest = self.num_tokens if is_pooled else longest - 1
         """Most tokens of one request."""
         self._is_pooled = is_pooled
-        dtype = model.kernels.compute_dtype
+        dtype, config = model.kernels.compute_dtype, shard_config(model.config, model.tp)
         if is_pooled:
-            cache: KVCache = PooledCache(model.config, self.num_tokens + ALIGN, dtype)
+            cache: KVCache = PooledCache(config, self.num_tokens + ALIGN, dtype)
         else:
-            cache = KVCache(model.config, self.num_rows, longest, dtype)
-        cell = CachedQwen3(model, cache)
+            cache = model.kernels.make_cache(config, self.num_rows, longest)
+        cell = CachedQwen3(model, cache) if model.tp.size == 1 else WholeLogits(model, cache)
         cell.set_train(False)
         self._step = ms.jit(cell.construct)
         self._copy = ms.jit(CacheCopy(cache).construct) if isinstance(cache, PooledCache) else None
@@ -150,14 +152,15 @@ def make_engine(
     batch_size: int,
     quiet: bool,
     note: Callable[[str], None],
+    tp: Tp | None = None,
 ) -> MindSporeEngine:
-    """Load the weights of `model_dir` and make room for the longest of `requests`.
+    """Load the weights of `model_dir`, or `tp`'s shard of them, and make room for the longest of `requests`.
 
     Raises:
         BuildError: Native kernels are asked for and cannot be compiled.
     """
     kernels = choose_kernels(device, note)
-    model = load_model(model_dir, kernels, quiet=quiet)
+    model = load_model(model_dir, kernels, quiet=quiet, tp=tp)
     lengths = sorted((len(each.prompt_ids) + each.max_new_tokens for each in requests), reverse=True)
     num_rows = min(batch_size, len(requests))
     num_tokens = sum(round_up(length, ALIGN) for length in lengths[:num_rows])
@@ -215,7 +218,7 @@ def choose_kernels(device: Device, note: Callable[[str], None]) -> Kernels:
     return make_kernels(device.target)
 
 
-def load_model(model_dir: Path, kernels: Kernels, *, quiet: bool) -> Qwen3ForCausalLM:
+def load_model(model_dir: Path, kernels: Kernels, *, quiet: bool, tp: Tp | None = None) -> Qwen3ForCausalLM:
     """Return the model with its weights; native kernels leave bfloat16 ones as they are stored."""
     folder = open_hf_folder(model_dir)
     dtype = kernels.compute_dtype
@@ -223,7 +226,7 @@ def load_model(model_dir: Path, kernels: Kernels, *, quiet: bool) -> Qwen3ForCau
         folder.info(name).dtype == "BF16" for name in folder.tensors
     ):
         dtype = ms.bfloat16
-    model = Qwen3ForCausalLM(folder.config, kernels, param_dtype=dtype)
+    model = Qwen3ForCausalLM(folder.config, kernels, param_dtype=dtype, tp=tp)
     load_hf(model, model_dir, quiet=quiet)
     return model
 

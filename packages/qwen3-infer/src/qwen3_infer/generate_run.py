@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qwen3_infer.device import Device
@@ -13,8 +13,10 @@ from qwen3_infer.requests import PromptForm, Request, make_requests, special_tex
 from qwen3_infer.results import full_text, write_records, write_result_text
 from qwen3_infer.scheduler import Completion
 from qwen3_infer.settings import RunSettings, make_decoding
-from qwen3_model.errors import UsageError
+from qwen3_infer.shown import ShownWriter
+from qwen3_model.errors import ConfigError, UsageError
 from qwen3_model.files import refuse_existing
+from qwen3_model.layout_checks import split_problems
 from qwen3_model.progress import Progress
 
 
@@ -36,30 +38,109 @@ class Output:
     """Tells the user something about the run."""
 
 
-def run_generate(
-    settings: RunSettings, device: Device, output: Output, *, truncate: bool, allow_special: bool
-) -> None:
-    """Generate for every prompt and write the results.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreparedGeneration:
+    """What nothing known beforehand speaks against."""
 
-    Everything that can be refused is refused before MindSpore is imported.
+    folder: ModelFolder
+    """The model."""
+    requests: list[Request]
+    """What it is asked."""
+    notes: tuple[str, ...]
+    """Sentences for the user."""
+
+
+def prepare_generate(
+    settings: RunSettings, output: Output, *, truncate: bool, allow_special: bool, writes: bool = True
+) -> PreparedGeneration:
+    """Check everything that can be known before MindSpore is imported.
+
+    Args:
+        settings: What to do.
+        output: Where results go.
+        truncate: Whether prompts that are too long lose their beginning.
+        allow_special: Whether special tokens' text in plain prompts are tokens.
+        writes: Whether the results are written by this process or one that it starts.
 
     Raises:
         Qwen3Error: Something in the settings, the prompts, the folder or the outputs cannot work.
     """
-    _refuse_outputs(settings, output)
+    if writes:
+        _refuse_outputs(settings, output)
     prompts = read_prompts(settings.predict_data)
     folder = open_model_folder(settings.model_dir)
+    if problems := split_problems(folder.config, settings.model_parallel):
+        raise ConfigError("; ".join(problems))
     decoding = make_decoding(settings, folder.defaults, folder.config.vocab_size)
     form = PromptForm(chat=settings.chat, thinking=settings.thinking, allow_special=allow_special)
     requests = make_requests(prompts, folder, decoding, form, seed=settings.seed, truncate=truncate)
-    for note in settings.notes:
-        output.note(note)
+    notes = list(settings.notes)
     if not (settings.chat or allow_special) and (found := special_texts(prompts, folder.tokenizer)):
-        output.note(
+        notes.append(
             f"{', '.join(found)} in the prompts is taken as plain text; --allow-special makes it tokens"
         )
-    completions = _generate_all(settings, device, folder, requests, output)
-    write_result_text(settings.result_path, completions, folder.tokenizer, settings.batch_size)
+    return PreparedGeneration(folder=folder, requests=requests, notes=tuple(notes))
+
+
+def tell_notes(prepared: PreparedGeneration, output: Output) -> None:
+    """Tell the user what was found."""
+    for note in prepared.notes:
+        output.note(note)
+
+
+def run_generate(
+    settings: RunSettings, device: Device, output: Output, *, truncate: bool, allow_special: bool
+) -> None:
+    """Generate for every prompt in this process and write the results.
+
+    Raises:
+        Qwen3Error: Something cannot work, which is known before MindSpore is imported, or the weights do not.
+    """
+    prepared = prepare_generate(settings, output, truncate=truncate, allow_special=allow_special)
+    tell_notes(prepared, output)
+    _write(settings, prepared, output, _generate_all(settings, device, prepared, output, rank=0))
+
+
+def run_rank(
+    settings: RunSettings,
+    device: Device,
+    output: Output,
+    shown: ShownWriter | None,
+    rank: int,
+    *,
+    truncate: bool,
+    allow_special: bool,
+) -> None:
+    """Generate as one of the processes that share the model out, after what started them has checked all.
+
+    Args:
+        settings: What to do.
+        device: Of this rank.
+        output: Where results go.
+        shown: Takes what the terminal shall show; None on all ranks but the first, which also writes nothing.
+        rank: This one.
+        truncate: As in `prepare_generate`.
+        allow_special: As in `prepare_generate`.
+
+    Raises:
+        Qwen3Error: As `run_generate`.
+    """
+    if shown:
+        output = replace(output, say=shown.say, note=shown.note)
+    else:
+        output = replace(output, say=lambda _: None, note=lambda _: None)
+    prepared = prepare_generate(
+        settings, output, truncate=truncate, allow_special=allow_special, writes=False
+    )
+    completions = _generate_all(settings, device, prepared, output, rank=rank)
+    if shown:
+        _write(settings, prepared, output, completions)
+
+
+def _write(
+    settings: RunSettings, prepared: PreparedGeneration, output: Output, completions: list[Completion]
+) -> None:
+    write_result_text(settings.result_path, completions, prepared.folder.tokenizer, settings.batch_size)
     if output.records_path:
         write_records(output.records_path, completions, chat=settings.chat)
 
@@ -75,13 +156,21 @@ def _refuse_outputs(settings: RunSettings, output: Output) -> None:
 
 
 def _generate_all(
-    settings: RunSettings, device: Device, folder: ModelFolder, requests: list[Request], output: Output
+    settings: RunSettings, device: Device, prepared: PreparedGeneration, output: Output, *, rank: int
 ) -> list[Completion]:
     """Return the completions in the order of the requests, and print them as they finish."""
     from qwen3_infer.engine import make_engine
+    from qwen3_infer.tensor_parallel import join_ranks
 
+    folder, requests = prepared.folder, prepared.requests
     engine = make_engine(
-        folder.path, requests, device, batch_size=settings.batch_size, quiet=output.quiet, note=output.note
+        folder.path,
+        requests,
+        device,
+        batch_size=settings.batch_size,
+        quiet=output.quiet,
+        note=output.note,
+        tp=join_ranks(device.target, settings.model_parallel, rank),
     )
     streams = output.stream and len(requests) == 1
     started_s = time.monotonic()

@@ -21,10 +21,10 @@ MODEL_CONFIG: dict[str, Any] = {
 
 PREDICT: dict[str, Any] = {
     "seed": COUNT, "output_dir": TEXT, "run_mode": Key((str,), ("predict",)),
-    "use_parallel": Key((bool,), (False,)), "use_legacy": Key((bool,), (False,)),
-    "load_checkpoint": Key((str,), ("",)), "load_ckpt_format": Key((str,), ("safetensors",)),
+    "use_parallel": FLAG, "use_legacy": Key((bool,), (False,)),
+    "load_checkpoint": TEXT, "load_ckpt_format": Key((str,), ("safetensors",)), "adapter": TEXT,
     "auto_trans_ckpt": NO_EFFECT, "pretrained_model_dir": TEXT, "only_save_strategy": Key((bool,), (False,)),
-    "src_strategy_path_or_dir": NO_EFFECT, "trust_remote_code": NO_EFFECT,
+    "src_strategy_path_or_dir": TEXT, "trust_remote_code": NO_EFFECT,
     "trainer": {"type": Key((str,), ("CausalLanguageModelingTrainer",)), "model_name": NO_EFFECT},
     "predict_data": Key((str, list)), "predict_batch_size": COUNT, "save_file": TEXT,
     "generation": {
@@ -41,7 +41,7 @@ PREDICT: dict[str, Any] = {
         "save_graphs": NO_EFFECT, "save_graphs_path": NO_EFFECT, "max_call_depth": NO_EFFECT,
     },
     "parallel_config": {
-        "data_parallel": Key((int,), (1,)), "model_parallel": Key((int,), (1,)),
+        "data_parallel": Key((int,), (1,)), "model_parallel": COUNT,
         "pipeline_stage": Key((int,), (1,)), "vocab_emb_dp": NO_EFFECT, "micro_batch_num": NO_EFFECT,
     },
     "parallel": {
@@ -57,6 +57,8 @@ PREDICT: dict[str, Any] = {
 FLAG_KEYS = {
     "seed": "seed",
     "pretrained_model_dir": "pretrained_model_dir",
+    "load_checkpoint": "load_checkpoint",
+    "adapter": "adapter",
     "predict_data": "predict_data",
     "predict_batch_size": "predict_batch_size",
     "save_file": "save_file",

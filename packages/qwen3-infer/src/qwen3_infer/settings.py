@@ -13,6 +13,7 @@ from qwen3_model.run_config import RunConfig, load_run_config, parse_dotted, par
 
 DEFAULT_NEW_TOKENS = 512
 DEFAULT_RESULT = "text_generation_result.txt"
+MODEL_PARALLEL = "parallel_config.model_parallel"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,6 +22,16 @@ class RunSettings:
 
     model_dir: Path
     """The Hugging Face folder."""
+    load_checkpoint: Path | None
+    """Weights to take instead of that folder's: a run, a checkpoint of any layout, a merged one or a file."""
+    strategy: Path | None
+    """Where that checkpoint's strategy files are, when not beside it."""
+    adapter: Path | None
+    """A LoRA adapter: PEFT's folder, or a run that trained one."""
+    model_parallel: int
+    """Processes that share the model out."""
+    output_dir: Path
+    """Has the logs of these processes."""
     predict_data: tuple[str, ...]
     """Texts and files with prompts."""
     batch_size: int
@@ -64,9 +75,15 @@ class Decoding:
 
 
 def read_settings(
-    config_path: Path | None, flags: Mapping[str, Any], overrides: tuple[str, ...]
+    config_path: Path | None, flags: Mapping[str, Any], overrides: tuple[str, ...], *, worker_num: int = 1
 ) -> RunSettings:
     """Join the YAML, dotted overrides and flags; a flag that is None or () was not given.
+
+    Args:
+        config_path: The YAML, or None.
+        flags: By their names in Python.
+        overrides: `--section.key value`.
+        worker_num: Processes that the command starts; 1 for a command that runs in one alone.
 
     Raises:
         UsageError: A flag or an override is no key, or something needed is not given.
@@ -82,8 +99,12 @@ def read_settings(
     def value_of(key: str, default: Any = None) -> Any:
         return given.get(key, run.get(key, default))
 
-    model_dir = value_of("pretrained_model_dir")
-    if not model_dir:
+    paths = {
+        key: Path(value) if (value := value_of(key)) else None
+        for key in ("pretrained_model_dir", "load_checkpoint", "src_strategy_path_or_dir", "adapter")
+    }
+    model_dir = paths["pretrained_model_dir"]
+    if model_dir is None:
         raise UsageError("give the model's folder as --pretrained-model-dir DIR")
     data = value_of("predict_data", ())
     batch_size = value_of("predict_batch_size", 1)
@@ -91,7 +112,12 @@ def read_settings(
         raise UsageError(f"--predict-batch-size {batch_size} must be at least 1")
     generation = _generation(run, given)
     return RunSettings(
-        model_dir=Path(model_dir),
+        model_dir=model_dir,
+        load_checkpoint=paths["load_checkpoint"],
+        strategy=paths["src_strategy_path_or_dir"],
+        adapter=paths["adapter"],
+        model_parallel=_model_parallel(run, worker_num),
+        output_dir=Path(value_of("output_dir", "output")),
         predict_data=(data,) if isinstance(data, str) else tuple(map(str, data)),
         batch_size=batch_size,
         result_path=Path(value_of("save_file", DEFAULT_RESULT)),
@@ -100,8 +126,33 @@ def read_settings(
         chat=bool(generation.get("chat", False)),
         thinking=bool(generation.get("thinking", True)),
         generation=generation,
-        notes=run.notes,
+        notes=run.notes + _unused_layout(run),
     )
+
+
+def _model_parallel(run: RunConfig, worker_num: int) -> int:
+    """Return how many processes share the model out, which is all that are started."""
+    if worker_num < 1:
+        raise UsageError(f"--worker-num {worker_num} must be at least 1")
+    is_parallel, wanted = run.get("use_parallel"), run.get(MODEL_PARALLEL, worker_num)
+    if is_parallel is False and worker_num > 1:
+        raise UsageError(
+            f"use_parallel is False but --worker-num is {worker_num}; add --use_parallel True "
+            f"--{MODEL_PARALLEL} {worker_num}"
+        )
+    if is_parallel is not False and wanted != worker_num:
+        raise UsageError(
+            f"{MODEL_PARALLEL}={wanted} needs {wanted} processes, not {worker_num}; make it and generate's "
+            "--worker-num equal, or set use_parallel to False"
+        )
+    return worker_num
+
+
+def _unused_layout(run: RunConfig) -> tuple[str, ...]:
+    wanted = run.get(MODEL_PARALLEL, 1)
+    if run.get("use_parallel") is False and wanted > 1:
+        return (f"{MODEL_PARALLEL}={wanted} has no effect while use_parallel is False",)
+    return ()
 
 
 def _generation(run: RunConfig, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -49,8 +49,9 @@ class Job:
     """What would follow `python`: a script or `-m module`, with its arguments."""
     environment: Mapping[str, str]
     """Environment of the workers."""
-    status: Callable[[], str] = str
-    """Gives one line on how far the job is, "" before there is anything to say."""
+    status: Callable[[], str | None] = str
+    """Gives one line on how far the job is, "" before there is anything to say; None takes the line away, for
+    a job that from then on writes to the terminal itself when it is asked."""
     quiet: bool = False
 
 
@@ -207,8 +208,8 @@ def _msrun_sentence(settings: LaunchSettings, code: int) -> str:
     return f"msrun ended {how} before all workers had finished: {said}; see {settings.msrun_log}"
 
 
-def _status(job: Job, settings: LaunchSettings, num_up: int, elapsed_s: float) -> str:
-    if said := job.status():
+def _status(job: Job, settings: LaunchSettings, num_up: int, elapsed_s: float) -> str | None:
+    if (said := job.status()) != "":
         return said
     if num_up < settings.local_worker_num:
         return f"starting: {num_up} of {settings.local_worker_num} workers up, {clock(elapsed_s)}"

@@ -31,12 +31,21 @@ class LiveLine:
         if self._is_terminal:
             sys.stderr.write("\n")
 
-    def show(self, text: str) -> None:
-        """Replace the line by `text`; may be called often."""
+    def show(self, text: str | None) -> None:
+        """Replace the line by `text`, or take it away; may be called often."""
+        if text is None:
+            self._take_away()
+            return
         self._text = text
         wait_s = REFRESH_S if self._is_terminal else PLAIN_S
         if not self._quiet and text != self._shown and time.monotonic() - self._shown_s >= wait_s:
             self._draw()
+
+    def _take_away(self) -> None:
+        if self._is_terminal and self._shown:
+            sys.stderr.write("\r\033[K")
+            sys.stderr.flush()
+        self._text = self._shown = ""
 
     def _draw(self) -> None:
         self._shown, self._shown_s = self._text, time.monotonic()

@@ -1,0 +1,19 @@
+"""What each worker of `qwen3-infer generate` runs: `python -m qwen3_infer.cli_rank ARGUMENTS...`, its own."""
+
+import os
+import sys
+from pathlib import Path
+
+from qwen3_infer.cli import main as command
+from qwen3_infer.cli_options import Rank
+from qwen3_model.msrun.records import LOG_DIR_VARIABLE
+
+
+def main() -> None:
+    """Generate as the rank that msrun says."""
+    rank = Rank(number=int(os.environ["RANK_ID"]), log_dir=Path(os.environ[LOG_DIR_VARIABLE]))
+    command.main(["generate", *sys.argv[1:]], prog_name="qwen3-infer", obj=rank)
+
+
+if __name__ == "__main__":
+    main()

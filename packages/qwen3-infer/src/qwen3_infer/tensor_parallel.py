@@ -1,0 +1,52 @@
+"""One rank's shard of the model, and whole logits on every rank.
+
+B rows, L new tokens a row, V vocabulary, T ranks.
+"""
+
+from dataclasses import replace
+
+import mindspore as ms
+from mindspore import Tensor, ops
+from mindspore.communication import init
+
+from qwen3_model.cache import KVCache
+from qwen3_model.collectives import make_group
+from qwen3_model.config import Qwen3Config
+from qwen3_model.model import CachedQwen3, Qwen3ForCausalLM
+from qwen3_model.shards import Shards, Tp, Whole
+
+
+def join_ranks(device_target: str, num_ranks: int, rank: int) -> Tp:
+    """Meet the other ranks, which all call this first; return this one's place among the shards."""
+    if num_ranks == 1:
+        return Whole()
+    if ms.get_context("device_target") != device_target:  # MindSpore refuses the call once it has computed
+        ms.set_device(device_target)
+    init()
+    return Shards(make_group(device_target, "tp", range(num_ranks), rank), sequence_parallel=False)
+
+
+def shard_config(config: Qwen3Config, tp: Tp) -> Qwen3Config:
+    """Return the config with the heads of one rank, which are those that its cache keeps."""
+    return replace(config, num_heads=config.num_heads // tp.size, num_kv_heads=config.num_kv_heads // tp.size)
+
+
+class WholeLogits(CachedQwen3):
+    """A rank's shard and cache, and all ranks' logits: everyone chooses the next token from the same bits."""
+
+    def __init__(self, network: Qwen3ForCausalLM, cache: KVCache) -> None:
+        super().__init__(network, cache)
+        self.group = network.tp.group
+        self.join = ops.Concat(1)
+
+    def construct(
+        self, ids_BL: Tensor, position_ids_BL: Tensor, last_B: Tensor, rows_B: Tensor | None = None
+    ) -> Tensor:
+        """Return float32 logits (B, V)."""
+        b = ids_BL.shape[0]
+        part_BV = self.network(ids_BL, position_ids_BL, None, self.cache, last_B, rows_B)
+        parts_TBV = self.group.gather_rows(part_BV)
+        parts: tuple[Tensor, ...] = ()
+        for index in range(self.group.size):
+            parts = (*parts, parts_TBV[index * b : (index + 1) * b])
+        return self.join(parts)

@@ -1,0 +1,17 @@
+"""A worker of msrun that runs one `qwen3-infer generate` after the other: many checks for one start.
+
+Usage: many_generations_worker.py RUNS, a JSON list of lists of arguments.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from qwen3_infer.cli import main
+from qwen3_infer.cli_options import Rank
+from qwen3_model.msrun.records import LOG_DIR_VARIABLE
+
+rank = Rank(number=int(os.environ["RANK_ID"]), log_dir=Path(os.environ[LOG_DIR_VARIABLE]))
+for arguments in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
+    main.main(["generate", *arguments], obj=rank, standalone_mode=False)
