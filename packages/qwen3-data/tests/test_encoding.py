@@ -15,6 +15,7 @@ from qwen3_data.engines import FastokensEngine, TokenizersEngine
 from qwen3_data.long_text import LongText, load_long_record
 from qwen3_data.records import Batch
 from qwen3_data.splitting import can_split, split_stream, split_text
+from qwen3_data.tokenizer_facts import TokenizerFile
 from qwen3_model.tokens import open_tokens, read_manifest
 
 TEXTS = [*HAND_MADE, *random_texts(3000, seed=5)]
@@ -26,14 +27,19 @@ def path(qwen3_tokenizer_dir):
 
 
 @pytest.fixture(scope="module")
-def fast(path):
-    pytest.importorskip("fastokens")
-    return FastokensEngine(path, allow_special=False)
+def file(qwen3_tokenizer_dir):
+    return TokenizerFile(qwen3_tokenizer_dir)
 
 
 @pytest.fixture(scope="module")
-def reference(path):
-    return TokenizersEngine(path, allow_special=False)
+def fast(file):
+    pytest.importorskip("fastokens")
+    return FastokensEngine(file, allow_special=False)
+
+
+@pytest.fixture(scope="module")
+def reference(file):
+    return TokenizersEngine(file, allow_special=False)
 
 
 def ids_of(engine, texts):
@@ -50,10 +56,10 @@ def test_fastokens_equals_tokenizers_on_hard_texts(fast, reference):
     assert_same(TEXTS, ids_of(fast, TEXTS), ids_of(reference, TEXTS))
 
 
-def test_fastokens_equals_tokenizers_where_special_tokens_are_allowed(path):
+def test_fastokens_equals_tokenizers_where_special_tokens_are_allowed(file):
     pytest.importorskip("fastokens")
     texts = [text for text in TEXTS if "<" in text]
-    fast, slow = (engine(path, allow_special=True) for engine in (FastokensEngine, TokenizersEngine))
+    fast, slow = (engine(file, allow_special=True) for engine in (FastokensEngine, TokenizersEngine))
     assert_same(texts, ids_of(fast, texts), ids_of(slow, texts))
 
 

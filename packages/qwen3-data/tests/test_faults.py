@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from qwen3_data import token_writer, workspace
+from qwen3_data import engines, token_writer, workspace
 from qwen3_model.tokens import open_tokens, read_manifest
 
 PROGRAM = "from qwen3_data.cli import main; main()"
@@ -81,7 +81,7 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(preprocess, corpus, monkey
 @pytest.mark.parametrize("kind", ["jsonl.gz", "json", "parquet", "two files"])
 def test_every_kind_of_input_resumes(preprocess, monkeypatch, tmp_path, kind):
     monkeypatch.setattr("qwen3_data.blocks.BLOCK_BYTES", 4 << 10)
-    monkeypatch.setattr("qwen3_data.parquet.ROWS", 64)
+    monkeypatch.setattr("qwen3_data.parquet.MAX_ROWS", 64)
     texts = [f"text {number} " * (number % 50) for number in range(1000)]
     raw = "".join(json.dumps({"text": text}) + "\n" for text in texts)
     source = tmp_path / f"in.{kind}"
@@ -172,13 +172,13 @@ def test_a_dead_reference_process_stops_the_command_with_its_code(preprocess, co
 
 
 def test_a_difference_to_the_reference_stops_the_run(preprocess, corpus, monkeypatch, outputs):
-    real = token_writer.np.frombuffer
+    real = engines.FastokensEngine.encode
 
-    def wrong(raw, dtype):
-        values = real(raw, dtype=dtype)
-        return values + 1 if dtype == "<u4" else values
+    def wrong(self, texts):
+        ids_T, offsets = real(self, texts)
+        return ids_T + 1, offsets
 
-    monkeypatch.setattr("qwen3_data.engines.np.frombuffer", wrong)
+    monkeypatch.setattr(engines.FastokensEngine, "encode", wrong)
     result = preprocess(corpus, "--on-error", "skip", "--engine", "fastokens")
     assert result.exit_code == 1
     assert "fastokens and tokenizers disagree at token 0 of a text that begins" in result.stderr

@@ -9,7 +9,9 @@ import random
 
 import pytest
 
+from qwen3_data.blocks import Position, read_blocks
 from qwen3_data.json_array import split_array
+from qwen3_data.sources import find_sources
 from qwen3_model.errors import FormatError
 from qwen3_model.tokens import open_tokens
 
@@ -106,6 +108,17 @@ def test_parquet_is_read(ids_of, wanted, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet", exc_type=ImportError)
     parquet.write_table(pyarrow.table({"n": list(range(5)), "text": TEXTS}), tmp_path / "in.parquet")
     assert ids_of(tmp_path / "in.parquet") == wanted
+
+
+def test_long_rows_of_a_parquet_file_are_read_a_few_at_a_time(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow", exc_type=ImportError)
+    parquet = pytest.importorskip("pyarrow.parquet", exc_type=ImportError)
+    texts = [f"{number} {'x' * 500_000}" for number in range(40)]
+    table = pyarrow.table({"text": texts, "n": list(range(40))})
+    parquet.write_table(table, tmp_path / "in.parquet", use_dictionary=False, compression="none")
+    blocks = list(read_blocks(find_sources([str(tmp_path / "in.parquet")]), Position(), keys=["text"]))
+    assert max(len(block.records) for block in blocks) == 8  # 4 MiB of 0.5 MB rows
+    assert [json.loads(raw)["text"] for block in blocks for raw in block.records] == texts
 
 
 def test_parquet_without_the_column_is_refused(preprocess, tmp_path):

@@ -250,6 +250,11 @@ def test_wrong_settings_are_refused_before_any_work(
             1,
             "--shard-index 2 is not one of 0 to 1",
         ),
+        (
+            preprocess(source, "--tokenizer-type", "GPT2BPETokenizer"),
+            2,
+            "GPT2BPETokenizer would encode otherwise than Qwen3's tokenizer",
+        ),
         (preprocess(source, "--json-keys", ","), 2, "--json-keys names no key"),
         (
             run("preprocess", "--input", source, *words, "--tokenizer-dir", tmp_path / "empty"),

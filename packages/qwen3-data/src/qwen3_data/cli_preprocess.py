@@ -41,6 +41,23 @@ class ByteSize(click.ParamType):
         return int(digits) << shift
 
 
+class TokenizerType(click.ParamType):
+    """Megatron-LM's name of the one kind of tokenizer that Qwen3 has."""
+
+    name = "name"
+    known = "HuggingFaceTokenizer"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value != self.known:
+            self.fail(
+                f"{value} would encode otherwise than Qwen3's tokenizer, which --tokenizer-dir holds as "
+                f"tokenizer.json; write {self.known} or leave the option out",
+                param,
+                ctx,
+            )
+        return self.known
+
+
 class ManyValues(click.Command):
     """Command whose `--input a b` and `--json-keys a b` take several values, as mindformers' script does."""
 
@@ -76,9 +93,10 @@ class ManyValues(click.Command):
 )
 @click.option(
     "--tokenizer-type",
-    type=click.Choice(["HuggingFaceTokenizer"]),
-    default="HuggingFaceTokenizer",
+    type=TokenizerType(),
+    default=TokenizerType.known,
     show_default=True,
+    help="The only one; the name is Megatron-LM's and mindformers'.",
 )
 @click.option(
     "--tokenizer-dir",
@@ -166,11 +184,21 @@ def preprocess_command(
         os.environ["RAYON_NUM_THREADS"] = str(workers)
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     from qwen3_data.preprocess import Settings, preprocess
-    from qwen3_data.report import preprocess_report
 
     keys = tuple(dict.fromkeys(key for entry in json_keys for key in entry.split(",") if key))
     if not keys:
         raise UsageError("--json-keys names no key")
-    settings = Settings(json_keys=keys, **options)
-    for line in preprocess_report(preprocess(settings)):
+    settings = Settings(json_keys=keys, cache_dir=_cache_dir(), **options)
+    result = preprocess(settings)
+    from qwen3_data.report import preprocess_report  # now, since it needs what loads beside the encoder
+
+    for line in preprocess_report(result):
         click.echo(line)
+
+
+def _cache_dir() -> Path | None:
+    folder = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(folder) if folder else Path.home() / ".cache") / "qwen3-data"
+    except RuntimeError:  # no home folder
+        return None

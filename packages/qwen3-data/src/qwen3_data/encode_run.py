@@ -1,9 +1,7 @@
 """One run of `preprocess`, from its beginning or resume point to its visible outputs."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,12 +12,11 @@ import orjson
 from qwen3_data.ahead import run_ahead
 from qwen3_data.blocks import Position, read_blocks
 from qwen3_data.encoding import Checker, Cut, Encoded, encode_batches
-from qwen3_data.engines import Engine, choose_engine, load_in_background
+from qwen3_data.engines import Encoders
 from qwen3_data.records import RecordParser, Reject
-from qwen3_data.reference_process import ReferenceProcess
 from qwen3_data.sentences import split_sentences
 from qwen3_data.shares import Share
-from qwen3_data.sources import Source, input_size
+from qwen3_data.sources import Source
 from qwen3_data.token_writer import TokenWriter, WriterState, choose_dtype
 from qwen3_data.tokenizer_facts import TokenizerFacts
 from qwen3_data.workspace import Workspace
@@ -33,7 +30,7 @@ if TYPE_CHECKING:
 
 AHEAD = 2
 """Blocks between two stages."""
-PARSED_AHEAD = 6
+PARSED_AHEAD = 12
 """Blocks that are parsed while the encoder loads."""
 
 
@@ -68,11 +65,12 @@ class EncodeRun:
         share: Share,
         workspace: Workspace,
         run_key: dict[str, Any],
+        encoders: Encoders,
     ) -> None:
         self.settings, self.sources, self.tokenizer = settings, sources, tokenizer
         self.share, self.workspace = share, workspace
         self.names = output_names(workspace.prefix, settings.json_keys, sentences=settings.split_sentences)
-        self.run_key = run_key
+        self.run_key, self.encoders = run_key, encoders
         self.engine_name = ""
         self.busy_s: dict[str, float] = {}
         self.totals = Totals()
@@ -120,13 +118,14 @@ class EncodeRun:
         keys = list(settings.json_keys)
         parser = RecordParser(keys, on_error=settings.on_error, special_tokens=tokenizer.special_tokens)
         left = None if settings.max_docs is None else settings.max_docs - self.totals.num_documents
+        reference = self.encoders.reference
+        checker = None if reference is None else Checker(reference, splits=tokenizer.splits)
         blocks = read_blocks(self.sources, self.position, keys=keys, end=self.share.end)
         with (
-            self._encoders() as (loading, checker),
             run_ahead(blocks, AHEAD) as read,
             run_ahead(parser.parse(read, left), PARSED_AHEAD) as parsed,
         ):
-            engine = loading.result()
+            engine = self.encoders.loading.result()
             encode = encode_batches(parsed, engine, splits=tokenizer.splits, checker=checker, cut=self._cut())
             with (
                 run_ahead(encode, AHEAD) as encoded,
@@ -149,18 +148,6 @@ class EncodeRun:
                 "encode": encoded.busy_s - parsed.waited_s,
                 "write": sum(writer.busy_s for writer in writers.values()),
             }
-
-    @contextmanager
-    def _encoders(self) -> Iterator[tuple["Future[Engine]", Checker | None]]:
-        """Begin to load the encoder and, in a process of its own, what its samples are compared with."""
-        path, allow_special = self.tokenizer.path, self.settings.allow_special
-        chosen = choose_engine(self.settings.engine, input_size(self.sources))
-        loading = load_in_background(chosen, path, allow_special=allow_special)
-        if chosen == "tokenizers":
-            yield loading, None
-            return
-        with ReferenceProcess(path, allow_special=allow_special) as reference:
-            yield loading, Checker(reference.encode, splits=self.tokenizer.splits)
 
     def _cut(self) -> Cut | None:
         if not self.settings.split_sentences:

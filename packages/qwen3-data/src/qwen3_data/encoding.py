@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,36 +40,68 @@ class Encoded:
     """The batch that ends here; None for what comes before."""
 
 
+class Reference(Protocol):
+    """Encodes one text at a time."""
+
+    def ask(self, text: str) -> None:
+        """Have `text` encoded."""
+
+    def answer(self) -> list[int]:
+        """Return the ids of the text asked for."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A text that the reference was asked for."""
+
+    text: str
+    ids_T: NDArray[np.uint32]
+    """What the encoder gave."""
+    is_head: bool
+    """The text is a document's beginning; `ids_T` are of the whole."""
+
+
 class Checker:
     """Compares one document of each batch with the reference."""
 
-    def __init__(self, reference: Callable[[str], list[int]], *, splits: bool) -> None:
+    def __init__(self, reference: Reference, *, splits: bool) -> None:
         self._reference, self._splits = reference, splits
         self.num_checked = 0
 
-    def check(self, texts: Sequence[str], ids_T: NDArray[np.uint32], offsets: NDArray[np.int64]) -> None:
-        """Raise FormatError where the sampled text's ids differ from the reference's."""
+    def ask(
+        self, texts: Sequence[str], ids_T: NDArray[np.uint32], offsets: NDArray[np.int64]
+    ) -> Sample | None:
+        """Ask the reference for one of the texts, if one is fit; `confirm` must follow before the next."""
         if not texts:
-            return
+            return None
         place = (self.num_checked * 2654435761) % len(texts)
         text = texts[place]
         if len(text) > CHECK_CHARS:
             if not self._splits:
-                return
+                return None
             text = head_of_text(text, CHECK_CHARS)
-        wanted = np.array(self._reference(text), dtype=np.uint32)
-        got = ids_T[offsets[place] : offsets[place + 1]]
-        if len(text) < len(texts[place]):
-            got = got[: len(wanted)]
+        self._reference.ask(text)
+        got_T = ids_T[offsets[place] : offsets[place + 1]]
+        return Sample(text, got_T, is_head=len(text) < len(texts[place]))
+
+    def confirm(self, sample: Sample | None) -> None:
+        """Raise FormatError where the sample's ids differ from the reference's."""
+        if sample is None:
+            return
+        wanted = np.array(self._reference.answer(), dtype=np.uint32)
+        got = sample.ids_T[: len(wanted)] if sample.is_head else sample.ids_T
         self.num_checked += 1
         if not np.array_equal(wanted, got):
-            raise FormatError(_difference(text, wanted, got))
+            raise FormatError(_difference(sample.text, wanted, got))
 
 
 def encode_batches(
     batches: Iterator[Batch], engine: Engine, *, splits: bool, checker: Checker | None, cut: Cut | None = None
 ) -> Iterator[Encoded]:
     """Yield the ids of each batch, in pieces of at most about CHUNK_CHARS.
+
+    Each piece is held until its sample is confirmed, which the reference computes while the next is encoded.
 
     Args:
         batches: Texts.
@@ -78,16 +111,22 @@ def encode_batches(
         cut: Makes the sentences of a text, each a sequence; None for one sequence per document.
     """
     nothing = (np.empty(0, dtype=np.uint32), np.zeros(1, dtype=np.int64), np.empty(0, dtype=np.uint8))
+    held: list[Encoded] = []
+    sample: Sample | None = None
     for batch in batches:
         for key, texts in batch.texts.items():
             for pieces, ends in _chunks(texts, cut, splits=splits):
                 ids_T, offsets = engine.encode(pieces)
                 if checker is not None:
-                    checker.check(pieces, ids_T, offsets)
-                yield Encoded(
-                    key, ids_T, offsets, np.array(ends, dtype=np.uint8), sum(map(len, pieces)), None
-                )
-        yield Encoded(key, *nothing, 0, batch)
+                    checker.confirm(sample)
+                    sample = checker.ask(pieces, ids_T, offsets)
+                yield from held
+                num_chars = sum(map(len, pieces))
+                held = [Encoded(key, ids_T, offsets, np.array(ends, dtype=np.uint8), num_chars, None)]
+        held.append(Encoded(key, *nothing, 0, batch))
+    if checker is not None:
+        checker.confirm(sample)
+    yield from held
 
 
 def _chunks(

@@ -2,15 +2,19 @@
 
 import importlib.util
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from pathlib import Path
-from typing import Protocol
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
+from qwen3_data.reference_process import ReferenceProcess
+from qwen3_data.tokenizer_facts import TokenizerFile
 from qwen3_model.errors import ConfigError, FormatError
+
+if TYPE_CHECKING:  # numpy takes a tenth of a second to import, in which an encoder can begin to load
+    import numpy as np
+    from numpy.typing import NDArray
 
 ENGINES = ("auto", "fastokens", "tokenizers")
 WORTH_LOADING_BYTES = 1 << 20
@@ -22,7 +26,7 @@ class Engine(Protocol):
 
     name: str
 
-    def encode(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    def encode(self, texts: Sequence[str]) -> "tuple[NDArray[np.uint32], NDArray[np.int64]]":
         """Return all ids, joined, and where each text's begin (one more than texts)."""
         ...
 
@@ -32,21 +36,25 @@ class FastokensEngine:
 
     name = "fastokens"
 
-    def __init__(self, path: Path, *, allow_special: bool) -> None:
+    def __init__(self, file: TokenizerFile, *, allow_special: bool) -> None:
         import fastokens
 
         try:
-            self._tokenizer = fastokens.Tokenizer.from_file(str(path))
+            self._tokenizer = fastokens.Tokenizer.from_json_str(file.json)
+        except FormatError:
+            raise
         except Exception as error:  # its Rust code raises several kinds
             raise FormatError(
-                f"fastokens cannot read {path}: {error}; pass --engine tokenizers to use the reference"
+                f"fastokens cannot read {file.path}: {error}; pass --engine tokenizers to use the reference"
             ) from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._as_text = not allow_special
 
-    def encode(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    def encode(self, texts: Sequence[str]) -> "tuple[NDArray[np.uint32], NDArray[np.int64]]":
         """Return all ids, joined, and where each text's begin (one more than texts)."""
+        import numpy as np
+
         ids, offsets = self._tokenizer.encode_batch_flat(list(texts), False, self._as_text)
         return np.frombuffer(ids, dtype="<u4"), np.frombuffer(offsets, dtype="<i8")
 
@@ -56,19 +64,21 @@ class TokenizersEngine:
 
     name = "tokenizers"
 
-    def __init__(self, path: Path, *, allow_special: bool) -> None:
+    def __init__(self, file: TokenizerFile, *, allow_special: bool) -> None:
         from tokenizers import Tokenizer
 
         try:
-            self._tokenizer = Tokenizer.from_file(str(path))
+            self._tokenizer = Tokenizer.from_file(str(file.path))
         except Exception as error:  # tokenizers raises bare Exception
-            raise FormatError(f"{path} is no tokenizer that `tokenizers` can read: {error}") from error
+            raise FormatError(f"{file.path} is no tokenizer that `tokenizers` can read: {error}") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = not allow_special
 
-    def encode(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    def encode(self, texts: Sequence[str]) -> "tuple[NDArray[np.uint32], NDArray[np.int64]]":
         """Return all ids, joined, and where each text's begin (one more than texts)."""
+        import numpy as np
+
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         ids = [np.asarray(encoding.ids, dtype=np.uint32) for encoding in encodings]
         offsets = np.zeros(len(ids) + 1, dtype=np.int64)
@@ -76,15 +86,15 @@ class TokenizersEngine:
         return (np.concatenate(ids) if ids else np.empty(0, dtype=np.uint32)), offsets
 
 
-def make_engine(name: str, path: Path, *, allow_special: bool) -> Engine:
-    """Load the encoder "fastokens" or "tokenizers" for the tokenizer file `path`.
+def make_engine(name: str, file: TokenizerFile, *, allow_special: bool) -> Engine:
+    """Load the encoder "fastokens" or "tokenizers" for a tokenizer.json.
 
     Raises:
         FormatError: The tokenizer is damaged.
     """
     if name == "tokenizers":
-        return TokenizersEngine(path, allow_special=allow_special)
-    return FastokensEngine(path, allow_special=allow_special)
+        return TokenizersEngine(file, allow_special=allow_special)
+    return FastokensEngine(file, allow_special=allow_special)
 
 
 def choose_engine(name: str, input_bytes: int | None) -> str:
@@ -107,18 +117,35 @@ def choose_engine(name: str, input_bytes: int | None) -> str:
     return name
 
 
-def load_in_background(name: str, path: Path, *, allow_special: bool) -> "Future[Engine]":
-    """Begin to load an encoder as `make_engine` does; its errors come with the result."""
+@dataclass(frozen=True, slots=True)
+class Encoders:
+    """An encoder that is being loaded, and what its samples are compared with."""
+
+    loading: "Future[Engine]"
+    reference: ReferenceProcess | None
+    """None where the encoder is the reference."""
+
+
+@contextmanager
+def load_encoders(name: str, file: TokenizerFile, *, allow_special: bool) -> Iterator[Encoders]:
+    """Begin to load the encoder `name` in a thread and the reference in a process of its own.
+
+    Errors of the encoder come with its result.
+    """
     future: Future[Engine] = Future()
 
     def load() -> None:
         try:
-            future.set_result(make_engine(name, path, allow_special=allow_special))
+            future.set_result(make_engine(name, file, allow_special=allow_special))
         except BaseException as error:
             future.set_exception(error)
 
     threading.Thread(target=load).start()
-    return future
+    if name == "tokenizers":
+        yield Encoders(future, None)
+        return
+    with ReferenceProcess(file.path, allow_special=allow_special) as reference:
+        yield Encoders(future, reference)
 
 
 def _has_fastokens() -> bool:

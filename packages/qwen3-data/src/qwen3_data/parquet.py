@@ -1,8 +1,8 @@
-"""Parquet files as JSON records, a row group's slice at a time."""
+"""Parquet files as JSON records, some rows at a time, however large the row groups are."""
 
 import importlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -12,7 +12,11 @@ if TYPE_CHECKING:
     from qwen3_data.blocks import Block, Position
     from qwen3_data.sources import Source
 
-ROWS = 1024
+MAX_ROWS = 1024
+BATCH_BYTES = 4 << 20
+"""Of text, as the file's own figures let expect."""
+BUFFER_BYTES = 1 << 20
+"""Read at once of a column; without a buffer, pyarrow reads a row group's column whole."""
 
 
 def parquet_blocks(
@@ -34,7 +38,7 @@ def parquet_blocks(
             f"{source.path} needs pyarrow ({error}): pip install 'qwen3-data[parquet]'"
         ) from error
     try:
-        file = parquet.ParquetFile(source.path)
+        file = parquet.ParquetFile(source.path, buffer_size=BUFFER_BYTES)
     except pyarrow.ArrowException as error:
         raise FormatError(f"{source.path} is no parquet file: {error}") from error
     with file:
@@ -45,7 +49,7 @@ def parquet_blocks(
                 f"{source.path} has no column {missing}; its columns are {names}; pass --json-keys"
             )
         number, read_bytes = 0, 0
-        for batch in file.iter_batches(batch_size=ROWS, columns=keys):
+        for batch in file.iter_batches(batch_size=_batch_rows(file.metadata, keys), columns=keys):
             rows = batch.num_rows
             read_bytes = min(source.size_bytes, read_bytes + batch.nbytes)
             if number + rows > start.record:
@@ -54,3 +58,15 @@ def parquet_blocks(
                 after = Position(index, number + rows, number + rows)
                 yield Block(source, number + rows - len(records) + 1, records, after, read_bytes)
             number += rows
+            pyarrow.default_memory_pool().release_unused()
+
+
+def _batch_rows(metadata: Any, keys: list[str] | None) -> int:
+    """Return how many rows hold about BATCH_BYTES where they are longest, by the file's metadata."""
+    row_bytes = 0.0
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        columns = (group.column(index) for index in range(group.num_columns))
+        sizes = (one.total_uncompressed_size for one in columns if keys is None or one.path_in_schema in keys)
+        row_bytes = max(row_bytes, sum(sizes) / max(1, group.num_rows))
+    return max(1, min(MAX_ROWS, int(BATCH_BYTES / max(1, row_bytes))))

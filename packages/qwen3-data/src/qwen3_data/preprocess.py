@@ -1,20 +1,17 @@
 """`qwen3-data preprocess`: text to Megatron token files, checked before it starts."""
 
-import errno
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from qwen3_data.encode_run import EncodeRun, Totals, output_names
+from qwen3_data.engines import choose_engine, load_encoders
 from qwen3_data.records import OnError
-from qwen3_data.shares import find_share
-from qwen3_data.sources import Source, find_sources
-from qwen3_data.token_writer import choose_dtype
-from qwen3_data.tokenizer_facts import TokenizerFacts, read_tokenizer
-from qwen3_data.workspace import Workspace, refuse_existing_outputs
-from qwen3_model.errors import ConfigError, Qwen3Error
-from qwen3_model.tokens import read_manifest, sibling
+from qwen3_data.sources import find_sources, input_size
+from qwen3_data.tokenizer_facts import TokenizerFile
+
+if TYPE_CHECKING:
+    from qwen3_data.preprocess_run import Result
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,23 +39,11 @@ class Settings:
     resume: bool = False
     force: bool = False
     quiet: bool = False
+    cache_dir: Path | None = None
+    """Where copies of tokenizers are kept that load faster; None for nowhere."""
 
 
-@dataclass(slots=True)
-class Result:
-    """What a run wrote."""
-
-    prefixes: list[Path]
-    totals: Totals
-    engine: str
-    seconds: float
-    was_done: bool = False
-    """`--resume` found the output whole."""
-    busy_s: dict[str, float] = field(default_factory=dict)
-    """Working time of each stage; stages overlap."""
-
-
-def preprocess(settings: Settings) -> Result:
+def preprocess(settings: Settings) -> "Result":
     """Encode the inputs and write `<prefix>_<key>_document.{bin,idx,json}` for each key.
 
     Raises:
@@ -66,71 +51,10 @@ def preprocess(settings: Settings) -> Result:
     """
     started_s = time.monotonic()
     sources = find_sources(settings.inputs)
-    tokenizer = read_tokenizer(settings.tokenizer_dir, settings.eod_token)
-    share = find_share(sources, settings.shard_index, settings.num_shards)
-    prefix = share.name_of(settings.output_prefix)
-    outputs = [
-        prefix.with_name(name)
-        for name in output_names(prefix, settings.json_keys, sentences=settings.split_sentences)
-    ]
-    choose_dtype(settings.dtype, tokenizer.vocab_size)
-    resumes = settings.resume and Workspace.has_progress(prefix)
-    if settings.resume and not resumes and _is_done(outputs, sources, tokenizer):
-        return Result(outputs, Totals(), "", 0.0, was_done=True)
-    if not resumes:
-        refuse_existing_outputs(outputs, force=settings.force)
-    workspace = Workspace(prefix, force=settings.force, resume=settings.resume)
-    run_key = _run_key(settings, sources, tokenizer)
-    try:
-        _check_same_run(workspace, run_key)
-        run = EncodeRun(settings, sources, tokenizer, share, workspace, run_key)
-        run.execute()
-    except BaseException as error:
-        kept = workspace.leave()
-        raise (_with_hint(error) if kept else error) from None
-    workspace.remove()
-    return Result(outputs, run.totals, run.engine_name, time.monotonic() - started_s, busy_s=run.busy_s)
+    chosen = choose_engine(settings.engine, input_size(sources))
+    file = TokenizerFile(settings.tokenizer_dir, settings.cache_dir if chosen == "fastokens" else None)
+    with load_encoders(chosen, file, allow_special=settings.allow_special) as encoders:
+        # Imported here, since numpy takes a tenth of a second to import, in which the encoder loads.
+        from qwen3_data.preprocess_run import run_preprocess
 
-
-def _run_key(settings: Settings, sources: list[Source], tokenizer: TokenizerFacts) -> dict[str, Any]:
-    """Return what must not change when a run is resumed, for its bytes to be those of an unbroken run."""
-    return {
-        "input": [[str(source.path), source.size_bytes, source.changed_ns] for source in sources],
-        "tokenizer": tokenizer.sha256,
-        "json-keys": list(settings.json_keys),
-        "eod-token": tokenizer.eod_id if settings.append_eod else None,
-        "split-sentences": [settings.split_sentences, settings.keep_newlines],
-        "allow-special": settings.allow_special,
-        "dtype": settings.dtype,
-        "max-docs": settings.max_docs,
-        "shard": [settings.shard_index, settings.num_shards],
-    }
-
-
-def _check_same_run(workspace: Workspace, run_key: dict[str, Any]) -> None:
-    if workspace.progress is None:
-        return
-    changed = sorted(key for key, value in run_key.items() if workspace.progress["run"].get(key) != value)
-    if changed:
-        raise ConfigError(
-            f"the interrupted run in {workspace.folder} had another {', '.join(changed)}; resume it with the "
-            "same, or pass --force without --resume to begin anew"
-        )
-
-
-def _is_done(outputs: list[Path], sources: list[Source], tokenizer: TokenizerFacts) -> bool:
-    wanted = tuple(str(source.path) for source in sources)
-    manifests = [read_manifest(output) if sibling(output, ".idx").exists() else None for output in outputs]
-    return all(
-        manifest is not None and (manifest.sources, manifest.tokenizer_sha256) == (wanted, tokenizer.sha256)
-        for manifest in manifests
-    )
-
-
-def _with_hint(error: BaseException) -> BaseException:
-    hint = "what was finished is kept, and --resume goes on with it"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return Qwen3Error(f"no space left on the device; make room: {hint}")
-    if isinstance(error, Qwen3Error) and not isinstance(error, ConfigError):
-        return type(error)(f"{error}; {hint}")
-    return error
+        return run_preprocess(settings, sources, file, encoders, started_s)

@@ -4,39 +4,43 @@ Run as a script it reads one JSON text per line and answers with the JSON list o
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tokenizers import Tokenizer
-
 CLOSE_S = 5.0
+NICENESS = 5
+"""It has time until the first texts are encoded, which wait for the other encoder to load."""
 
 
 class ReferenceProcess:
-    """Encodes single texts with `tokenizers`; a context manager that ends the process."""
+    """Encodes single texts with `tokenizers`, one at a time; a context manager that ends the process."""
 
     def __init__(self, path: Path, *, allow_special: bool) -> None:
         # -P keeps this folder, whose modules may be called like the library's, off the path.
         words = [sys.executable, "-P", __file__, str(path), "special" if allow_special else "text"]
         self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of `text`.
+    def ask(self, text: str) -> None:
+        """Have `text` encoded, while the caller goes on; `answer` must follow."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(text).encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            return  # `answer` finds out and says so
+
+    def answer(self) -> list[int]:
+        """Return the ids of the text asked for.
 
         Raises:
             ChildProcessError: The process died; its own message stands on stderr.
         """
-        assert self._process.stdin is not None
         assert self._process.stdout is not None
-        try:
-            self._process.stdin.write(json.dumps(text).encode() + b"\n")
-            self._process.stdin.flush()
-            answer = self._process.stdout.readline()
-        except BrokenPipeError:
-            answer = b""
+        answer = self._process.stdout.readline()
         if not answer:
             raise ChildProcessError(
                 f"the process of the reference encoder died with code {self._process.wait(CLOSE_S)}"
@@ -55,6 +59,9 @@ class ReferenceProcess:
 
 def serve(path: str, mode: str) -> None:
     """Answer until the input ends, which it does when the parent is gone."""
+    os.nice(NICENESS)
+    from tokenizers import Tokenizer
+
     tokenizer = Tokenizer.from_file(path)
     tokenizer.no_truncation()
     tokenizer.no_padding()

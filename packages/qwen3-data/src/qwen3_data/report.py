@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from qwen3_data.preprocess import Result
+from qwen3_data.preprocess_run import Result
 
 
 def preprocess_report(result: Result) -> Iterator[str]:

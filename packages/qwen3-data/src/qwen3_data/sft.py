@@ -20,7 +20,7 @@ from qwen3_data.records import BadRecordError, OnError, Reject, load_record, rej
 from qwen3_data.shares import find_share
 from qwen3_data.sources import Source, find_sources, input_size
 from qwen3_data.token_writer import TokenWriter, choose_dtype
-from qwen3_data.tokenizer_facts import read_tokenizer
+from qwen3_data.tokenizer_facts import TokenizerFile
 from qwen3_data.workspace import Workspace, refuse_existing_outputs
 from qwen3_model.chat_pieces import ChatRenderer, EmptyThink, LossOn, Piece
 from qwen3_model.conversations import ConversationError, read_conversations
@@ -97,19 +97,32 @@ def write_sft(settings: SftSettings) -> tuple[Path, SftManifest, list[str]]:
     return output, manifest, run.totals.dropped
 
 
+class _Reference:
+    """The tokenizer that the run has loaded anyway."""
+
+    def __init__(self, tokenizer: Qwen3Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._text = ""
+
+    def ask(self, text: str) -> None:
+        self._text = text
+
+    def answer(self) -> list[int]:
+        return self._tokenizer.encode(self._text)
+
+
 class _SftRun:
     def __init__(
         self, settings: SftSettings, sources: list[Source], tokenizer: Qwen3Tokenizer, engine: str
     ) -> None:
         self.settings, self.sources, self.tokenizer = settings, sources, tokenizer
-        self.engine = make_engine(engine, settings.tokenizer_dir / "tokenizer.json", allow_special=False)
+        file = TokenizerFile(settings.tokenizer_dir)
+        self.engine = make_engine(engine, file, allow_special=False)
         self.renderer = ChatRenderer(tokenizer, loss_on=settings.loss_on, empty_think=settings.empty_think)
         self.totals = SftTotals()
         self.checker: Checker | None = None
         if engine != "tokenizers":
-            self.checker = Checker(
-                tokenizer.encode, splits=read_tokenizer(settings.tokenizer_dir, None).splits
-            )
+            self.checker = Checker(_Reference(tokenizer), splits=file.facts(None).splits)
 
     def write(self, stem: Path) -> SftManifest:
         """Write the files of the run into the folder in which it grows."""
@@ -161,7 +174,7 @@ class _SftRun:
         texts = [piece.text for pieces in conversations for piece in pieces if not piece.is_special]
         ids_T, offsets = self.engine.encode(texts)
         if self.checker is not None:
-            self.checker.check(texts, ids_T, offsets)
+            self.checker.confirm(self.checker.ask(texts, ids_T, offsets))
         number = 0
         for pieces, place in zip(conversations, places, strict=True):
             ids: list[NDArray[np.uint32]] = []

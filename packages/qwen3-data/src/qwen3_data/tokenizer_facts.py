@@ -7,8 +7,11 @@ from typing import Any
 
 import orjson
 
+from qwen3_data.compact_tokenizer import read_compact, write_compact
 from qwen3_data.splitting import can_split
 from qwen3_model.errors import ConfigError, FormatError
+
+NO_ID = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +22,84 @@ class TokenizerFacts:
     sha256: str
     vocab_size: int
     eod_id: int
+    """NO_ID where none was asked for."""
     special_tokens: list[str]
     splits: bool
 
+
+class TokenizerFile:
+    """The bytes of a tokenizer.json, and its compact copy where the cache has one."""
+
+    def __init__(self, directory: Path, cache_dir: Path | None = None) -> None:
+        self.path = tokenizer_path(directory)
+        self._cache_dir = cache_dir
+        self._raw = self.path.read_bytes()
+        self.sha256 = hashlib.sha256(self._raw).hexdigest()
+        self._compact = None if cache_dir is None else read_compact(cache_dir, self.sha256)
+
     @property
-    def path(self) -> Path:
-        """The file that the encoders load."""
-        return self.directory / "tokenizer.json"
+    def json(self) -> str:
+        """What an encoder loads.
+
+        Raises:
+            FormatError: It is no text.
+        """
+        if self._compact is not None:
+            return self._compact.json
+        try:
+            return self._raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise FormatError(f"{self.path} is not UTF-8: {error}") from error
+
+    def facts(self, eod_token: str | None) -> TokenizerFacts:
+        """Return what can be known without loading it; keep a compact copy for the next time.
+
+        Raises:
+            ConfigError: It has no token `eod_token`.
+            FormatError: It is damaged.
+        """
+        compact = self._compact
+        if compact is not None:
+            head, vocab, vocab_size = compact.head, None, compact.vocab_size
+        else:
+            parsed = self._parse()
+            head, vocab = parsed, parsed["model"]["vocab"]
+            vocab_size = len(vocab.keys() | {entry["content"] for entry in head.get("added_tokens", [])})
+            if self._cache_dir is not None:
+                write_compact(self._cache_dir, self.sha256, parsed, vocab_size)
+        added = head.get("added_tokens", [])
+        ids = {entry["content"]: entry["id"] for entry in added}
+        return TokenizerFacts(
+            directory=self.path.parent,
+            sha256=self.sha256,
+            vocab_size=vocab_size,
+            eod_id=NO_ID if eod_token is None else self._id_of(eod_token, ids, vocab),
+            special_tokens=[entry["content"] for entry in added if entry["special"]],
+            splits=can_split(head),
+        )
+
+    def _id_of(self, eod_token: str, added: dict[str, int], vocab: dict[str, int] | None) -> int:
+        if eod_token in added:
+            return added[eod_token]
+        if vocab is None:
+            vocab = self._parse()["model"]["vocab"]
+        if eod_token not in vocab:
+            raise ConfigError(
+                f"--eod-token {eod_token} is no token of {self.path.parent}; its special tokens are "
+                f"{sorted(added)[:6]}"
+            )
+        return vocab[eod_token]
+
+    def _parse(self) -> dict[str, Any]:
+        try:
+            parsed = orjson.loads(self._raw)
+        except ValueError as error:
+            raise FormatError(f"{self.path} is no JSON: {error}") from error
+        if not isinstance(parsed, dict) or not isinstance(parsed.get("model"), dict):
+            raise FormatError(f"{self.path} is no tokenizer (it has no model)")
+        if not isinstance(parsed["model"].setdefault("vocab", {}), dict):
+            raise FormatError(f"{self.path} is no byte-pair tokenizer, as Qwen3's is")
+        return parsed
 
 
 def read_tokenizer(directory: Path, eod_token: str | None) -> TokenizerFacts:
@@ -35,36 +109,7 @@ def read_tokenizer(directory: Path, eod_token: str | None) -> TokenizerFacts:
         ConfigError: It has no token `eod_token`.
         FormatError: It is missing or damaged.
     """
-    parsed, raw = _read_json(directory)
-    vocab, added = parsed["model"].get("vocab", {}), parsed.get("added_tokens", [])
-    ids = {entry["content"]: entry["id"] for entry in added}
-    if not isinstance(vocab, dict):
-        raise FormatError(f"{directory / 'tokenizer.json'} is no byte-pair tokenizer, as Qwen3's is")
-    eod_id = ids.get(eod_token, vocab.get(eod_token)) if eod_token is not None else None
-    if eod_id is None and eod_token is not None:
-        raise ConfigError(
-            f"--eod-token {eod_token} is no token of {directory}; its special tokens are {sorted(ids)[:6]}"
-        )
-    return TokenizerFacts(
-        directory=directory,
-        sha256=hashlib.sha256(raw).hexdigest(),
-        vocab_size=len(vocab.keys() | ids.keys()),
-        eod_id=-1 if eod_id is None else eod_id,
-        special_tokens=[entry["content"] for entry in added if entry["special"]],
-        splits=can_split(parsed),
-    )
-
-
-def _read_json(directory: Path) -> tuple[dict[str, Any], bytes]:
-    path = tokenizer_path(directory)
-    raw = path.read_bytes()
-    try:
-        parsed = orjson.loads(raw)
-    except ValueError as error:
-        raise FormatError(f"{path} is no JSON: {error}") from error
-    if not isinstance(parsed, dict) or not isinstance(parsed.get("model"), dict):
-        raise FormatError(f"{path} is no tokenizer (it has no model)")
-    return parsed, raw
+    return TokenizerFile(directory).facts(eod_token)
 
 
 def tokenizer_path(directory: Path) -> Path:

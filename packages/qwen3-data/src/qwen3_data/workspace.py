@@ -81,9 +81,11 @@ class Workspace:
                 sync(final.parent)
             for ending in ENDINGS:
                 grown = sibling(self.folder / name, ending)
+                if ending == ".idx":
+                    sync(final.parent)
                 if grown.exists():
                     grown.replace(sibling(final, ending))
-                sync(final.parent)
+            sync(final.parent)
 
     def remove(self) -> None:
         """Delete the folder."""
