@@ -1,169 +1,16 @@
-"""LoRA adapters: from PEFT's folder or our checkpoints, checked against a base; what they add to a weight.
-
-Source: Hu et al. 2021, section 4.1: W + (alpha / r) B A. PEFT's files: `adapter_config.json` and
-`adapter_model.safetensors` with names `base_model.model.<module>.lora_A.weight` of (r, inputs) and
-`.lora_B.weight` of (outputs, r); an embedding's are `.lora_embedding_A` (r, rows) and `_B` (width, r). Where
-a head is tied to the embedding, PEFT adapts it only with `ensure_weight_tying`, and stores the same adapter
-for it once more, transposed.
-"""
-
-import json
-import re
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+"""What LoRA adapters add to a base, and how PEFT's files say it; `qwen3_model.adapters` reads them."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qwen3_ckpt.diff import largest_difference
 from qwen3_ckpt.rows import Bytes, LazyTensor, RowSource, from_file
+from qwen3_model.adapters import EMBEDDING, HEAD, Adapter, AdapterSet
 from qwen3_model.config import Qwen3Config
-from qwen3_model.errors import FormatError, WeightError
-from qwen3_model.safetensors_file import NUMPY_DTYPES, TensorPlan, from_float32, open_safetensors, to_float32
+from qwen3_model.errors import WeightError
+from qwen3_model.safetensors_file import NUMPY_DTYPES, TensorPlan, from_float32, to_float32
 
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model."
-NAME = re.compile(r"(?:base_model\.model\.)?(.+?)\.lora_(embedding_)?(A|B)(?:\.default)?(?:\.weight)?")
-# peft adds the base's embedding, whole, to an adapter of it.
-BASE_COPY = re.compile(r"(?:base_model\.model\.)?(.+?)\.base_layer\.weight")
-EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
-UNSUPPORTED = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "modules_to_save")
-
-
-@dataclass(frozen=True, slots=True)
-class Adapter:
-    """The pair of one module, in float32."""
-
-    a: NDArray[np.float32]
-    """(r, inputs)."""
-    b: NDArray[np.float32]
-    """(outputs, r)."""
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterSet:
-    """All adapters of a model and their common scale."""
-
-    modules: dict[str, Adapter]
-    """By module, such as `model.layers.0.self_attn.q_proj`."""
-    alpha: float
-    """Scale is alpha / rank."""
-    base_copies: dict[str, LazyTensor] = field(default_factory=dict)
-    """By module, weights of the base that lie beside its adapter."""
-
-    @property
-    def rank(self) -> int:
-        """Rank of every adapter."""
-        return next(iter(self.modules.values())).a.shape[0]
-
-    @property
-    def scale(self) -> float:
-        """What B A is multiplied by."""
-        return self.alpha / self.rank
-
-
-def read_peft(folder: Path, alpha: float | None = None) -> AdapterSet:
-    """Read a PEFT adapter; `alpha` takes the place of what its config says.
-
-    Raises:
-        FormatError: A file is missing or damaged, or asks for something other than plain LoRA.
-    """
-    path = folder / CONFIG_FILE
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        stated, kind = float(config["lora_alpha"]), config.get("peft_type", "LORA")
-    except FileNotFoundError:
-        raise FormatError(f"{folder} has no {CONFIG_FILE}; give a PEFT adapter folder") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise FormatError(f"{path} is no adapter config: {type(error).__name__} {error}") from None
-    used = [key for key in UNSUPPORTED if config.get(key)]
-    if kind != "LORA" or used or config.get("bias", "none") != "none":
-        raise FormatError(
-            f"{path}: only plain LoRA without bias is implemented, not {', '.join(used) or kind}"
-        )
-    file = open_safetensors(folder / WEIGHTS_FILE)
-    adapters = pair(
-        {name: from_file(file, name) for name in file.tensors}, stated if alpha is None else alpha
-    )
-    return without_tied_head(adapters, path) if config.get("ensure_weight_tying") else adapters
-
-
-def pair(tensors: dict[str, LazyTensor], alpha: float) -> AdapterSet:
-    """Put the halves of adapters together.
-
-    Raises:
-        FormatError: A tensor is no adapter, a half is missing, or ranks differ.
-    """
-    halves: dict[str, dict[str, NDArray[np.float32]]] = {}
-    copies: dict[str, LazyTensor] = {}
-    for name, tensor in tensors.items():
-        if copy := BASE_COPY.fullmatch(name):
-            copies[copy[1]] = tensor
-            continue
-        match = NAME.fullmatch(name)
-        if not match:
-            raise FormatError(f"{name} is no LoRA tensor")
-        halves.setdefault(match[1], {})[match[3]] = read_float32(tensor)
-    if not halves:
-        raise FormatError("there is no LoRA tensor")
-    lone = [module for module, found in halves.items() if len(found) != 2]
-    if lone:
-        raise FormatError(f"{lone[0]} has only one half of its adapter")
-    modules = {module: Adapter(found["A"], found["B"]) for module, found in halves.items()}
-    ranks = {(adapter.a.shape[0], adapter.b.shape[1]) for adapter in modules.values()}
-    if len(ranks) != 1 or len(set(next(iter(ranks)))) != 1 or 0 in next(iter(ranks)):
-        raise FormatError(f"the adapters must have one rank of at least 1, found {sorted(ranks)}")
-    return AdapterSet(dict(sorted(modules.items())), alpha, copies)
-
-
-def without_tied_head(adapters: AdapterSet, path: Path) -> AdapterSet:
-    """Return the adapters without the head's, which must be the embedding's once more.
-
-    Raises:
-        FormatError: They differ, so the head is not tied after all; `path` says where that is promised.
-    """
-    modules, copies = dict(adapters.modules), dict(adapters.base_copies)
-    head, embedding = modules.pop(HEAD, None), modules.get(EMBEDDING)
-    if head is None or embedding is None:
-        return adapters
-    if not (np.array_equal(head.a, embedding.b.T) and np.array_equal(head.b, embedding.a.T)):
-        raise FormatError(f"{path} promises a tied head, but its adapter is another than the embedding's")
-    copies.pop(HEAD, None)
-    return replace(adapters, modules=modules, base_copies=copies)
-
-
-def with_peft_embedding(adapters: AdapterSet) -> AdapterSet:
-    """Return the adapters with the embedding's in PEFT's form, A (r, rows) and B (width, r).
-
-    A trainer may as well hold it like any matrix of (rows, width), as A (r, width) and B (rows, r), which is
-    the same change with the halves transposed. A vocabulary is larger than a hidden size: that tells.
-    """
-    found = adapters.modules.get(EMBEDDING)
-    if found is None or found.a.shape[1] > found.b.shape[0]:
-        return adapters
-    turned = Adapter(np.ascontiguousarray(found.b.T), np.ascontiguousarray(found.a.T))
-    return replace(adapters, modules=adapters.modules | {EMBEDDING: turned})
-
-
-def check_fits(adapters: AdapterSet, config: Qwen3Config) -> None:
-    """Compare every adapter with the weight that it changes.
-
-    Raises:
-        WeightError: An adapter is for a module that the model lacks, or of another size.
-    """
-    shapes = config.weight_shapes()
-    problems = []
-    for module, adapter in adapters.modules.items():
-        shape = shapes.get(f"{module}.weight")
-        found = (adapter.b.shape[0], adapter.a.shape[1])
-        if module == EMBEDDING:
-            found = found[::-1]
-        if shape is None:
-            problems.append(f"the model has no {module}")
-        elif shape != found:
-            problems.append(f"{module} is {shape}, its adapter is for {found}")
-    if problems:
-        raise WeightError(f"the adapter is for another base: {'; '.join(problems[:5])}")
 
 
 def check_base_copies(adapters: AdapterSet, weights: dict[str, LazyTensor]) -> None:
@@ -172,7 +19,8 @@ def check_base_copies(adapters: AdapterSet, weights: dict[str, LazyTensor]) -> N
     Raises:
         WeightError: One differs: it was trained or resized, which adding B A does not reproduce.
     """
-    for module, copy in adapters.base_copies.items():
+    for module, (file, name) in adapters.base_copies.items():
+        copy = from_file(file, name)
         base = weights.get(f"{module}.weight")
         if base is None or base.plan.shape != copy.plan.shape or largest_difference(base, copy)[0]:
             raise WeightError(

@@ -47,9 +47,9 @@ def fuse(  # noqa: PLR0913 - one parameter a flag
     Example:
       qwen3-ckpt lora fuse Qwen3-0.6B output/checkpoint fused
     """
-    from qwen3_ckpt.adapters import EMBEDDING
     from qwen3_ckpt.fused import FusedLayout
     from qwen3_ckpt.lora import AdapterSource, fuse_lora
+    from qwen3_model.adapters import EMBEDDING
     from qwen3_model.config import Qwen3Config
 
     layout = FusedLayout(source_qkv == "contiguous", source_mlp == "interleaved")

@@ -4,12 +4,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwen3_ckpt.companions import copy_companions, find_companions
 from qwen3_ckpt.fused import FusedLayout, fuse
 from qwen3_ckpt.hf_output import write_hf_folder
 from qwen3_ckpt.names import hf_tensors
 from qwen3_ckpt.rows import LazyTensor, cast, from_file
 from qwen3_ckpt.unified import NAME_MAP, UNIFIED, write_parts
+from qwen3_model.companions import copy_companions, find_companions
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError, FormatError
 from qwen3_model.files import output_directory, require_free_space

@@ -5,9 +5,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from qwen3_ckpt.companions import copy_companions
 from qwen3_ckpt.parallel import Count, run_all
 from qwen3_ckpt.rows import LazyTensor
+from qwen3_model.companions import copy_companions
 from qwen3_model.config import Qwen3Config
 from qwen3_model.files import output_directory, require_free_space
 from qwen3_model.hf_folder import INDEX_FILE, encode_index, plan_shards, shard_names

@@ -5,25 +5,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen3_ckpt.adapters import (
-    CONFIG_FILE,
-    EMBEDDING,
-    WEIGHTS_FILE,
-    AdapterSet,
-    check_base_copies,
-    check_fits,
-    fuse_adapters,
-    pair,
-    peft_config,
-    peft_tensors,
-    read_peft,
-    with_peft_embedding,
-)
-from qwen3_ckpt.companions import find_companions
+from qwen3_ckpt.adapters import check_base_copies, fuse_adapters, peft_config, peft_tensors, read_float32
 from qwen3_ckpt.fused import FusedLayout, split_fused_adapters
 from qwen3_ckpt.hf_output import write_hf_folder
 from qwen3_ckpt.rows import from_file
 from qwen3_ckpt.tensor_sets import open_tensors
+from qwen3_model.adapters import (
+    CONFIG_FILE,
+    EMBEDDING,
+    WEIGHTS_FILE,
+    AdapterSet,
+    check_fits,
+    pair,
+    read_peft,
+    with_peft_embedding,
+)
+from qwen3_model.companions import find_companions
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError, FormatError
 from qwen3_model.files import output_directory
@@ -65,7 +62,8 @@ def read_adapters(source: AdapterSource) -> tuple[AdapterSet, Qwen3Config | None
         if config is None:
             raise ConfigError("fused adapters are split by the model's heads: name its folder with --hf-dir")
         tensors = split_fused_adapters(tensors, config, source.layout)
-    return with_peft_embedding(pair(tensors, _alpha(source))), config
+    halves = {name: read_float32(tensor) for name, tensor in tensors.items()}
+    return with_peft_embedding(pair(halves, _alpha(source))), config
 
 
 def _alpha(source: AdapterSource) -> float:

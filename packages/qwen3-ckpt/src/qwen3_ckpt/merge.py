@@ -13,7 +13,6 @@ from pathlib import Path
 
 from qwen3_ckpt.assemble import Assembled, assemble, without_strategy
 from qwen3_ckpt.check_shapes import check_shapes
-from qwen3_ckpt.companions import copy_companions, find_companions
 from qwen3_ckpt.fused import FusedLayout
 from qwen3_ckpt.hf_output import write_hf_folder
 from qwen3_ckpt.names import hf_tensors
@@ -22,6 +21,7 @@ from qwen3_ckpt.replicas import check_replicas, check_samples, check_stage_twins
 from qwen3_ckpt.rows import LazyTensor, cast
 from qwen3_ckpt.strategies import Stages, merged_strategy, read_stages
 from qwen3_ckpt.unified import UNIFIED, write_parts, write_run_state
+from qwen3_model.companions import copy_companions, find_companions
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError
 from qwen3_model.files import output_directory, refuse_existing, require_free_space

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwen3_ckpt.companions import copy_companions, find_companions
 from qwen3_ckpt.placements import Cut, bare_name, stage_of, tensor_layout
 from qwen3_ckpt.rows import LazyTensor, PickedColumns, PickedRows, RowSource, Run
 from qwen3_ckpt.tensor_sets import Checkpoint
+from qwen3_model.companions import copy_companions, find_companions
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError
 from qwen3_model.files import output_directory, refuse_existing, require_free_space

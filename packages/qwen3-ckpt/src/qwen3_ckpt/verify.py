@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from qwen3_ckpt.companions import find_companions
 from qwen3_ckpt.names import hf_tensors
 from qwen3_ckpt.placements import ADAPTER, bare_name
 from qwen3_ckpt.rows import LazyTensor, row_windows
 from qwen3_ckpt.tensor_sets import open_tensors
+from qwen3_model.companions import find_companions
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import FormatError, Qwen3Error
 from qwen3_model.files import write_text_atomically

@@ -3,20 +3,15 @@
 Free of MindSpore.
 """
 
-import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from qwen3_model.adapters import CONFIG_FILE
 from qwen3_model.errors import ConfigError
 from qwen3_model.files import write_text_atomically
 from qwen3_train.lora_settings import LoraSettings, peft_targets
 from qwen3_train.settings import TrainSettings
-
-ADAPTER_CONFIG = "adapter_config.json"
-END_BYTES = 1 << 16
-"""Bytes at either end of a file of weights that its fingerprint reads."""
 
 
 def find_base(settings: TrainSettings) -> Path:
@@ -32,7 +27,7 @@ def find_base(settings: TrainSettings) -> Path:
                 "adapters need a base: give pretrained_model_dir with run_mode finetune, or load_checkpoint"
             )
         return settings.weights_from
-    path = _run_dir(settings) / ADAPTER_CONFIG
+    path = _run_dir(settings) / CONFIG_FILE
     if not path.is_file():
         raise ConfigError(
             f"{path} does not exist; what is resumed is no run of adapters, leave pet_config out"
@@ -50,19 +45,6 @@ def find_base(settings: TrainSettings) -> Path:
             f"{base}, the base of the adapters in {path.parent}, does not exist; give pretrained_model_dir"
         )
     return base
-
-
-def base_fingerprint(base: Path) -> str:
-    """Hash names, sizes and both ends of the base's files, but not their place."""
-    digest = hashlib.sha256()
-    for path in _weight_files(base):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(END_BYTES))
-            file.seek(max(0, size - END_BYTES))
-            digest.update(file.read(END_BYTES))
-    return digest.hexdigest()[:16]
 
 
 def adapter_config(lora: LoraSettings, settings: TrainSettings, base: Path) -> dict[str, Any]:
@@ -84,7 +66,7 @@ def adapter_config(lora: LoraSettings, settings: TrainSettings, base: Path) -> d
 def write_adapter_config(lora: LoraSettings, settings: TrainSettings, base: Path) -> None:
     """Write it into the run's folder, where qwen3-ckpt looks for alpha."""
     text = json.dumps(adapter_config(lora, settings, base.absolute()), indent=2) + "\n"
-    write_text_atomically(settings.output_dir / ADAPTER_CONFIG, text)
+    write_text_atomically(settings.output_dir / CONFIG_FILE, text)
 
 
 def _run_dir(settings: TrainSettings) -> Path:
@@ -92,10 +74,3 @@ def _run_dir(settings: TrainSettings) -> Path:
     if source.is_file():
         source = source.parent.parent
     return source.parent if source.name == "checkpoint" else source
-
-
-def _weight_files(base: Path) -> Iterator[Path]:
-    if base.is_file():
-        yield base
-    else:
-        yield from sorted(base.glob("*.safetensors")) or sorted(base.rglob("*.safetensors"))

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from qwen3_model.adapters import base_fingerprint
 from qwen3_model.checkpoint_files import checkpoint_files, choose_checkpoint, is_hf_folder
 from qwen3_model.errors import ConfigError
 from qwen3_model.files import require_free_space
@@ -12,7 +13,7 @@ from qwen3_train.batches import BatchPlan, Dataset
 from qwen3_train.checkpoint import TrainState, read_state
 from qwen3_train.data_settings import DataSettings
 from qwen3_train.gpt_dataset import DocumentOptions
-from qwen3_train.lora_base import base_fingerprint, find_base
+from qwen3_train.lora_base import find_base
 from qwen3_train.lr_schedule import Schedule, make_schedule
 from qwen3_train.run_folder import refuse_used_folder, restore_replaced
 from qwen3_train.settings import TrainSettings
