@@ -1,9 +1,8 @@
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +15,10 @@ from qwen3_train.checkpoint import (
     FloatTensor,
     TrainState,
     read_state,
+    remove_old,
     save_checkpoint,
 )
+from qwen3_train.checkpoint_writer import CheckpointWriter
 from qwen3_train.run_folder import replaced_run, restore_replaced
 
 
@@ -25,8 +26,10 @@ def save(folder, step, *, epoch=1, rank=0, keep_max=2, value=1.0):
     array = np.full((3, 2), value, np.float32)
     tensors = [FloatTensor("model.norm.weight", (3, 2), lambda: array)]
     rank_dir = folder / "checkpoint" / f"rank_{rank}"
-    stem = f"qwen3_rank_{rank}"
-    return save_checkpoint(rank_dir, stem, Place(epoch, step), TrainState(step, "abc"), tensors, keep_max)
+    place = Place(epoch, step)
+    path = save_checkpoint(rank_dir, f"qwen3_rank_{rank}", place, TrainState(step, "abc"), tensors)
+    remove_old(rank_dir, place, keep_max)
+    return path
 
 
 def test_a_checkpoint_has_mindformers_names_scalars_and_meta(tmp_path):
@@ -92,59 +95,149 @@ def test_weights_alone_are_no_training_checkpoint(tmp_path):
         read_state(file)
 
 
-KILLED = """
-import sys, time
-import numpy as np
+def test_a_run_that_went_back_removes_what_it_gave_up_and_never_its_own(tmp_path):
+    for step in (1, 2, 3):
+        save(tmp_path, step, keep_max=9)
+    save(tmp_path, 2, keep_max=1, value=5.0)
+    assert _names(tmp_path / "checkpoint" / "rank_0") == ["meta.json", "qwen3_rank_0-1_2.safetensors"]
+
+
+# A child for each moment saves step 2 over step 1 and ends itself with SIGKILL, or runs out of space, when
+# it is about to make the n-th call that changes the disk; it prints how many calls there were.
+FAULT = """
+import errno, os, signal, sys
 from pathlib import Path
+import numpy as np
+import qwen3_model.files as files, qwen3_model.safetensors_file as format
 from qwen3_model.checkpoint_files import Place
-from qwen3_train.checkpoint import FloatTensor, TrainState, save_checkpoint
+from qwen3_train.checkpoint import FloatTensor, TrainState
+from qwen3_train.checkpoint_writer import CheckpointWriter
 
-def slowly():
-    print("writing", flush=True)
-    time.sleep(60)
-    return np.ones((2,), np.float32)
+kind, folder, in_thread = sys.argv[1], Path(sys.argv[2]), sys.argv[3] == "True"
 
-big = FloatTensor("a", (500_000,), lambda: np.ones(500_000, np.float32))
-folder = Path(sys.argv[1])
-save_checkpoint(folder, "qwen3_rank_0", Place(1, 2), TrainState(2, ""), [big, FloatTensor("b", (2,), slowly)],
-1)
+def save(rank_dir, limit):
+    calls = 0
+    def counted(function):
+        def call(*args, **named):
+            nonlocal calls
+            calls += 1
+            if calls == limit and kind == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if calls == limit:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return function(*args, **named)
+        return call
+    for owner, name in ((format, "_write_all"), (files, "sync"), (Path, "replace"), (Path, "write_text"),
+                        (Path, "unlink"), (Path, "open")):
+        setattr(owner, name, counted(getattr(owner, name)))
+    tensors = [FloatTensor(name, (3, 2), lambda: np.full((3, 2), 2, np.float32)) for name in "ab"]
+    writer = CheckpointWriter(rank_dir, "qwen3_rank_0", 1, in_thread=in_thread,
+                              wait_for_others=lambda: None, log=lambda text: None)
+    try:
+        writer.save(Place(1, 2), TrainState(2, ""), tensors)
+        writer.finish()
+    except Exception as error:
+        sys.stderr.write(f"{type(error).__name__}: {error}\\n")
+        os._exit(1)
+    os._exit(0 if calls < limit else 3)
+
+moment = 0
+while True:
+    moment += 1
+    rank_dir = folder / f"moment_{moment}" / "checkpoint" / "rank_0"
+    if not rank_dir.is_dir():
+        sys.exit("not enough copies")
+    child = os.fork()
+    if child == 0:
+        save(rank_dir, moment)
+    status = os.waitpid(child, 0)[1]
+    if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:
+        print(moment)
+        break
+    assert os.WIFSIGNALED(status) if kind == "kill" else os.WEXITSTATUS(status) == 1, status
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_kill_while_writing_leaves_the_last_good_checkpoint(tmp_path, number):
-    good = save(tmp_path, 1, keep_max=1)
-    before = good.read_bytes()
-    command = [sys.executable, "-c", KILLED, str(good.parent)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ)
-    assert process.stdout.readline() == b"writing\n"
-    process.send_signal(number)
-    process.wait()
-    process.stdout.close()
-    files, _ = choose_checkpoint(tmp_path, 1, None)
-    assert files == {0: good}
-    assert good.read_bytes() == before
-    assert json.loads((good.parent / "meta.json").read_text())["last_step"] == 1
-    # The next save removes what the killed one left.
-    save(tmp_path, 2, keep_max=1)
-    assert re.fullmatch("meta.json qwen3_rank_0-1_2.safetensors", " ".join(sorted(_names(good.parent))))
+@pytest.mark.parametrize("in_thread", [False, True])
+@pytest.mark.parametrize("kind", ["kill", "full disk"])
+def test_a_fault_at_any_moment_of_a_checkpoint_leaves_a_whole_one(tmp_path, kind, in_thread):
+    for moment in range(1, 30):
+        save(tmp_path / f"moment_{moment}", 1, keep_max=1)
+    done = subprocess.run(
+        [sys.executable, "-c", FAULT, kind, str(tmp_path), str(in_thread)],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    num_moments = int(done.stdout)
+    assert num_moments > 10
+    steps = []
+    for moment in range(1, num_moments + 1):
+        run_dir = tmp_path / f"moment_{moment}"
+        files, passed_over = choose_checkpoint(run_dir, 1, None)
+        assert passed_over == []  # nothing half-written under a checkpoint's name
+        file = open_safetensors(files[0])
+        steps.append(read_state(file).global_step)
+        name, value = ("model.norm.weight", 1) if steps[-1] == 1 else ("a", 2)
+        np.testing.assert_array_equal(file.raw(name), np.full((3, 2), value, np.float32))
+        # The next save finds nothing in its way and leaves nothing of the faulty one.
+        save(run_dir, 2, keep_max=1)
+        assert _names(files[0].parent) == ["meta.json", "qwen3_rank_0-1_2.safetensors"]
+    assert steps == sorted(steps)
+    assert (steps[0], steps[-1]) == (1, 2)
+    if kind == "full disk":
+        lines = done.stderr.splitlines()
+        assert len(lines) == num_moments - 1
+        for line in lines:
+            assert re.match(
+                "Qwen3Error: a checkpoint in .* could not be written or removed .No space left", line
+            )
 
 
 def _names(folder: Path):
-    return [path.name for path in folder.iterdir()]
+    return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
-    good = save(tmp_path, 1, keep_max=1)
+def writer_of(rank_dir, *, wait_for_others=lambda: None, log=lambda text: None, keep_max=1):
+    return CheckpointWriter(
+        rank_dir, "qwen3_rank_0", keep_max, in_thread=True, wait_for_others=wait_for_others, log=log
+    )
 
-    def full():
-        raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="No space"):
-        save_checkpoint(
-            good.parent, "qwen3_rank_0", Place(1, 2), TrainState(2, ""), [FloatTensor("a", (1,), full)], 1
-        )
-    assert sorted(_names(good.parent)) == ["meta.json", "qwen3_rank_0-1_1.safetensors"]
+def test_a_checkpoint_in_a_thread_holds_the_values_of_its_moment(tmp_path):
+    weight, go_on = np.ones(4, np.float32), threading.Event()
+    reads = []
+
+    def read():
+        reads.append(threading.current_thread())
+        return weight
+
+    said = []
+    writer = writer_of(tmp_path, log=lambda text: (go_on.wait(20), said.append(text)))
+    writer.save(Place(1, 1), TrainState(1, ""), [FloatTensor("a", (4,), read)])
+    weight += 1  # the next step, while the thread is still at work
+    assert reads == [threading.current_thread()]
+    assert said == []
+    go_on.set()
+    writer.finish()
+    assert said == [f"saved {tmp_path / 'qwen3_rank_0-1_1.safetensors'}"]
+    file = open_safetensors(tmp_path / "qwen3_rank_0-1_1.safetensors")
+    np.testing.assert_array_equal(file.raw("a"), np.ones(4, np.float32))
+
+
+def test_a_checkpoint_in_a_thread_keeps_the_old_one_until_every_rank_has_the_new(tmp_path):
+    seen = []
+
+    def wait():
+        seen.append(_names(tmp_path))
+
+    writer = writer_of(tmp_path, wait_for_others=wait)
+    tensor = FloatTensor("a", (1,), lambda: np.ones(1, np.float32))
+    for step in (1, 2, 3):
+        writer.save(Place(1, step), TrainState(step, ""), [tensor])
+    writer.finish()
+    first, second, third = (f"qwen3_rank_0-1_{step}.safetensors" for step in (1, 2, 3))
+    assert seen == [["meta.json", first], ["meta.json", first, second], ["meta.json", second, third]]
+    assert _names(tmp_path) == ["meta.json", third]
 
 
 def test_a_run_put_aside_by_a_killed_force_comes_back(tmp_path):

@@ -51,16 +51,9 @@ class TrainState:
 
 
 def save_checkpoint(
-    rank_dir: Path,
-    stem: str,
-    place: Place,
-    state: TrainState,
-    tensors: Iterable[FloatTensor],
-    keep_max: int,
-    *,
-    wait_for_others: Callable[[], object] = lambda: None,
+    rank_dir: Path, stem: str, place: Place, state: TrainState, tensors: Iterable[FloatTensor]
 ) -> Path:
-    """Write one rank's checkpoint, then its meta.json, then remove those beyond the newest `keep_max`.
+    """Write one rank's checkpoint, then its meta.json.
 
     Args:
         rank_dir: `checkpoint/rank_R`.
@@ -68,8 +61,6 @@ def save_checkpoint(
         place: When it is taken.
         state: Step and data.
         tensors: Weights and moments.
-        keep_max: Files to keep, this one included.
-        wait_for_others: Returns when all ranks have written theirs; nothing is removed before.
     """
     path = rank_dir / f"{stem}-{place.epoch}_{place.step}.safetensors"
     told = json.dumps(
@@ -82,10 +73,18 @@ def save_checkpoint(
     )
     meta = {"last_epoch": place.epoch, "last_step": place.step, "last_ckpt_file": path.name}
     write_text_atomically(rank_dir / "meta.json", json.dumps(meta))
-    wait_for_others()
-    for _, old in sorted(checkpoints_of(rank_dir).items(), reverse=True)[keep_max:]:
-        old.unlink()
     return path
+
+
+def remove_old(rank_dir: Path, place: Place, keep_max: int) -> None:
+    """Remove all but the newest `keep_max` checkpoints up to `place`, which is whole on every rank.
+
+    Later ones are of a course that was given up, damaged or by wish, when the run resumed before them.
+    """
+    held = checkpoints_of(rank_dir)
+    kept = sorted((each for each in held if each <= place), reverse=True)[:keep_max]
+    for each in held.keys() - set(kept):
+        held[each].unlink()
 
 
 def read_state(file: SafetensorsFile) -> TrainState:

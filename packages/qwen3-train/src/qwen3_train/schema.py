@@ -94,7 +94,9 @@ CALLBACK: dict[str, Any] = {
     "type": Key((str,), ("MFLossMonitor", "CheckpointMonitor", "TrainCallBack")),
     "per_print_times": COUNT, "stop_step": COUNT,
     "prefix": TEXT, "save_checkpoint_steps": COUNT, "keep_checkpoint_max": COUNT,
-    "checkpoint_format": Key((str,), ("safetensors",)), "integrated_save": NO_EFFECT, "async_save": NO_EFFECT,
+    "checkpoint_format": Key((str,), ("safetensors",)), "integrated_save": NO_EFFECT,
+    # mindformers' threads and processes differ in nothing that a run would show.
+    "async_save": Key((bool, str), (True, False, "thread", "process")),
     "remove_redundancy": NO_EFFECT, "save_trainable_params": Key((bool,), (False,)),
     "save_network_params": Key((bool,), (False,)), "exception_save": NO_EFFECT, "directory": NO_EFFECT,
 }  # fmt: skip

@@ -69,6 +69,8 @@ class TrainSettings:
     """Steps between checkpoints; None for only after the last step."""
     keep_max: int
     """Checkpoints to keep."""
+    async_save: bool
+    """Write checkpoints in a thread while training goes on."""
     recompute: bool
     lora: LoraSettings | None
     """Adapters, which then train instead of the model; None for none."""
@@ -149,6 +151,7 @@ def read_settings(config: RunConfig, *, worker_num: int = 1) -> TrainSettings:
         prefix=monitor.get("prefix") or "qwen3",
         save_every=_positive(monitor.get("save_checkpoint_steps")),
         keep_max=monitor.get("keep_checkpoint_max") or 1,
+        async_save=bool(monitor.get("async_save")),
         recompute=bool(config.get("recompute_config.recompute", False)),
         lora=lora,
     )

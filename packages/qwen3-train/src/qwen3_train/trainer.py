@@ -11,7 +11,8 @@ from qwen3_model.errors import Qwen3Error
 from qwen3_model.kernels import make_kernels
 from qwen3_model.model import Qwen3ForCausalLM
 from qwen3_train.batches import evaluation_batches, step_batches
-from qwen3_train.checkpoint import FloatTensor, TrainState, save_checkpoint
+from qwen3_train.checkpoint import FloatTensor, TrainState
+from qwen3_train.checkpoint_writer import CheckpointWriter
 from qwen3_train.grid import Grid, WorldSum, make_grid
 from qwen3_train.lora_base import write_adapter_config
 from qwen3_train.lora_run import start_adapters
@@ -80,25 +81,37 @@ def train(run: PreparedRun, log: RunLog, rank: int = 0) -> None:
     )
     # Every rank knows the loss of all; one writes it down.
     metrics = Metrics(settings.output_dir / METRICS, after_step=done) if rank == 0 else None
+    world = WorldSum(grid.world)
+    writer = CheckpointWriter(
+        settings.output_dir / "checkpoint" / f"rank_{rank}",
+        f"{settings.prefix}_rank_{rank}",
+        settings.keep_max,
+        in_thread=settings.async_save,
+        wait_for_others=lambda: world.add(0.0),
+        log=log.line,
+    )
     try:
-        _Loop(run, step, Evaluation(model, grid), grid, metrics, log).run(done)
+        _Loop(run, step, Evaluation(model, grid), grid, world, writer, metrics, log).run(done)
     finally:
+        writer.close()
         if metrics is not None:
             metrics.close()
 
 
 class _Loop:
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         run: PreparedRun,
         step: TrainStep,
         evaluation: Evaluation,
         grid: Grid,
+        world: WorldSum,
+        writer: CheckpointWriter,
         metrics: Metrics | None,
         log: RunLog,
     ) -> None:
         self.prepared, self.step, self.evaluation = run, step, evaluation
-        self.grid, self.world, self.metrics, self.log = grid, WorldSum(grid.world), metrics, log
+        self.grid, self.world, self.writer, self.metrics, self.log = grid, world, writer, metrics, log
         self.times_s: list[float] = []
 
     def run(self, done: int) -> None:
@@ -106,6 +119,7 @@ class _Loop:
         if done == 0:
             self._evaluate(0)
         for number in range(done + 1, last + 1):
+            self.writer.check()
             values = self._step(number)
             if number % settings.log_every == 0 or number in (done + 1, last):
                 self._log_step(number, values)
@@ -113,6 +127,7 @@ class _Loop:
                 self._evaluate(number)
             if number == last or (settings.save_every and number % settings.save_every == 0):
                 self._save(number)
+        self.writer.finish()
 
     def _step(self, number: int) -> dict[str, float]:
         run, started_s = self.prepared, time.perf_counter()
@@ -167,18 +182,13 @@ class _Loop:
         self.log.line(f"step {number}: {told}")
 
     def _save(self, number: int) -> None:
-        run, settings = self.prepared, self.prepared.settings
+        run = self.prepared
         parameters = self.step.weights | self.step.moments()
-        path = save_checkpoint(
-            settings.output_dir / "checkpoint" / f"rank_{self.grid.rank}",
-            f"{settings.prefix}_rank_{self.grid.rank}",
+        self.writer.save(
             Place(*run.plan.epoch_and_step(number)),
             TrainState(number, run.fingerprint, run.lora_base_fingerprint),
             [FloatTensor(name, tuple(held.shape), held.asnumpy) for name, held in parameters.items()],
-            settings.keep_max,
-            wait_for_others=lambda: self.world.add(0.0),
         )
-        self.log.line(f"saved {path}")
 
 
 def _refuse_spoilt(number: int, result: StepResult) -> None:
