@@ -1,6 +1,7 @@
 """Instruction data: ids and labels as transformers has them, shifted once, packed without mixing."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from qwen3_train.hf_settings import ChatSettings, read_hf_data
 from qwen3_train.sft_dataset import SHIFTED, SftDataset, SftSamples
 from qwen3_train.sft_samples import make_samples, pack_samples
 
-GOLDEN = json.loads((Path(__file__).parent / "golden/sft.json").read_text(encoding="utf-8"))
+# tools/parity names a file that transformers has just made.
+FILE = os.environ.get("QWEN3_SFT_GOLDEN", Path(__file__).parent / "golden/sft.json")
+GOLDEN = json.loads(Path(FILE).read_text(encoding="utf-8"))
 IGNORED = -100
 
 
