@@ -1,6 +1,7 @@
 from plan_inputs import make_settings
 
 from qwen3_model.layout import Layout
+from qwen3_train.adapter_shapes import Adapters
 from qwen3_train.comm_plan import plan_traffic
 
 
@@ -59,3 +60,17 @@ def test_the_ends_of_a_pipeline_share_the_gradient_of_a_tied_embedding():
     tied = [("tied", "gradient of the tied embedding") in traffic("0.6B", at, **settings) for at in range(4)]
     assert tied == [True, False, False, True]
     assert all(kind != "tied" for kind, _ in traffic("8B", **settings))
+
+
+def test_adapters_send_their_uncut_halves_and_a_tied_embeddings_once_a_step():
+    layout = Layout(tp=4, pp=2)
+    found = traffic("0.6B", layout=layout, adapters=Adapters(8, "q_proj|o_proj|embed_tokens"))
+    halves = found["tp", "gradients of uncut adapter halves"]
+    # A of q_proj (8, 1024), B of o_proj (1024, 8), B of the embedding (1024, 8); 14 layers in the stage.
+    assert (halves.calls, halves.payload_bytes) == (1, 4 * 8 * 1024 * (14 * 2 + 1))
+    tied = found["tied", "gradient of the tied embedding"]
+    assert (tied.calls, tied.payload_bytes) == (1, 4 * 8 * (151936 // 4 + 1024))
+    assert ("tied", "gradient of the tied embedding") not in traffic(
+        "0.6B", layout=layout, adapters=Adapters(8, "q_proj")
+    )
+    assert ("tp", "gradients of norms") not in found

@@ -7,6 +7,7 @@ Bytes sent follow the ring algorithms (Patarasuk and Yuan 2009): an all-reduce o
 import math
 from dataclasses import dataclass
 
+from qwen3_model.layout import placement
 from qwen3_train.adapter_shapes import adapter_shapes
 from qwen3_train.memory_plan import WEIGHT_BYTES
 from qwen3_train.plan_settings import PlanSettings
@@ -67,8 +68,19 @@ def _tensor_traffic(settings: PlanSettings, stage: int) -> list[Traffic]:
             per_token,
             tp,
         ),
-        _ring("tp", "all-reduce", "gradients of norms", settings.passes, norms, tp),
+        _partial_gradients(settings, stage, norms),
     ]
+
+
+def _partial_gradients(settings: PlanSettings, stage: int, norm_bytes: int) -> Traffic:
+    """Of weights that all shards hold whole and use in part: norms, or the uncut halves of adapters."""
+    if not settings.adapters:
+        return _ring("tp", "all-reduce", "gradients of norms", 1, norm_bytes, settings.layout.tp)
+    whole = [
+        math.prod(shape) for name, shape in _trained(settings, stage).items() if "tp" not in placement(name)
+    ]
+    payload = WEIGHT_BYTES * sum(whole)
+    return _ring("tp", "all-reduce", "gradients of uncut adapter halves", 1, payload, settings.layout.tp)
 
 
 def _data_traffic(settings: PlanSettings, stage: int) -> list[Traffic]:
@@ -96,13 +108,11 @@ def _pipeline_traffic(settings: PlanSettings, stage: int) -> list[Traffic]:
         Traffic("pp", "send", "activations to the next stage", forward, message, forward * message),
         Traffic("pp", "send", "gradients to the stage before", backward, message, backward * message),
     ]
-    if model.tie_word_embeddings and not settings.adapters and stage in (0, layout.pp - 1):
-        table = stage_weights(model, layout, settings.offset, stage)[EMBEDDING]
-        traffic.append(
-            _ring(
-                "tied", "all-reduce", "gradient of the tied embedding", 1, WEIGHT_BYTES * math.prod(table), 2
-            )
-        )
+    if model.tie_word_embeddings and stage in (0, layout.pp - 1):
+        module = EMBEDDING.removesuffix("weight")
+        table = [shape for name, shape in _trained(settings, stage).items() if name.startswith(module)]
+        payload = WEIGHT_BYTES * sum(math.prod(shape) for shape in table)
+        traffic.append(_ring("tied", "all-reduce", "gradient of the tied embedding", bool(table), payload, 2))
     return traffic
 
 
