@@ -1,12 +1,15 @@
 """A server whose model says what it is told to: all is real but the numbers that lead to the next token.
 
-    python scripted_server.py MODEL_FOLDER
+    python scripted_server.py MODEL_FOLDER [SETTINGS]
 
-What it says depends on the words in the question, so that a page can be tested with markup and long answers.
+What it says depends on the words in the question: markup, a long answer, NaN, an exception. SETTINGS, in
+JSON, go over those of the server.
 """
 
+import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -16,7 +19,7 @@ from qwen3_infer.model_folder import open_model_folder
 from qwen3_infer.sampling import Sampling
 from qwen3_infer.scheduler import Scheduler
 from qwen3_infer.serve_requests import Service
-from qwen3_infer.serve_run import ServeSettings, _bound, serve_app
+from qwen3_infer.serve_run import ServeSettings, bound, serve_app
 from qwen3_infer.serve_worker import Worker
 from qwen3_infer.settings import Decoding
 
@@ -31,10 +34,10 @@ LONG = "and again " * 300
 class Script:
     """Answers by keyword, a token every few milliseconds; NaN when asked to break."""
 
-    num_rows, num_tokens, unit, shares_beginnings = 4, 8192, 32, False
+    num_tokens, unit, shares_beginnings = 8192, 32, False
 
-    def __init__(self, tokenizer):
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer, num_rows):
+        self.tokenizer, self.num_rows = tokenizer, num_rows
         self.prompts, self.scripts, self.ends = {}, {}, {}
 
     def read(self, start, ids, position, length):
@@ -45,6 +48,8 @@ class Script:
         answer = next(
             (a for word, a in (("markup", MARKUP), ("long", LONG), ("break", None)) if word in asked), HELLO
         )
+        if "crash" in asked:
+            raise RuntimeError("the device is gone")
         self.scripts[start] = (
             None if answer is None else [*self.tokenizer.encode(answer), self.tokenizer.eos_id]
         )
@@ -84,12 +89,15 @@ def main():
         max_tokens_in_cache=8192, max_queue=8, max_body_bytes=2**20, request_timeout_s=60, queue_timeout_s=10,
         send_timeout_s=10, drain_timeout_s=5,
     )  # fmt: skip
+    if len(sys.argv) > 2:
+        settings = replace(settings, **json.loads(sys.argv[2]))
 
     def note(text):
         click.echo(text, err=True)
 
-    worker = Worker(Scheduler(Script(folder.tokenizer), folder.tokenizer), max_queue=8, note=note)
-    with _bound(settings.host, settings.port) as door:
+    scheduler = Scheduler(Script(folder.tokenizer, settings.max_requests), folder.tokenizer)
+    worker = Worker(scheduler, max_queue=settings.max_queue, note=note)
+    with bound(settings.host, settings.port) as door:
         serve_app(service, worker, settings, door, note)
 
 

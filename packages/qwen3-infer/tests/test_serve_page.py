@@ -101,6 +101,7 @@ def browser(tmp_path_factory):
 @pytest.fixture
 def page(browser, server, wait_until):
     """Return the browser with the page freshly loaded, and how to ask a question in it."""
+    browser.requested.clear()
     browser.call("Page.navigate", url=server.url)
     wait_until(lambda: browser.run("document.title") == "Qwen3-scripted")
 
@@ -167,6 +168,21 @@ def test_an_error_is_shown_and_the_question_kept(page):
     page.picture("serve-error.png")
     page.ask("Good morning")
     assert len(texts(page, ".assistant .text")) == 1
+
+
+def test_a_key_is_asked_for_when_the_server_wants_one(browser, start_server, serve_dir, wait_until):
+    settings = json.dumps({"api_key": "sesame"})
+    locked = start_server(str(Path(__file__).with_name("scripted_server.py")), str(serve_dir), settings)
+    browser.call("Page.navigate", url=locked.url)
+    wait_until(lambda: texts(browser, "[role=alert]"))
+    assert "Incorrect API key" in texts(browser, "[role=alert]")[0]
+    assert browser.run("document.getElementById('key').checkVisibility()")
+    browser.run("document.getElementById('key').value = 'sesame'")
+    browser.run("document.getElementById('input').value = 'Good morning'")
+    browser.run("document.getElementById('send').click()")
+    wait_until(
+        lambda: texts(browser, ".assistant .text") == ["Hello! I am Qwen3. What would you like to know?"]
+    )
 
 
 def test_a_new_conversation_is_empty_and_nothing_comes_from_elsewhere(page, server):

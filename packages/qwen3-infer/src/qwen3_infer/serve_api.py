@@ -1,6 +1,7 @@
 """The endpoints that compute: chat completions and completions, whole or as a stream of events."""
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Callable
@@ -54,13 +55,8 @@ class Completions:
         }
         ticket = self._worker.submit(request.requests)
         try:
-            async with asyncio.timeout(self._limits.request_timeout_s):
-                work = self._stream if request.stream else self._whole
-                await until_gone(receive, work(request, answer, ticket, scope, receive, send))
-        except TimeoutError:
-            raise ApiError(
-                504, f"the answer took more than {self._limits.request_timeout_s:g} s", code="timeout"
-            ) from None
+            work = self._stream if request.stream else self._whole
+            await until_gone(receive, work(request, answer, ticket, scope, receive, send))
         finally:
             self._worker.cancel(ticket)
             self._note(answer, record)
@@ -86,15 +82,14 @@ class Completions:
             async for later in chunks:
                 for chunk in later:
                     await self._send_event(send, chunk)
-        except ApiError as error:
-            await self._send_event(send, error.body())
-            raise
-        else:
             if request.include_usage:
                 await self._send_event(send, answer.usage_chunk())
             await self._send(send, b"data: [DONE]\n\n")
-        finally:
-            await self._send(send, b"", is_last=True)
+        except ApiError as error:
+            scope["record"].facts["error"] = error.code
+            await self._send_event(send, error.body())
+        # A stream that is cut short for another reason has no proper end, so that its client knows.
+        await self._send(send, b"", is_last=True)
 
     async def _send_event(self, send: Send, chunk: dict[str, Any]) -> None:
         await self._send(send, f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n".encode())
@@ -111,8 +106,9 @@ class Completions:
         self, answer: Answer, ticket: Ticket, record: Record
     ) -> AsyncIterator[list[dict[str, Any]]]:
         """Yield the chunks of each token until every choice is whole."""
+        deadline_s = asyncio.get_running_loop().time() + self._limits.request_timeout_s
         while not answer.is_done:
-            event = await self._next_event(ticket)
+            event = await self._next_event(ticket, deadline_s)
             if isinstance(event, Exception):
                 reason = str(event) if isinstance(event, Qwen3Error) else "the model failed; the log says why"
                 raise ApiError(500, reason, code="model_error")
@@ -122,18 +118,21 @@ class Completions:
                 self._metrics.first_token_s.observe(first_token_s)
             yield list(answer.add(event))
 
-    async def _next_event(self, ticket: Ticket) -> Any:
-        if ticket.has_started:
-            return await ticket.events.get()
-        waited_s = self._limits.queue_timeout_s
-        while True:
-            try:
-                async with asyncio.timeout(waited_s):
+    async def _next_event(self, ticket: Ticket, deadline_s: float) -> Any:
+        """Return the next event; `deadline_s` is the event loop's time by which the answer must be whole."""
+        if not ticket.has_started and ticket.events.empty():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._limits.queue_timeout_s):
                     return await ticket.events.get()
-            except TimeoutError:
-                if not ticket.has_started:
-                    raise self._worker.busy(f"there was no room within {waited_s:g} s") from None
-                waited_s = self._limits.request_timeout_s
+            if not ticket.has_started:
+                raise self._worker.busy(f"there was no room within {self._limits.queue_timeout_s:g} s")
+        try:
+            async with asyncio.timeout_at(deadline_s):
+                return await ticket.events.get()
+        except TimeoutError:
+            raise ApiError(
+                504, f"the answer took more than {self._limits.request_timeout_s:g} s", code="timeout"
+            ) from None
 
     def _note(self, answer: Answer, record: Record) -> None:
         """Count a request that is over, whichever way."""

@@ -72,7 +72,7 @@ def run_serve(
     folder.tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}])
     for text in settings.notes:
         note(text)
-    with _bound(serve.host, serve.port) as door:
+    with bound(serve.host, serve.port) as door:
         from qwen3_infer.engine import make_serve_engine
         from qwen3_infer.scheduler import Scheduler
         from qwen3_infer.serve_requests import Service
@@ -122,7 +122,7 @@ def is_loopback(host: str) -> bool:
 
 
 @contextlib.contextmanager
-def _bound(host: str, port: int) -> Iterator[socket.socket]:
+def bound(host: str, port: int) -> Iterator[socket.socket]:
     """Bind before the model is loaded, so that a port in use is known at once; nobody can connect yet."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -153,6 +153,7 @@ def serve_app(
 
     from qwen3_infer.serve_app import make_app
     from qwen3_infer.serve_http import Limits
+    from qwen3_infer.serve_protocol import make_protocol
 
     limits = Limits(
         max_body_bytes=serve.max_body_bytes,
@@ -172,7 +173,7 @@ def serve_app(
     )
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=make_protocol(serve.send_timeout_s),
         ws="none",
         lifespan="off",
         loop="asyncio",
