@@ -104,7 +104,33 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tmp_path, prefix):
     assert "there is nothing left to train" in result.output
     result = launch(tmp_path, tiny_run(broken, prefix, **changes, seed=3), "--resume_training", "True",
                     "--train_dataset.data_loader.config.seed", "5")  # fmt: skip
-    assert "was trained on other data, order or batch size" in result.output
+    assert "was trained on other data or in another order" in result.output
+    assert ": seed was 1234, is 5)" in result.output
+
+
+def test_a_run_resumed_with_another_batch_goes_on_after_the_samples_that_it_had(tmp_path, prefix):
+    out = tmp_path / "out"
+    stopping = tiny_run(out, prefix)
+    stopping["callbacks"].append({"type": "TrainCallBack", "stop_step": 2})
+    assert launch(tmp_path, stopping).exit_code == 0
+    # 24 samples, of which two steps of 4 took 8: the rest are two steps of 8 instead of four of 4.
+    larger = tiny_run(out, prefix, runner_config__batch_size=2, runner_config__gradient_accumulation_steps=4)
+    larger["callbacks"][1] |= {"save_checkpoint_steps": 3, "async_save": True}
+    result = launch(tmp_path, larger, "--resume_training", "True")
+    assert result.exit_code == 0, result.output
+    assert "the global batch is 8 samples where it was 4: the run goes on after sample 8 of epoch 1" in (
+        result.output
+    )
+    assert "it will have 4 steps instead of 6" in result.output
+    assert "step:[4/4], loss: " in result.output
+    assert [line["step"] for line in read_metrics(out / "metrics.jsonl")] == [1, 2, 3, 4]
+    whole = last_weights(out)
+    # Where the batch changed is in the checkpoint, so that going on from a later one is bit for bit, too.
+    result = launch(tmp_path, larger, "--resume_training", "qwen3_rank_0-1_3")
+    assert result.exit_code == 0, result.output
+    assert "where it was" not in result.output
+    for name, value in last_weights(out).items():
+        np.testing.assert_array_equal(value, whole[name], err_msg=name)
 
 
 def test_weights_come_from_a_checkpoint_and_a_failed_force_keeps_the_run(tmp_path, prefix):

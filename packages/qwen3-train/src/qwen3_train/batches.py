@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3_model.errors import FormatError
+from qwen3_train.batch_plan import BatchPlan
 from qwen3_train.gpt_dataset import DocumentOptions, GptData, Sample, make_sample
 from qwen3_train.sft_dataset import SftDataset
 
@@ -29,46 +30,6 @@ class Batch:
     """Loss mask over the unmasked tokens of the whole step."""
     position_ids_BL: NDArray[np.int32] | None
     segment_ids_BL: NDArray[np.int32] | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BatchPlan:
-    """How samples become steps."""
-
-    micro_batch: int
-    """Rows of one forward pass."""
-    num_micro_batches: int
-    """Forward passes of one step on each replica."""
-    num_replicas: int = 1
-    """Data-parallel replicas."""
-    num_samples: int
-    """Samples of one epoch."""
-    num_epochs: int
-
-    @property
-    def global_batch(self) -> int:
-        """Samples of one step."""
-        return self.micro_batch * self.num_micro_batches * self.num_replicas
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Whole steps that an epoch's samples give."""
-        return self.num_samples // self.global_batch
-
-    @property
-    def num_steps(self) -> int:
-        """Steps of the run."""
-        return self.steps_per_epoch * self.num_epochs
-
-    def epoch_and_step(self, step: int) -> tuple[int, int]:
-        """Return the epoch of the `step`-th step and its number there, all counted from 1."""
-        epoch, within = divmod(step - 1, self.steps_per_epoch)
-        return epoch + 1, within + 1
-
-    def samples(self, step: int) -> range:
-        """Return the sample numbers of the `step`-th step, counted from 1."""
-        first = (step - 1) % self.steps_per_epoch * self.global_batch
-        return range(first, first + self.global_batch)
 
 
 def step_batches(

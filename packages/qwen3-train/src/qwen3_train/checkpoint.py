@@ -8,8 +8,8 @@ it.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,10 @@ from qwen3_model.safetensors_file import (
     TensorPlan,
     write_safetensors,
 )
+from qwen3_train.batch_plan import Start
 
-STATE_VERSION = 1
-"""Of the JSON under `qwen3_train` in a checkpoint's metadata."""
+STATE_VERSION = 2
+"""Of the JSON under `qwen3_train` in a checkpoint's metadata; in version 1 `data` depended on the batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,13 @@ class TrainState:
     """Fingerprint of the data and their order."""
     base: str = ""
     """Fingerprint of the weights under adapters; empty where the model itself trains."""
+    global_batch: int | None = None
+    """Samples of a step; None where the checkpoint does not say."""
+    start: Start = field(default_factory=Start)
+    """From where on steps have that size."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What decides the data's fingerprint besides their files, in words."""
+    version: int = STATE_VERSION
 
 
 def save_checkpoint(
@@ -63,9 +71,7 @@ def save_checkpoint(
         tensors: Weights and moments.
     """
     path = rank_dir / f"{stem}-{place.epoch}_{place.step}.safetensors"
-    told = json.dumps(
-        {"version": STATE_VERSION, "data": state.data} | ({"base": state.base} if state.base else {})
-    )
+    told = json.dumps(_told(state))
     entries = _entries(place, state, tensors)
     write_atomically(
         path,
@@ -99,7 +105,24 @@ def read_state(file: SafetensorsFile) -> TrainState:
     if "global_step" not in file.tensors:
         raise FormatError(f"{file.path} has no global_step; it is no training checkpoint")
     step = int(np.asarray(file.raw("global_step")).reshape(-1)[0])
-    return TrainState(step, raw.get("data", ""), raw.get("base", ""))
+    return TrainState(
+        step,
+        raw.get("data", ""),
+        raw.get("base", ""),
+        raw.get("global_batch"),
+        Start(**raw.get("start", {})),
+        raw.get("facts", {}),
+        raw.get("version", STATE_VERSION),
+    )
+
+
+def _told(state: TrainState) -> dict[str, Any]:
+    told: dict[str, Any] = {"version": STATE_VERSION, "data": state.data, "facts": dict(state.facts)}
+    if state.base:
+        told["base"] = state.base
+    if state.global_batch is not None:
+        told |= {"global_batch": state.global_batch, "start": asdict(state.start)}
+    return told
 
 
 def _entries(

@@ -5,20 +5,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qwen3_model.adapters import base_fingerprint
-from qwen3_model.checkpoint_files import checkpoint_files, choose_checkpoint, is_hf_folder
+from qwen3_model.checkpoint_files import checkpoint_files, is_hf_folder
 from qwen3_model.errors import ConfigError
 from qwen3_model.files import require_free_space
 from qwen3_model.rank_tensors import open_rank_tensors
-from qwen3_train.batches import BatchPlan, Dataset
-from qwen3_train.checkpoint import TrainState, read_state
+from qwen3_train.batch_plan import BatchPlan
+from qwen3_train.batches import Dataset
 from qwen3_train.data_settings import DataSettings
 from qwen3_train.gpt_dataset import DocumentOptions
 from qwen3_train.lora_base import find_base
 from qwen3_train.lr_schedule import Schedule, make_schedule
+from qwen3_train.resume import find_resumed
 from qwen3_train.run_folder import refuse_used_folder, restore_replaced
 from qwen3_train.settings import TrainSettings
 from qwen3_train.sft_prepare import prepare_sft
-from qwen3_train.strategy_files import refuse_other_layout
 from qwen3_train.token_data import prepare_tokens
 
 
@@ -37,7 +37,7 @@ class PreparedRun:
     """Step after which the run ends."""
     schedule: Schedule
     fingerprint: str
-    """Of the data, their order and the batch size; a resumed run must have the same."""
+    """Of the data and their order; a resumed run must have the same."""
     resume_paths: Mapping[int, Path]
     """Checkpoint of each rank to continue from; empty for a new run."""
     lora_base: Path | None
@@ -71,10 +71,14 @@ def prepare_run(settings: TrainSettings, *, force: bool) -> PreparedRun:
     if settings.model.eos_token_id is None and data.eos_id is not None:
         # Text ends where documents or answers end, so generation should stop there.
         settings = replace(settings, model=replace(settings.model, eos_token_id=data.eos_id))
-    plan = _plan(settings, data.train)
+    resumed = find_resumed(settings, _plan(settings, data.train), data.fingerprint, base_hash, notes)
+    plan = resumed.plan
     last_step = min(plan.num_steps, settings.stop_step or plan.num_steps)
-    fingerprint = data.fingerprint(plan.global_batch)
-    resume_paths = _resume_paths(settings, (fingerprint, base_hash), last_step, notes)
+    if resumed.paths and resumed.steps_done >= last_step:
+        raise ConfigError(
+            f"{resumed.paths[0].name} has finished step {resumed.steps_done} of {last_step}; there is "
+            "nothing left to train, raise runner_config.epochs or sizes"
+        )
     # Weights and two moments in float32, and one more checkpoint while the new one is written.
     lora, num_parameters = settings.lora, settings.model.num_parameters()
     if lora is not None:
@@ -99,8 +103,8 @@ def prepare_run(settings: TrainSettings, *, force: bool) -> PreparedRun:
         plan=plan,
         last_step=last_step,
         schedule=make_schedule(settings.lr_schedule, plan.num_steps),
-        fingerprint=fingerprint,
-        resume_paths=resume_paths,
+        fingerprint=data.fingerprint(None),
+        resume_paths=resumed.paths,
         lora_base=base,
         lora_base_fingerprint=base_hash,
         stop_ids=data.stop_ids,
@@ -141,41 +145,3 @@ def _plan(settings: TrainSettings, train: Dataset) -> BatchPlan:
             "or raise sizes"
         )
     return plan
-
-
-def _resume_paths(
-    settings: TrainSettings, fingerprints: tuple[str, str], last_step: int, notes: list[str]
-) -> Mapping[int, Path]:
-    if not settings.resume:
-        return {}
-    source, name = settings.resume_from or settings.output_dir, settings.resume_file
-    if source.is_file():
-        source, name = source.parent.parent, source.name
-    files, passed_over = choose_checkpoint(source, None, name)
-    notes += [f"passed over: {problem}" for problem in passed_over]
-    open_rank_tensors(files)
-    if files[0].is_relative_to(settings.output_dir):
-        refuse_other_layout(settings)
-    state, (fingerprint, base) = _read_state(files[0]), fingerprints
-    if state.base != base:
-        raise ConfigError(
-            f"{files[0]} belongs to another base (fingerprint {state.base or 'none'}, now {base or 'none'}); "
-            "name the folder that its adapters were trained on as pretrained_model_dir"
-        )
-    if state.data and state.data != fingerprint:
-        raise ConfigError(
-            f"{files[0]} was trained on other data, order or batch size (fingerprint {state.data}, now "
-            f"{fingerprint}); resume with the settings and files that it began with"
-        )
-    if state.global_step >= last_step:
-        raise ConfigError(
-            f"{files[0].name} has finished step {state.global_step} of {last_step}; there is nothing "
-            "left to train, raise runner_config.epochs or sizes"
-        )
-    return files
-
-
-def _read_state(path: Path) -> TrainState:
-    from qwen3_model.safetensors_file import open_safetensors
-
-    return read_state(open_safetensors(path))

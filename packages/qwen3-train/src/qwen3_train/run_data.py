@@ -20,5 +20,5 @@ class RunData:
     """Token that ends a document or an answer, where it is known."""
     stop_ids: tuple[int, ...]
     """Tokens at which the trained model's answers end; empty where the data are no conversations."""
-    fingerprint: Callable[[int], str]
-    """Hash of the data, their order and the given number of samples of a step."""
+    fingerprint: Callable[[int | None], str]
+    """Hash of the data and their order, and, as it once was, of the number of samples of a step."""

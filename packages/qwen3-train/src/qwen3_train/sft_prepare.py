@@ -73,7 +73,7 @@ def _valid(
     return SftDataset(samples, data.seq_length, tokenizer.pad_id, None)
 
 
-def _fingerprint(samples: SftSamples, seq_length: int, seed: int | None, global_batch: int) -> str:
+def _fingerprint(samples: SftSamples, seq_length: int, seed: int | None, global_batch: int | None) -> str:
     order = f"{seed} anew" if seed is not None else seed
     told = f"{samples.digest()} {seq_length} {order} {global_batch}"
     return hashlib.sha256(told.encode()).hexdigest()[:16]

@@ -138,7 +138,7 @@ def _datasets(settings: TrainSettings, data: DataSettings) -> tuple[Dataset, Dat
     return train, valid
 
 
-def _fingerprint(data: DataSettings, global_batch: int) -> str:
+def _fingerprint(data: DataSettings, global_batch: int | None) -> str:
     """Hash what decides which tokens each step sees; not the paths, so that data may move."""
     digest = hashlib.sha256()
     for prefix in data.train.prefixes:

@@ -18,6 +18,7 @@ from qwen3_train.lora_base import write_adapter_config
 from qwen3_train.lora_run import start_adapters
 from qwen3_train.peak_memory import peak_memory_gb
 from qwen3_train.prepare import PreparedRun
+from qwen3_train.resume import data_facts
 from qwen3_train.run_folder import METRICS
 from qwen3_train.run_log import Metrics, RunLog, step_line
 from qwen3_train.step import Evaluation, StepResult, TrainStep
@@ -158,7 +159,7 @@ class _Loop:
         recent = self.times_s[1:][-RECENT_STEPS:] or self.times_s
         left_s = (self.prepared.last_step - number) * sum(recent) / len(recent)
         epoch, within = plan.epoch_and_step(number)
-        self.log.line(step_line((epoch, plan.num_epochs), (within, plan.steps_per_epoch), values, left_s))
+        self.log.line(step_line((epoch, plan.num_epochs), (within, plan.steps_of(epoch)), values, left_s))
 
     def _evaluate(self, number: int) -> None:
         run = self.prepared
@@ -186,7 +187,14 @@ class _Loop:
         parameters = self.step.weights | self.step.moments()
         self.writer.save(
             Place(*run.plan.epoch_and_step(number)),
-            TrainState(number, run.fingerprint, run.lora_base_fingerprint),
+            TrainState(
+                number,
+                run.fingerprint,
+                run.lora_base_fingerprint,
+                run.plan.global_batch,
+                run.plan.start,
+                data_facts(run.settings),
+            ),
             [FloatTensor(name, tuple(held.shape), held.asnumpy) for name, held in parameters.items()],
         )
 
