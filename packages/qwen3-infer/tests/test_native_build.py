@@ -41,8 +41,10 @@ def bfloat16(values):
     return bits, (bits.astype(np.uint32) << 16).view(np.float32)
 
 
-@pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 7, 33])
-@pytest.mark.parametrize(("num_inputs", "num_outputs"), [(64, 40), (24, 7), (100, 33), (31, 1), (1024, 70)])
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 6, 7, 9, 33])
+@pytest.mark.parametrize(
+    ("num_inputs", "num_outputs"), [(64, 40), (24, 7), (100, 33), (31, 1), (1024, 70), (2085, 101)]
+)
 @pytest.mark.parametrize("is_bfloat16", [True, False])
 def test_linear_is_the_matrix_product(call, num_rows, num_inputs, num_outputs, is_bfloat16):
     rng = np.random.default_rng(num_rows)
@@ -54,16 +56,20 @@ def test_linear_is_the_matrix_product(call, num_rows, num_inputs, num_outputs, i
     np.testing.assert_allclose(y, exact, rtol=0, atol=RTOL_F32 * num_inputs**0.5)
 
 
-def test_a_row_has_the_same_bits_in_any_number_of_rows(call):
+@pytest.mark.parametrize("num_inputs", [200, 1024, 2085])
+@pytest.mark.parametrize("is_bfloat16", [True, False])
+def test_a_row_has_the_same_bits_in_any_number_of_rows(call, num_inputs, is_bfloat16):
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((9, 200)).astype(np.float32)
-    bits, _ = bfloat16(rng.standard_normal((50, 200)).astype(np.float32))
-    together = np.empty((9, 50), np.float32)
-    call("qwen3_linear", x, bits, together)
-    for row in range(9):
-        alone = np.empty((1, 50), np.float32)
-        call("qwen3_linear", x[row : row + 1].copy(), bits, alone)
-        np.testing.assert_array_equal(alone[0], together[row])
+    most = 21
+    x = rng.standard_normal((most, num_inputs)).astype(np.float32)
+    bits, wide = bfloat16(rng.standard_normal((101, num_inputs)).astype(np.float32))
+    weight = bits if is_bfloat16 else wide
+    together = np.empty((most, 101), np.float32)
+    call("qwen3_linear", x, weight, together)
+    for count in range(1, most):
+        some = np.empty((count, 101), np.float32)
+        call("qwen3_linear", x[most - count :].copy(), weight, some)
+        np.testing.assert_array_equal(some, together[most - count :])
 
 
 def test_embed_widens_rows_and_refuses_ids_outside(call):

@@ -8,38 +8,38 @@ namespace qwen3 {
 
 constexpr int64_t kQueries = 32;  // queries of a head that a thread takes at a time
 
-// probabilities (MR, stride) times values (count, width), the values taken in their order.
-template <int MR>
+// probabilities (M, stride) times values (count, width), the values taken in their order.
+template <int M>
 void weighted_sum(const float* probabilities, int64_t stride, const float* values, int64_t count, int64_t width,
                   float* const* out) {
   constexpr int NV = 4;  // vectors of a value that one pass takes
   for (int64_t i = 0; i < width; i += NV * kLanes) {
     const int64_t left = width - i < NV * kLanes ? width - i : NV * kLanes;
-    Floats total[MR][NV] = {};
+    Floats total[M][NV] = {};
     for (int64_t s = 0; s < count; ++s) {
       Floats value[NV] = {};
       if (left == NV * kLanes)
         for (int n = 0; n < NV; ++n) value[n] = load(values + s * width + i + n * kLanes);
       else
         std::memcpy(value, values + s * width + i, left * sizeof(float));
-      for (int m = 0; m < MR; ++m)
+      for (int m = 0; m < M; ++m)
         for (int n = 0; n < NV; ++n) total[m][n] += value[n] * probabilities[m * stride + s];
     }
-    for (int m = 0; m < MR; ++m) std::memcpy(out[m] + i, total[m], left * sizeof(float));
+    for (int m = 0; m < M; ++m) std::memcpy(out[m] + i, total[m], left * sizeof(float));
   }
 }
 
-// MR queries (MR, stride), each over its own number of keys and values, which do not decrease.
-template <int MR>
+// M queries (M, stride), each over its own number of keys and values, which do not decrease.
+template <int M>
 void attend(const float* queries, int64_t stride, const float* keys, const float* values, const int64_t* counts,
             int64_t width, float* const* out) {
   static thread_local std::vector<Line> scratch;
-  const int64_t most = counts[MR - 1], row = round_up(most, kLanes);
-  if (static_cast<int64_t>(scratch.size()) < MR * row / kLanes) scratch.resize(MR * row / kLanes);
+  const int64_t most = counts[M - 1], row = round_up(most, kLanes);
+  if (static_cast<int64_t>(scratch.size()) < M * row / kLanes) scratch.resize(M * row / kLanes);
   float* const scores = scratch.data()->lanes;
-  band<Float32, MR>(queries, stride, keys, most, width, scores, row);
+  many_rows<Float32>(queries, stride, keys, M, most, width, scores, row);
   const float scale = 1.0f / std::sqrt(static_cast<float>(width));
-  for (int m = 0; m < MR; ++m) {
+  for (int m = 0; m < M; ++m) {
     float* const mine = scores + m * row;
     float highest = -INFINITY;
     for (int64_t s = 0; s < counts[m]; ++s) highest = mine[s] > highest ? mine[s] : highest;
@@ -56,7 +56,7 @@ void attend(const float* queries, int64_t stride, const float* keys, const float
     const float total = sum(sums);
     for (int64_t s = 0; s < row; ++s) mine[s] /= total;
   }
-  weighted_sum<MR>(scores, row, values, most, width, out);
+  weighted_sum<M>(scores, row, values, most, width, out);
 }
 
 }  // namespace qwen3

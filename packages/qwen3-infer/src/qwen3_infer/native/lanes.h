@@ -28,14 +28,22 @@ inline Floats load(const float* at) {
   return value;
 }
 
-// Keeps a value in a register, where the compiler would load it again for each of its uses.
+// Keeps a value in a register, where the compiler would load it again for each of its uses, and in its place among
+// the others that are kept.
 inline void keep(Floats& value) {
 #if defined(__AVX512F__)
-  asm("" : "+v"(value));
+  asm volatile("" : "+v"(value));
 #else
   (void)value;
 #endif
 }
+
+// Lanes of two vectors in any order: number i is of the first, 16 + i of the second.
+#if defined(__clang__)
+#define QWEN3_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define QWEN3_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Words{__VA_ARGS__})
+#endif
 
 // Adds lane by lane in halves, always in the same order.
 inline float sum(Floats value) {
@@ -44,6 +52,23 @@ inline float sum(Floats value) {
   for (int64_t half = kLanes / 2; half > 0; half /= 2)
     for (int64_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
   return lanes[0];
+}
+
+// The sums of eight vectors, the same additions as by `sum`, in the lanes 0 to 7.
+inline Floats sums_of_eight(const Floats* v) {
+  Floats halves[4], quarters[2];
+  for (int i = 0; i < 4; ++i)
+    halves[i] = QWEN3_SHUFFLE(v[2 * i], v[2 * i + 1], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+                QWEN3_SHUFFLE(v[2 * i], v[2 * i + 1], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+  for (int i = 0; i < 2; ++i)
+    quarters[i] =
+        QWEN3_SHUFFLE(halves[2 * i], halves[2 * i + 1], 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+        QWEN3_SHUFFLE(halves[2 * i], halves[2 * i + 1], 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+  const Floats pairs =
+      QWEN3_SHUFFLE(quarters[0], quarters[1], 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29) +
+      QWEN3_SHUFFLE(quarters[0], quarters[1], 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31);
+  return QWEN3_SHUFFLE(pairs, pairs, 0, 2, 4, 6, 8, 10, 12, 14, 0, 2, 4, 6, 8, 10, 12, 14) +
+         QWEN3_SHUFFLE(pairs, pairs, 1, 3, 5, 7, 9, 11, 13, 15, 1, 3, 5, 7, 9, 11, 13, 15);
 }
 
 // e to the power of each lane, to about two units in the last place; inputs beyond +-87 count as +-87.

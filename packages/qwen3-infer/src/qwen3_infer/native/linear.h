@@ -9,111 +9,209 @@
 namespace qwen3 {
 
 constexpr int64_t kStep = 2 * kLanes;  // elements of a row of weights that one round takes
-constexpr int64_t kChunk = 32;         // rows of weights that a thread takes at a time
+constexpr int kSums = 24;              // of a tile: with six weights and an x they fill the registers
+constexpr int64_t kBlock = 1024;       // inputs at a time, so that a few rows of them fit into the first cache
+constexpr int64_t kChunk = 48;         // rows of weights that a thread takes at a time
+constexpr int64_t kFew = 8;            // rows that meet the weights as they come from memory
 constexpr int64_t kLittle = 1 << 17;   // multiply-adds below which a second thread does not pay
 
-// A weight type says how `kStep` of its elements become two vectors, and in which order x must lie to match.
+// A weight type says how half a step of its elements becomes a vector, and in which order x must lie to match.
 struct Bfloat16 {
   typedef uint16_t Stored;
-  static inline void widen(const uint16_t* at, Floats* even, Floats* odd) {
+  template <int half>
+  static inline Floats widen(const uint16_t* at) {
     Words bits;
     std::memcpy(&bits, at, sizeof bits);
     // Two bfloat16 lie in a word; each is the upper half of a float32.
-    const Words low = bits << 16, high = bits & 0xffff0000u;
-    std::memcpy(even, &low, sizeof low);
-    std::memcpy(odd, &high, sizeof high);
+    bits = half ? bits & 0xffff0000u : bits << 16;
+    Floats wide;
+    std::memcpy(&wide, &bits, sizeof wide);
+    return wide;
   }
-  static inline int64_t place(int64_t k) { return k / kStep * kStep + k % 2 * kLanes + k % kStep / 2; }
+  static inline void order(const float* x, float* packed) {
+    const Floats a = load(x), b = load(x + kLanes);
+    const Floats even = QWEN3_SHUFFLE(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const Floats odd = QWEN3_SHUFFLE(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    std::memcpy(packed, &even, sizeof even);
+    std::memcpy(packed + kLanes, &odd, sizeof odd);
+  }
 };
 
 struct Float32 {
   typedef float Stored;
-  static inline void widen(const float* at, Floats* first, Floats* second) {
-    *first = load(at);
-    *second = load(at + kLanes);
+  template <int half>
+  static inline Floats widen(const float* at) {
+    return load(at + half * kLanes);
   }
-  static inline int64_t place(int64_t k) { return k; }
+  static inline void order(const float* x, float* packed) { std::memcpy(packed, x, kStep * sizeof(float)); }
 };
 
 inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
-// y[m][o] for MR rows and NR outputs; x is packed, and its rows are filled up with zeros to whole steps.
-template <typename Weight, int MR, int NR>
-inline void tile(const float* x, int64_t x_stride, const typename Weight::Stored* w, int64_t num_inputs, float* y,
-                 int64_t y_stride) {
-  Floats total[MR][NR] = {};
-  const int64_t whole = num_inputs / kStep * kStep;
-  for (int64_t k = 0; k < whole; k += kStep) {
-    Floats first[NR], second[NR];
-    for (int n = 0; n < NR; ++n) {
-      // The rows that come next: the processor's own prefetching stops at the end of each row.
-      __builtin_prefetch(w + (NR + n) * num_inputs + k);
-      Weight::widen(w + n * num_inputs + k, &first[n], &second[n]);
-      keep(first[n]);
-      keep(second[n]);
-    }
-    for (int m = 0; m < MR; ++m) {
-      Floats a = load(x + m * x_stride + k), b = load(x + m * x_stride + k + kLanes);
-      keep(a);
-      keep(b);
-      for (int n = 0; n < NR; ++n) {
-        total[m][n] += first[n] * a;
-        total[m][n] += second[n] * b;
-      }
-    }
+// One half of a step: every weight is widened once and meets every row.
+template <typename Weight, int half, int M, int N>
+inline void multiply(const float* x, int64_t x_stride, const typename Weight::Stored* w, int64_t w_stride,
+                     Floats (&total)[M * N]) {
+  // Else the compiler keeps the words of both halves, and has no registers left for the sums.
+  asm volatile("" : "+r"(w));
+  Floats weights[N];
+#pragma GCC unroll 8
+  for (int n = 0; n < N; ++n) {
+    weights[n] = Weight::template widen<half>(w + n * w_stride);
+    keep(weights[n]);
   }
-  if (whole < num_inputs) {
-    for (int n = 0; n < NR; ++n) {
-      typename Weight::Stored rest[kStep] = {};
-      std::memcpy(rest, w + n * num_inputs + whole, (num_inputs - whole) * sizeof(rest[0]));
-      Floats first, second;
-      Weight::widen(rest, &first, &second);
-      for (int m = 0; m < MR; ++m) {
-        total[m][n] += first * load(x + m * x_stride + whole);
-        total[m][n] += second * load(x + m * x_stride + whole + kLanes);
-      }
-    }
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) {
+    Floats a = load(x + m * x_stride + half * kLanes);
+    keep(a);
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) total[m * N + n] += weights[n] * a;
   }
-  for (int m = 0; m < MR; ++m)
-    for (int n = 0; n < NR; ++n) y[m * y_stride + n] = sum(total[m][n]);
 }
 
-// MR rows of x, which stay in the first cache, with `num_outputs` rows of weights, which stay in the second.
-template <typename Weight, int MR>
-inline void band(const float* x, int64_t x_stride, const typename Weight::Stored* w, int64_t num_outputs,
-                 int64_t num_inputs, float* y, int64_t y_stride) {
-  constexpr int NR = 4;
-  int64_t o = 0;
-  for (; o + NR <= num_outputs; o += NR)
-    tile<Weight, MR, NR>(x, x_stride, w + o * num_inputs, num_inputs, y + o, y_stride);
-  for (; o < num_outputs; ++o) tile<Weight, MR, 1>(x, x_stride, w + o * num_inputs, num_inputs, y + o, y_stride);
+// The inputs that a tile takes, of all of a row.
+struct Block {
+  int64_t begin, size;
+  bool is_first, is_last;
+};
+
+// y[m][n] for M rows and N outputs; x is packed, and its rows are filled up with zeros to whole steps. Sums of a
+// block that is not the last wait in `waiting`. Meanwhile the weights at `next`, of `lines` rows, are fetched.
+// Not to be inlined: within a larger function the compiler runs out of registers.
+template <typename Weight, int M, int N, int lines>
+__attribute__((noinline)) void tile(const float* x, int64_t x_stride, const typename Weight::Stored* w,
+                                    int64_t num_inputs, Block block, const typename Weight::Stored* next,
+                                    Floats* waiting, float* y, int64_t y_stride) {
+  typedef typename Weight::Stored Stored;
+  const int64_t whole = block.size / kStep * kStep;
+  x += block.begin;
+  w += block.begin;
+  Stored rest[N * kStep];
+  if (whole < block.size)
+    for (int n = 0; n < N; ++n) {
+      std::memset(rest + n * kStep, 0, kStep * sizeof(Stored));
+      std::memcpy(rest + n * kStep, w + n * num_inputs + whole, (block.size - whole) * sizeof(Stored));
+    }
+  Floats total[M * N] = {};
+  if (!block.is_first) std::memcpy(total, waiting, sizeof total);
+  for (int64_t k = 0; k < whole; k += kStep) {
+#pragma GCC unroll 8
+    for (int i = 0; i < lines; ++i) __builtin_prefetch(next + i * num_inputs + k);
+    multiply<Weight, 0, M, N>(x + k, x_stride, w + k, num_inputs, total);
+    multiply<Weight, 1, M, N>(x + k, x_stride, w + k, num_inputs, total);
+  }
+  if (whole < block.size) {
+    multiply<Weight, 0, M, N>(x + whole, x_stride, rest, kStep, total);
+    multiply<Weight, 1, M, N>(x + whole, x_stride, rest, kStep, total);
+  }
+  if (!block.is_last) {
+    std::memcpy(waiting, total, sizeof total);
+    return;
+  }
+  float found[kSums];
+#pragma GCC unroll 3
+  for (int i = 0; i < M * N; i += 8) {
+    Floats eight[8];
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) eight[j] = i + j < M * N ? total[i + j < M * N ? i + j : 0] : Floats{};
+    const Floats sums = sums_of_eight(eight);
+    std::memcpy(found + i, &sums, 8 * sizeof(float));
+  }
+  for (int m = 0; m < M; ++m) std::memcpy(y + m * y_stride, found + m * N, N * sizeof(float));
+}
+
+// A tile of any number of rows that the registers take, at most kFew.
+template <typename Weight, int N, int lines, int M = (kSums / N < kFew ? kSums / N : kFew)>
+inline void tile_of(int64_t num_rows, const float* x, int64_t x_stride, const typename Weight::Stored* w,
+                    int64_t num_inputs, Block block, const typename Weight::Stored* next, Floats* waiting, float* y,
+                    int64_t y_stride) {
+  if constexpr (M > 0) {
+    if (num_rows == M)
+      tile<Weight, M, N, lines>(x, x_stride, w, num_inputs, block, next, waiting, y, y_stride);
+    else
+      tile_of<Weight, N, lines, M - 1>(num_rows, x, x_stride, w, num_inputs, block, next, waiting, y, y_stride);
+  }
+}
+
+// At most kFew rows meet weights that come from memory: while a tile is computed, the weights of the next are fetched.
+template <typename Weight, int N>
+void few_rows(const float* x, int64_t x_stride, const typename Weight::Stored* w, int64_t num_rows,
+              int64_t num_outputs, int64_t num_inputs, float* y, int64_t y_stride) {
+  static thread_local std::vector<Line> scratch;
+  const int64_t tiles = num_outputs / N, done = tiles * N;
+  if (static_cast<int64_t>(scratch.size()) < tiles * kSums) scratch.resize(tiles * kSums);
+  for (Block block{0, 0, true, false}; !block.is_last; block.begin += block.size, block.is_first = false) {
+    block.size = num_inputs - block.begin < kBlock ? num_inputs - block.begin : kBlock;
+    block.is_last = block.begin + block.size == num_inputs;
+    for (int64_t t = 0; t < tiles; ++t) {
+      const typename Weight::Stored* at = w + t * N * num_inputs;
+      const typename Weight::Stored* next = t + 1 < tiles || block.is_last ? at + N * num_inputs + block.begin
+                                                                           : w + block.begin + block.size;
+      Floats* const waiting = reinterpret_cast<Floats*>(&scratch[t * kSums]);
+      tile_of<Weight, N, N>(num_rows, x, x_stride, at, num_inputs, block, next, waiting, y + t * N, y_stride);
+    }
+  }
+  if constexpr (N > 1)
+    if (done < num_outputs)
+      few_rows<Weight, 1>(x, x_stride, w + done * num_inputs, num_rows, num_outputs - done, num_inputs, y + done,
+                          y_stride);
+}
+
+// Four rows at a time stay in the first cache while all the weights come from the second, where the first rows have
+// brought them.
+template <typename Weight>
+void many_rows(const float* x, int64_t x_stride, const typename Weight::Stored* w, int64_t num_rows,
+               int64_t num_outputs, int64_t num_inputs, float* y, int64_t y_stride) {
+  constexpr int M = 4, N = kSums / M;
+  const Block block{0, num_inputs, true, true};
+  const int64_t whole = num_outputs / N * N;
+  for (int64_t m = 0; m < num_rows; m += M, x += M * x_stride, y += M * y_stride) {
+    const int64_t count = num_rows - m < M ? num_rows - m : M;
+    for (int64_t o = 0; o < whole; o += N) {
+      const typename Weight::Stored* at = w + o * num_inputs;
+      if (m == 0 && count == M)
+        tile<Weight, M, N, N>(x, x_stride, at, num_inputs, block, at + N * num_inputs, nullptr, y + o, y_stride);
+      else
+        tile_of<Weight, N, 0>(count, x, x_stride, at, num_inputs, block, nullptr, nullptr, y + o, y_stride);
+    }
+    for (int64_t o = whole; o < num_outputs; ++o)
+      tile_of<Weight, 1, 0>(count, x, x_stride, w + o * num_inputs, num_inputs, block, nullptr, nullptr, y + o,
+                            y_stride);
+  }
+}
+
+// Packed x times rows of weights, on this thread.
+template <typename Weight>
+void multiply_part(const float* x, int64_t x_stride, const typename Weight::Stored* w, int64_t num_rows,
+                   int64_t num_outputs, int64_t num_inputs, float* y, int64_t y_stride) {
+  if (num_rows <= 4)
+    few_rows<Weight, 4>(x, x_stride, w, num_rows, num_outputs, num_inputs, y, y_stride);
+  else if (num_rows <= kFew)
+    few_rows<Weight, 3>(x, x_stride, w, num_rows, num_outputs, num_inputs, y, y_stride);
+  else
+    many_rows<Weight>(x, x_stride, w, num_rows, num_outputs, num_inputs, y, y_stride);
 }
 
 template <typename Weight>
 void linear(const float* x, const typename Weight::Stored* w, float* y, int64_t num_rows, int64_t num_inputs,
             int64_t num_outputs) {
-  const int64_t stride = round_up(num_inputs, kStep);
+  // One line more than the rows need, lest all of them fall into the same few places of the first cache.
+  const int64_t stride = round_up(num_inputs, kStep) + kLanes, whole = num_inputs / kStep * kStep;
   static thread_local std::vector<Line> packed;
-  packed.assign(num_rows * stride / kLanes, Line{});
+  if (static_cast<int64_t>(packed.size()) < num_rows * stride / kLanes) packed.resize(num_rows * stride / kLanes);
   float* const rows = packed.data()->lanes;
   for_each(num_rows, kSmall / num_inputs + 1, [=](int64_t m) {
-    for (int64_t k = 0; k < num_inputs; ++k) rows[m * stride + Weight::place(k)] = x[m * num_inputs + k];
+    for (int64_t k = 0; k < whole; k += kStep) Weight::order(x + m * num_inputs + k, rows + m * stride + k);
+    if (whole < num_inputs) {
+      float rest[kStep] = {};
+      std::memcpy(rest, x + m * num_inputs + whole, (num_inputs - whole) * sizeof(float));
+      Weight::order(rest, rows + m * stride + whole);
+    }
   });
   const int64_t step = num_rows * num_inputs * num_outputs < kLittle ? num_outputs : kChunk;
   qwen3::Pool::shared().run((num_outputs + step - 1) / step, [=](int64_t chunk) {
     const int64_t o = chunk * step, count = num_outputs - o < step ? num_outputs - o : step;
-    const typename Weight::Stored* part = w + o * num_inputs;
-    int64_t m = 0;
-    for (; m + 4 <= num_rows; m += 4)
-      band<Weight, 4>(rows + m * stride, stride, part, count, num_inputs, y + m * num_outputs + o, num_outputs);
-    const float* rest = rows + m * stride;
-    float* to = y + m * num_outputs + o;
-    switch (num_rows - m) {
-      case 3: band<Weight, 3>(rest, stride, part, count, num_inputs, to, num_outputs); break;
-      case 2: band<Weight, 2>(rest, stride, part, count, num_inputs, to, num_outputs); break;
-      case 1: band<Weight, 1>(rest, stride, part, count, num_inputs, to, num_outputs); break;
-      default: break;
-    }
+    multiply_part<Weight>(rows, stride, w + o * num_inputs, num_rows, count, num_inputs, y + o, num_outputs);
   });
 }
 
