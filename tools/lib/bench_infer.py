@@ -124,7 +124,8 @@ def measure(kernels: str, model_dir: Path, new_tokens: int, threads: int) -> dic
     import mindspore as ms
 
     from qwen3_infer.device import Device
-    from qwen3_infer.engine import MindSporeEngine, choose_kernels, load_model
+    from qwen3_infer.engine import MindSporeEngine, choose_kernels
+    from qwen3_infer.loading import load_model
 
     ms.set_device("CPU")
     cache_dir = Path.home() / ".cache/qwen3-infer"

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from qwen3_infer.device import Device
-from qwen3_infer.engine import MindSporeEngine, choose_kernels, load_model
+from qwen3_infer.engine import MindSporeEngine, choose_kernels
 from qwen3_infer.generator import generate, run
+from qwen3_infer.loading import load_model
 from qwen3_infer.native_kernels import NativeKernels
 from qwen3_infer.pieces import PIECES, cut
 from qwen3_infer.scheduler import Scheduler

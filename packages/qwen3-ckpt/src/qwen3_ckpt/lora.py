@@ -3,7 +3,6 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from qwen3_ckpt.adapters import check_base_copies, fuse_adapters, peft_config, peft_tensors, read_float32
 from qwen3_ckpt.fused import FusedLayout, split_fused_adapters
@@ -16,8 +15,10 @@ from qwen3_model.adapters import (
     WEIGHTS_FILE,
     AdapterSet,
     check_fits,
+    config_beside,
     pair,
     read_peft,
+    stated_alpha,
     with_peft_embedding,
 )
 from qwen3_model.companions import find_companions
@@ -63,34 +64,10 @@ def read_adapters(source: AdapterSource) -> tuple[AdapterSet, Qwen3Config | None
             raise ConfigError("fused adapters are split by the model's heads: name its folder with --hf-dir")
         tensors = split_fused_adapters(tensors, config, source.layout)
     halves = {name: read_float32(tensor) for name, tensor in tensors.items()}
-    return with_peft_embedding(pair(halves, _alpha(source))), config
-
-
-def _alpha(source: AdapterSource) -> float:
-    if source.alpha is not None:
-        return source.alpha
-    told = _config_beside(source.path)
-    if told is None:
+    alpha = stated_alpha(source.path) if source.alpha is None else source.alpha
+    if alpha is None:
         raise ConfigError(f"no {CONFIG_FILE} lies beside {source.path}; state --lora-alpha")
-    try:
-        return float(told["lora_alpha"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise FormatError(f"the {CONFIG_FILE} beside {source.path} states no lora_alpha: {error}") from None
-
-
-def _config_beside(source: Path) -> dict[str, Any] | None:
-    """Return the adapter_config.json in `source` or up to two folders above it."""
-    for folder in (source, source.absolute().parent, source.absolute().parent.parent):
-        path = folder / CONFIG_FILE
-        if path.is_file():
-            try:
-                told = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise FormatError(f"{path} is not JSON: {error}") from None
-            if not isinstance(told, dict):
-                raise FormatError(f"{path} holds no JSON object")
-            return told
-    return None
+    return with_peft_embedding(pair(halves, alpha)), config
 
 
 def fuse_lora(
@@ -140,4 +117,4 @@ def export_lora(source: AdapterSource, output_dir: Path, base_model: str, *, for
 
 
 def _base_beside(source: Path) -> str:
-    return str((_config_beside(source) or {}).get("base_model_name_or_path", ""))
+    return str((config_beside(source) or {}).get("base_model_name_or_path", ""))

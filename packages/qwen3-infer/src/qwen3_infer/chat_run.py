@@ -6,11 +6,11 @@ from typing import Any
 
 from qwen3_infer.device import Device
 from qwen3_infer.generator import run
-from qwen3_infer.model_folder import ModelFolder, open_model_folder
+from qwen3_infer.model_folder import ModelFolder
 from qwen3_infer.prompts import Prompt
 from qwen3_infer.requests import PromptForm, make_requests
 from qwen3_infer.scheduler import Engine, Scheduler
-from qwen3_infer.settings import Decoding, RunSettings, make_decoding
+from qwen3_infer.settings import Decoding, RunSettings, make_decoding, open_run_folder
 from qwen3_model.errors import ConfigError, FormatError
 
 CLEAR, EXIT = "/clear", "/exit"
@@ -87,7 +87,7 @@ def run_chat(
     Raises:
         Qwen3Error: The settings or the folder cannot work; what a turn cannot do is a note.
     """
-    folder = open_model_folder(settings.model_dir)
+    folder = open_run_folder(settings)
     decoding = make_decoding(settings, folder.defaults, folder.config.vocab_size)
     if decoding.num_sequences > 1:
         raise ConfigError("num_return_sequences must be 1 in a conversation")
@@ -99,7 +99,7 @@ def run_chat(
     from qwen3_infer.engine import make_chat_engine
 
     engine = make_chat_engine(
-        folder.path, device, context_tokens=context_tokens, quiet=terminal.quiet, note=terminal.note
+        folder, device, context_tokens=context_tokens, quiet=terminal.quiet, note=terminal.note
     )
     conversation = Conversation(
         folder,

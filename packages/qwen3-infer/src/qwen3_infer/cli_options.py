@@ -37,6 +37,12 @@ MODEL_OPTIONS = (
     click.option(
         "--pretrained-model-dir", metavar="DIR", help="Hugging Face folder: config, weights, tokenizer."
     ),
+    click.option(
+        "--load-checkpoint",
+        metavar="PATH",
+        help="Weights in place of the folder's: a training run, a checkpoint of any layout, merged or not.",
+    ),
+    click.option("--adapter", metavar="DIR", help="LoRA adapter: PEFT's folder, or a run that trained one."),
     click.option("--device-target", type=click.Choice(["CPU", "Ascend"]), help="Device.  [default: CPU]"),
     click.option(
         "--kernels",

@@ -12,6 +12,8 @@ import numpy as np
 from mindspore import Tensor
 
 from qwen3_infer.device import Device
+from qwen3_infer.loading import load_model
+from qwen3_infer.model_folder import ModelFolder
 from qwen3_infer.native_build import BuildError, native_library
 from qwen3_infer.native_kernels import NativeKernels
 from qwen3_infer.pieces import ALIGN, PIECES, round_up
@@ -19,10 +21,8 @@ from qwen3_infer.pooled_cache import CacheCopy, PooledCache, slots
 from qwen3_infer.requests import Request
 from qwen3_infer.tensor_parallel import WholeLogits, shard_config
 from qwen3_model.cache import KVCache
-from qwen3_model.hf_folder import open_hf_folder
 from qwen3_model.kernels import make_kernels
 from qwen3_model.layers import Kernels
-from qwen3_model.loading import load_hf
 from qwen3_model.model import CachedQwen3, Qwen3ForCausalLM
 from qwen3_model.shards import Tp
 
@@ -145,7 +145,7 @@ def batch_size(num_requests: int) -> int:
 
 
 def make_engine(
-    model_dir: Path,
+    folder: Path | ModelFolder,
     requests: Sequence[Request],
     device: Device,
     *,
@@ -154,13 +154,13 @@ def make_engine(
     note: Callable[[str], None],
     tp: Tp | None = None,
 ) -> MindSporeEngine:
-    """Load the weights of `model_dir`, or `tp`'s shard of them, and make room for the longest of `requests`.
+    """Load the weights of `folder`, or `tp`'s shard of them, and make room for the longest of `requests`.
 
     Raises:
         BuildError: Native kernels are asked for and cannot be compiled.
     """
     kernels = choose_kernels(device, note)
-    model = load_model(model_dir, kernels, quiet=quiet, tp=tp)
+    model = load_model(folder, kernels, quiet=quiet, tp=tp)
     lengths = sorted((len(each.prompt_ids) + each.max_new_tokens for each in requests), reverse=True)
     num_rows = min(batch_size, len(requests))
     num_tokens = sum(round_up(length, ALIGN) for length in lengths[:num_rows])
@@ -168,19 +168,24 @@ def make_engine(
 
 
 def make_chat_engine(
-    model_dir: Path, device: Device, *, context_tokens: int, quiet: bool, note: Callable[[str], None]
+    folder: Path | ModelFolder,
+    device: Device,
+    *,
+    context_tokens: int,
+    quiet: bool,
+    note: Callable[[str], None],
 ) -> MindSporeEngine:
-    """Load the weights of `model_dir` and make room for one conversation of `context_tokens`.
+    """Load the weights of `folder` and make room for one conversation of `context_tokens`.
 
     Raises:
         BuildError: Native kernels are asked for and cannot be compiled.
     """
-    model = load_model(model_dir, choose_kernels(device, note), quiet=quiet)
+    model = load_model(folder, choose_kernels(device, note), quiet=quiet)
     return MindSporeEngine(model, 1, context_tokens, shares_beginnings=True)
 
 
 def make_serve_engine(
-    model_dir: Path,
+    folder: Path | ModelFolder,
     device: Device,
     *,
     num_rows: int,
@@ -189,14 +194,14 @@ def make_serve_engine(
     quiet: bool,
     note: Callable[[str], None],
 ) -> MindSporeEngine:
-    """Load the weights of `model_dir`, make room for `num_tokens` of `num_rows` requests, and compile.
+    """Load the weights of `folder`, make room for `num_tokens` of `num_rows` requests, and compile.
 
     Without native kernels each request has an equal share of the room, whatever its length.
 
     Raises:
         BuildError: Native kernels are asked for and cannot be compiled.
     """
-    model = load_model(model_dir, choose_kernels(device, note), quiet=quiet)
+    model = load_model(folder, choose_kernels(device, note), quiet=quiet)
     if not isinstance(model.kernels, NativeKernels):
         context_tokens = max(1, min(context_tokens, num_tokens // num_rows - 1))
     engine = MindSporeEngine(model, num_rows, context_tokens, num_tokens=num_tokens)
@@ -216,19 +221,6 @@ def choose_kernels(device: Device, note: Callable[[str], None]) -> Kernels:
                 raise
             note(f"{error}; going on with MindSpore's own operators, several times slower")
     return make_kernels(device.target)
-
-
-def load_model(model_dir: Path, kernels: Kernels, *, quiet: bool, tp: Tp | None = None) -> Qwen3ForCausalLM:
-    """Return the model with its weights; native kernels leave bfloat16 ones as they are stored."""
-    folder = open_hf_folder(model_dir)
-    dtype = kernels.compute_dtype
-    if isinstance(kernels, NativeKernels) and all(
-        folder.info(name).dtype == "BF16" for name in folder.tensors
-    ):
-        dtype = ms.bfloat16
-    model = Qwen3ForCausalLM(folder.config, kernels, param_dtype=dtype, tp=tp)
-    load_hf(model, model_dir, quiet=quiet)
-    return model
 
 
 def _one(value: int) -> Tensor:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from qwen3_infer.device import Device
 from qwen3_infer.generator import generate
-from qwen3_infer.model_folder import ModelFolder, open_model_folder
+from qwen3_infer.model_folder import ModelFolder
 from qwen3_infer.prompts import read_prompts
 from qwen3_infer.requests import PromptForm, Request, make_requests, special_texts
 from qwen3_infer.results import full_text, write_records, write_result_text
 from qwen3_infer.scheduler import Completion
-from qwen3_infer.settings import RunSettings, make_decoding
+from qwen3_infer.settings import RunSettings, make_decoding, open_run_folder
 from qwen3_infer.shown import ShownWriter
 from qwen3_model.errors import ConfigError, UsageError
 from qwen3_model.files import refuse_existing
@@ -68,7 +68,7 @@ def prepare_generate(
     if writes:
         _refuse_outputs(settings, output)
     prompts = read_prompts(settings.predict_data)
-    folder = open_model_folder(settings.model_dir)
+    folder = open_run_folder(settings)
     if problems := split_problems(folder.config, settings.model_parallel):
         raise ConfigError("; ".join(problems))
     decoding = make_decoding(settings, folder.defaults, folder.config.vocab_size)
@@ -164,7 +164,7 @@ def _generate_all(
 
     folder, requests = prepared.folder, prepared.requests
     engine = make_engine(
-        folder.path,
+        folder,
         requests,
         device,
         batch_size=settings.batch_size,

@@ -19,8 +19,9 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 
 from qwen3_infer.device import Device
-from qwen3_infer.engine import MindSporeEngine, choose_kernels, load_model
+from qwen3_infer.engine import MindSporeEngine, choose_kernels
 from qwen3_infer.generator import generate
+from qwen3_infer.loading import load_model
 from qwen3_infer.model_folder import open_model_folder
 from qwen3_infer.prompts import Prompt
 from qwen3_infer.requests import Request

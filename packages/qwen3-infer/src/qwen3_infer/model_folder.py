@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen3_infer.generation_config import GenerationConfig, read_generation_config
+from qwen3_infer.weights import open_adapter, open_checkpoint_weights, open_hf_weights
+from qwen3_model.adapters import AdapterSet
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError, FormatError
-from qwen3_model.hf_folder import open_hf_folder
+from qwen3_model.rank_tensors import RankTensors
 from qwen3_model.tokenizer import Qwen3Tokenizer
 
 
@@ -22,10 +24,26 @@ class ModelFolder:
     """From tokenizer.json."""
     defaults: GenerationConfig
     """From generation_config.json."""
+    weights: RankTensors
+    """The folder's, or those of a checkpoint."""
+    adapter: AdapterSet | None = None
+    """LoRA's, beside the weights."""
 
 
-def open_model_folder(path: Path) -> ModelFolder:
+def open_model_folder(
+    path: Path,
+    *,
+    checkpoint: Path | None = None,
+    strategy: Path | None = None,
+    adapter: Path | None = None,
+) -> ModelFolder:
     """Open a folder and check that its parts belong together; the weights' headers only are read.
+
+    Args:
+        path: Has config.json, the tokenizer's files and, unless `checkpoint` is given, the weights.
+        checkpoint: Other weights, see `weights`.
+        strategy: Of `checkpoint`, when its strategy files are not beside it.
+        adapter: PEFT's folder or a run that trained adapters.
 
     Raises:
         FormatError: The folder or a part of it is missing or damaged.
@@ -36,7 +54,11 @@ def open_model_folder(path: Path) -> ModelFolder:
         raise FormatError(f"{path} does not exist; --pretrained-model-dir takes a Hugging Face model folder")
     if not path.is_dir():
         raise FormatError(f"{path} is a file; --pretrained-model-dir takes a Hugging Face model folder")
-    config = open_hf_folder(path).config
+    config = Qwen3Config.from_dir(path)
+    if checkpoint is None:
+        weights = open_hf_weights(path)
+    else:
+        weights = open_checkpoint_weights(checkpoint, strategy, config)
     tokenizer = Qwen3Tokenizer.from_dir(path)
     if tokenizer.vocab_size > config.vocab_size:
         raise ConfigError(
@@ -49,4 +71,11 @@ def open_model_folder(path: Path) -> ModelFolder:
             f"{path}: the end-of-text ids {foreign} are no tokens of tokenizer.json, which has "
             f"{tokenizer.vocab_size}; they are of different models"
         )
-    return ModelFolder(path=path, config=config, tokenizer=tokenizer, defaults=defaults)
+    return ModelFolder(
+        path=path,
+        config=config,
+        tokenizer=tokenizer,
+        defaults=defaults,
+        weights=weights,
+        adapter=open_adapter(adapter, checkpoint or path, config, weights) if adapter else None,
+    )

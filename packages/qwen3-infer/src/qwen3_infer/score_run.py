@@ -64,7 +64,8 @@ def run_score(settings: ScoreSettings, device: Device, note: Callable[[str], Non
     first = next(read_documents(settings.data, folder, settings.reading), None)
     if first is None:
         raise FormatError(f"{', '.join(settings.data)}: there is no document to score")
-    from qwen3_infer.engine import choose_kernels, load_model
+    from qwen3_infer.engine import choose_kernels
+    from qwen3_infer.loading import load_model
     from qwen3_infer.score_engine import Scorer
 
     model = load_model(settings.model_dir, choose_kernels(device, note), quiet=settings.quiet)

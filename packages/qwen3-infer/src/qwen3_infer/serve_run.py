@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from qwen3_infer.device import Device
-from qwen3_infer.model_folder import open_model_folder
-from qwen3_infer.settings import RunSettings, make_decoding
+from qwen3_infer.settings import RunSettings, make_decoding, open_run_folder
 from qwen3_model.errors import UsageError
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ def run_serve(
         Qwen3Error: The settings, the folder or the address cannot work.
     """
     _refuse_open_door(serve)
-    folder = open_model_folder(settings.model_dir)
+    folder = open_run_folder(settings)
     decoding = replace(make_decoding(settings, folder.defaults, folder.config.vocab_size), num_sequences=1)
     folder.tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}])
     for text in settings.notes:
@@ -79,7 +78,7 @@ def run_serve(
         from qwen3_infer.serve_worker import Worker
 
         engine = make_serve_engine(
-            folder.path,
+            folder,
             device,
             num_rows=serve.max_requests,
             num_tokens=serve.max_tokens_in_cache,

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from qwen3_infer.generation_config import SAMPLING_KEYS, GenerationConfig
+from qwen3_infer.model_folder import ModelFolder, open_model_folder
 from qwen3_infer.sampling import Sampling
 from qwen3_infer.schema import FLAG_KEYS, PREDICT
+from qwen3_model.companions import find_companions
 from qwen3_model.errors import ConfigError, UsageError
 from qwen3_model.run_config import RunConfig, load_run_config, parse_dotted, parse_run_config
+from qwen3_model.weight_files import is_distributed
 
 DEFAULT_NEW_TOKENS = 512
 DEFAULT_RESULT = "text_generation_result.txt"
@@ -103,9 +106,16 @@ def read_settings(
         key: Path(value) if (value := value_of(key)) else None
         for key in ("pretrained_model_dir", "load_checkpoint", "src_strategy_path_or_dir", "adapter")
     }
-    model_dir = paths["pretrained_model_dir"]
+    checkpoint = paths["load_checkpoint"]
+    model_dir = paths["pretrained_model_dir"] or (find_companions(checkpoint) if checkpoint else None)
+    if model_dir is None and checkpoint is not None:
+        raise UsageError(
+            f"there is no config.json beside {checkpoint}; give the model's folder as --pretrained-model-dir"
+        )
     if model_dir is None:
         raise UsageError("give the model's folder as --pretrained-model-dir DIR")
+    if checkpoint is None and is_distributed(model_dir):
+        checkpoint = model_dir  # a run has its own config.json and tokenizer
     data = value_of("predict_data", ())
     batch_size = value_of("predict_batch_size", 1)
     if batch_size < 1:
@@ -113,7 +123,7 @@ def read_settings(
     generation = _generation(run, given)
     return RunSettings(
         model_dir=model_dir,
-        load_checkpoint=paths["load_checkpoint"],
+        load_checkpoint=checkpoint,
         strategy=paths["src_strategy_path_or_dir"],
         adapter=paths["adapter"],
         model_parallel=_model_parallel(run, worker_num),
@@ -168,6 +178,16 @@ def _seed(seed: int) -> int:
     if seed < 0:
         raise UsageError(f"--seed {seed} must be at least 0")
     return seed
+
+
+def open_run_folder(settings: RunSettings) -> ModelFolder:
+    """Open the model that the settings name, see `open_model_folder`."""
+    return open_model_folder(
+        settings.model_dir,
+        checkpoint=settings.load_checkpoint,
+        strategy=settings.strategy,
+        adapter=settings.adapter,
+    )
 
 
 def make_decoding(settings: RunSettings, defaults: GenerationConfig, vocab_size: int) -> Decoding:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,6 +89,40 @@ def read_peft(folder: Path, alpha: float | None = None) -> AdapterSet:
     halves = {name: file.float32(name) for name in file.tensors if name not in held}
     adapters = replace(pair(halves, stated if alpha is None else alpha), base_copies=copies)
     return without_tied_head(adapters, path) if config.get("ensure_weight_tying") else adapters
+
+
+def stated_alpha(source: Path) -> float | None:
+    """Return LoRA's alpha by the configuration beside `source`, if there is one.
+
+    Raises:
+        FormatError: The file is damaged or states none.
+    """
+    told = config_beside(source)
+    if told is None:
+        return None
+    try:
+        return float(told["lora_alpha"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise FormatError(f"the {CONFIG_FILE} beside {source} states no lora_alpha: {error}") from None
+
+
+def config_beside(source: Path) -> dict[str, Any] | None:
+    """Return the adapter_config.json in `source` or up to two folders above it.
+
+    Raises:
+        FormatError: It is no JSON object.
+    """
+    for folder in (source, source.absolute().parent, source.absolute().parent.parent):
+        path = folder / CONFIG_FILE
+        if path.is_file():
+            try:
+                told = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise FormatError(f"{path} is not JSON: {error}") from None
+            if not isinstance(told, dict):
+                raise FormatError(f"{path} holds no JSON object")
+            return told
+    return None
 
 
 def pair(tensors: Mapping[str, NDArray[np.float32]], alpha: float) -> AdapterSet:

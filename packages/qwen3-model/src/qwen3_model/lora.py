@@ -85,7 +85,14 @@ class LoraLinear(nn.Cell):
     """A linear layer and its adapter."""
 
     def __init__(
-        self, base: Linear, rank: int, scale: float, dropout: LoraDropout | None, salt: int, shard: int
+        self,
+        base: Linear,
+        rank: int,
+        scale: float,
+        dropout: LoraDropout | None,
+        salt: int,
+        shard: int,
+        dtype: ms.Type,
     ) -> None:
         """Adapt `base`; of its inputs, where they are split, this rank has the part number `shard`."""
         super().__init__()
@@ -93,8 +100,8 @@ class LoraLinear(nn.Cell):
         self.dropout, self.salt = dropout, salt
         self.first_column = shard * base.weight.shape[1]
         num_outputs, num_inputs = base.weight.shape
-        self.lora_A = Half((rank, num_inputs), base.weight.dtype)
-        self.lora_B = Half((num_outputs, rank), base.weight.dtype)
+        self.lora_A = Half((rank, num_inputs), dtype)
+        self.lora_B = Half((num_outputs, rank), dtype)
 
     def construct(self, x_MD: Tensor) -> Tensor:
         out_MO = self.kernels.linear(x_MD, self.weight)
@@ -107,12 +114,12 @@ class LoraLinear(nn.Cell):
 class LoraEmbedding(nn.Cell):
     """An embedding and its adapter, which a tied head shares; without dropout, as in PEFT."""
 
-    def __init__(self, base: Embedding, rank: int, scale: float) -> None:
+    def __init__(self, base: Embedding, rank: int, scale: float, dtype: ms.Type) -> None:
         super().__init__()
         self.kernels, self.weight, self.scale, self.tp = base.kernels, base.weight, scale, base.tp
         self.num_rows, width = base.weight.shape
-        self.lora_A = Half((rank, self.num_rows), base.weight.dtype)
-        self.lora_B = Half((width, rank), base.weight.dtype)
+        self.lora_A = Half((rank, self.num_rows), dtype)
+        self.lora_B = Half((width, rank), dtype)
         self.widen = ops.MatMul(transpose_a=True, transpose_b=True)
         self.multiply = ops.MatMul()
 
@@ -136,7 +143,13 @@ class LoraEmbedding(nn.Cell):
 
 
 def add_lora(
-    model: Qwen3ForCausalLM, modules: Sequence[str], *, rank: int, alpha: float, dropout: float
+    model: Qwen3ForCausalLM,
+    modules: Sequence[str],
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    dtype: ms.Type | None = None,
 ) -> LoraDropout | None:
     """Give `modules` adapters of zeros, before anything is compiled, and name all weights by their paths.
 
@@ -147,6 +160,7 @@ def add_lora(
         rank: Of every adapter.
         alpha: The adapter is scaled by alpha / rank.
         dropout: Share of an adapter's inputs that is dropped while the returned switch is on.
+        dtype: Of the adapters; that of the weights when left out.
 
     Returns:
         The switch, or None where nothing is dropped.
@@ -163,9 +177,11 @@ def add_lora(
             continue
         if isinstance(base, Linear):
             shard = model.tp.index if placement(f"{path}.weight")[1] == "tp" else 0
-            adapted: nn.Cell = LoraLinear(base, rank, alpha / rank, switch, salt, shard)
+            adapted: nn.Cell = LoraLinear(
+                base, rank, alpha / rank, switch, salt, shard, dtype or base.weight.dtype
+            )
         elif isinstance(base, Embedding):
-            adapted = LoraEmbedding(base, rank, alpha / rank)
+            adapted = LoraEmbedding(base, rank, alpha / rank, dtype or base.weight.dtype)
         else:
             raise ConfigError(f"{path} cannot carry an adapter; only linear layers and the embedding can")
         setattr(cells[parent] if parent else model, leaf, adapted)

@@ -3,7 +3,7 @@
 The strategy files beside a checkpoint say how each tensor was cut; a run of one process needs none.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,15 @@ class RankTensors:
         """Return the shape of the whole tensor."""
         return self._shapes[name]
 
+    def dtype(self, name: str) -> str:
+        """Return safetensors' dtype."""
+        return self._holders[name][0][0].tensors[name].dtype
+
+    def release(self, name: str) -> None:
+        """Take what was read of a tensor out of this process's memory again."""
+        for file, _ in self._holders[name]:
+            file.release(name)
+
     def read(self, name: str, wanted: Slices) -> tuple[str, NDArray[Any]]:
         """Return safetensors' dtype and the wanted part; no copy where one file holds all of it.
 
@@ -77,8 +86,13 @@ class RankTensors:
         return dtype, target
 
 
-def open_rank_tensors(files: Mapping[int, Path]) -> RankTensors:
+def open_rank_tensors(files: Mapping[int, Path], strategy: Path | None = None) -> RankTensors:
     """Open each rank's file of one step, with the strategies of its run.
+
+    Args:
+        files: By rank.
+        strategy: Folder of the ranks' strategy files, or one file that merges the stages of a pipeline; the
+            run's own when left out.
 
     Raises:
         ConfigError: Several ranks wrote the files, and a strategy file is missing.
@@ -87,18 +101,40 @@ def open_rank_tensors(files: Mapping[int, Path]) -> RankTensors:
     opened = {rank: open_safetensors(path) for rank, path in files.items()}
     if len(files) == 1:
         return RankTensors(opened, {})
+    if strategy is not None and strategy.is_file():
+        return RankTensors(opened, {rank: _layouts_of_stage(strategy, rank) for rank in files})
     layouts = {}
     for rank, path in files.items():
-        strategy = strategy_path(path.parent.parent.parent, rank)
-        if not strategy.is_file():
-            raise ConfigError(f"{strategy} is missing; without it nobody knows which part {path} holds")
-        layouts[rank] = read_strategy(strategy)[1]
+        own = strategy_path(path.parent.parent.parent, rank)
+        if strategy is not None:
+            own = strategy / own.name
+        if not own.is_file():
+            raise ConfigError(f"{own} is missing; without it nobody knows which part {path} holds")
+        layouts[rank] = read_strategy(own)[1]
     return RankTensors(opened, layouts)
+
+
+def open_whole_tensors(files: Iterable[SafetensorsFile]) -> RankTensors:
+    """Give the tensors of files that hold each of them whole the same form."""
+    return RankTensors(dict(enumerate(files)), {})
 
 
 def strategy_path(run_dir: Path, rank: int) -> Path:
     """Return the strategy file of a rank."""
     return run_dir / "strategy" / f"ckpt_strategy_rank_{rank}.ckpt"
+
+
+def _layouts_of_stage(strategy: Path, rank: int) -> dict[str, TensorLayout]:
+    """Return a rank's layouts out of a file for all; a pipeline's names in it are `<stage>-<name>`."""
+    layouts = read_strategy(strategy)[1]
+    found: dict[str, TensorLayout] = {}
+    for name, layout in layouts.items():
+        stage, dash, rest = name.partition("-")
+        if not (dash and stage.isdigit()):
+            found[name] = layout
+        elif int(stage) == rank // layout.num_devices():
+            found[rest] = layout
+    return found
 
 
 def cut_of(layout: TensorLayout, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -1,0 +1,131 @@
+"""Which weights a model gets and which adapter goes on them, checked against its config without MindSpore."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from qwen3_model.adapters import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    AdapterSet,
+    base_fingerprint,
+    check_fits,
+    pair,
+    read_peft,
+    stated_alpha,
+    with_peft_embedding,
+)
+from qwen3_model.checkpoint_files import checkpoint_files
+from qwen3_model.config import Qwen3Config
+from qwen3_model.errors import ConfigError, FormatError, WeightError
+from qwen3_model.hf_folder import open_hf_folder
+from qwen3_model.rank_tensors import RankTensors, open_rank_tensors, open_whole_tensors
+from qwen3_model.safetensors_file import FLOAT_DTYPES, SafetensorsFile, to_float32
+from qwen3_model.weight_files import open_weight_files
+
+MOST_NAMED = 5
+COMPARE_ROWS = 4096
+HALVES = (".lora_A.weight", ".lora_B.weight")
+WEIGHT_NAMES = ("model.", "lm_head.")
+"""Beginnings of the names of weights; a run's files have its optimizer's state and scalars besides."""
+
+
+def open_hf_weights(folder: Path) -> RankTensors:
+    """Open the weights of a Hugging Face folder, whose names, shapes and dtypes must be its config's.
+
+    Raises:
+        ConfigError, FormatError, WeightError: They are not.
+    """
+    opened = open_hf_folder(folder)
+    return open_whole_tensors({id(file): file for file in opened.tensors.values()}.values())
+
+
+def open_checkpoint_weights(source: Path, strategy: Path | None, config: Qwen3Config) -> RankTensors:
+    """Open the weights of a run, a checkpoint of any layout, a merged one or a file.
+
+    Raises:
+        ConfigError, FormatError: They are missing or damaged.
+        WeightError: They are another model's than `config` describes.
+    """
+    weights = open_weight_files(source, strategy)
+    shapes = config.weight_shapes()
+    problems = [f"{name} is missing" for name in shapes if name not in weights]
+    for name in weights.names():
+        if name not in shapes:
+            is_tied_head = name == "lm_head.weight" and config.tie_word_embeddings
+            if name.startswith(WEIGHT_NAMES) and not is_tied_head:
+                problems.append(f"{name} is not the model's")
+        elif weights.shape(name) != shapes[name]:
+            problems.append(f"{name} has shape {weights.shape(name)}, config.json says {shapes[name]}")
+        elif weights.dtype(name) not in FLOAT_DTYPES:
+            problems.append(f"{name} has dtype {weights.dtype(name)}")
+    if problems:
+        more = len(problems) - MOST_NAMED
+        told = "; ".join(problems[:MOST_NAMED]) + (f"; and {more} more" if more > 0 else "")
+        raise WeightError(f"{source} does not fit the model: {told}")
+    return weights
+
+
+def open_adapter(source: Path, base: Path, config: Qwen3Config, weights: RankTensors) -> AdapterSet:
+    """Read a LoRA adapter and check that it belongs to the base.
+
+    Args:
+        source: PEFT's folder, or a run of qwen3-train that trained adapters, its checkpoint or a file of it.
+        base: Where the weights under the adapter are.
+        config: Of the base.
+        weights: Of the base.
+
+    Raises:
+        FormatError: It is no adapter, or damaged.
+        WeightError: It is for another base.
+    """
+    if not source.exists():
+        raise ConfigError(f"{source} does not exist; --adapter takes PEFT's folder or a run with adapters")
+    adapters = read_peft(source) if (source / WEIGHTS_FILE).is_file() else _read_run(source, base)
+    check_fits(adapters, config)
+    for module, (file, name) in adapters.base_copies.items():
+        if not _is_equal(file, name, weights, f"{module}.weight"):
+            raise WeightError(
+                f"the adapter in {source} holds its own {module}.weight, which differs from that of {base}; "
+                "give the base that it was trained on"
+            )
+    return adapters
+
+
+def _read_run(source: Path, base: Path) -> AdapterSet:
+    """Read the adapters of a training run, whose files say which base they were trained on."""
+    tensors = open_rank_tensors(checkpoint_files(source))
+    names = [name for name in tensors.names() if name.endswith(HALVES) and not name.startswith("adam_")]
+    if not names:
+        raise FormatError(f"{source} holds no adapter (*.lora_A.weight, *.lora_B.weight or {WEIGHTS_FILE})")
+    trained_on = json.loads(tensors.first.metadata.get("qwen3_train", "{}")).get("base")
+    if trained_on and trained_on != base_fingerprint(base):
+        raise WeightError(
+            f"the adapter in {source} is for another base than {base} (fingerprint {trained_on}, here "
+            f"{base_fingerprint(base)}); give the files that it was trained on, or, for the same weights in "
+            "other files, what qwen3-ckpt lora export makes of it"
+        )
+    halves = {}
+    for name in names:
+        dtype, values = tensors.read(name, tuple(slice(0, size) for size in tensors.shape(name)))
+        halves[name] = to_float32(values, dtype)
+    # A checkpoint's file lies three folders below its run.
+    alpha = stated_alpha(source.parent if source.is_file() else source)
+    if alpha is None:
+        raise ConfigError(f"no {CONFIG_FILE} lies beside {source}, so the adapter's scale is unknown")
+    return with_peft_embedding(pair(halves, alpha))
+
+
+def _is_equal(file: SafetensorsFile, name: str, weights: RankTensors, weight: str) -> bool:
+    """Compare by value, some rows at a time."""
+    shape = file.tensors[name].shape
+    if weight not in weights or weights.shape(weight) != shape:
+        return False
+    held, dtype = file.raw(name), file.tensors[name].dtype
+    for start in range(0, shape[0], COMPARE_ROWS):
+        rows = slice(start, min(start + COMPARE_ROWS, shape[0]))
+        own_dtype, own = weights.read(weight, (rows, *(slice(0, size) for size in shape[1:])))
+        if not np.array_equal(to_float32(held[rows], dtype), to_float32(own, own_dtype)):
+            return False
+    return True
