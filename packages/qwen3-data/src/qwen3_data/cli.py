@@ -2,6 +2,7 @@
 
 import click
 
+from qwen3_data import __version__
 from qwen3_data.cli_files import merge_command, split_command, verify_command
 from qwen3_data.cli_inspect import inspect_command
 from qwen3_data.cli_preprocess import preprocess_command
@@ -11,7 +12,7 @@ from qwen3_model.cli_base import Commands
 
 
 @click.group(cls=Commands)
-@click.version_option(package_name="qwen3-data")
+@click.version_option(__version__, prog_name="qwen3-data")
 def main() -> None:
     """Turn raw text into exact Megatron token files for Qwen3."""
 

@@ -1,7 +1,9 @@
-"""What every command does alike: error sentences, exit codes, flag spelling, `--version`."""
+"""What every command does alike: error sentences, exit codes, flag spelling, `--quiet`, `--log-level`."""
 
 import errno
+import os
 import signal
+import sys
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -26,6 +28,11 @@ class Commands(click.Group):
     def __init__(self, *args: object, **attributes: object) -> None:
         attributes.setdefault("context_settings", CONTEXT)
         super().__init__(*args, **attributes)  # type: ignore[arg-type]
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        if not isinstance(cmd, click.Group):
+            _complete_options(cmd)
+        super().add_command(cmd, name)
 
     def invoke(self, ctx: click.Context) -> object:
         signal.signal(signal.SIGTERM, _exit_cleanly)
@@ -57,8 +64,43 @@ def _exit_cleanly(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
+LOG_LEVELS = {"debug": "0", "info": "1", "warning": "2", "error": "3"}
+"""Python's names of them, and the GLOG_v that says the same to MindSpore."""
+
+
+def _complete_options(command: click.Command) -> None:
+    """Add the options that every command takes: `--log-level`, and `--quiet` where there is no progress."""
+    names = {name for parameter in command.params for name in parameter.opts}
+    if "--log-level" not in names:
+        command.params.append(
+            click.Option(
+                ["--log-level"],
+                type=click.Choice(list(LOG_LEVELS)),
+                callback=_set_log_level,
+                expose_value=False,
+                help="What libraries report on stderr, MindSpore among them.",
+            )
+        )
+    # So that a script may give it to any command; but `arguments` are another program's own words.
+    if "--quiet" not in names and all(parameter.name != "arguments" for parameter in command.params):
+        command.params.append(
+            click.Option(["-q", "--quiet"], is_flag=True, expose_value=False, help="Show no progress.")
+        )
+
+
+def _set_log_level(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if value is None:
+        return
+    import logging  # late: `--help` needs none
+
+    logging.basicConfig(
+        level=value.upper(), stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s", force=True
+    )
+    os.environ["GLOG_v"] = LOG_LEVELS[value]  # noqa: SIM112 - its name
+
+
 def quiet_option() -> Decorator:
-    """Return the `--quiet` option that every long command has."""
+    """Return the `--quiet` option of the commands that show progress; the others get one by themselves."""
     return click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 
 

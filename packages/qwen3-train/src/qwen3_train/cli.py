@@ -6,10 +6,11 @@ from pathlib import Path
 
 import click
 
-from qwen3_model.cli_base import CONTEXT, Commands, force_option
+from qwen3_model.cli_base import CONTEXT, Commands, force_option, quiet_option
 from qwen3_model.msrun.checks import LaunchSettings
 from qwen3_model.msrun.cli_options import launch_options
 from qwen3_train import __version__
+from qwen3_train.cli_doctor import doctor
 from qwen3_train.cli_inspect import inspect_data
 from qwen3_train.cli_plan import plan
 
@@ -20,6 +21,7 @@ def main() -> None:
     """Pretrain and fine-tune Qwen3 on MindSpore."""
 
 
+main.add_command(doctor)
 main.add_command(plan)
 main.add_command(inspect_data)
 
@@ -34,6 +36,7 @@ main.add_command(inspect_data)
 )
 @launch_options
 @force_option("the run in the output folder")
+@quiet_option()
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
 def launch(
     config_path: Path,
@@ -41,6 +44,7 @@ def launch(
     make_launch: Callable[[Path], LaunchSettings],
     *,
     force: bool,
+    quiet: bool,
 ) -> None:
     """Train as the YAML says, with mindformers' keys; any key may follow as --section.key VALUE.
 
@@ -60,7 +64,9 @@ def launch(
     """
     from qwen3_train.launch import launch_run
 
-    launch_run(config_path, overrides, make_launch=make_launch, environment=os.environ, force=force)
+    launch_run(
+        config_path, overrides, make_launch=make_launch, environment=os.environ, force=force, quiet=quiet
+    )
 
 
 @main.command()

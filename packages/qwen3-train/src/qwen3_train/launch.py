@@ -28,6 +28,7 @@ def launch_run(
     make_launch: Callable[[Path], LaunchSettings],
     environment: Mapping[str, str],
     force: bool,
+    quiet: bool = False,
 ) -> None:
     """Check the run that a YAML and dotted arguments describe, then train.
 
@@ -37,6 +38,7 @@ def launch_run(
         make_launch: Gives the workers' settings for a run folder.
         environment: Of this process, for the workers.
         force: Replace the run in the output folder.
+        quiet: Show no steps, only warnings; the logs have all.
 
     Raises:
         UsageError: An argument cannot be meant.
@@ -61,7 +63,7 @@ def launch_run(
     replacing = force and not settings.resume and settings.output_dir.exists() and launch.node_rank == 0
     with replaced_run(settings.output_dir) if replacing else nullcontext():
         path = settings.output_dir / WORKER_LOG if is_alone else launch.log_dir / _log_name(launch)
-        log = RunLog(path, append=settings.resume)
+        log = RunLog(path, append=settings.resume, quiet=quiet)
         try:
             if launch.node_rank == 0:
                 _write_run(run, config, log)
@@ -73,6 +75,7 @@ def launch_run(
                     argv=argv,
                     environment=environment,
                     status=status_of(settings.output_dir / METRICS, run.last_step),
+                    quiet=quiet,
                 )
                 launch_workers(job, launch, num_devices=devices)
             if is_alone or launch.join:

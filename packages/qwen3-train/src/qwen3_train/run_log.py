@@ -20,9 +20,14 @@ WORKER_LOG = Path("msrun_log") / "worker_0.log"
 class RunLog:
     """Write lines to the terminal and to a file."""
 
-    def __init__(self, path: Path | None, *, append: bool, stream: TextIO | None = None) -> None:
-        """Open `path`; None for a worker, whose output msrun writes to `worker_R.log`."""
-        self._stream = stream or sys.stdout
+    def __init__(
+        self, path: Path | None, *, append: bool, stream: TextIO | None = None, quiet: bool = False
+    ) -> None:
+        """Open `path`; None for a worker, whose output msrun writes to `worker_R.log`.
+
+        A quiet log keeps its plain lines from the terminal, not its warnings.
+        """
+        self._stream, self._quiet = stream or sys.stdout, quiet
         self._file: TextIO | None = None
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,6 +35,7 @@ class RunLog:
 
     def line(self, text: str, level: str = "INFO", *, to_terminal: bool = True) -> None:
         """Write one line with the time in front."""
+        to_terminal = to_terminal and not (self._quiet and level == "INFO")
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
         for stream in (self._stream if to_terminal else None, self._file):
             if stream is not None:
