@@ -117,7 +117,7 @@ class Server:
         self._found = threading.Event()
         self.url = None
         self._reader.start()
-        assert self._found.wait(120), "".join(self.lines)
+        assert self._found.wait(300), "".join(self.lines)
         assert self.url, "".join(self.lines)
         self.port = int(self.url.rpartition(":")[2])
 

@@ -5,6 +5,8 @@ import signal
 import socket
 import sys
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import openai
@@ -74,10 +76,20 @@ def test_a_model_that_fails_is_an_error_for_those_who_ran_and_works_for_the_next
     with pytest.raises(openai.APIError, match="the model failed"):
         list(other)
     assert "the model failed: the device is gone\n" in server.lines
+    assert health(server) == (503, {"status": "failing"})
     answer = chat(client, "Good morning")
     assert answer.choices[0].message.content.startswith("Hello! I am Qwen3.")
     assert answer.choices[0].message.reasoning_content == "A greeting; I answer in kind."
+    assert health(server) == (200, {"status": "ok"})
     assert server.metrics()["qwen3_cache_tokens_used"] == 0
+
+
+def health(server):
+    try:
+        with urllib.request.urlopen(f"{server.url}/health") as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
 
 
 def test_nan_is_an_error_for_its_own_request_alone(client):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from qwen3_infer.requests import Request
 from qwen3_infer.scheduler import Event, Job, Scheduler
 from qwen3_infer.serve_errors import ApiError
+from qwen3_model.errors import ConfigError
 
 
 @dataclass(eq=False, slots=True)
@@ -74,7 +75,7 @@ class Worker:
         try:
             for request in requests:
                 self._scheduler.check(request)
-        except Exception as error:
+        except ConfigError as error:
             raise ApiError(400, str(error), code="context_length_exceeded") from None
         most = self._max_queue + self._scheduler.num_rows
         if self.num_waiting + self.num_running + len(requests) > most:
