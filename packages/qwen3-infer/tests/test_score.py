@@ -232,3 +232,21 @@ def test_examples_in_help_stand_on_lines_of_their_own(command):
     lines = CliRunner().invoke(main, [command, "--help"]).output.splitlines()
     start = next(number for number, line in enumerate(lines) if line.strip() == "Example:")
     assert lines[start + 1].startswith(f"    qwen3-infer {command} --pretrained-model-dir Qwen3-0.6B")
+
+
+def test_a_checkpoint_takes_the_place_of_the_folders_weights(scored, run, tmp_path):
+    (tmp_path / "text.txt").write_text(scored.text[:400], "utf-8")
+    (tmp_path / "other").mkdir()
+    shutil.copytree(scored.dir, tmp_path / "other/model")
+    (tmp_path / "other/model/model.safetensors").rename(tmp_path / "other/weights.safetensors")
+    common = ["--data", "text.txt", "--quiet", "--json"]
+    found = run(
+        "--pretrained-model-dir", "other/model", "--load-checkpoint", "other/weights.safetensors", *common
+    )
+    assert found.exit_code == 0, found.output
+    expected = -math.fsum(scored.cases["short"]["log_probs"])
+    assert json.loads(found.stdout)["nll"] == pytest.approx(expected, rel=1e-5)
+    (tmp_path / "two.yaml").write_text("parallel_config:\n  model_parallel: 2\n", "utf-8")
+    found = run("--config", "two.yaml", "--pretrained-model-dir", scored.dir, *common)
+    assert found.exit_code != 0
+    assert "model_parallel" in found.stderr.splitlines()[-1]

@@ -10,6 +10,8 @@ import click
 from qwen3_infer.cli_options import MODEL_OPTIONS, make_device, with_options
 from qwen3_model.cli_base import CONTEXT, force_option, quiet_option
 
+MODEL_KEYS = ("pretrained_model_dir", "load_checkpoint", "adapter", "device_target")
+
 
 @click.command(context_settings=CONTEXT)
 @with_options(MODEL_OPTIONS)
@@ -57,12 +59,11 @@ def score(config_path: Path | None, as_json: bool, **options: Any) -> None:
     from qwen3_infer.score_run import ScoreSettings, run_score
     from qwen3_infer.settings import read_settings
 
-    model = {name: options.pop(name) for name in ("pretrained_model_dir", "device_target")}
     kernels, threads = options.pop("kernels"), options.pop("threads")
-    run = read_settings(config_path, model, ())
+    run = read_settings(config_path, {name: options.pop(name) for name in MODEL_KEYS}, ())
     names = ("json_key", "allow_special", "limit")
     reading = Reading(**{name: options.pop(name) for name in names})
-    settings = ScoreSettings(model_dir=run.model_dir, reading=reading, **options)
+    settings = ScoreSettings(model=run, reading=reading, **options)
     total = run_score(
         settings,
         make_device(run.device_target, kernels, threads),
@@ -82,12 +83,7 @@ def score(config_path: Path | None, as_json: bool, **options: Any) -> None:
 @with_options(MODEL_OPTIONS)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def evaluate(
-    config_path: Path | None,
-    pretrained_model_dir: str | None,
-    device_target: str | None,
-    kernels: str,
-    threads: int | None,
-    arguments: tuple[str, ...],
+    config_path: Path | None, kernels: str, threads: int | None, arguments: tuple[str, ...], **model: Any
 ) -> None:
     """Run tasks of lm_eval, EleutherAI's evaluation harness, on the model.
 
@@ -106,6 +102,5 @@ def evaluate(
     from qwen3_infer.harness_run import run_harness
     from qwen3_infer.settings import read_settings
 
-    model = {"pretrained_model_dir": pretrained_model_dir, "device_target": device_target}
     run = read_settings(config_path, model, ())
-    run_harness(run.model_dir, make_device(run.device_target, kernels, threads), arguments)
+    run_harness(run, make_device(run.device_target, kernels, threads), arguments)

@@ -40,6 +40,12 @@ SAMPLING_KEYS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty",
 class Arguments:
     """What `--model_args` may say besides the folder."""
 
+    load_checkpoint: str | None = None
+    """Weights in place of the folder's."""
+    strategy: str | None = None
+    """Strategy files of that checkpoint, when they are not beside it."""
+    adapter: str | None = None
+    """LoRA adapter beside the weights."""
     max_length: int | None = None
     """Tokens of a sequence at most; None for the model's context."""
     enable_thinking: bool = True
@@ -79,7 +85,13 @@ class Qwen3LM(TemplateLM):
         """
         super().__init__()
         self.own = _read_arguments(arguments)
-        self.folder = open_model_folder(Path(pretrained))
+        parts = {
+            "checkpoint": self.own.load_checkpoint,
+            "strategy": self.own.strategy,
+            "adapter": self.own.adapter,
+        }
+        paths = {name: Path(value) for name, value in parts.items() if value is not None}
+        self.folder = open_model_folder(Path(pretrained), **paths)
         self.tokenizer = self.folder.tokenizer
         self.batch_size = _batch_size(batch_size)
         context = self.folder.config.max_position_embeddings
@@ -231,7 +243,7 @@ class Qwen3LM(TemplateLM):
             cache_dir=Path(own.cache_dir) if own.cache_dir else Path.home() / ".cache/qwen3-infer",
         )
         kernels = choose_kernels(device, logging.getLogger("lm_eval").warning)
-        return load_model(self.folder.path, kernels, quiet=True)
+        return load_model(self.folder, kernels, quiet=True)
 
     def _make_scorer(self, num_tokens: int) -> Scorer:
         """Return a scorer with room for `num_tokens`; each power of two is compiled once at most."""

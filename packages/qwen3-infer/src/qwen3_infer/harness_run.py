@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qwen3_infer.device import Device
-from qwen3_infer.model_folder import open_model_folder
+from qwen3_infer.score_run import refuse_many_processes
+from qwen3_infer.settings import RunSettings, open_run_folder
 from qwen3_model.errors import ConfigError, UsageError
 
 # Those of lm_eval that say which model runs, which is settled here.
 TAKEN = ("--model", "-M", "--device", "--config", "-C")
 
 
-def run_harness(model_dir: Path, device: Device, arguments: Sequence[str]) -> None:
-    """Evaluate the model of `model_dir` as `arguments`, in lm_eval's spelling, say.
+def run_harness(model: RunSettings, device: Device, arguments: Sequence[str]) -> None:
+    """Evaluate `model` as `arguments`, in lm_eval's spelling, say.
 
     Raises:
         UsageError: No task is named, or an argument says what the options of qwen3-infer say.
@@ -26,7 +27,8 @@ def run_harness(model_dir: Path, device: Device, arguments: Sequence[str]) -> No
         raise UsageError(f"{found[0]} of lm_eval is not for use here; the model is --pretrained-model-dir")
     if not {"--tasks", "-t"} & set(named):
         raise UsageError("give the tasks as --tasks NAME, for example --tasks hellaswag,arc_easy")
-    open_model_folder(model_dir)
+    refuse_many_processes(model)
+    open_run_folder(model)
     if importlib.util.find_spec("lm_eval") is None:
         raise ConfigError(
             "lm_eval, the evaluation harness, is not installed; run: pip install 'lm_eval>=0.4.13,<0.5'"
@@ -36,14 +38,18 @@ def run_harness(model_dir: Path, device: Device, arguments: Sequence[str]) -> No
     import qwen3_infer.harness_model  # noqa: F401  (registers the model)
 
     own = {
-        "pretrained": str(model_dir),
+        "pretrained": str(model.model_dir),
+        "load_checkpoint": model.load_checkpoint,
+        "strategy": model.strategy,
+        "adapter": model.adapter,
         "device_target": device.target,
         "kernels": device.kernels,
         "threads": device.num_threads,
         "cache_dir": str(device.cache_dir),
     }
     # lm_eval cuts its values at commas that are not in quotes.
-    values = [f"{name}={value!r}" for name, value in own.items()]
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in own.items()}
+    values = [f"{name}={value!r}" for name, value in given.items() if value is not None]
     before = sys.argv
     sys.argv = ["lm_eval", "run", *arguments, "--model", "qwen3", "--model_args", *values]
     try:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwen3_infer.device import Device
-from qwen3_infer.model_folder import ModelFolder, open_model_folder
+from qwen3_infer.model_folder import ModelFolder
 from qwen3_infer.score_data import Document, Reading, check_sources, read_documents
 from qwen3_infer.score_windows import Score, cut_windows
-from qwen3_model.errors import FormatError, UsageError
+from qwen3_infer.settings import RunSettings, open_run_folder
+from qwen3_model.errors import ConfigError, FormatError, UsageError
 from qwen3_model.files import refuse_existing, write_text_atomically
 from qwen3_model.progress import Progress
 from qwen3_model.tokenizer import END_OF_DOCUMENT
@@ -25,8 +26,8 @@ DEFAULT_WINDOW = 2048
 class ScoreSettings:
     """What is scored and how."""
 
-    model_dir: Path
-    """The Hugging Face folder."""
+    model: RunSettings
+    """Which model, and on which device."""
     data: tuple[str, ...]
     """Files, and prefixes of token files."""
     reading: Reading
@@ -57,7 +58,8 @@ def run_score(settings: ScoreSettings, device: Device, note: Callable[[str], Non
         if settings.output.is_dir():
             raise UsageError(f"{settings.output} is a folder; --output takes a file")
         refuse_existing(settings.output, force=settings.force)
-    folder = open_model_folder(settings.model_dir)
+    refuse_many_processes(settings.model)
+    folder = open_run_folder(settings.model)
     window, stride = _window(settings, folder)
     for text in check_sources(settings.data, folder):
         note(text)
@@ -68,7 +70,7 @@ def run_score(settings: ScoreSettings, device: Device, note: Callable[[str], Non
     from qwen3_infer.loading import load_model
     from qwen3_infer.score_engine import Scorer
 
-    model = load_model(settings.model_dir, choose_kernels(device, note), quiet=settings.quiet)
+    model = load_model(folder, choose_kernels(device, note), quiet=settings.quiet)
     scorer = Scorer(model, window)
     lines, total, number = [], Score(num_tokens=0, num_bytes=0, nll=0.0), 0
     with Progress("score", None, "token", quiet=settings.quiet) as progress:
@@ -85,6 +87,15 @@ def run_score(settings: ScoreSettings, device: Device, note: Callable[[str], Non
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         write_text_atomically(settings.output, text)
     return total
+
+
+def refuse_many_processes(model: RunSettings) -> None:
+    """Raise when the YAML shares the model out among processes."""
+    if model.model_parallel > 1:
+        raise ConfigError(
+            f"parallel_config.model_parallel={model.model_parallel}: scoring and evaluation run in one "
+            "process; set it to 1"
+        )
 
 
 def score_document(
