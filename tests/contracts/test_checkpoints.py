@@ -56,7 +56,7 @@ def write_run(run_dir, layout, whole):
         state = TrainState(7, "fingerprint")
         rank_dir = run_dir / "checkpoint" / f"rank_{rank}"
         rank_dir.mkdir(parents=True)
-        save_checkpoint(rank_dir, f"qwen3_rank_{rank}", Place(1, 7), state, tensors, 1)
+        save_checkpoint(rank_dir, f"qwen3_rank_{rank}", Place(1, 7), state, tensors)
         write_strategies(run_dir, layout, CONFIG, rank)
     (run_dir / "config.json").write_text(json.dumps(CONFIG.to_hf()), encoding="utf-8")
 

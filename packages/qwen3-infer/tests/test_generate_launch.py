@@ -13,8 +13,10 @@ from click.testing import CliRunner
 
 from qwen3_infer.cli import main
 from qwen3_infer.shown import NAME, ShownReader, ShownWriter
+from qwen3_model.config import Qwen3Config
 from qwen3_model.msrun.checks import LaunchSettings
 from qwen3_model.msrun.launcher import Job, launch_workers
+from qwen3_model.safetensors_file import TensorPlan, from_float32, open_safetensors, write_safetensors
 
 HERE = Path(__file__).parent
 LONGEST_S = 300
@@ -28,7 +30,7 @@ RUNS = {
     "sampled": ["--temperature", "0.8", "--top-p", "0.9", "--seed", "7", "--num-return-sequences", "2",
                 "--repetition-penalty", "1.2", "--max-new-tokens", "24"],
     "portable": ["--no-do-sample", "--max-new-tokens", "16", "--kernels", "portable"],
-    "untied": ["--no-do-sample", "--max-new-tokens", "16", "--logprobs"],
+    "untied, bfloat16, adapted": ["--no-do-sample", "--max-new-tokens", "16", "--logprobs"],
 }  # fmt: skip
 
 
@@ -62,6 +64,38 @@ def arguments_of(kind, folder, prompts, out):
             "--output", f"{out}.jsonl", "--save-file", f"{out}.txt"]  # fmt: skip
 
 
+def to_bfloat16(folder):
+    file = open_safetensors(folder / "model.safetensors")
+    tensors = [
+        (TensorPlan(name, "BF16", info.shape), [from_float32(file.float32(name), "BF16").tobytes()])
+        for name, info in file.tensors.items()
+    ]
+    write_safetensors(folder / "bfloat16.safetensors", tensors, {"format": "pt"})
+    (folder / "bfloat16.safetensors").replace(folder / "model.safetensors")
+    return folder
+
+
+def write_adapter(adapter, folder):
+    """Write PEFT's files for column- and row-parallel layers, the embedding and the head."""
+    shapes, rng, tensors = Qwen3Config.from_dir(folder).weight_shapes(), np.random.default_rng(1), []
+    for weight, shape in shapes.items():
+        module = weight.removesuffix(".weight")
+        if not module.endswith(
+            ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj", "embed_tokens", "lm_head")
+        ):
+            continue
+        is_embedding = module.endswith("embed_tokens")
+        a, b = ((4, shape[0]), (shape[1], 4)) if is_embedding else ((4, shape[1]), (shape[0], 4))
+        for half, size in (("A", a), ("B", b)):
+            leaf = f"lora_embedding_{half}" if is_embedding else f"lora_{half}.weight"
+            values = rng.standard_normal(size).astype(np.float32) / 4
+            tensors.append((TensorPlan(f"base_model.model.{module}.{leaf}", "F32", size), [values.tobytes()]))
+    adapter.mkdir()
+    write_safetensors(adapter / "adapter_model.safetensors", tensors, {"format": "pt"})
+    (adapter / "adapter_config.json").write_text(json.dumps({"lora_alpha": 8, "r": 4}), "utf-8")
+    return adapter
+
+
 def records(path):
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
@@ -71,12 +105,14 @@ def test_two_processes_generate_the_tokens_of_one(run, folder, make_demo_folder,
     untied = make_demo_folder("untied", **SHARABLE, tie_word_embeddings=False)
     prompts, runs = tmp_path / "prompts.txt", []
     prompts.write_text("".join(f"{text}\n" for text in PROMPTS), "utf-8")
+    adapter = write_adapter(tmp_path / "adapter", to_bfloat16(untied))
     for number, kind in enumerate(RUNS):
-        model = untied if kind == "untied" else folder
-        alone = run(*arguments_of(kind, model, prompts, tmp_path / f"one{number}"))
+        is_adapted = "adapted" in kind
+        model, extra = (untied, ["--adapter", str(adapter)]) if is_adapted else (folder, [])
+        alone = run(*arguments_of(kind, model, prompts, tmp_path / f"one{number}"), *extra)
         assert alone.exit_code == 0, alone.stderr
         shared = arguments_of(kind, model, prompts, tmp_path / f"two{number}")
-        runs.append([*shared, "--worker-num", "2"])
+        runs.append([*shared, *extra, "--worker-num", "2"])
     (tmp_path / "runs.json").write_text(json.dumps(runs), "utf-8")
     job = Job(
         argv=[str(HERE / "many_generations_worker.py"), str(tmp_path / "runs.json")],

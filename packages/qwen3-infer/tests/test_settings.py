@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -139,3 +140,19 @@ def test_a_layout_has_no_effect_without_use_parallel():
     settings = read_settings(None, FLAGS, overrides)
     assert settings.model_parallel == 1
     assert settings.notes == ("parallel_config.model_parallel=2 has no effect while use_parallel is False",)
+
+
+def test_a_checkpoint_brings_its_runs_config_and_tokenizer(tmp_path):
+    (tmp_path / "run/checkpoint/rank_0").mkdir(parents=True)
+    (tmp_path / "run/config.json").write_text("{}", "utf-8")
+    flags = {"load_checkpoint": str(tmp_path / "run/checkpoint"), "adapter": "lora"}
+    settings = read_settings(None, flags, ("--src_strategy_path_or_dir", "strategies"))
+    assert (settings.model_dir, settings.load_checkpoint) == (tmp_path / "run", tmp_path / "run/checkpoint")
+    assert (settings.adapter, settings.strategy) == (Path("lora"), Path("strategies"))
+    # A run is a model's folder and a checkpoint at once.
+    settings = read_settings(None, {"pretrained_model_dir": str(tmp_path / "run")}, ())
+    assert settings.load_checkpoint == tmp_path / "run"
+    with pytest.raises(
+        UsageError, match=r"no config.json beside .*; give the model's folder as --pretrained"
+    ):
+        read_settings(None, {"load_checkpoint": str(tmp_path / "nowhere")}, ())

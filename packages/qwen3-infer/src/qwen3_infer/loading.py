@@ -33,9 +33,22 @@ def load_model(
         tp: This rank among those that share the model out.
     """
     if isinstance(source, ModelFolder):
-        config, weights, adapter = source.config, source.weights, source.adapter
-    else:
-        config, weights, adapter = Qwen3Config.from_dir(source), open_hf_weights(source), None
+        return build_model(source.config, source.weights, source.adapter, kernels, quiet=quiet, tp=tp)
+    return build_model(
+        Qwen3Config.from_dir(source), open_hf_weights(source), None, kernels, quiet=quiet, tp=tp
+    )
+
+
+def build_model(
+    config: Qwen3Config,
+    weights: RankTensors,
+    adapter: AdapterSet | None,
+    kernels: Kernels,
+    *,
+    quiet: bool = True,
+    tp: Tp | None = None,
+) -> Qwen3ForCausalLM:
+    """Return the model of `config` with `weights`, which fit it, and `adapter`; see `load_model`."""
     dtype = kernels.compute_dtype
     if isinstance(kernels, NativeKernels) and all(
         weights.dtype(name) == "BF16" for name in config.weight_shapes()

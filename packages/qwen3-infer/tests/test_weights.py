@@ -1,0 +1,202 @@
+"""Weights and adapters in every form are the same tensors; what does not belong together is refused."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor
+from weight_samples import CONFIG, RAW, whole_weights, write_hf, write_merged, write_run, write_tensors
+
+from qwen3_infer.device import Device
+from qwen3_infer.engine import choose_kernels
+from qwen3_infer.loading import build_model
+from qwen3_infer.weights import open_adapter, open_checkpoint_weights, open_hf_weights
+from qwen3_model.adapters import base_fingerprint, read_peft
+from qwen3_model.cache import KVCache
+from qwen3_model.config import Qwen3Config
+from qwen3_model.errors import ConfigError, FormatError, WeightError
+from qwen3_model.layout import Layout, shard_slices
+from qwen3_model.model import CachedQwen3
+
+LAYOUTS = [Layout(), Layout(tp=2), Layout(pp=2), Layout(dp=2, tp=2, pp=2)]
+# The adapter is added to the activations here as in peft; sums in another order.
+LOGITS_ATOL = 2e-5
+
+
+def assert_equal(weights, whole, tp=2):
+    for shard in range(tp):
+        for name, each in whole.items():
+            part = shard_slices(name, each.shape, tp=tp, shard=shard)
+            np.testing.assert_array_equal(weights.read(name, part)[1], each[part])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("merged_strategy", [False, True], ids=["strategies", "merged strategy"])
+def test_a_distributed_checkpoint_of_any_layout_gives_every_shard(tmp_path, layout, merged_strategy):
+    whole = whole_weights()
+    run = write_run(tmp_path / "run", whole, layout, merged_strategy=merged_strategy)
+    strategy = run / "merged.ckpt" if merged_strategy else None
+    for source in (run, run / "checkpoint", run / "checkpoint/rank_0/qwen3_rank_0-1_2.safetensors"):
+        assert_equal(open_checkpoint_weights(source, strategy, CONFIG), whole)
+
+
+def test_strategy_files_may_lie_elsewhere(tmp_path):
+    whole = whole_weights()
+    run = write_run(tmp_path / "run", whole, Layout(tp=2))
+    (run / "strategy").rename(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match=r"ckpt_strategy_rank_0.ckpt is missing; without it nobody knows"):
+        open_checkpoint_weights(run, None, CONFIG)
+    assert_equal(open_checkpoint_weights(run, tmp_path / "elsewhere", CONFIG), whole)
+
+
+def test_merged_and_single_files_give_every_shard(tmp_path):
+    whole = whole_weights()
+    merged = write_merged(tmp_path / "merged", whole)
+    for source in (merged, merged / "1_2_ckpt_convert", merged / "1_2_ckpt_convert/unified_safe"):
+        assert_equal(open_checkpoint_weights(source, None, CONFIG), whole)
+    write_tensors(tmp_path / "all.safetensors", whole | {"adam_m.lm_head.weight": np.zeros(3, np.float32)})
+    assert_equal(open_checkpoint_weights(tmp_path / "all.safetensors", None, CONFIG), whole)
+    folder = write_hf(tmp_path / "hf", whole)
+    assert_equal(open_checkpoint_weights(folder, None, CONFIG), whole)
+    assert_equal(open_hf_weights(folder), whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"num_layers": 5}, "model.layers.4.input_layernorm.weight is missing"),
+        ({"num_layers": 3}, "model.layers.3.input_layernorm.weight is not the model's"),
+        ({"vocab_size": 65}, r"has shape \(64, 16\), config.json says \(65, 16\)"),
+    ],
+)
+def test_weights_of_another_model_are_refused(tmp_path, change, sentence):
+    run = write_run(tmp_path / "run", whole_weights(), Layout(tp=2, pp=2))
+    with pytest.raises(WeightError, match=sentence):
+        open_checkpoint_weights(run, None, replace(CONFIG, **change))
+
+
+def test_a_tied_models_head_may_lie_beside_its_embedding(tmp_path):
+    config = replace(CONFIG, tie_word_embeddings=True)
+    write_tensors(tmp_path / "all.safetensors", whole_weights())
+    open_checkpoint_weights(tmp_path / "all.safetensors", None, config)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda folder: None, "does not exist; give a run, a checkpoint or a folder with weights"),
+        (lambda folder: folder.mkdir(), r"has no model.safetensors, param_name_map.json or rank_0"),
+        (lambda folder: shutil.copytree(
+            write_merged(folder, whole_weights()) / "1_2_ckpt_convert", folder / "1_4_ckpt_convert"),
+         "has 2 files param_name_map.json"),
+        (lambda folder: next(write_merged(folder, whole_weights()).rglob("part1*")).unlink(),
+         "names files that are not there: part1.safetensors"),
+        (lambda folder: next(write_run(folder, whole_weights(), Layout(tp=2)).rglob("*_1-1_2*")).unlink(),
+         "no whole checkpoint of 2 rank"),
+    ],
+)  # fmt: skip
+def test_what_holds_no_whole_weights_is_refused(tmp_path, make, sentence):
+    folder = tmp_path / "weights"
+    make(folder)
+    with pytest.raises((ConfigError, FormatError), match=sentence):
+        open_checkpoint_weights(folder, None, CONFIG)
+
+
+@pytest.fixture
+def golden(request):
+    directory = request.path.parent / "golden"
+    told = json.loads((directory / "adapter/logits.json").read_text("utf-8"))
+    return directory / "tied", directory / "adapter", told
+
+
+@pytest.mark.parametrize("kind", ["native", "portable"])
+def test_an_adapter_beside_the_weights_gives_pefts_logits(golden, tmp_path_factory, kind):
+    base, adapter, told = golden
+    cache_dir = tmp_path_factory.getbasetemp() / "cache"
+    device = Device(target="CPU", kernels=kind, num_threads=1, cache_dir=cache_dir)
+    kernels, weights = choose_kernels(device, pytest.fail), open_hf_weights(base)
+    config = Qwen3Config.from_dir(base)
+    logits = {}
+    for name, adapters in (("base", None), ("adapted", open_adapter(adapter, base, config, weights))):
+        model = build_model(config, weights, adapters, kernels)
+        ids_BL = np.array([told["ids"]], np.int32)
+        step = ms.jit(CachedQwen3(model, KVCache(config, 1, 64)).construct)
+        last_B = Tensor(np.array([ids_BL.shape[1] - 1], np.int32))
+        positions_BL = Tensor(np.arange(ids_BL.shape[1], dtype=np.int32)[None])
+        logits[name] = step(Tensor(ids_BL), positions_BL, last_B).asnumpy()[0]
+    np.testing.assert_allclose(logits["base"], told["base_logits"], rtol=0, atol=LOGITS_ATOL)
+    np.testing.assert_allclose(logits["adapted"], told["logits"], rtol=0, atol=LOGITS_ATOL)
+    assert np.abs(logits["adapted"] - logits["base"]).max() > 0.1
+
+
+def test_a_runs_adapter_is_that_of_peft(golden, tmp_path):
+    base, peft, _ = golden
+    run = write_adapter_run(tmp_path / "run", base, peft)
+    config, weights = Qwen3Config.from_dir(base), open_hf_weights(base)
+    wanted = read_peft(peft)
+    for source in (run, run / "checkpoint", run / "checkpoint/rank_1/qwen3_rank_1-1_2.safetensors"):
+        found = open_adapter(source, base, config, weights)
+        assert (found.alpha, found.rank, found.modules.keys()) == (12, 4, wanted.modules.keys())
+        for module, halves in wanted.modules.items():
+            np.testing.assert_array_equal(found.modules[module].a, halves.a)
+            np.testing.assert_array_equal(found.modules[module].b, halves.b)
+
+
+def test_an_adapter_for_another_base_is_refused(golden, tmp_path):
+    base, peft, _ = golden
+    other = write_hf(tmp_path / "other", whole_weights())
+    other_weights = open_hf_weights(other)
+    with pytest.raises(WeightError, match=r"is for another base: model.embed_tokens is \(64, 16\), its"):
+        open_adapter(peft, other, CONFIG, other_weights)
+    run = write_adapter_run(tmp_path / "run", base, peft)
+    changed = shutil.copytree(base, tmp_path / "changed")
+    body = bytearray((changed / "model.safetensors").read_bytes())
+    body[-1] ^= 1
+    (changed / "model.safetensors").write_bytes(body)
+    with pytest.raises(WeightError, match=r"is for another base than .*changed .fingerprint [0-9a-f]{16}"):
+        open_adapter(run, changed, Qwen3Config.from_dir(base), open_hf_weights(changed))
+    # PEFT's files hold the embedding of their base.
+    body = bytearray((changed / "model.safetensors").read_bytes())
+    start = open_hf_weights(changed).first.tensors["model.embed_tokens.weight"].start
+    body[start] ^= 1
+    (changed / "model.safetensors").write_bytes(body)
+    with pytest.raises(WeightError, match=r"holds its own model.embed_tokens.weight, which differs"):
+        open_adapter(peft, changed, Qwen3Config.from_dir(base), open_hf_weights(changed))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda folder: shutil.rmtree(folder), "does not exist; --adapter takes PEFT's folder or a run"),
+        (lambda folder: (folder / "adapter_config.json").unlink(), "has no adapter_config.json"),
+        (lambda folder: (folder / "adapter_config.json").write_text('{"lora_alpha": 1, "use_dora": true}'),
+         "only plain LoRA without bias is implemented, not use_dora"),
+        (lambda folder: (folder / "adapter_model.safetensors").unlink(), "no whole checkpoint"),
+    ],
+)  # fmt: skip
+def test_what_is_no_adapter_is_refused(golden, tmp_path, spoil, sentence):
+    base, peft, _ = golden
+    folder = shutil.copytree(peft, tmp_path / "peft")
+    spoil(folder)
+    with pytest.raises((ConfigError, FormatError), match=sentence):
+        open_adapter(folder, base, Qwen3Config.from_dir(base), open_hf_weights(base))
+
+
+def test_a_run_without_adapters_is_no_adapter(tmp_path):
+    run = write_run(tmp_path / "run", whole_weights(), Layout())
+    folder = write_hf(tmp_path / "hf", whole_weights(), RAW)
+    with pytest.raises(FormatError, match="holds no adapter"):
+        open_adapter(run, folder, CONFIG, open_hf_weights(folder))
+
+
+def write_adapter_run(run, base, peft):
+    """Write PEFT's adapter as two tensor-parallel ranks of qwen3-train write it."""
+    whole = {}
+    for module, halves in read_peft(peft).modules.items():
+        whole |= {f"{module}.lora_A.weight": halves.a, f"{module}.lora_B.weight": halves.b}
+    write_run(run, whole, Layout(tp=2), told={"version": 1, "data": "", "base": base_fingerprint(base)})
+    (run / "adapter_config.json").write_text(json.dumps({"lora_alpha": 12, "r": 4}), encoding="utf-8")
+    return run
