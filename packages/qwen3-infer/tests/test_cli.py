@@ -16,6 +16,9 @@ from qwen3_model.run_config import load_run_config
 CONFIGS = Path(__file__).resolve().parents[3] / "configs/qwen3"
 
 
+SMALL = ("--max-tokens-in-cache", "64")
+
+
 @pytest.fixture
 def run(tmp_path, tmp_path_factory, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -104,6 +107,11 @@ def test_every_predict_config_is_read_without_notes():
             2,
             "cannot be both",
         ),
+        (
+            ["--pretrained-model-dir", "MODEL", "--predict-data", "x", "--max-new-tokens", "100", *SMALL],
+            1,
+            "needs 101 tokens of the cache, more than --max-tokens-in-cache 64",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence_without_traceback(
@@ -144,9 +152,10 @@ def test_a_file_of_prompts_gives_text_and_records(run, make_demo_folder, tmp_pat
     assert same.stderr == ""
     assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()] == records
 
-    # Another batch size, and one of the prompts alone with the config's keys.
+    # Another batch size with a cache for two of them, and the config's keys.
     alone = run(
         "--config", CONFIGS / "predict_qwen3.yaml", *arguments, "--predict-batch-size", 3, "--force",
+        "--max-tokens-in-cache", 64,
         "--generation.temperature", "1.5", "--seed", 3,
     )  # fmt: skip
     assert alone.exit_code == 0, alone.output

@@ -48,6 +48,11 @@ main.add_command(serve)
 @click.option(
     "--predict-batch-size", type=int, help="Prompts that run together, of any number.  [default: 1]"
 )
+@click.option(
+    "--max-tokens-in-cache",
+    type=click.IntRange(64),
+    help="Room for what runs together; a prompt waits until there is enough.  [default: enough for all]",
+)
 @click.option("--save-file", metavar="FILE", help="Text result.  [default: text_generation_result.txt]")
 @click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Also write JSON lines.")
 @with_options(SAMPLING_OPTIONS)

@@ -9,6 +9,7 @@ from qwen3_infer.cli_options import MODEL_OPTIONS, SAMPLING_OPTIONS, make_device
 from qwen3_model.cli_base import CONTEXT, quiet_option
 from qwen3_model.errors import UsageError
 
+DEFAULT_TOKENS = 8192
 SECONDS = click.FloatRange(0, min_open=True)
 
 
@@ -31,8 +32,8 @@ SECONDS = click.FloatRange(0, min_open=True)
     help="Completions that are computed together.",
 )  # fmt: skip
 @click.option(
-    "--max-tokens-in-cache", type=click.IntRange(64), default=8192, show_default=True,
-    help="Room for the prompts and completions of all of them; one that does not fit waits.",
+    "--max-tokens-in-cache", type=click.IntRange(64),
+    help=f"Room for what runs together; a request waits until there is enough.  [default: {DEFAULT_TOKENS}]",
 )  # fmt: skip
 @click.option(
     "--max-queue", type=click.IntRange(0), default=256, show_default=True,
@@ -87,14 +88,13 @@ def serve(
     if api_key == "":
         raise UsageError("the API key is empty; leave it out to have none")
     kernels, threads = options.pop("kernels"), options.pop("threads")
-    names = ("host", "port", "insecure", "model_name", "max_requests", "max_tokens_in_cache", "max_queue",
+    names = ("host", "port", "insecure", "model_name", "max_requests", "max_queue",
              "max_body_bytes")  # fmt: skip
     times = ("queue_timeout", "request_timeout", "send_timeout", "drain_timeout")
-    serving = ServeSettings(
-        api_key=api_key,
-        **{name: options.pop(name) for name in names},
-        **{f"{name}_s": options.pop(name) for name in times},
-    )
+    own = {name: options.pop(name) for name in names} | {f"{name}_s": options.pop(name) for name in times}
     settings = read_settings(config_path, options, overrides)
+    serving = ServeSettings(
+        api_key=api_key, max_tokens_in_cache=settings.max_tokens_in_cache or DEFAULT_TOKENS, **own
+    )
     device = make_device(settings.device_target, kernels, threads)
     run_serve(settings, serving, device, quiet=quiet, note=lambda text: click.echo(text, err=True))

@@ -19,6 +19,7 @@ from qwen3_infer.native_kernels import NativeKernels
 from qwen3_infer.pieces import ALIGN, PIECES, round_up
 from qwen3_infer.pooled_cache import CacheCopy, PooledCache, slots
 from qwen3_infer.requests import Request
+from qwen3_infer.scheduler import BatchLimits, tokens_needed
 from qwen3_infer.tensor_parallel import WholeLogits, shard_config
 from qwen3_model.cache import KVCache
 from qwen3_model.kernels import make_kernels
@@ -149,21 +150,24 @@ def make_engine(
     requests: Sequence[Request],
     device: Device,
     *,
-    batch_size: int,
+    limits: BatchLimits,
     quiet: bool,
     note: Callable[[str], None],
     tp: Tp | None = None,
 ) -> MindSporeEngine:
     """Load the weights of `folder`, or `tp`'s shard of them, and make room for the longest of `requests`.
 
+    That is room for so many of them at once as `limits` says.
+
     Raises:
         BuildError: Native kernels are asked for and cannot be compiled.
     """
     kernels = choose_kernels(device, note)
     model = load_model(folder, kernels, quiet=quiet, tp=tp)
-    lengths = sorted((len(each.prompt_ids) + each.max_new_tokens for each in requests), reverse=True)
-    num_rows = min(batch_size, len(requests))
-    num_tokens = sum(round_up(length, ALIGN) for length in lengths[:num_rows])
+    lengths = sorted(map(tokens_needed, requests), reverse=True)
+    num_rows, num_tokens = min(limits.num_requests, len(requests)), limits.num_tokens
+    if num_tokens is None and isinstance(kernels, NativeKernels):
+        num_tokens = sum(round_up(length, ALIGN) for length in lengths[:num_rows])
     return MindSporeEngine(model, num_rows, lengths[0], num_tokens=num_tokens)
 
 

@@ -11,7 +11,7 @@ from qwen3_infer.model_folder import ModelFolder
 from qwen3_infer.prompts import read_prompts
 from qwen3_infer.requests import PromptForm, Request, make_requests, special_texts
 from qwen3_infer.results import full_text, write_records, write_result_text
-from qwen3_infer.scheduler import Completion
+from qwen3_infer.scheduler import BatchLimits, Completion, tokens_needed
 from qwen3_infer.settings import RunSettings, make_decoding, open_run_folder
 from qwen3_infer.shown import ShownWriter
 from qwen3_model.errors import ConfigError, UsageError
@@ -74,12 +74,22 @@ def prepare_generate(
     decoding = make_decoding(settings, folder.defaults, folder.config.vocab_size)
     form = PromptForm(chat=settings.chat, thinking=settings.thinking, allow_special=allow_special)
     requests = make_requests(prompts, folder, decoding, form, seed=settings.seed, truncate=truncate)
+    _refuse_too_long(requests, settings.max_tokens_in_cache)
     notes = list(settings.notes)
     if not (settings.chat or allow_special) and (found := special_texts(prompts, folder.tokenizer)):
         notes.append(
             f"{', '.join(found)} in the prompts is taken as plain text; --allow-special makes it tokens"
         )
     return PreparedGeneration(folder=folder, requests=requests, notes=tuple(notes))
+
+
+def _refuse_too_long(requests: list[Request], max_tokens: int | None) -> None:
+    longest = max(requests, key=tokens_needed)
+    if max_tokens is not None and tokens_needed(longest) > max_tokens:
+        raise ConfigError(
+            f"{longest.prompt.where} with its completion needs {tokens_needed(longest)} tokens of the cache, "
+            f"more than --max-tokens-in-cache {max_tokens}; raise that, or lower --max-new-tokens"
+        )
 
 
 def tell_notes(prepared: PreparedGeneration, output: Output) -> None:
@@ -167,7 +177,7 @@ def _generate_all(
         folder,
         requests,
         device,
-        batch_size=settings.batch_size,
+        limits=BatchLimits(settings.batch_size, settings.max_tokens_in_cache),
         quiet=output.quiet,
         note=output.note,
         tp=join_ranks(device.target, settings.model_parallel, rank),

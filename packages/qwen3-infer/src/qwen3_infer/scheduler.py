@@ -25,6 +25,16 @@ from qwen3_model.tokenizer import Qwen3Tokenizer
 MOST_READ_BETWEEN = 4 * PIECES[0]
 
 
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """How much is computed together."""
+
+    num_requests: int
+    """Most requests."""
+    num_tokens: int | None = None
+    """Most tokens in the cache; None for as many as so many of the longest requests need."""
+
+
 class Engine(Protocol):
     """A model with a cache of tokens, in which each request has a region."""
 
@@ -135,7 +145,7 @@ class Scheduler:
         Raises:
             ConfigError: The whole cache has no room for it; the numbers are in the message.
         """
-        need = self.pool.size_for(_tokens_needed(request))
+        need = self.pool.size_for(tokens_needed(request))
         if need > self.pool.num_tokens:
             raise ConfigError(
                 f"a prompt of {len(request.prompt_ids)} tokens with {request.max_new_tokens} new ones takes "
@@ -181,7 +191,7 @@ class Scheduler:
         while self.waiting and len(self.reading) + len(self.running) < self._engine.num_rows:
             job = self.waiting[0]
             source, shared = self._best_source(job)
-            need = _tokens_needed(job.request)
+            need = tokens_needed(job.request)
             if not (source and self._goes_on(job, source, shared)):
                 job.region = self.pool.take(need, keep=source)
                 if job.region is None:
@@ -196,7 +206,7 @@ class Scheduler:
         """Let a job have the very region that it continues, if nobody uses it and there is room behind it."""
         # A conversation that goes on stays where it is; a common beginning is left for others.
         is_own = self.pool.is_left(source) and 2 * shared >= len(source.held)
-        if not (is_own and self.pool.grow(source, _tokens_needed(job.request))):
+        if not (is_own and self.pool.grow(source, tokens_needed(job.request))):
             return False
         del source.held[shared:]
         job.region, job.num_read, job.num_shared = source, shared, shared
@@ -336,7 +346,7 @@ def _decode_input(job: Job) -> tuple[int, int, int]:
     return job.region.start, job.ids[-1], len(job.request.prompt_ids) + len(job.ids) - 1
 
 
-def _tokens_needed(request: Request) -> int:
+def tokens_needed(request: Request) -> int:
     """Return the room for a prompt, filled up to its last piece, and its completion."""
     num_prompt = len(request.prompt_ids)
     return max(round_up(num_prompt, ALIGN), num_prompt + request.max_new_tokens)

@@ -27,6 +27,7 @@ PREDICT: dict[str, Any] = {
     "src_strategy_path_or_dir": TEXT, "trust_remote_code": NO_EFFECT,
     "trainer": {"type": Key((str,), ("CausalLanguageModelingTrainer",)), "model_name": NO_EFFECT},
     "predict_data": Key((str, list)), "predict_batch_size": COUNT, "save_file": TEXT,
+    "max_tokens_in_cache": COUNT,
     "generation": {
         "do_sample": FLAG, "temperature": NUMBER, "top_k": COUNT, "top_p": NUMBER, "min_p": NUMBER,
         "repetition_penalty": NUMBER, "presence_penalty": NUMBER, "max_new_tokens": COUNT,
@@ -61,6 +62,7 @@ FLAG_KEYS = {
     "adapter": "adapter",
     "predict_data": "predict_data",
     "predict_batch_size": "predict_batch_size",
+    "max_tokens_in_cache": "max_tokens_in_cache",
     "save_file": "save_file",
     "device_target": "context.device_target",
     **{name: f"generation.{name}" for name in PREDICT["generation"]},

@@ -39,6 +39,8 @@ class RunSettings:
     """Texts and files with prompts."""
     batch_size: int
     """Requests that run together."""
+    max_tokens_in_cache: int | None
+    """Room for them; None for as much as that many of the longest need."""
     result_path: Path
     """The text file with all results."""
     device_target: str
@@ -120,6 +122,9 @@ def read_settings(
     batch_size = value_of("predict_batch_size", 1)
     if batch_size < 1:
         raise UsageError(f"--predict-batch-size {batch_size} must be at least 1")
+    max_tokens = value_of("max_tokens_in_cache")
+    if max_tokens is not None and max_tokens < 64:
+        raise UsageError(f"--max-tokens-in-cache {max_tokens} must be at least 64")
     generation = _generation(run, given)
     return RunSettings(
         model_dir=model_dir,
@@ -130,6 +135,7 @@ def read_settings(
         output_dir=Path(value_of("output_dir", "output")),
         predict_data=(data,) if isinstance(data, str) else tuple(map(str, data)),
         batch_size=batch_size,
+        max_tokens_in_cache=max_tokens,
         result_path=Path(value_of("save_file", DEFAULT_RESULT)),
         device_target=value_of("context.device_target", "CPU"),
         seed=_seed(value_of("seed", 0)),
