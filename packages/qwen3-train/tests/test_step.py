@@ -16,9 +16,10 @@ from qwen3_model.model import Qwen3ForCausalLM
 from qwen3_model.safetensors_file import open_safetensors
 from qwen3_train.adam_settings import AdamSettings
 from qwen3_train.batches import Batch
+from qwen3_train.gradients import OwnGradients
 from qwen3_train.lr_schedule import make_schedule
 from qwen3_train.model_settings import read_model
-from qwen3_train.optimizer import AdamW, ClipByGlobalNorm, adam_scalars
+from qwen3_train.optimizer import AdamW, adam_scalars
 from qwen3_train.step import Evaluation, TrainStep
 
 ATOL_ADAM = 1e-7  # per step and element; torch rounds in another order
@@ -133,11 +134,37 @@ def test_separate_documents_have_the_loss_of_each_alone():
     assert packed == pytest.approx(np.mean(alone), abs=ATOL_LOSS)
 
 
-def test_gradients_below_the_limit_are_left_alone():
-    clip = ClipByGlobalNorm(10.0)
+class _Finish(ms.nn.Cell):
+    """Norm, clipping and update of many weights, as a step has them."""
+
+    def __init__(self, weights, max_norm):
+        super().__init__(auto_prefix=False)
+        self.adam, self.finish = AdamW(weights, SETTINGS), OwnGradients(len(weights), max_norm)
+
+    @ms.jit
+    def construct(self, rate, eps, decay, gradients):
+        gradients, scale, norm, loss = self.finish(gradients, rate)
+        return self.adam(rate, eps, decay, gradients, scale), norm, loss
+
+
+@pytest.mark.parametrize(("max_norm", "factor"), [(10.0, 1.0), (1.0, 0.2), (None, 1.0)])
+def test_gradients_are_scaled_to_the_limit_and_left_alone_below_it(max_norm, factor):
     gradients = (Tensor(np.array([[3.0]], np.float32)), Tensor(np.array([0.0, 4.0], np.float32)))
-    clipped, norm = clip(gradients)
+    weights = {f"w{i}": Parameter(Tensor(np.zeros(g.shape, np.float32))) for i, g in enumerate(gradients)}
+    finish = _Finish(weights, max_norm)
+    _, norm, _ = finish(*adam_scalars(SETTINGS, 1e-3, 1), gradients)
     assert float(norm.asnumpy()) == 5.0
-    np.testing.assert_array_equal(clipped[1].asnumpy(), [0.0, 4.0])
-    clipped, _ = ClipByGlobalNorm(1.0)(gradients)
-    np.testing.assert_allclose(clipped[0].asnumpy(), [[0.6]], rtol=1e-6)
+    for gradient, m in zip(gradients, finish.adam.m, strict=True):
+        expected = gradient.asnumpy() * (1 - SETTINGS.beta1) * factor
+        np.testing.assert_allclose(m.asnumpy(), expected, rtol=1e-6)
+
+
+def test_weights_of_a_deep_model_are_updated():
+    # As many as 0.6B has. One loop over all of them would exceed MindSpore's limit on nested calls.
+    weights = {f"w{i}": Parameter(Tensor(np.ones(1, np.float32)), name=f"w{i}") for i in range(310)}
+    gradients = tuple(Tensor(np.full(1, i, np.float32)) for i in range(310))
+    _, norm, _ = _Finish(weights, 1.0)(*adam_scalars(SETTINGS, 1e-3, 1), gradients)
+    assert float(norm.asnumpy()) == pytest.approx(np.sqrt(np.sum(np.arange(310.0) ** 2)), rel=1e-5)
+    assert [float(weight.asnumpy()[0]) for weight in weights.values()] == pytest.approx(
+        [1.0] + [1.0 - 1e-3] * 309, abs=1e-6
+    )

@@ -97,7 +97,8 @@ class LoraLinear(nn.Cell):
         """Adapt `base`; of its inputs, where they are split, this rank has the part number `shard`."""
         super().__init__()
         self.kernels, self.weight, self.scale = base.kernels, base.weight, scale
-        self.dropout, self.salt = dropout, salt
+        # Without dropout all layers are equal, which lets a trainer compile one for all.
+        self.dropout, self.salt = dropout, 0 if dropout is None else salt
         self.first_column = shard * base.weight.shape[1]
         num_outputs, num_inputs = base.weight.shape
         self.lora_A = Half((rank, num_inputs), dtype)

@@ -1,4 +1,4 @@
-"""Gradients of a step from those that each rank has: summed over ranks, clipped by their common norm.
+"""Gradients of a step from those that each rank has: summed over ranks, with what clips their common norm.
 
 What is summed: over shards the gradients of weights that each uses in part; over the two ends of a pipeline
 those of a tied embedding; over replicas all. Tensors travel in buckets, so that small ones cost no latency of
@@ -8,13 +8,18 @@ their own. Each weight counts once in the norm, whatever the layout.
 from collections.abc import Mapping, Sequence
 
 import mindspore as ms
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from qwen3_model.collectives import Group
 from qwen3_train.grid import Grid
-from qwen3_train.optimizer import ClipByGlobalNorm
+from qwen3_train.optimizer import ClipScale, SumOfSquares
 
 BUCKET_BYTES = 64 << 20
+BLOCK = 24
+"""Tensors that one loop of a graph goes over: each turn nests in the one before, which MindSpore limits."""
+
+
+Finished = tuple[tuple[Tensor, ...], Tensor | None, Tensor, Tensor]
 
 
 class OwnGradients(nn.Cell):
@@ -25,18 +30,16 @@ class OwnGradients(nn.Cell):
         loss: float32 scalar.
 
     Returns:
-        Clipped gradients, their norm before, the loss.
+        The gradients, the scale that clips them (None for none), their norm before it, the loss.
     """
 
-    def __init__(self, max_norm: float | None) -> None:
+    def __init__(self, num_weights: int, max_norm: float | None) -> None:
         super().__init__(auto_prefix=False)
-        self.clip = ClipByGlobalNorm(max_norm)
+        self.squares, self.clip = SumOfSquares((True,) * num_weights), ClipScale(max_norm)
 
-    def construct(
-        self, gradients: tuple[Tensor, ...], loss: Tensor
-    ) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
-        clipped, norm = self.clip(gradients)
-        return clipped, norm, loss
+    def construct(self, gradients: tuple[Tensor, ...], loss: Tensor) -> Finished:
+        norm = ops.sqrt(self.squares(gradients).reshape(()))
+        return gradients, self.clip(norm), norm, loss
 
 
 class SharedGradients(nn.Cell):
@@ -51,32 +54,29 @@ class SharedGradients(nn.Cell):
         self.shards = BucketSum(grid.tp.group, partial, sizes)
         self.ends = BucketSum(grid.ends, tied, sizes)
         self.replicas = BucketSum(grid.replicas, range(len(names)), sizes)
-        self.world, self.has_loss, self.max_norm = grid.world, grid.has_loss(), max_norm
-        self.counts = tuple(grid.counts(name) for name in names)
-        self.dot, self.join = ops.MatMul(transpose_b=True), ops.Concat(0)
-        self.nothing = Tensor([0.0], ms.float32)
+        self.world, self.has_loss = grid.world, grid.has_loss()
+        self.squares, self.clip = SumOfSquares([grid.counts(name) for name in names]), ClipScale(max_norm)
+        self.join, self.nothing = ops.Concat(0), Tensor([0.0], ms.float32)
 
-    def construct(
-        self, gradients: tuple[Tensor, ...], loss: Tensor
-    ) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+    def construct(self, gradients: tuple[Tensor, ...], loss: Tensor) -> Finished:
         gradients = self.replicas(self.ends(self.shards(gradients)))
-        square = self.nothing
-        for i in range(len(self.counts)):
-            if self.counts[i]:
-                row = gradients[i].reshape(1, -1)
-                square = square + self.dot(row, row).reshape(-1)
         # Behind the last bucket in any case, so that all ranks exchange in the same order.
-        square = ops.depend(square, gradients)
+        square = ops.depend(self.squares(gradients), gradients)
         own_loss = loss.reshape(-1) if self.has_loss else self.nothing
         totals = self.world.sum(self.join((square, own_loss)))
         norm, loss = ops.sqrt(totals[0]), totals[1]
-        if self.max_norm is None:
-            return gradients, norm, loss
-        scale = ops.minimum(self.max_norm / (norm + 1e-6), Tensor(1.0, ms.float32))
-        clipped: tuple[Tensor, ...] = ()
-        for gradient in gradients:
-            clipped = (*clipped, gradient * scale)
-        return clipped, norm, loss
+        return gradients, self.clip(norm), norm, loss
+
+
+class AddGradients(nn.Cell):
+    """Add gradients to their sums; return `result` afterwards."""
+
+    def __init__(self, sums: ParameterTuple) -> None:
+        super().__init__(auto_prefix=False)
+        self.sums, self.each, self.add = sums, ops.HyperMap(), ops.AssignAdd()
+
+    def construct(self, gradients: tuple[Tensor, ...], result: Tensor) -> Tensor:
+        return ops.depend(result, self.each(self.add, self.sums, gradients))
 
 
 class BucketSum(nn.Cell):
@@ -94,17 +94,28 @@ class BucketSum(nn.Cell):
             return tensors
         sums: tuple[Tensor, ...] = ()
         for bucket in self.buckets:
-            flat: tuple[Tensor, ...] = ()
-            for i in bucket:
-                flat = (*flat, tensors[i].reshape(-1))
-            joined = flat[0] if len(flat) == 1 else self.join(flat)
+            joined = self._joined(bucket, tensors)
             if len(sums) > 0:  # one bucket after the other, in the same order on all ranks
                 joined = ops.depend(joined, sums[-1])
             sums = (*sums, self.group.sum(joined))
         results: tuple[Tensor, ...] = ()
+        for first in range(0, len(tensors), BLOCK):
+            results = (*results, *self._pick_block(first, tensors[first : first + BLOCK], sums))
+        return results
+
+    def _joined(self, bucket: tuple[int, ...], tensors: tuple[Tensor, ...]) -> Tensor:
+        flat: tuple[Tensor, ...] = ()
+        for i in bucket:
+            flat = (*flat, tensors[i].reshape(-1))
+        return flat[0] if len(flat) == 1 else self.join(flat)
+
+    def _pick_block(
+        self, first: int, tensors: tuple[Tensor, ...], sums: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        results: tuple[Tensor, ...] = ()
         for i in range(len(tensors)):
-            number, first, end = self.where[i]
-            result = tensors[i] if number < 0 else sums[number][first:end].reshape(tensors[i].shape)
+            number, start, end = self.where[first + i]
+            result = tensors[i] if number < 0 else sums[number][start:end].reshape(tensors[i].shape)
             results = (*results, result)
         return results
 

@@ -1,9 +1,9 @@
-"""AdamW as torch computes it, through MindSpore's fast kernel, and clipping by the global norm.
+"""AdamW as torch computes it, through MindSpore's fast kernel, and what clipping by the global norm needs.
 
 Norm weights do not decay, matrices and the embedding do: the rule of mindformers and of Megatron.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mindspore as ms
@@ -19,6 +19,7 @@ class AdamW(nn.Cell):
     Args of the call:
         rate, eps, decay: float32 scalars from `AdamSettings.scalars`.
         gradients: One per weight, float32.
+        scale: float32 scalar that they are multiplied by, each just before its own update; or None.
     """
 
     def __init__(self, weights: Mapping[str, Parameter], settings: AdamSettings) -> None:
@@ -28,47 +29,72 @@ class AdamW(nn.Cell):
         self.v = ParameterTuple([_moment(f"adam_v.{name}", weight) for name, weight in weights.items()])
         self.decays = tuple(len(weight.shape) > 1 for weight in weights.values())
         self.beta1, self.beta2 = settings.beta1, settings.beta2
-        self.update = ops.AdamWeightDecay()
-        self.no_decay = Tensor(0.0, ms.float32)
+        self.update, self.no_decay = ops.AdamWeightDecay(), Tensor(0.0, ms.float32)
+        # A loop nests each turn in the one before: over the weights of a deep model it takes several times as
+        # long to compile, then exceeds MindSpore's depth of calls.
+        self.each = ops.HyperMap()
 
-    def construct(self, rate: Tensor, eps: Tensor, decay: Tensor, gradients: tuple[Tensor, ...]) -> Tensor:
-        done = rate
-        for i in range(len(self.weights)):
-            own_decay = decay if self.decays[i] else self.no_decay
-            updated = self.update(
-                self.weights[i], self.m[i], self.v[i],
-                rate, self.beta1, self.beta2, eps, own_decay, gradients[i],
-            )  # fmt: skip
-            done = ops.depend(done, updated)
-        return done
+    def construct(
+        self,
+        rate: Tensor,
+        eps: Tensor,
+        decay: Tensor,
+        gradients: tuple[Tensor, ...],
+        scale: Tensor | None = None,
+    ) -> Tensor:
+        update = ops.partial(self._update_one, rate, eps, decay, scale)
+        return ops.depend(rate, self.each(update, self.decays, self.weights, self.m, self.v, gradients))
+
+    def _update_one(  # noqa: PLR0913
+        self,
+        rate: Tensor,
+        eps: Tensor,
+        decay: Tensor,
+        scale: Tensor | None,
+        is_decayed: bool,
+        weight: Tensor,
+        m: Tensor,
+        v: Tensor,
+        gradient: Tensor,
+    ) -> Any:
+        own_decay = decay if is_decayed else self.no_decay
+        own_gradient = gradient if scale is None else gradient * scale
+        return self.update(weight, m, v, rate, self.beta1, self.beta2, eps, own_decay, own_gradient)
 
 
-class ClipByGlobalNorm(nn.Cell):
-    """Scale gradients so that their common norm is at most `max_norm`; return them and the norm before.
+class SumOfSquares(nn.Cell):
+    """Add up the squares of all elements of those tensors whose place is counted, float32 of one element."""
 
-    The scale is max_norm / (norm + 1e-6) as in torch, never above 1; without `max_norm` only the norm is
-    taken.
+    def __init__(self, counts: Sequence[bool]) -> None:
+        super().__init__(auto_prefix=False)
+        self.counts = tuple(counts)
+        # The product of a row with itself sums squares without a temporary and, unlike L2Loss, exactly.
+        self.dot = ops.MatMul(transpose_b=True)
+        self.each, self.add, self.nothing = ops.HyperMap(), ops.AddN(), Tensor([0.0], ms.float32)
+
+    def construct(self, tensors: tuple[Tensor, ...]) -> Tensor:
+        return self.add(self.each(self._square, self.counts, tensors))
+
+    def _square(self, is_counted: bool, tensor: Tensor) -> Tensor:
+        row = tensor.reshape(1, -1)
+        return self.dot(row, row).reshape(-1) if is_counted else self.nothing
+
+
+class ClipScale(nn.Cell):
+    """Return the factor that brings gradients of a norm to at most `max_norm`, or None without `max_norm`.
+
+    It is max_norm / (norm + 1e-6) as in torch, never above 1.
     """
 
     def __init__(self, max_norm: float | None) -> None:
         super().__init__(auto_prefix=False)
         self.max_norm = max_norm
-        # The product of a row with itself sums squares without a temporary and, unlike L2Loss, exactly.
-        self.dot = ops.MatMul(transpose_b=True)
+        self.one = Tensor(1.0, ms.float32)
 
-    def construct(self, gradients: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor]:
-        total: Any = 0.0
-        for gradient in gradients:
-            row = gradient.reshape(1, -1)
-            total = total + self.dot(row, row)
-        norm = ops.sqrt(total.reshape(()))
+    def construct(self, norm: Tensor) -> Tensor | None:
         if self.max_norm is None:
-            return gradients, norm
-        scale = ops.minimum(self.max_norm / (norm + 1e-6), Tensor(1.0, ms.float32))
-        clipped: tuple[Tensor, ...] = ()
-        for gradient in gradients:
-            clipped = (*clipped, gradient * scale)
-        return clipped, norm
+            return None
+        return ops.minimum(self.max_norm / (norm + 1e-6), self.one)
 
 
 def adam_scalars(settings: AdamSettings, lr: float, step: int) -> list[Tensor]:

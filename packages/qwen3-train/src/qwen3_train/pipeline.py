@@ -15,6 +15,7 @@ from mindspore import ParameterTuple, Tensor, nn, ops
 
 from qwen3_model.model import Qwen3ForCausalLM
 from qwen3_train.batches import Batch
+from qwen3_train.gradients import AddGradients
 from qwen3_train.grid import Grid
 from qwen3_train.loss import TokenLoss, loss_arguments
 from qwen3_train.pipeline_schedule import Do, schedule
@@ -164,23 +165,10 @@ class _Loss(nn.Cell):
         return self.loss(x_MD, ids, labels, weights, positions, segments)
 
 
-class _Add(nn.Cell):
-    """Add gradients to their sums; return `result` afterwards."""
-
-    def __init__(self, sums: ParameterTuple) -> None:
-        super().__init__(auto_prefix=False)
-        self.sums, self.add = sums, ops.AssignAdd()
-
-    def construct(self, gradients, result):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        for i in range(len(self.sums)):
-            result = ops.depend(result, self.add(self.sums[i], gradients[i]))
-        return result
-
-
 class _Backward(nn.Cell):
     def __init__(self, model: Qwen3ForCausalLM, weights: ParameterTuple, sums: ParameterTuple) -> None:
         super().__init__(auto_prefix=False)
-        self.add, self.gradients = _Add(sums), ms.grad(_FirstProduct(model), None, weights)
+        self.add, self.gradients = AddGradients(sums), ms.grad(_FirstProduct(model), None, weights)
         self.done = Tensor(np.zeros(1, np.float32))
 
     @ms.jit
@@ -192,7 +180,7 @@ class _Backward(nn.Cell):
 class _MiddleBackward(nn.Cell):
     def __init__(self, model: Qwen3ForCausalLM, weights: ParameterTuple, sums: ParameterTuple) -> None:
         super().__init__(auto_prefix=False)
-        self.add, self.gradients = _Add(sums), ms.grad(_Product(model), 0, weights)
+        self.add, self.gradients = AddGradients(sums), ms.grad(_Product(model), 0, weights)
 
     @ms.jit
     def construct(self, x_MD, grad_MD, ids_BL, position_ids_BL=None, segment_ids_BL=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
@@ -203,7 +191,7 @@ class _MiddleBackward(nn.Cell):
 class _LastBackward(nn.Cell):
     def __init__(self, model: Qwen3ForCausalLM, weights: ParameterTuple, sums: ParameterTuple) -> None:
         super().__init__(auto_prefix=False)
-        self.add = _Add(sums)
+        self.add = AddGradients(sums)
         self.loss_and_gradients = ms.value_and_grad(_LossOfRows(TokenLoss(model)), 0, weights)
 
     @ms.jit

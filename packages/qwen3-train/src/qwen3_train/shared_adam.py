@@ -5,6 +5,7 @@ A weight whose rows do not divide is updated by all.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
@@ -31,21 +32,29 @@ class SharedAdamW(nn.Cell):
         self.cut = tuple(is_shared_out(weight.shape, replicas.size) for weight in weights.values())
         sizes = [piece.size for piece in self.pieces]
         self.buckets = make_buckets([i for i, cut in enumerate(self.cut) if cut], sizes)
-        self.assign, self.join = ops.Assign(), ops.Concat(0)
+        self.assign, self.join, self.each = ops.Assign(), ops.Concat(0), ops.HyperMap()
 
-    def construct(self, rate: Tensor, eps: Tensor, decay: Tensor, gradients: tuple[Tensor, ...]) -> Tensor:
-        own: tuple[Tensor, ...] = ()
-        done = rate
-        for i in range(len(self.weights)):
-            if self.cut[i]:
-                done = ops.depend(done, self.assign(self.pieces[i], self._rows(self.weights[i])))
-                own = (*own, self._rows(gradients[i]))
-            else:
-                own = (*own, gradients[i])
-        done = self.adam(ops.depend(rate, done), eps, decay, own)
+    def construct(
+        self,
+        rate: Tensor,
+        eps: Tensor,
+        decay: Tensor,
+        gradients: tuple[Tensor, ...],
+        scale: Tensor | None = None,
+    ) -> Tensor:
+        taken = self.each(self._take, self.cut, self.pieces, self.weights)
+        own = self.each(self._own, self.cut, gradients)
+        done = self.adam(ops.depend(rate, taken), eps, decay, own, scale)
         for bucket in self.buckets:
             done = ops.depend(done, self._hand_round(bucket, done))
         return done
+
+    def _take(self, is_cut: bool, piece: Tensor, weight: Tensor) -> Any:
+        """Put this replica's rows of a weight into its piece."""
+        return self.assign(piece, self._rows(weight)) if is_cut else piece
+
+    def _own(self, is_cut: bool, gradient: Tensor) -> Tensor:
+        return self._rows(gradient) if is_cut else gradient
 
     def _rows(self, x: Tensor) -> Tensor:
         """This replica's rows."""

@@ -17,12 +17,13 @@ from qwen3_model.lora import LoraDropout
 from qwen3_model.model import Qwen3ForCausalLM
 from qwen3_train.adam_settings import AdamSettings
 from qwen3_train.batches import Batch
-from qwen3_train.gradients import OwnGradients, SharedGradients
+from qwen3_train.gradients import AddGradients, OwnGradients, SharedGradients
 from qwen3_train.grid import Grid, single_grid
 from qwen3_train.loss import TokenLoss, loss_arguments
 from qwen3_train.optimizer import AdamW, adam_scalars
 from qwen3_train.pipeline import PipelineStage
 from qwen3_train.shared_adam import SharedAdamW
+from qwen3_train.shared_graphs import share_layer_graphs
 
 Optimizer = AdamW | SharedAdamW
 Finish = OwnGradients | SharedGradients
@@ -53,6 +54,7 @@ class TrainStep:
     ) -> None:
         """Make ready for steps of `num_micro_batches`; `shares_moments` is ZeRO-1."""
         self.settings, self.grid = settings, grid or single_grid(model.config)
+        share_layer_graphs(model)
         # What is frozen under adapters takes no gradient.
         self.weights: dict[str, Parameter] = {
             name: weight for name, weight in model.parameters_and_names() if weight.requires_grad
@@ -65,7 +67,9 @@ class TrainStep:
             self.adam = AdamW(self.weights, settings)
         self.is_alone = self.grid.layout.num_ranks == 1
         finish = (
-            OwnGradients(max_norm) if self.is_alone else SharedGradients(self.weights, self.grid, max_norm)
+            OwnGradients(len(self.weights), max_norm)
+            if self.is_alone
+            else SharedGradients(self.weights, self.grid, max_norm)
         )
         self._whole: Any = None
         self._stage: PipelineStage | None = None
@@ -151,41 +155,41 @@ class _WholeStep(nn.Cell):
     @ms.jit
     def construct(self, rate, eps, decay, ids, labels, weights, positions=None, segments=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202, PLR0913
         loss, gradients = self.loss_and_gradients(ids, labels, weights, positions, segments)
-        gradients, norm, loss = self.finish(gradients, loss)
-        done = self.adam(rate, eps, decay, gradients)
+        gradients, scale, norm, loss = self.finish(gradients, loss)
+        done = self.adam(rate, eps, decay, gradients, scale)
         return ops.depend(loss, done), norm
 
 
 class _AddGradients(nn.Cell):
     def __init__(self, loss: TokenLoss, weights: ParameterTuple, sums: ParameterTuple) -> None:
         super().__init__(auto_prefix=False)
-        self.sums, self.add = sums, ops.AssignAdd()
+        self.add = AddGradients(sums)
         self.loss_and_gradients = ms.value_and_grad(loss, None, weights)
 
     @ms.jit
     def construct(self, ids, labels, weights, positions=None, segments=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
         loss, gradients = self.loss_and_gradients(ids, labels, weights, positions, segments)
-        for i in range(len(self.sums)):
-            loss = ops.depend(loss, self.add(self.sums[i], gradients[i]))
-        return loss
+        return self.add(gradients, loss)
 
 
 class _ApplyGradients(nn.Cell):
     def __init__(self, adam: Optimizer, sums: ParameterTuple, finish: Finish) -> None:
         super().__init__(auto_prefix=False)
         self.adam, self.sums, self.finish = adam, sums, finish
-        self.assign = ops.Assign()
+        self.assign, self.each = ops.Assign(), ops.HyperMap()
 
     @ms.jit
     def construct(self, rate, eps, decay, loss):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        gradients: tuple[Tensor, ...] = ()
-        for total in self.sums:
-            gradients = (*gradients, total * 1.0)
-        gradients, norm, loss = self.finish(gradients, loss)
-        done = self.adam(rate, eps, decay, gradients)
-        for i in range(len(self.sums)):
-            done = ops.depend(done, self.assign(self.sums[i], ops.zeros_like(ops.depend(gradients[i], done))))
-        return loss, ops.depend(norm, done)
+        gradients, scale, norm, loss = self.finish(self.each(self._copy, self.sums), loss)
+        done = self.adam(rate, eps, decay, gradients, scale)
+        cleared = self.each(ops.partial(self._clear, done), self.sums, gradients)
+        return loss, ops.depend(norm, cleared)
+
+    def _copy(self, total):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        return total * 1.0
+
+    def _clear(self, done, total, gradient):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        return self.assign(total, ops.zeros_like(ops.depend(gradient, done)))
 
 
 def _sum_of_gradients(name: str, weight: Parameter) -> Parameter:
