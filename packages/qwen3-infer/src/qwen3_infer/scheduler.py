@@ -127,7 +127,8 @@ class Scheduler:
         self.waiting: deque[Job] = deque()
         self.reading: list[Job] = []
         self.running: list[Job] = []
-        self._num_pieces = self._num_tokens_read = self._num_turns = 0
+        self._num_pieces = self._num_tokens_read = 0
+        self._owes_oldest = False
 
     @property
     def num_rows(self) -> int:
@@ -247,11 +248,11 @@ class Scheduler:
         return True
 
     def _next_reader(self) -> Job | None:
-        """Return whose prompt is read next: in turn that which is done soonest and that which came first."""
+        """Return whose prompt is read next: that which is done soonest, but never twice before the oldest."""
         ready = [job for job in self.reading if self._copy_if_read(job)]
         if not ready:
             return None
-        if self._num_turns % 2:
+        if self._owes_oldest:
             return ready[0]
         return min(ready, key=lambda job: len(job.request.prompt_ids) - job.num_read)
 
@@ -273,7 +274,7 @@ class Scheduler:
         job.num_read += len(piece)
         self._num_pieces += 1
         self._num_tokens_read += length
-        self._num_turns += 1
+        self._owes_oldest = job is not self.reading[0]
         if job.num_read < len(ids):
             return []
         self.reading.remove(job)
