@@ -31,14 +31,14 @@ def plan(
     as_json: bool,
     overrides: tuple[str, ...],
 ) -> None:
-    r"""Say what a run needs before it starts: memory, traffic, steps, and the layouts that fit.
+    """Say what a run needs before it starts: memory, traffic, steps, and the layouts that fit.
 
     Any key of the YAML is overridden with --key.key VALUE. The exit code is 1 when the run's own layout does
     not divide or does not fit.
 
     \b
     Example:
-      qwen3-train plan --config configs/qwen3/pretrain_32b.yaml --devices 16 --max-device-memory 58GB
+      qwen3-train plan --config configs/qwen3/pretrain_qwen3_32b_4k.yaml --devices 16
       qwen3-train plan --config my.yaml --parallel_config.model_parallel 8
     """
     from qwen3_model.run_config import load_run_config, parse_dotted
