@@ -35,6 +35,12 @@ def golden_distributions():
     return json.loads((GOLDEN_DIR / "distributions.json").read_text("utf-8"))
 
 
+@pytest.fixture(scope="session")
+def golden_dir():
+    """Return the folder of what transformers and peft have computed."""
+    return GOLDEN_DIR
+
+
 @pytest.fixture(scope="session", params=["tied", "yarn"])
 def golden(request):
     """Return one tiny model's folder, config and golden generations."""

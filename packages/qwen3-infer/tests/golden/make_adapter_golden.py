@@ -2,7 +2,7 @@
 
 Usage: make_adapter_golden.py BASE OUT
 
-BASE is the folder of a tiny model; OUT gets peft's own files and logits.json. The model computes in float32
+BASE is the folder of a tiny model, OUT gets peft's own files and logits.json. The model computes in float32
 from its bfloat16 weights, the adapter is in float32, as peft does by default.
 """
 
