@@ -22,12 +22,13 @@ from qwen3_train.checkpoint_writer import CheckpointWriter
 from qwen3_train.run_folder import replaced_run, restore_replaced
 
 
-def save(folder, step, *, epoch=1, rank=0, keep_max=2, value=1.0):
+def save(folder, step, *, epoch=1, rank=0, keep_max=2, value=1.0, course=""):
     array = np.full((3, 2), value, np.float32)
     tensors = [FloatTensor("model.norm.weight", (3, 2), lambda: array)]
     rank_dir = folder / "checkpoint" / f"rank_{rank}"
     place = Place(epoch, step)
-    path = save_checkpoint(rank_dir, f"qwen3_rank_{rank}", place, TrainState(step, "abc"), tensors)
+    state = TrainState(step, "abc", course=course)
+    path = save_checkpoint(rank_dir, f"qwen3_rank_{rank}", place, state, tensors)
     remove_old(rank_dir, place, keep_max)
     return path
 
@@ -78,6 +79,15 @@ def test_a_step_counts_only_where_every_rank_has_it(tmp_path):
     files, passed_over = choose_checkpoint(tmp_path, 2, None)
     assert sorted(path.name for path in files.values()) == [f"qwen3_rank_{r}-1_1.safetensors" for r in (0, 1)]
     assert passed_over == ["step 1_2 is missing on rank 1"]
+
+
+def test_files_that_two_starts_of_a_run_left_are_no_checkpoint(tmp_path):
+    for rank in (0, 1):
+        save(tmp_path, 1, rank=rank, course="a")
+        save(tmp_path, 2, rank=rank, course="ab"[rank])
+    files, passed_over = choose_checkpoint(tmp_path, 2, None)
+    assert files[1].name == "qwen3_rank_1-1_1.safetensors"
+    assert passed_over == ["step 1_2 was written by ranks of different starts of the run"]
 
 
 def test_nothing_to_resume_from_is_one_sentence(tmp_path):

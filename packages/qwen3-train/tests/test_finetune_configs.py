@@ -78,7 +78,7 @@ def test_launch_and_plan_take_the_commands_of_the_guide(kind, size, layout, num_
     assert max(stage["total"] for stage in told["stages"]) < told["max_device_memory_bytes"]
     settings = read_settings(read_config(path, words), worker_num=num_devices)
     assert settings.layout.num_ranks == num_devices
-    assert settings.recompute
+    assert settings.recompute.kind == "full"
     assert settings.weights_from == demo_tokenizer_dir
     assert (settings.layout.pp, settings.micro_batch_num) == (layout["stage"], layout["micro"])
     with pytest.raises(ConfigError, match=rf"{num_devices}"):

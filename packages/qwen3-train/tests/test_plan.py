@@ -44,17 +44,17 @@ def test_the_guides_settings_fit(size, changes, needed_gib):
 def test_the_plan_says_where_the_guide_could_be_faster():
     notes = make_plan(make_settings("32B", **RECOMMENDED[0][1]), num_devices=None, memory_bytes=LIMIT).notes
     assert notes[0].startswith(
-        "Recomputation full is not needed: with selective the fullest device takes 53.4 of 58.0"
+        "Recomputation full is not needed: without it the fullest device takes 56.0 of 58.0"
     )
     assert "idle for 43% of a step with micro_batch_num 4; 16 micro-batches would leave 16%" in notes[1]
     small = make_plan(make_settings("0.6B", **ONE_NODE), num_devices=None, memory_bytes=LIMIT).notes
-    assert "With a global batch of 8, dp 4 x tp 2 x pp 1 without recomputation would fit in 13.3" in small[-1]
+    assert "With a global batch of 8, dp 4 x tp 2 x pp 1 without recomputation would fit in 13.5" in small[-1]
 
 
 def test_a_replicated_optimizer_is_named_with_what_it_costs():
     plan = make_plan(make_settings("8B", layout=Layout(dp=2, tp=4)), num_devices=None, memory_bytes=LIMIT)
-    # Half of 8 bytes for each of 8.19 billion parameters over 4 shards.
-    assert "enable_parallel_optimizer would save 7.63 GiB" in plan.notes[0]
+    # For each of 8.19 billion parameters over 4 shards half of 8 bytes, less half of 4 for the rows updated.
+    assert "enable_parallel_optimizer would save 3.81 GiB" in plan.notes[0]
 
 
 def test_the_search_keeps_the_global_batch_and_puts_the_fastest_first():
@@ -89,6 +89,13 @@ def test_a_step_of_a_full_pipeline_takes_what_a_hand_count_says():
     time = step_time(make_settings(), Machine(flops=1e12))
     assert time.compute_s == pytest.approx(3 * 4096 * per_token / 1e12)
     assert time.total_s == time.compute_s
+    # The fullest of two stages without a head repeats its forward pass: four times instead of three.
+    early = step_time(make_settings("32B", layout=Layout(pp=2), offset=(2, -2), micro_batch_num=2), Machine())
+    alone = step_time(make_settings("32B"), Machine())
+    head = 2 * 151_936 * 5120
+    layer = (alone.compute_s * Machine().flops / 4096 / 3 - head) / 64
+    assert early.compute_s == pytest.approx(2 * 4096 * 4 * 34 * layer / Machine().flops)
+    assert early.repeated_s == pytest.approx(early.compute_s / 4)
     pipeline = step_time(make_settings("8B", layout=Layout(pp=4), micro_batch_num=6), Machine())
     assert pipeline.idle_s == pytest.approx(pipeline.compute_s / 2)  # 3 of 6
 

@@ -1,9 +1,9 @@
 """Do the merged tensors have the shapes that config.json says? A wrong strategy shows here first."""
 
-from qwen3_ckpt.fused import fused_shapes
 from qwen3_ckpt.rows import LazyTensor
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import WeightError
+from qwen3_model.fused import fused_shapes
 
 MAX_NAMED = 5
 

@@ -90,9 +90,9 @@ def merge(  # noqa: PLR0913 - the flags of the tool that it replaces
       qwen3-ckpt merge --mindspore-ckpt-dir output/checkpoint --src-strategy-dirs output/strategy \\
           --output-dir merged --file-suffix 1_200
     """
-    from qwen3_ckpt.fused import FusedLayout
     from qwen3_ckpt.merge import MergeRequest, plan_output, prepare, write_output
     from qwen3_model.errors import UsageError
+    from qwen3_model.fused import FusedLayout
 
     del format
     if dtype and target != "hf":
@@ -163,7 +163,7 @@ def convert(  # noqa: PLR0913 - one parameter a flag
     """
     from qwen3_ckpt.convert import ConvertRequest
     from qwen3_ckpt.convert import convert as run
-    from qwen3_ckpt.fused import FusedLayout
+    from qwen3_model.fused import FusedLayout
 
     request = ConvertRequest(
         source=source,

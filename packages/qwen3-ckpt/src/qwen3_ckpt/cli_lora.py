@@ -47,10 +47,10 @@ def fuse(  # noqa: PLR0913 - one parameter a flag
     Example:
       qwen3-ckpt lora fuse Qwen3-0.6B output/checkpoint fused
     """
-    from qwen3_ckpt.fused import FusedLayout
     from qwen3_ckpt.lora import AdapterSource, fuse_lora
     from qwen3_model.adapters import EMBEDDING
     from qwen3_model.config import Qwen3Config
+    from qwen3_model.fused import FusedLayout
 
     layout = FusedLayout(source_qkv == "contiguous", source_mlp == "interleaved")
     source = AdapterSource(adapter, lora_alpha, base, layout)
@@ -86,8 +86,8 @@ def export(  # noqa: PLR0913 - one parameter a flag
     Example:
       qwen3-ckpt lora export output/checkpoint adapter --base-model Qwen/Qwen3-0.6B
     """
-    from qwen3_ckpt.fused import FusedLayout
     from qwen3_ckpt.lora import AdapterSource, export_lora
+    from qwen3_model.fused import FusedLayout
 
     layout = FusedLayout(source_qkv == "contiguous", source_mlp == "interleaved")
     adapters = export_lora(AdapterSource(source, lora_alpha, hf_dir, layout), output, base_model, force=force)

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwen3_ckpt.fused import FusedLayout, fuse
+from qwen3_ckpt.fused import fuse
 from qwen3_ckpt.hf_output import write_hf_folder
 from qwen3_ckpt.names import hf_tensors
 from qwen3_ckpt.rows import LazyTensor, cast, from_file
@@ -13,6 +13,7 @@ from qwen3_model.companions import copy_companions, find_companions
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError, FormatError
 from qwen3_model.files import output_directory, require_free_space
+from qwen3_model.fused import FusedLayout
 from qwen3_model.hf_folder import INDEX_FILE, SINGLE_FILE, open_hf_tensors
 from qwen3_model.progress import Progress
 from qwen3_model.safetensors_file import SafetensorsFile, open_safetensors

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen3_ckpt.adapters import check_base_copies, fuse_adapters, peft_config, peft_tensors, read_float32
-from qwen3_ckpt.fused import FusedLayout, split_fused_adapters
+from qwen3_ckpt.fused import split_fused_adapters
 from qwen3_ckpt.hf_output import write_hf_folder
 from qwen3_ckpt.rows import from_file
 from qwen3_ckpt.tensor_sets import open_tensors
@@ -25,6 +25,7 @@ from qwen3_model.companions import find_companions
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError, FormatError
 from qwen3_model.files import output_directory
+from qwen3_model.fused import FusedLayout
 from qwen3_model.hf_folder import open_hf_folder
 from qwen3_model.safetensors_file import write_safetensors
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from qwen3_ckpt.assemble import Assembled, assemble, without_strategy
 from qwen3_ckpt.check_shapes import check_shapes
-from qwen3_ckpt.fused import FusedLayout
 from qwen3_ckpt.hf_output import write_hf_folder
 from qwen3_ckpt.names import hf_tensors
 from qwen3_ckpt.rank_files import RankFiles, open_rank_files
@@ -25,6 +24,7 @@ from qwen3_model.companions import copy_companions, find_companions
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError
 from qwen3_model.files import output_directory, refuse_existing, require_free_space
+from qwen3_model.fused import FusedLayout
 from qwen3_model.progress import Progress
 
 

@@ -1,11 +1,12 @@
 """From whatever names a checkpoint has to the model's own, complete and in order."""
 
 from qwen3_ckpt.diff import largest_difference
-from qwen3_ckpt.fused import FUSED_LAYER, FusedLayout, split_fused
+from qwen3_ckpt.fused import split_fused
 from qwen3_ckpt.placements import ADAPTER
 from qwen3_ckpt.rows import LazyTensor
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import WeightError
+from qwen3_model.fused import FUSED_LAYER, FusedLayout
 
 MAX_NAMED = 8
 EMBEDDING = "model.embed_tokens.weight"

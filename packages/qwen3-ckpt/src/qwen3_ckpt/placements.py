@@ -4,8 +4,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qwen3_ckpt.fused import split_name
 from qwen3_model.errors import ConfigError, WeightError
+from qwen3_model.fused import split_name
 from qwen3_model.layout import Layout, placement
 from qwen3_model.safetensors_file import TensorPlan
 from qwen3_model.strategy import TensorLayout

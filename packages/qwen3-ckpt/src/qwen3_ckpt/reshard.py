@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen3_ckpt.placements import Cut, bare_name, stage_of, tensor_layout
-from qwen3_ckpt.rows import LazyTensor, PickedColumns, PickedRows, RowSource, Run
+from qwen3_ckpt.rows import LazyTensor, PickedColumns, PickedRows, RowSource
 from qwen3_ckpt.tensor_sets import Checkpoint
 from qwen3_model.companions import copy_companions, find_companions
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError
 from qwen3_model.files import output_directory, refuse_existing, require_free_space
+from qwen3_model.fused import Run
 from qwen3_model.layout import Layout
 from qwen3_model.progress import Progress
 from qwen3_model.safetensors_file import TensorPlan, write_safetensors

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen3_model.fused import Run
 from qwen3_model.safetensors_file import (
     NUMPY_DTYPES,
     FileRange,
@@ -124,18 +125,6 @@ class JoinedColumns:
 
     def ranges(self, start: int, stop: int) -> None:
         """Return None: no row lies in one piece."""
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Rows start, start + step, ... below stop."""
-
-    start: int
-    stop: int
-    step: int = 1
-
-    def __len__(self) -> int:
-        return len(range(self.start, self.stop, self.step))
 
 
 class PickedRows:

@@ -6,13 +6,14 @@ E is the epoch and S the step in it, counted from 1. A step counts only where ev
 it.
 """
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from qwen3_model.errors import ConfigError, FormatError
-from qwen3_model.safetensors_file import open_safetensors
+from qwen3_model.safetensors_file import SafetensorsFile, open_safetensors
 
 NAME = re.compile(r"(?P<prefix>.+)_rank_(?P<rank>\d+)-(?P<epoch>\d+)_(?P<step>\d+)\.safetensors")
 
@@ -95,11 +96,22 @@ def count_ranks(checkpoint_dir: Path) -> int:
 
 
 def _problem_of(place: Place, ranks: Iterable[Mapping[Place, Path]]) -> str | None:
+    courses = set()
     for rank, files in enumerate(ranks):
         if place not in files:
             return f"step {place.epoch}_{place.step} is missing on rank {rank}"
         try:
-            open_safetensors(files[place])
+            courses.add(_course(open_safetensors(files[place])))
         except (FormatError, OSError) as error:
             return f"{files[place].name} is not whole ({error})"
+    if len(courses) > 1:
+        return f"step {place.epoch}_{place.step} was written by ranks of different starts of the run"
     return None
+
+
+def _course(file: SafetensorsFile) -> str:
+    """Which start of a run wrote the file; empty where it does not say."""
+    try:
+        return str(json.loads(file.metadata.get("qwen3_train", "{}")).get("course", ""))
+    except (ValueError, AttributeError):
+        return ""

@@ -55,6 +55,8 @@ class TrainState:
     """From where on steps have that size."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What decides the data's fingerprint besides their files, in words."""
+    course: str = ""
+    """Of all ranks of one start of the run the same, so that files of two starts are told apart."""
     version: int = STATE_VERSION
 
 
@@ -112,6 +114,7 @@ def read_state(file: SafetensorsFile) -> TrainState:
         raw.get("global_batch"),
         Start(**raw.get("start", {})),
         raw.get("facts", {}),
+        raw.get("course", ""),
         raw.get("version", STATE_VERSION),
     )
 
@@ -120,6 +123,8 @@ def _told(state: TrainState) -> dict[str, Any]:
     told: dict[str, Any] = {"version": STATE_VERSION, "data": state.data, "facts": dict(state.facts)}
     if state.base:
         told["base"] = state.base
+    if state.course:
+        told["course"] = state.course
     if state.global_batch is not None:
         told |= {"global_batch": state.global_batch, "start": asdict(state.start)}
     return told

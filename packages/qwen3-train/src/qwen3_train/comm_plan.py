@@ -42,14 +42,15 @@ def _tensor_traffic(settings: PlanSettings, stage: int) -> list[Traffic]:
     """Forward: one sum after attention and one after the feed-forward; backward: one before each.
 
     With sequence parallelism each sum is a scatter after and a gather before, of the same total. Full
-    recomputation repeats the forward ones.
+    recomputation repeats the forward ones, and so do all stages but the last.
     """
     layout, model, tp = settings.layout, settings.model, settings.layout.tp
     if tp == 1:
         return []
     num_layers = len(stage_layers(model.num_layers, layout.pp, settings.offset)[stage])
     is_first, is_last = stage == 0, stage == layout.pp - 1
-    sums = num_layers * (6 if settings.recompute == "full" else 4) + is_first + is_last
+    again = (settings.recompute == "full") + (not is_last)
+    sums = num_layers * (4 + 2 * again) + is_first * (2 - is_last) + is_last
     operation = "reduce-scatter + all-gather" if layout.sequence_parallel else "all-reduce"
     stream = settings.rows * model.hidden_size * settings.compute_bytes
     per_token = settings.rows * 4

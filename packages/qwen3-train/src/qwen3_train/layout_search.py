@@ -37,7 +37,7 @@ class StepTime:
     compute_s: float
     """Arithmetic of the fullest stage, without waiting."""
     repeated_s: float
-    """Part of it that full recomputation repeats."""
+    """Part of it that is forward work done again: by full recomputation, and by all stages but the last."""
     idle_s: float
     """Waiting for the pipeline to fill and drain."""
     tensor_s: float
@@ -131,14 +131,17 @@ def step_time(settings: PlanSettings, machine: Machine) -> StepTime:
     matrices = [shape for shape in model.layer_weight_shapes(0).values() if len(shape) == 2]
     per_layer = 2 * sum(outputs * inputs for outputs, inputs in matrices)
     per_layer += 2 * settings.seq_length * model.num_heads * model.head_dim
-    forward = 0.0
+    work = repeated = 0.0
     for stage, layers in enumerate(stage_layers(model.num_layers, layout.pp, settings.offset)):
-        head = 2 * model.vocab_size * model.hidden_size if stage == layout.pp - 1 else 0
-        forward = max(forward, len(layers) * per_layer + head)
-    tokens = settings.rows * settings.passes
-    forward_s = forward * tokens / layout.tp / machine.flops
-    repeated_s = forward_s if settings.recompute == "full" else 0.0
-    compute_s = (2 if settings.adapters else 3) * forward_s + repeated_s
+        is_last = stage == layout.pp - 1
+        layers_work = len(layers) * per_layer
+        head = 2 * model.vocab_size * model.hidden_size if is_last else 0
+        again = layers_work * ((settings.recompute == "full") + (not is_last))
+        stage_work = (2 if settings.adapters else 3) * (layers_work + head) + again
+        if stage_work > work:
+            work, repeated = stage_work, again
+    per_device_s = settings.rows * settings.passes / layout.tp / machine.flops
+    compute_s, repeated_s = work * per_device_s, repeated * per_device_s
     return StepTime(
         compute_s=compute_s,
         repeated_s=repeated_s,

@@ -44,10 +44,12 @@ class StageMemory:
     whose gradient is a sum of two."""
     optimizer: int
     """AdamW's two moments, float32, shared among the replicas with enable_parallel_optimizer."""
+    updated_rows: int
+    """With enable_parallel_optimizer the rows of the weights that a replica updates, once more."""
     weight_copies: int
     """Matrices in the compute type, where that is not float32; one layer's under full recomputation."""
     activations: int
-    """What the backward pass needs of all micro-batches in flight."""
+    """What the backward pass needs of a micro-batch, and the inputs of those in flight in a pipeline."""
     working: int
     """What one layer needs on top while its backward pass runs."""
     logits: int
@@ -79,6 +81,11 @@ def optimizer_elements(shapes: Iterable[tuple[int, ...]], dp: int) -> int:
     return sum(math.prod(shape) // (dp if shape[0] % dp == 0 else 1) for shape in shapes)
 
 
+def updated_elements(shapes: Iterable[tuple[int, ...]], dp: int) -> int:
+    """Return how many elements a replica has twice, since it updates them apart and then hands them round."""
+    return sum(math.prod(shape) // dp for shape in shapes if shape[0] % dp == 0) if dp > 1 else 0
+
+
 def micro_batches_in_flight(stage: int, pp: int, micro_batch_num: int) -> int:
     """Return how many micro-batches have passed forward but not yet backward, at most (1F1B).
 
@@ -103,6 +110,7 @@ def _stage_memory(settings: PlanSettings, stage: int) -> StageMemory:
         gradient_sums=gradients if settings.passes > 1 else 0,
         gradient_work=_gradient_work(trained, is_tied=settings.model.tie_word_embeddings),
         optimizer=2 * WEIGHT_BYTES * optimizer_elements(trained.values(), dp),
+        updated_rows=WEIGHT_BYTES * updated_elements(trained.values(), dp),
         weight_copies=_weight_copies(settings, weights),
         activations=activations,
         working=working,
@@ -112,17 +120,21 @@ def _stage_memory(settings: PlanSettings, stage: int) -> StageMemory:
 
 
 def _activations(settings: PlanSettings, stage: int) -> tuple[int, int]:
-    """Bytes kept for the micro-batches in flight, and bytes that the layer in its backward pass adds."""
-    layout = settings.layout
+    """Bytes kept for the backward pass, and bytes that the layer in its backward pass adds.
+
+    A stage of a pipeline keeps the inputs of its micro-batches in flight and nothing else of them: all but
+    the last compute forward again at the beginning of the backward pass, and the last does both at once.
+    """
+    layout, is_last = settings.layout, stage == settings.layout.pp - 1
     num_layers = len(stage_layers(settings.model.num_layers, layout.pp, settings.offset)[stage])
     every = layer_tensors(settings)
     kept = [tensor for tensor in every if tensor.is_kept(settings.recompute)]
-    per_micro_batch = num_layers * _bytes(kept)
-    if stage == layout.pp - 1:
-        per_micro_batch += _bytes(head_tensors(settings))
-    in_flight = micro_batches_in_flight(stage, layout.pp, settings.micro_batch_num)
+    of_one = num_layers * _bytes(kept) + (_bytes(head_tensors(settings)) if is_last else 0)
+    # The first stage's inputs are ids.
+    waiting = micro_batches_in_flight(stage, layout.pp, settings.micro_batch_num) if stage else 0
+    stream = settings.rows // settings.sequence_split * settings.model.hidden_size * settings.compute_bytes
     repeated = _bytes(every) - _bytes(kept)
-    return in_flight * per_micro_batch + _bytes(shared_tensors(settings)), repeated + _bytes(
+    return waiting * stream + of_one + _bytes(shared_tensors(settings)), repeated + _bytes(
         backward_tensors(settings)
     )
 

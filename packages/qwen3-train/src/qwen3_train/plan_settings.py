@@ -11,6 +11,7 @@ from qwen3_model.run_config import Key, RunConfig
 from qwen3_train.adapter_shapes import Adapters
 from qwen3_train.model_settings import read_model
 from qwen3_train.offset import read_offset
+from qwen3_train.recompute_settings import read_recompute
 from qwen3_train.schema import MODEL_CONFIG, TRAIN
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -94,15 +95,17 @@ def read_plan_settings(config: RunConfig) -> PlanSettings:
         seq_length = stated[0] if stated else config.get("model.model_config.seq_length")
     if not seq_length or seq_length < 1:
         problems.append(f"train_dataset.data_loader.config.seq_length={seq_length} must be at least 1")
-    recompute = config.get("recompute_config.recompute", False)
-    if not isinstance(recompute, bool):
-        problems.append(f"recompute_config.recompute={recompute} is not planned; use True or False")
     if problems:
         raise ConfigError("; ".join(problems))
     layout, offset = _layout(config), read_offset(config.get("model.model_config.offset"))
+    recompute = read_recompute(config.get("recompute_config"), layout.pp).kind
+    if recompute is None:
+        raise ConfigError(
+            f"recompute_config={config.get('recompute_config')} differs from layer to layer, which is not "
+            "planned; use True or False for recompute and for select_recompute"
+        )
     is_fused = config.get("context.device_target", "Ascend") == "Ascend"
     compute = config.get("model.model_config.compute_dtype", "bfloat16")
-    selective = config.get("recompute_config.select_recompute", False)
     return PlanSettings(
         model=read_model(config.get("model.model_config") or {}, _folder(config)),
         layout=layout,
@@ -113,7 +116,7 @@ def read_plan_settings(config: RunConfig) -> PlanSettings:
         seq_length=seq_length,
         epochs=config.get("runner_config.epochs", 1),
         num_samples=_num_samples(config),
-        recompute="full" if recompute else "selective" if selective else "none",
+        recompute=recompute,
         parallel_optimizer=config.get("parallel.enable_parallel_optimizer", False),
         is_fused=is_fused,
         compute_bytes=ITEM_BYTES[compute] if is_fused else 4,

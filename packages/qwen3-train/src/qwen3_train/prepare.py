@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qwen3_model.adapters import base_fingerprint
-from qwen3_model.checkpoint_files import checkpoint_files, is_hf_folder
+from qwen3_model.checkpoint_files import is_hf_folder
 from qwen3_model.errors import ConfigError
 from qwen3_model.files import require_free_space
-from qwen3_model.rank_tensors import open_rank_tensors
+from qwen3_model.weight_files import open_weight_files
 from qwen3_train.batch_plan import BatchPlan
 from qwen3_train.batches import Dataset
 from qwen3_train.data_settings import DataSettings
@@ -119,7 +119,7 @@ def _check_weights(settings: TrainSettings) -> None:
             f"{source} does not exist; give a Hugging Face folder or a checkpoint to start from"
         )
     if source is not None and not is_hf_folder(source):
-        open_rank_tensors(checkpoint_files(source))
+        open_weight_files(source)
     if settings.data.seq_length > settings.model.max_position_embeddings:
         raise ConfigError(
             f"seq_length={settings.data.seq_length} is longer than "

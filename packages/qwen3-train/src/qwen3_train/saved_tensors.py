@@ -23,7 +23,7 @@ V vocabulary.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qwen3_train.plan_settings import PlanSettings
 
@@ -58,10 +58,13 @@ class SavedTensor:
 def layer_tensors(settings: PlanSettings) -> list[SavedTensor]:
     """Return what one decoder layer keeps of one micro-batch.
 
-    Full recomputation keeps the layer's input alone. Selective recomputation keeps the outputs of the matrix
-    products and of attention, and repeats what costs little between them.
+    Full recomputation keeps the layer's input alone. Selective recomputation (`recompute`) repeats
+    silu(gate) * up, and on a CPU attention from queries, keys and values; a CPU has no other.
     """
-    return _attention_tensors(settings) + _mlp_tensors(settings)
+    tensors = _attention_tensors(settings) + _mlp_tensors(settings)
+    if settings.is_fused:
+        return tensors
+    return [replace(each, dropped_by="") if each.dropped_by == "full" else each for each in tensors]
 
 
 def head_tensors(settings: PlanSettings) -> list[SavedTensor]:
@@ -124,14 +127,12 @@ def _attention_tensors(settings: PlanSettings) -> list[SavedTensor]:
     b, length, rows, h = settings.micro_batch, settings.seq_length, settings.rows, model.head_dim
     n, k = model.num_heads // tp, model.num_kv_heads // tp
     tensors = [
-        *_norm_tensors(
-            settings, "input_layernorm", rows // settings.sequence_split, model.hidden_size, "", "selective"
-        ),
-        SavedTensor("qkv_proj.input", (rows, model.hidden_size), c, "selective"),
-        *_norm_tensors(settings, "q_norm", rows * n, h, "full", "selective"),
-        *_norm_tensors(settings, "k_norm", rows * k, h, "full", "selective"),
-        SavedTensor("attention.query", (b, n, length, h), c, "selective"),
-        SavedTensor("attention.key", (b, k, length, h), c, "selective"),
+        *_norm_tensors(settings, "input_layernorm", rows // settings.sequence_split, model.hidden_size, ""),
+        SavedTensor("qkv_proj.input", (rows, model.hidden_size), c, "full"),
+        *_norm_tensors(settings, "q_norm", rows * n, h, "full"),
+        *_norm_tensors(settings, "k_norm", rows * k, h, "full"),
+        SavedTensor("attention.query", (b, n, length, h), c, "full"),
+        SavedTensor("attention.key", (b, k, length, h), c, "full"),
         SavedTensor("attention.value", (b, k, length, h), c, "full"),
     ]
     if settings.is_fused:
@@ -140,7 +141,7 @@ def _attention_tensors(settings: PlanSettings) -> list[SavedTensor]:
             SavedTensor("attention.softmax_max", statistic, 4, "full"),
             SavedTensor("attention.softmax_sum", statistic, 4, "full"),
             SavedTensor("attention.output", (b, n, length, h), c, "full"),
-            SavedTensor("o_proj.input", (rows, n * h), c, "selective"),
+            SavedTensor("o_proj.input", (rows, n * h), c, "full"),
         ]
     else:
         tensors += [
@@ -154,10 +155,8 @@ def _mlp_tensors(settings: PlanSettings) -> list[SavedTensor]:
     rows, hidden, c = settings.rows, settings.model.hidden_size, settings.compute_bytes
     wide = settings.model.intermediate_size // settings.layout.tp
     tensors = [
-        *_norm_tensors(
-            settings, "post_attention_layernorm", rows // settings.sequence_split, hidden, "full", "selective"
-        ),
-        SavedTensor("gate_up_proj.input", (rows, hidden), c, "selective"),
+        *_norm_tensors(settings, "post_attention_layernorm", rows // settings.sequence_split, hidden, "full"),
+        SavedTensor("gate_up_proj.input", (rows, hidden), c, "full"),
     ]
     if settings.is_fused:
         tensors.append(SavedTensor("swiglu.input", (rows, 2 * wide), c, "full"))
@@ -171,7 +170,12 @@ def _mlp_tensors(settings: PlanSettings) -> list[SavedTensor]:
 
 
 def _norm_tensors(
-    settings: PlanSettings, name: str, rows: int, width: int, input_dropped_by: str, rest_dropped_by: str
+    settings: PlanSettings,
+    name: str,
+    rows: int,
+    width: int,
+    input_dropped_by: str,
+    rest_dropped_by: str = "full",
 ) -> list[SavedTensor]:
     tensors = [SavedTensor(f"{name}.input", (rows, width), settings.compute_bytes, input_dropped_by)]
     if settings.is_fused:

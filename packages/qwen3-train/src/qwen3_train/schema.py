@@ -39,8 +39,9 @@ MODEL_CONFIG: dict[str, Any] = {
     "fp32_residual_connection": ASCEND, "use_flash_attention": ASCEND,
     "pet_config": PET_CONFIG, "offset": ANY, "use_cache": NO_EFFECT, "input_sliced_sig": NO_EFFECT,
     "qkv_concat": NO_EFFECT,
-    "untie_embeddings_and_output_weights": NO_EFFECT, "use_contiguous_weight_layout_attention": NO_EFFECT,
-    "use_interleaved_weight_layout_mlp": NO_EFFECT, "use_past": NO_EFFECT, "return_extra_loss": NO_EFFECT,
+    "untie_embeddings_and_output_weights": NO_EFFECT, "use_past": NO_EFFECT, "return_extra_loss": NO_EFFECT,
+    # Of a checkpoint of mindformers to start from; its shapes cannot tell.
+    "use_contiguous_weight_layout_attention": FLAG, "use_interleaved_weight_layout_mlp": FLAG,
 }  # fmt: skip
 
 GPT_DATASET: dict[str, Any] = {
@@ -139,8 +140,11 @@ TRAIN: dict[str, Any] = {
         "strategy_ckpt_config": {"save_file": NO_EFFECT, "only_trainable_params": NO_EFFECT},
     },
     "recompute_config": {
-        "recompute": Key((bool, int)), "select_recompute": Key((bool,)),
+        "recompute": ANY, "select_recompute": ANY,
         "parallel_optimizer_comm_recompute": ASCEND, "mp_comm_recompute": ASCEND,
+        # What ranks exchange inside a recomputed part is exchanged again; parts are named, not taken out.
+        "recompute_slice_activation": NO_EFFECT, "select_comm_recompute": NO_EFFECT,
+        "select_recompute_exclude": NO_EFFECT, "select_comm_recompute_exclude": NO_EFFECT,
     },
     "model": {"model_config": MODEL_CONFIG, "arch": NO_EFFECT},
     "callbacks": [CALLBACK],

@@ -7,6 +7,7 @@ from typing import Any
 
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError
+from qwen3_model.fused import FusedLayout
 from qwen3_model.layout import Layout
 from qwen3_model.run_config import RunConfig
 from qwen3_train.adam_settings import AdamSettings
@@ -17,6 +18,7 @@ from qwen3_train.layout_checks import layout_problems, process_problems
 from qwen3_train.lora_settings import LoraSettings, read_lora, refuse_empty_stages
 from qwen3_train.model_settings import read_model
 from qwen3_train.offset import read_offset
+from qwen3_train.recompute_settings import Recompute, read_recompute
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +42,8 @@ class TrainSettings:
     """Folder whose config, tokenizer and generation config the run takes over."""
     weights_from: Path | None
     """A Hugging Face folder or a checkpoint to start from; None for random weights."""
+    fused_layout: FusedLayout
+    """Order of rows in mindformers' fused weights, should the checkpoint be mindformers'."""
     resume: bool
     resume_from: Path | None
     """Run, checkpoint folder or file to continue; None for the run in `output_dir`."""
@@ -71,7 +75,7 @@ class TrainSettings:
     """Checkpoints to keep."""
     async_save: bool
     """Write checkpoints in a thread while training goes on."""
-    recompute: bool
+    recompute: Recompute
     lora: LoraSettings | None
     """Adapters, which then train instead of the model; None for none."""
 
@@ -104,6 +108,8 @@ def read_settings(config: RunConfig, *, worker_num: int = 1) -> TrainSettings:
     eval_data = _collect(problems, read_eval_dataset, config, data) if data is not None else None
     layout = _collect(problems, _layout, config, worker_num)
     offset = _collect(problems, read_offset, config.get("model.model_config.offset"))
+    num_stages = layout.pp if layout is not None else 1
+    recompute = _collect(problems, read_recompute, config.get("recompute_config"), num_stages)
     problems += _number_problems(config) + _mode_problems(config)
     if model is not None and layout is not None and data is not None and offset is not None:
         pipes = layout.pp > 1
@@ -133,6 +139,10 @@ def read_settings(config: RunConfig, *, worker_num: int = 1) -> TrainSettings:
         model=model,
         hf_dir=hf_dir,
         weights_from=None if resume else _weights(config, hf_dir),
+        fused_layout=FusedLayout(
+            contiguous_qkv=config.get("model.model_config.use_contiguous_weight_layout_attention", False),
+            interleaved_mlp=config.get("model.model_config.use_interleaved_weight_layout_mlp", True),
+        ),
         resume=bool(resume),
         resume_from=_path(config.get("load_checkpoint")) if resume else None,
         resume_file=resume if isinstance(resume, str) else None,
@@ -152,7 +162,7 @@ def read_settings(config: RunConfig, *, worker_num: int = 1) -> TrainSettings:
         save_every=_positive(monitor.get("save_checkpoint_steps")),
         keep_max=monitor.get("keep_checkpoint_max") or 1,
         async_save=bool(monitor.get("async_save")),
-        recompute=bool(config.get("recompute_config.recompute", False)),
+        recompute=recompute,
         lora=lora,
     )
 
@@ -230,11 +240,6 @@ def _mode_problems(config: RunConfig) -> list[str]:
     if config.get("context.device_target") == "Ascend" and default_device() != "Ascend":
         problems.append(
             "context.device_target=Ascend but this machine has none; use --context.device_target CPU"
-        )
-    if config.get("recompute_config.select_recompute"):
-        problems.append(
-            "recompute_config.select_recompute=True is not implemented; use recompute_config.recompute, "
-            "which computes whole layers again"
         )
     return problems
 

@@ -1,6 +1,7 @@
 """The run itself: weights in, then steps, evaluations and checkpoints."""
 
 import math
+import secrets
 import time
 
 import mindspore as ms
@@ -18,6 +19,7 @@ from qwen3_train.lora_base import write_adapter_config
 from qwen3_train.lora_run import start_adapters
 from qwen3_train.peak_memory import peak_memory_gb
 from qwen3_train.prepare import PreparedRun
+from qwen3_train.recompute import apply_recompute
 from qwen3_train.resume import data_facts
 from qwen3_train.run_folder import METRICS
 from qwen3_train.run_log import Metrics, RunLog, step_line
@@ -50,10 +52,8 @@ def train(run: PreparedRun, log: RunLog, rank: int = 0) -> None:
     grid = make_grid(settings.device, settings.model, settings.layout, settings.offset, rank)
     kernels = make_kernels(settings.device)
     model = Qwen3ForCausalLM(settings.model, kernels, tp=grid.tp, part=grid.part)
-    if settings.recompute:
-        for layer in model.model.layers:
-            layer.recompute()
     dropout = start_adapters(model, run) if settings.lora else None
+    apply_recompute(model, settings.recompute, grid.stage)
     step = TrainStep(
         model,
         settings.adam,
@@ -67,7 +67,7 @@ def train(run: PreparedRun, log: RunLog, rank: int = 0) -> None:
         told = f"{run.lora_base}, under fresh adapters" if settings.lora else start_weights(model, settings)
         log.line(f"weights: {told}")
     else:
-        done = resume_weights(step, model, run.resume_paths)
+        done = resume_weights(step, model, run.resume_paths, settings.fused_layout)
         log.line(f"resumed from {run.resume_paths.get(rank, run.resume_paths[0])} after step {done}")
     if settings.lora and run.lora_base and rank == 0:
         write_adapter_config(settings.lora, settings, run.lora_base)
@@ -114,6 +114,9 @@ class _Loop:
         self.prepared, self.step, self.evaluation = run, step, evaluation
         self.grid, self.world, self.writer, self.metrics, self.log = grid, world, writer, metrics, log
         self.times_s: list[float] = []
+        # Rank 0 says it to all; float32 has these integers exactly.
+        parts = (float(secrets.randbelow(1 << 24)) if grid.rank == 0 else 0.0 for _ in range(2))
+        self.course = "".join(f"{int(world.add(part)[0]):06x}" for part in parts)
 
     def run(self, done: int) -> None:
         settings, last = self.prepared.settings, self.prepared.last_step
@@ -194,6 +197,7 @@ class _Loop:
                 run.plan.global_batch,
                 run.plan.start,
                 data_facts(run.settings),
+                self.course,
             ),
             [FloatTensor(name, tuple(held.shape), held.asnumpy) for name, held in parameters.items()],
         )

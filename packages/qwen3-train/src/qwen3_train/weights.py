@@ -5,12 +5,14 @@ from pathlib import Path
 
 from mindspore import Parameter
 
-from qwen3_model.checkpoint_files import checkpoint_files, is_hf_folder
+from qwen3_model.checkpoint_files import is_hf_folder
 from qwen3_model.errors import WeightError
+from qwen3_model.fused import FusedLayout, Tensors, unfused
 from qwen3_model.layout import shard_slices, whole_shape
 from qwen3_model.loading import fill, init_model, load_hf
 from qwen3_model.model import Qwen3ForCausalLM
-from qwen3_model.rank_tensors import RankTensors, open_rank_tensors
+from qwen3_model.rank_tensors import open_rank_tensors
+from qwen3_model.weight_files import open_weight_files
 from qwen3_train.checkpoint import read_state
 from qwen3_train.settings import TrainSettings
 from qwen3_train.step import TrainStep
@@ -28,11 +30,13 @@ def start_weights(model: Qwen3ForCausalLM, settings: TrainSettings) -> str:
     if source is None:
         init_model(model, settings.seed)
         return f"random, seed {settings.seed}"
-    return load_weights(model, source)
+    return load_weights(model, source, settings.fused_layout)
 
 
-def load_weights(model: Qwen3ForCausalLM, source: Path) -> str:
-    """Fill the model from a Hugging Face folder, a run or a checkpoint file, and say from where.
+def load_weights(model: Qwen3ForCausalLM, source: Path, layout: FusedLayout) -> str:
+    """Fill the model from a Hugging Face folder, a run, a merged checkpoint or a file, and say from where.
+
+    `layout` is the order of rows in mindformers' fused weights, should they be such.
 
     Raises:
         WeightError: The weights do not fit the model.
@@ -40,18 +44,21 @@ def load_weights(model: Qwen3ForCausalLM, source: Path) -> str:
     if is_hf_folder(source):
         load_hf(model, source)
         return str(source)
-    files = checkpoint_files(source)
-    _assign(model, dict(model.parameters_and_names()), open_rank_tensors(files), 0)
-    return str(files[0])
+    tensors = unfused(open_weight_files(source), model.config, layout)
+    _assign(model, dict(model.parameters_and_names()), tensors, 0)
+    return str(tensors.first.path)
 
 
-def resume_weights(step: TrainStep, model: Qwen3ForCausalLM, paths: Mapping[int, Path]) -> int:
+def resume_weights(
+    step: TrainStep, model: Qwen3ForCausalLM, paths: Mapping[int, Path], layout: FusedLayout
+) -> int:
     """Fill weights and moments from the files of a run's ranks, before anything is compiled.
 
     Args:
         step: Has the moments.
         model: Has the weights; it may be cut otherwise than those who wrote the files.
         paths: Each rank's file.
+        layout: Order of rows in mindformers' fused weights, should they be such.
 
     Returns:
         The steps that the run took.
@@ -59,13 +66,13 @@ def resume_weights(step: TrainStep, model: Qwen3ForCausalLM, paths: Mapping[int,
     Raises:
         WeightError: The checkpoint does not fit the model.
     """
-    tensors = open_rank_tensors(paths)
+    tensors = unfused(open_rank_tensors(paths), model.config, layout)
     _assign(model, step.weights | step.moments(), tensors, step.grid.replica)
     return read_state(tensors.first).global_step
 
 
 def _assign(
-    model: Qwen3ForCausalLM, parameters: Mapping[str, Parameter], tensors: RankTensors, replica: int
+    model: Qwen3ForCausalLM, parameters: Mapping[str, Parameter], tensors: Tensors, replica: int
 ) -> None:
     problems, places = [], {}
     for name, parameter in parameters.items():

@@ -1,0 +1,115 @@
+"""Parts computed again: the same numbers in less memory."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qwen3_model.errors import ConfigError
+from qwen3_train.recompute_settings import ATTENTION, SELECTED, SWIGLU, read_recompute
+
+HERE = Path(__file__).parent
+
+
+def chosen(section, num_stages=1, num_layers=3):
+    recompute = read_recompute(section, num_stages)
+    return [
+        ["whole" if recompute.is_whole(stage, layer) else sorted(recompute.parts_of(stage, layer))
+         for layer in range(num_layers)]
+        for stage in range(num_stages)
+    ]  # fmt: skip
+
+
+BOTH = sorted(SELECTED)
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        (None, [[[], [], []], [[], [], []]]),
+        ({"recompute": False, "select_recompute": False}, [[[], [], []], [[], [], []]]),
+        ({"recompute": True, "select_recompute": True}, [["whole"] * 3, ["whole"] * 3]),
+        ({"select_recompute": True}, [[BOTH] * 3, [BOTH] * 3]),
+        ({"recompute": 2}, [["whole", "whole", []], ["whole", "whole", []]]),
+        ({"recompute": [1, 0], "select_recompute": True}, [["whole", BOTH, BOTH], [BOTH] * 3]),
+        ({"select_recompute": [2, 1]}, [[BOTH, BOTH, []], [BOTH, [], []]]),
+        ({"select_recompute": ["mlp.mul"]}, [[[SWIGLU]] * 3, [[SWIGLU]] * 3]),
+        ({"select_recompute": [r"feed_forward\.mul", r".*core_attention"]}, [[BOTH] * 3, [BOTH] * 3]),
+        ({"select_recompute": {r"mlp\.activation_func\.silu": True, "self_attn.core_attention": [1, 0]}},
+         [[BOTH, [SWIGLU], [SWIGLU]], [[SWIGLU]] * 3]),
+        ({"select_recompute": {"self_attn.core_attention": False}}, [[[], [], []], [[], [], []]]),
+    ],
+)  # fmt: skip
+def test_keys_of_mindformers_choose_layers_and_parts(section, expected):
+    assert chosen(section, num_stages=2) == expected
+
+
+@pytest.mark.parametrize(
+    ("section", "sentence"),
+    [
+        ({"recompute": [1]}, r"recompute=\[1\] has 1 numbers for 2 pipeline stages"),
+        ({"recompute": "all"}, "recompute='all' must be True, False, a number of layers"),
+        ({"recompute": -1}, "recompute=-1 must be"),
+        ({"select_recompute": [[1, 0], [0, 1]]}, "must be True, False, a number"),
+        (
+            {"select_recompute": ["mlp.dance"]},
+            "'mlp.dance' is no part .* use self_attn.core_attention, mlp.mul",
+        ),
+        ({"select_recompute": ["mlp.("]}, "is no regular expression"),
+    ],
+)
+def test_what_cannot_be_meant_is_a_sentence(section, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        read_recompute(section, 2)
+
+
+def test_only_what_is_alike_in_all_layers_has_a_kind():
+    sections = [
+        {},
+        {"select_recompute": True},
+        {"recompute": True},
+        {"recompute": 1},
+        {"select_recompute": ["mlp.mul"]},
+    ]
+    assert [read_recompute(section, 1).kind for section in sections] == [
+        "none",
+        "selective",
+        "full",
+        None,
+        None,
+    ]
+    assert ATTENTION in SELECTED
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """Return losses, norms and peak bytes of each kind, each in a process of its own."""
+    found = {}
+    for kind in ("none", "selective", "full"):
+        done = subprocess.run(
+            [sys.executable, HERE / "recompute_memory.py", kind],
+            capture_output=True, text=True, check=False, timeout=600,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        *numbers, peak = done.stdout.split()
+        found[kind] = numbers, int(peak)
+    return found
+
+
+@pytest.mark.slow
+def test_recomputation_changes_no_number(measured):
+    assert len(measured["none"][0]) == 6
+    for kind in ("selective", "full"):
+        got, wanted = ([float(number) for number in measured[each][0]] for each in (kind, "none"))
+        assert got == pytest.approx(wanted, rel=1e-6)  # derivatives in another order
+
+
+@pytest.mark.slow
+def test_recomputation_takes_less_memory(measured):
+    none, selective, full = (measured[kind][1] for kind in ("none", "selective", "full"))
+    # Of 8 layers of 512 tokens: probabilities 8 x 512 x 512 floats, silu and product 512 x 1024 each.
+    spared = 8 * (8 * 512 * 512 + 2 * 512 * 1024) * 4
+    # On a CPU whole layers are these two parts.
+    for less in (selective, full):
+        assert none - less > 0.5 * spared
