@@ -25,6 +25,15 @@ import openai
 HERE = Path(__file__).resolve()
 ROOT = HERE.parents[2]
 AT_ONCE, MODEL = 32, "bench"
+CACHE_TOKENS = 16384
+# Without a number of blocks its cache takes most of the machine's memory.
+TORCH_WAYS = {
+    "in turn": (),
+    "continuous batching": (
+        "--continuous-batching", "--cb-block-size", "32", "--cb-num-blocks", str(CACHE_TOKENS // 32),
+        "--cb-max-batch-tokens", "512",
+    ),
+}  # fmt: skip
 TINY = {
     "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "vocab_size": 4096, "hidden_size": 128,
     "intermediate_size": 384, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -45,9 +54,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--torch-bin", type=Path, help="folder with the program transformers")
-    parser.add_argument("--torch-requests", type=int, default=8, help="of the 32, since it answers in turn")
+    parser.add_argument("--torch-requests", type=int, default=16, help="of the 32, since it takes long")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # through the blocks that end the servers
     os.environ |= {"OMP_NUM_THREADS": str(options.threads), "GLOG_v": "3"}
     if options.child:
         generate_in_turns(options.child)
@@ -114,11 +124,11 @@ def compare(name: str, model_dir: Path, options: argparse.Namespace) -> None:
         first_tokens(server, jobs)
         if options.torch_bin and (options.torch_bin / "transformers").exists():
             sets = [mixed_jobs(100 + number)[: options.torch_requests] for number in range(options.rounds)]
-            with torch_server(options.torch_bin, model_dir) as other:
-                pairs = [(server.answer_all(some), other.answer_all(some)) for some in sets]
-            show(
-                sum(job.new_tokens for job in sets[0]), f"transformers serve, {len(sets[0])} requests,", pairs
-            )
+            num_some = sum(job.new_tokens for job in sets[0])
+            for what, flags in TORCH_WAYS.items():
+                with torch_server(options.torch_bin, model_dir, flags) as other:
+                    pairs = [(server.answer_all(some), other.answer_all(some)) for some in sets]
+                show(num_some, f"transformers serve, {what}, {len(sets[0])} requests,", pairs)
         else:
             print("  transformers serve is left out: tools/parity makes its environment", file=sys.stderr)
 
@@ -200,7 +210,7 @@ class Server:
 def our_server(model_dir: Path) -> Iterator[Server]:
     command = [
         sys.executable, "-m", "qwen3_infer", "serve", "--pretrained-model-dir", str(model_dir), "--port", "0",
-        "--max-requests", str(AT_ONCE), "--max-tokens-in-cache", "16384", "--quiet",
+        "--max-requests", str(AT_ONCE), "--max-tokens-in-cache", str(CACHE_TOKENS), "--quiet",
     ]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     with ended(process):
@@ -216,11 +226,20 @@ def our_server(model_dir: Path) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def torch_server(torch_bin: Path, model_dir: Path) -> Iterator[Server]:
+def torch_server(torch_bin: Path, model_dir: Path, flags: Sequence[str]) -> Iterator[Server]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [torch_bin / "transformers", "serve", str(model_dir), "--device", "cpu", "--port", str(port)]
+    command = [
+        torch_bin / "transformers",
+        "serve",
+        str(model_dir),
+        "--device",
+        "cpu",
+        "--port",
+        str(port),
+        *flags,
+    ]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     with ended(process):
@@ -278,7 +297,13 @@ def generate_in_turns(model_dir: Path) -> None:
     cache_dir = Path.home() / ".cache/qwen3-infer"
     device = Device(target="CPU", kernels="native", num_threads=threads, cache_dir=cache_dir)
     engine = make_serve_engine(
-        model_dir, device, num_rows=AT_ONCE, num_tokens=16384, context_tokens=4096, quiet=True, note=print
+        model_dir,
+        device,
+        num_rows=AT_ONCE,
+        num_tokens=CACHE_TOKENS,
+        context_tokens=4096,
+        quiet=True,
+        note=print,
     )
     tokenizer = open_model_folder(model_dir).tokenizer
     decoding = Decoding(

@@ -14,12 +14,12 @@ from mindspore import Tensor
 from qwen3_infer.device import Device
 from qwen3_infer.loading import load_model
 from qwen3_infer.model_folder import ModelFolder
+from qwen3_infer.jobs import BatchLimits, tokens_needed
 from qwen3_infer.native_build import BuildError, native_library
 from qwen3_infer.native_kernels import NativeKernels
 from qwen3_infer.pieces import ALIGN, PIECES, round_up
 from qwen3_infer.pooled_cache import CacheCopy, PooledCache, slots
 from qwen3_infer.requests import Request
-from qwen3_infer.scheduler import BatchLimits, tokens_needed
 from qwen3_infer.tensor_parallel import WholeLogits, shard_config
 from qwen3_model.cache import KVCache
 from qwen3_model.kernels import make_kernels

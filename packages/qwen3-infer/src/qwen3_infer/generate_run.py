@@ -7,11 +7,11 @@ from pathlib import Path
 
 from qwen3_infer.device import Device
 from qwen3_infer.generator import generate
+from qwen3_infer.jobs import BatchLimits, Completion, tokens_needed
 from qwen3_infer.model_folder import ModelFolder
 from qwen3_infer.prompts import read_prompts
 from qwen3_infer.requests import PromptForm, Request, make_requests, special_texts
 from qwen3_infer.results import full_text, write_records, write_result_text
-from qwen3_infer.scheduler import BatchLimits, Completion, tokens_needed
 from qwen3_infer.settings import RunSettings, make_decoding, open_run_folder
 from qwen3_infer.shown import ShownWriter
 from qwen3_model.errors import ConfigError, UsageError

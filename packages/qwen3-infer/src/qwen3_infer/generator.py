@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterable, Iterator
 
+from qwen3_infer.jobs import Completion
 from qwen3_infer.requests import Request
-from qwen3_infer.scheduler import Completion, Engine, Scheduler
+from qwen3_infer.scheduler import Engine, Scheduler
 from qwen3_model.tokenizer import Qwen3Tokenizer
 
 

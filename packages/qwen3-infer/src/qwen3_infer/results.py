@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qwen3_infer.scheduler import Completion
+from qwen3_infer.jobs import Completion
 from qwen3_model.files import write_text_atomically
 from qwen3_model.tokenizer import Qwen3Tokenizer
 

@@ -8,12 +8,12 @@ B requests in a batch, V vocabulary.
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
-from qwen3_infer.pieces import ALIGN, PIECES, cut, round_up
+from qwen3_infer.jobs import Event, Job, tokens_needed
+from qwen3_infer.pieces import ALIGN, PIECES, cut
 from qwen3_infer.requests import Request
 from qwen3_infer.sampling import choose, likeliest_log_probabilities, log_probability, make_generator
 from qwen3_infer.text_stream import TextStream
@@ -23,16 +23,6 @@ from qwen3_model.tokenizer import Qwen3Tokenizer
 
 # A running request waits at most for this many tokens of prompts before its next token.
 MOST_READ_BETWEEN = 4 * PIECES[0]
-
-
-@dataclass(frozen=True, slots=True)
-class BatchLimits:
-    """How much is computed together."""
-
-    num_requests: int
-    """Most requests."""
-    num_tokens: int | None = None
-    """Most tokens in the cache; None for as many as so many of the longest requests need."""
 
 
 class Engine(Protocol):
@@ -62,60 +52,6 @@ class Engine(Protocol):
     def copy(self, source: int, target: int, num_tokens: int) -> None:
         """Copy the first `num_tokens`, a multiple of `ALIGN`, of one region to another."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Completion:
-    """What came of a request."""
-
-    request: Request
-    """What was asked."""
-    ids: tuple[int, ...]
-    """The tokens generated, with the end-of-text token if there was one."""
-    text: str
-    """Their text, up to the stop string or the end-of-text token."""
-    finish_reason: str
-    """"stop" for an end-of-text token or a stop string, "length" otherwise."""
-    logprobs: tuple[float, ...] = ()
-    """The model's log-probability of each token, before any penalty, temperature or cut; if asked for."""
-    num_shared: int = 0
-    """Tokens of the prompt that were copied from another request instead of being read."""
-
-
-@dataclass(eq=False, slots=True)
-class Job:
-    """A request on its way."""
-
-    request: Request
-    rng: np.random.Generator
-    stream: TextStream
-    region: Region | None = None
-    num_read: int = 0
-    """Tokens of the prompt that are in the region."""
-    source: Region | None = None
-    """Where the prompt's beginning is copied from, once it is there."""
-    num_shared: int = 0
-    """How much of it."""
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Event:
-    """A new token of a request."""
-
-    job: Job
-    token: int
-    piece: str
-    """The text that is now certain, often empty."""
-    logprob: float | None = None
-    """Of the token, if asked for."""
-    top_logprobs: tuple[tuple[int, float], ...] = ()
-    """The likeliest tokens with theirs, if asked for."""
-    completion: Completion | None = None
-    """With the last token."""
-    error: WeightError | None = None
-    """The request failed; there is no token."""
 
 
 class Scheduler:
@@ -321,7 +257,7 @@ class Scheduler:
             piece=piece,
             logprob=logprob,
             top_logprobs=likeliest_log_probabilities(logits_V, decoding.top_logprobs),
-            completion=_completion(job, "stop" if is_end else "length") if is_last else None,
+            completion=job.completion("stop" if is_end else "length") if is_last else None,
         )
 
     def _leave(self, job: Job) -> None:
@@ -330,27 +266,10 @@ class Scheduler:
             job.region = None
 
 
-def _completion(job: Job, finish_reason: str) -> Completion:
-    return Completion(
-        request=job.request,
-        ids=tuple(job.ids),
-        text=job.stream.text,
-        finish_reason=finish_reason,
-        logprobs=tuple(job.logprobs),
-        num_shared=job.num_shared,
-    )
-
-
 def _decode_input(job: Job) -> tuple[int, int, int]:
     """Return where a job's region starts, its newest token and that token's position."""
     assert job.region is not None
     return job.region.start, job.ids[-1], len(job.request.prompt_ids) + len(job.ids) - 1
-
-
-def tokens_needed(request: Request) -> int:
-    """Return the room for a prompt, filled up to its last piece, and its completion."""
-    num_prompt = len(request.prompt_ids)
-    return max(round_up(num_prompt, ALIGN), num_prompt + request.max_new_tokens)
 
 
 def num_equal(first: Sequence[int], second: Sequence[int]) -> int:

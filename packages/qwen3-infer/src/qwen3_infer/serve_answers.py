@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qwen3_infer.chat_output import ChatOutput, Part
-from qwen3_infer.scheduler import Event
+from qwen3_infer.jobs import Event
 from qwen3_infer.serve_requests import ApiRequest
 from qwen3_model.tokenizer import Qwen3Tokenizer
 

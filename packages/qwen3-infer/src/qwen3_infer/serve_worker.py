@@ -7,8 +7,9 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from qwen3_infer.jobs import Event, Job
 from qwen3_infer.requests import Request
-from qwen3_infer.scheduler import Event, Job, Scheduler
+from qwen3_infer.scheduler import Scheduler
 from qwen3_infer.serve_errors import ApiError
 from qwen3_model.errors import ConfigError
 
