@@ -18,7 +18,7 @@ def start_adapters(model: Qwen3ForCausalLM, run: PreparedRun) -> LoraDropout | N
     settings, lora = run.settings, run.settings.lora
     assert lora is not None
     assert run.lora_base is not None
-    load_weights(model, run.lora_base, settings.fused_layout)
+    load_weights(model, run.lora_base, settings)
     switch = add_lora(model, lora.modules, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout)
     init_lora(model, a_init=lora.a_init, b_init=lora.b_init, seed=settings.seed)
     for name, parameter in model.parameters_and_names():

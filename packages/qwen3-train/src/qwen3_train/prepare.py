@@ -119,7 +119,7 @@ def _check_weights(settings: TrainSettings) -> None:
             f"{source} does not exist; give a Hugging Face folder or a checkpoint to start from"
         )
     if source is not None and not is_hf_folder(source):
-        open_weight_files(source)
+        open_weight_files(source, settings.strategy_from)
     if settings.data.seq_length > settings.model.max_position_embeddings:
         raise ConfigError(
             f"seq_length={settings.data.seq_length} is longer than "

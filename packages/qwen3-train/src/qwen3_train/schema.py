@@ -106,7 +106,7 @@ TRAIN: dict[str, Any] = {
     "seed": COUNT, "output_dir": TEXT, "run_mode": TEXT, "use_parallel": FLAG,
     "load_checkpoint": TEXT, "load_ckpt_format": Key((str,), ("safetensors",)), "pretrained_model_dir": TEXT,
     "auto_trans_ckpt": FLAG, "resume_training": Key((bool, str)),
-    "src_strategy_path_or_dir": NO_EFFECT, "only_save_strategy": Key((bool,), (False,)),
+    "src_strategy_path_or_dir": TEXT, "only_save_strategy": Key((bool,), (False,)),
     "use_legacy": Key((bool,), (False,)),
     "trainer": {"type": Key((str,), ("CausalLanguageModelingTrainer",)), "model_name": NO_EFFECT},
     "runner_config": {
@@ -125,6 +125,7 @@ TRAIN: dict[str, Any] = {
         "mode": Key((int,), (0, 1)), "device_target": Key((str,), ("CPU", "Ascend")), "device_id": ASCEND,
         "max_device_memory": ASCEND, "memory_optimize_level": ASCEND, "jit_config": ASCEND,
         "ascend_config": ASCEND, "enable_graph_kernel": ASCEND,
+        "enable_compile_cache": FLAG, "compile_cache_path": TEXT,
         "save_graphs": NO_EFFECT, "save_graphs_path": NO_EFFECT, "max_call_depth": NO_EFFECT,
     },
     "parallel_config": {

@@ -42,6 +42,8 @@ class TrainSettings:
     """Folder whose config, tokenizer and generation config the run takes over."""
     weights_from: Path | None
     """A Hugging Face folder or a checkpoint to start from; None for random weights."""
+    strategy_from: Path | None
+    """Strategy files of that checkpoint, where they are not beside it."""
     fused_layout: FusedLayout
     """Order of rows in mindformers' fused weights, should the checkpoint be mindformers'."""
     resume: bool
@@ -76,6 +78,8 @@ class TrainSettings:
     async_save: bool
     """Write checkpoints in a thread while training goes on."""
     recompute: Recompute
+    graph_cache: Path | None
+    """Folder that keeps compiled graphs from one run to the next; None for none."""
     lora: LoraSettings | None
     """Adapters, which then train instead of the model; None for none."""
 
@@ -139,6 +143,7 @@ def read_settings(config: RunConfig, *, worker_num: int = 1) -> TrainSettings:
         model=model,
         hf_dir=hf_dir,
         weights_from=None if resume else _weights(config, hf_dir),
+        strategy_from=_path(config.get("src_strategy_path_or_dir")),
         fused_layout=FusedLayout(
             contiguous_qkv=config.get("model.model_config.use_contiguous_weight_layout_attention", False),
             interleaved_mlp=config.get("model.model_config.use_interleaved_weight_layout_mlp", True),
@@ -163,6 +168,7 @@ def read_settings(config: RunConfig, *, worker_num: int = 1) -> TrainSettings:
         keep_max=monitor.get("keep_checkpoint_max") or 1,
         async_save=bool(monitor.get("async_save")),
         recompute=recompute,
+        graph_cache=_graph_cache(config),
         lora=lora,
     )
 
@@ -275,6 +281,12 @@ def _callback(config: RunConfig, kind: str) -> dict[str, Any]:
 
 def _positive(value: int | None) -> int | None:
     return value if value is not None and value > 0 else None
+
+
+def _graph_cache(config: RunConfig) -> Path | None:
+    if not config.get("context.enable_compile_cache", False):
+        return None
+    return _path(config.get("context.compile_cache_path")) or Path.home() / ".cache" / "qwen3-train"
 
 
 def _path(text: str | None) -> Path | None:

@@ -30,13 +30,11 @@ def start_weights(model: Qwen3ForCausalLM, settings: TrainSettings) -> str:
     if source is None:
         init_model(model, settings.seed)
         return f"random, seed {settings.seed}"
-    return load_weights(model, source, settings.fused_layout)
+    return load_weights(model, source, settings)
 
 
-def load_weights(model: Qwen3ForCausalLM, source: Path, layout: FusedLayout) -> str:
+def load_weights(model: Qwen3ForCausalLM, source: Path, settings: TrainSettings) -> str:
     """Fill the model from a Hugging Face folder, a run, a merged checkpoint or a file, and say from where.
-
-    `layout` is the order of rows in mindformers' fused weights, should they be such.
 
     Raises:
         WeightError: The weights do not fit the model.
@@ -44,7 +42,7 @@ def load_weights(model: Qwen3ForCausalLM, source: Path, layout: FusedLayout) -> 
     if is_hf_folder(source):
         load_hf(model, source)
         return str(source)
-    tensors = unfused(open_weight_files(source), model.config, layout)
+    tensors = unfused(open_weight_files(source, settings.strategy_from), model.config, settings.fused_layout)
     _assign(model, dict(model.parameters_and_names()), tensors, 0)
     return str(tensors.first.path)
 
