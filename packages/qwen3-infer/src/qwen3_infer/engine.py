@@ -12,9 +12,9 @@ import numpy as np
 from mindspore import Tensor
 
 from qwen3_infer.device import Device
+from qwen3_infer.jobs import BatchLimits, tokens_needed
 from qwen3_infer.loading import load_model
 from qwen3_infer.model_folder import ModelFolder
-from qwen3_infer.jobs import BatchLimits, tokens_needed
 from qwen3_infer.native_build import BuildError, native_library
 from qwen3_infer.native_kernels import NativeKernels
 from qwen3_infer.pieces import ALIGN, PIECES, round_up
