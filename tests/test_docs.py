@@ -166,3 +166,17 @@ def test_every_command_is_shown_in_the_readme_or_on_its_packages_page():
         shown = {words[1] for page in pages for words in _commands(page) if words[0] == name}
         hidden = {"alpaca"}  # another name of sft
         assert set(main.commands) - hidden <= shown
+
+
+def test_the_memory_of_the_recommended_layouts_is_what_plan_says():
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Recommended layouts")[2]
+    lines = re.findall(r"^\| [\d.]+B \|.*", section.partition("\n## ")[0], re.MULTILINE)
+    assert len(lines) == 6
+    main = importlib.import_module("qwen3_train.cli").main
+    for line in lines:
+        size, *_, pretrain, finetune, lora = [cell.strip() for cell in line.strip("|").split("|")]
+        for kind, gib in (("pretrain", pretrain), ("finetune", finetune), ("lora", lora)):
+            path = ROOT / f"configs/qwen3/{kind}_qwen3_{size.lower()}_4k.yaml"
+            said = CliRunner().invoke(main, ["plan", "--config", str(path)]).stdout
+            found = re.search(r"Fits: ([\d.]+) of 58.00 GiB", said)
+            assert f"{float(found[1]):.1f}" == gib, (size, kind)
