@@ -8,7 +8,16 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor
-from weight_samples import CONFIG, RAW, whole_weights, write_hf, write_merged, write_run, write_tensors
+from weight_samples import (
+    CONFIG,
+    RAW,
+    fuse_by_hand,
+    whole_weights,
+    write_hf,
+    write_merged,
+    write_run,
+    write_tensors,
+)
 
 from qwen3_infer.device import Device
 from qwen3_infer.engine import choose_kernels
@@ -18,6 +27,7 @@ from qwen3_model.adapters import base_fingerprint, read_peft
 from qwen3_model.cache import KVCache
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError, FormatError, WeightError
+from qwen3_model.fused import FusedLayout
 from qwen3_model.layout import Layout, shard_slices
 from qwen3_model.model import CachedQwen3
 
@@ -62,6 +72,22 @@ def test_merged_and_single_files_give_every_shard(tmp_path):
     folder = write_hf(tmp_path / "hf", whole)
     assert_equal(open_checkpoint_weights(folder, None, CONFIG), whole)
     assert_equal(open_hf_weights(folder), whole)
+
+
+@pytest.mark.parametrize("layout", [FusedLayout(), FusedLayout(True, False)], ids=str)
+def test_weights_of_mindformers_are_taken_apart(tmp_path, layout):
+    whole = whole_weights()
+    theirs = fuse_by_hand(whole, layout)
+    scalars = {
+        "epoch_num": np.ones(1, np.float32),
+        "adam_m.output_layer.weight": theirs["output_layer.weight"],
+    }
+    write_tensors(tmp_path / "all.safetensors", theirs | scalars)
+    weights = open_checkpoint_weights(tmp_path / "all.safetensors", None, CONFIG, layout)
+    assert_equal(weights, whole)
+    assert {weights.dtype(name) for name in whole} == {"F32"}
+    with pytest.raises(WeightError, match=r"model.layers.4.self_attn.q_proj.weight is missing"):
+        open_checkpoint_weights(tmp_path / "all.safetensors", None, replace(CONFIG, num_layers=5), layout)
 
 
 @pytest.mark.parametrize(
@@ -183,6 +209,17 @@ def test_what_is_no_adapter_is_refused(golden, tmp_path, spoil, sentence):
     spoil(folder)
     with pytest.raises((ConfigError, FormatError), match=sentence):
         open_adapter(folder, base, Qwen3Config.from_dir(base), open_hf_weights(base))
+
+
+def test_mindformers_adapters_are_sent_to_the_export(golden, tmp_path):
+    base, _, _ = golden
+    name = "decoder.layers.0.self_attention.linear_qkv.lora_"
+    halves = {f"{name}{half}.weight": np.ones((4, 4), np.float32) for half in "AB"}
+    write_tensors(tmp_path / "lora.safetensors", halves)
+    with pytest.raises(
+        FormatError, match="has mindformers' fused names; give what qwen3-ckpt lora export makes"
+    ):
+        open_adapter(tmp_path / "lora.safetensors", base, Qwen3Config.from_dir(base), open_hf_weights(base))
 
 
 def test_a_run_without_adapters_is_no_adapter(tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from qwen3_model.config import Qwen3Config
+from qwen3_model.fused import FusedLayout
 from qwen3_model.layout import Layout, placement, shard_slices
 from qwen3_model.safetensors_file import TensorPlan, write_safetensors
 from qwen3_model.strategy import TensorLayout, encode_strategy, write_strategy
@@ -17,12 +18,45 @@ RAW = {
     "tie_word_embeddings": False, "torch_dtype": "float32",
 }  # fmt: skip
 CONFIG = Qwen3Config.from_hf(RAW)
+FUSED_NAMES = {
+    "input_layernorm": "input_layernorm", "post_attention_layernorm": "pre_mlp_layernorm",
+    "self_attn.o_proj": "self_attention.linear_proj", "self_attn.q_norm": "self_attention.q_layernorm",
+    "self_attn.k_norm": "self_attention.k_layernorm", "mlp.down_proj": "mlp.linear_fc2",
+    "self_attn.q_proj": "", "self_attn.k_proj": "", "self_attn.v_proj": "", "mlp.gate_proj": "",
+    "mlp.up_proj": "",
+}  # fmt: skip
 
 
 def whole_weights(config: Qwen3Config = CONFIG) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(5)
     shapes = config.weight_shapes().items()
     return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes}
+
+
+def fuse_by_hand(whole: dict[str, np.ndarray], layout: FusedLayout) -> dict[str, np.ndarray]:
+    """Return mindformers' weights: rows of q, k, v by groups or in turn, of gate and up in turn or not."""
+    groups = CONFIG.num_kv_heads
+    theirs = {
+        "embedding.word_embeddings.weight": whole["model.embed_tokens.weight"],
+        "decoder.final_layernorm.weight": whole["model.norm.weight"],
+        "output_layer.weight": whole["lm_head.weight"],
+    }
+    for number in range(CONFIG.num_layers):
+        ours = {name: whole[f"model.layers.{number}.{name}.weight"] for name in FUSED_NAMES}
+        for name, other in FUSED_NAMES.items():
+            if other:
+                theirs[f"decoder.layers.{number}.{other}.weight"] = ours[name]
+        parts = [ours[f"self_attn.{part}_proj"] for part in "qkv"]
+        if not layout.contiguous_qkv:
+            cut = [part.reshape(groups, -1, part.shape[1]) for part in parts]
+            parts = [part[group] for group in range(groups) for part in cut]
+        theirs[f"decoder.layers.{number}.self_attention.linear_qkv.weight"] = np.concatenate(parts)
+        pair = [ours["mlp.gate_proj"], ours["mlp.up_proj"]]
+        rows = np.stack(pair, 1).reshape(-1, CONFIG.hidden_size)
+        theirs[f"decoder.layers.{number}.mlp.linear_fc1.weight"] = (
+            rows if layout.interleaved_mlp else np.concatenate(pair)
+        )
+    return theirs
 
 
 def write_tensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:

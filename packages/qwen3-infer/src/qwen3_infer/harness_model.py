@@ -91,7 +91,12 @@ class Qwen3LM(TemplateLM):
             "adapter": self.own.adapter,
         }
         paths = {name: Path(value) for name, value in parts.items() if value is not None}
-        self.folder = open_model_folder(Path(pretrained), **paths)
+        self.folder = open_model_folder(
+            Path(pretrained),
+            checkpoint=paths.get("checkpoint"),
+            strategy=paths.get("strategy"),
+            adapter=paths.get("adapter"),
+        )
         self.tokenizer = self.folder.tokenizer
         self.batch_size = _batch_size(batch_size)
         context = self.folder.config.max_position_embeddings

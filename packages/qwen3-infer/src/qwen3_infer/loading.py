@@ -9,13 +9,13 @@ from qwen3_infer.native_kernels import NativeKernels
 from qwen3_infer.weights import open_hf_weights
 from qwen3_model.adapters import AdapterSet
 from qwen3_model.config import Qwen3Config
+from qwen3_model.fused import Tensors
 from qwen3_model.layers import Kernels
 from qwen3_model.layout import shard_slices
 from qwen3_model.loading import fill, own_slices
 from qwen3_model.lora import add_lora
 from qwen3_model.model import Qwen3ForCausalLM
 from qwen3_model.progress import Progress
-from qwen3_model.rank_tensors import RankTensors
 from qwen3_model.shards import Tp
 
 
@@ -41,7 +41,7 @@ def load_model(
 
 def build_model(
     config: Qwen3Config,
-    weights: RankTensors,
+    weights: Tensors,
     adapter: AdapterSet | None,
     kernels: Kernels,
     *,
@@ -61,7 +61,7 @@ def build_model(
     return model
 
 
-def _fill(model: Qwen3ForCausalLM, weights: RankTensors, *, quiet: bool) -> None:
+def _fill(model: Qwen3ForCausalLM, weights: Tensors, *, quiet: bool) -> None:
     parameters = dict(model.parameters_and_names())
     total_bytes = sum(parameter.nbytes for parameter in parameters.values())
     with Progress("weights", total_bytes, "B", quiet=quiet) as progress:

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen3_infer.generation_config import GenerationConfig, read_generation_config
-from qwen3_infer.weights import open_adapter, open_checkpoint_weights, open_hf_weights
+from qwen3_infer.weights import MINDFORMERS_DEFAULT, open_adapter, open_checkpoint_weights, open_hf_weights
 from qwen3_model.adapters import AdapterSet
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError, FormatError
-from qwen3_model.rank_tensors import RankTensors
+from qwen3_model.fused import FusedLayout, Tensors
 from qwen3_model.tokenizer import Qwen3Tokenizer
 
 
@@ -24,7 +24,7 @@ class ModelFolder:
     """From tokenizer.json."""
     defaults: GenerationConfig
     """From generation_config.json."""
-    weights: RankTensors
+    weights: Tensors
     """The folder's, or those of a checkpoint."""
     adapter: AdapterSet | None = None
     """LoRA's, beside the weights."""
@@ -36,6 +36,7 @@ def open_model_folder(
     checkpoint: Path | None = None,
     strategy: Path | None = None,
     adapter: Path | None = None,
+    fused_layout: FusedLayout = MINDFORMERS_DEFAULT,
 ) -> ModelFolder:
     """Open a folder and check that its parts belong together; the weights' headers only are read.
 
@@ -44,6 +45,7 @@ def open_model_folder(
         checkpoint: Other weights, see `weights`.
         strategy: Of `checkpoint`, when its strategy files are not beside it.
         adapter: PEFT's folder or a run that trained adapters.
+        fused_layout: Order of rows in mindformers' fused weights, should `checkpoint` have them.
 
     Raises:
         FormatError: The folder or a part of it is missing or damaged.
@@ -58,7 +60,7 @@ def open_model_folder(
     if checkpoint is None:
         weights = open_hf_weights(path)
     else:
-        weights = open_checkpoint_weights(checkpoint, strategy, config)
+        weights = open_checkpoint_weights(checkpoint, strategy, config, fused_layout)
     tokenizer = Qwen3Tokenizer.from_dir(path)
     if tokenizer.vocab_size > config.vocab_size:
         raise ConfigError(

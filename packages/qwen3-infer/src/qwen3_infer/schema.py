@@ -14,6 +14,8 @@ MODEL_CONFIG: dict[str, Any] = {
     "rotary_dtype": Key((str,), ("bfloat16", "float16", "float32"), effect="ascend"),
     "params_dtype": Key((str,), ("bfloat16", "float16", "float32"), effect="ascend"),
     "use_flash_attention": ASCEND, "block_size": ASCEND, "num_blocks": ASCEND,
+    # Of a checkpoint of mindformers; its shapes cannot tell.
+    "use_contiguous_weight_layout_attention": FLAG, "use_interleaved_weight_layout_mlp": FLAG,
     "use_past": NO_EFFECT, "qkv_concat": NO_EFFECT, "parallel_decoding_params": NO_EFFECT,
     "is_dynamic": NO_EFFECT, "batch_size": NO_EFFECT, "seq_length": NO_EFFECT, "type": NO_EFFECT,
     "offset": NO_EFFECT, "checkpoint_name_or_path": NO_EFFECT,

@@ -11,6 +11,7 @@ from qwen3_infer.sampling import Sampling
 from qwen3_infer.schema import FLAG_KEYS, PREDICT
 from qwen3_model.companions import find_companions
 from qwen3_model.errors import ConfigError, UsageError
+from qwen3_model.fused import FusedLayout
 from qwen3_model.run_config import RunConfig, load_run_config, parse_dotted, parse_run_config
 from qwen3_model.weight_files import is_distributed
 
@@ -29,6 +30,8 @@ class RunSettings:
     """Weights to take instead of that folder's: a run, a checkpoint of any layout, a merged one or a file."""
     strategy: Path | None
     """Where that checkpoint's strategy files are, when not beside it."""
+    fused_layout: FusedLayout
+    """Order of rows in mindformers' fused weights, should that checkpoint have them."""
     adapter: Path | None
     """A LoRA adapter: PEFT's folder, or a run that trained one."""
     model_parallel: int
@@ -130,6 +133,10 @@ def read_settings(
         model_dir=model_dir,
         load_checkpoint=checkpoint,
         strategy=paths["src_strategy_path_or_dir"],
+        fused_layout=FusedLayout(
+            contiguous_qkv=run.get("model.model_config.use_contiguous_weight_layout_attention", False),
+            interleaved_mlp=run.get("model.model_config.use_interleaved_weight_layout_mlp", True),
+        ),
         adapter=paths["adapter"],
         model_parallel=_model_parallel(run, worker_num),
         output_dir=Path(value_of("output_dir", "output")),
@@ -193,6 +200,7 @@ def open_run_folder(settings: RunSettings) -> ModelFolder:
         checkpoint=settings.load_checkpoint,
         strategy=settings.strategy,
         adapter=settings.adapter,
+        fused_layout=settings.fused_layout,
     )
 
 

@@ -19,19 +19,22 @@ from qwen3_model.adapters import (
 from qwen3_model.checkpoint_files import checkpoint_files
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError, FormatError, WeightError
+from qwen3_model.fused import FusedLayout, Tensors, unfused
 from qwen3_model.hf_folder import open_hf_folder
-from qwen3_model.rank_tensors import RankTensors, open_rank_tensors, open_whole_tensors
+from qwen3_model.rank_tensors import open_rank_tensors, open_whole_tensors
 from qwen3_model.safetensors_file import FLOAT_DTYPES, SafetensorsFile, to_float32
 from qwen3_model.weight_files import open_weight_files
 
+MINDFORMERS_DEFAULT = FusedLayout()
 MOST_NAMED = 5
 COMPARE_ROWS = 4096
 HALVES = (".lora_A.weight", ".lora_B.weight")
+FUSED_NAMES = ("decoder.", "embedding.")
 WEIGHT_NAMES = ("model.", "lm_head.")
 """Beginnings of the names of weights; a run's files have its optimizer's state and scalars besides."""
 
 
-def open_hf_weights(folder: Path) -> RankTensors:
+def open_hf_weights(folder: Path) -> Tensors:
     """Open the weights of a Hugging Face folder, whose names, shapes and dtypes must be its config's.
 
     Raises:
@@ -41,14 +44,22 @@ def open_hf_weights(folder: Path) -> RankTensors:
     return open_whole_tensors({id(file): file for file in opened.tensors.values()}.values())
 
 
-def open_checkpoint_weights(source: Path, strategy: Path | None, config: Qwen3Config) -> RankTensors:
+def open_checkpoint_weights(
+    source: Path, strategy: Path | None, config: Qwen3Config, layout: FusedLayout = MINDFORMERS_DEFAULT
+) -> Tensors:
     """Open the weights of a run, a checkpoint of any layout, a merged one or a file.
+
+    Args:
+        source: Where they are, see `open_weight_files`.
+        strategy: Strategy files that are not beside them.
+        config: Of the model.
+        layout: Order of rows in mindformers' fused weights, should they be such.
 
     Raises:
         ConfigError, FormatError: They are missing or damaged.
         WeightError: They are another model's than `config` describes.
     """
-    weights = open_weight_files(source, strategy)
+    weights = unfused(open_weight_files(source, strategy), config, layout)
     shapes = config.weight_shapes()
     problems = [f"{name} is missing" for name in shapes if name not in weights]
     for name in weights.names():
@@ -67,7 +78,7 @@ def open_checkpoint_weights(source: Path, strategy: Path | None, config: Qwen3Co
     return weights
 
 
-def open_adapter(source: Path, base: Path, config: Qwen3Config, weights: RankTensors) -> AdapterSet:
+def open_adapter(source: Path, base: Path, config: Qwen3Config, weights: Tensors) -> AdapterSet:
     """Read a LoRA adapter and check that it belongs to the base.
 
     Args:
@@ -99,6 +110,10 @@ def _read_run(source: Path, base: Path) -> AdapterSet:
     names = [name for name in tensors.names() if name.endswith(HALVES) and not name.startswith("adam_")]
     if not names:
         raise FormatError(f"{source} holds no adapter (*.lora_A.weight, *.lora_B.weight or {WEIGHTS_FILE})")
+    if any(name.startswith(FUSED_NAMES) for name in names):
+        raise FormatError(
+            f"{source} has mindformers' fused names; give what qwen3-ckpt lora export makes of it"
+        )
     trained_on = json.loads(tensors.first.metadata.get("qwen3_train", "{}")).get("base")
     if trained_on and trained_on != base_fingerprint(base):
         raise WeightError(
@@ -117,7 +132,7 @@ def _read_run(source: Path, base: Path) -> AdapterSet:
     return with_peft_embedding(pair(halves, alpha))
 
 
-def _is_equal(file: SafetensorsFile, name: str, weights: RankTensors, weight: str) -> bool:
+def _is_equal(file: SafetensorsFile, name: str, weights: Tensors, weight: str) -> bool:
     """Compare by value, some rows at a time."""
     shape = file.tensors[name].shape
     if weight not in weights or weights.shape(weight) != shape:

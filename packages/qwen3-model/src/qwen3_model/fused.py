@@ -71,6 +71,12 @@ class Tensors(Protocol):
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of the whole tensor."""
 
+    def dtype(self, name: str) -> str:
+        """Return safetensors' dtype."""
+
+    def release(self, name: str) -> None:
+        """Take what was read of a tensor out of this process's memory again."""
+
     def read(self, name: str, wanted: Slices) -> tuple[str, NDArray[Any]]:
         """Return safetensors' dtype and the wanted part."""
 
@@ -87,8 +93,7 @@ class UnfusedTensors:
             moment = next((prefix for prefix in MOMENTS if theirs.startswith(prefix)), "")
             ours = split_name(theirs.removeprefix(moment))
             for name in ours:
-                part = name.split(".")[-2].removesuffix("_proj")
-                self._sources[moment + name] = theirs, parts[part] if len(ours) > 1 else None
+                self._sources[moment + name] = theirs, parts[_part(name)] if len(ours) > 1 else None
 
     def __contains__(self, name: str) -> bool:
         return name in self._sources
@@ -102,6 +107,14 @@ class UnfusedTensors:
         theirs, runs = self._sources[name]
         shape = self._tensors.shape(theirs)
         return shape if runs is None else (sum(len(run) for run in runs), *shape[1:])
+
+    def dtype(self, name: str) -> str:
+        """Return safetensors' dtype."""
+        return self._tensors.dtype(self._sources[name][0])
+
+    def release(self, name: str) -> None:
+        """Take what was read of a tensor, and of what lies with it, out of this process's memory again."""
+        self._tensors.release(self._sources[name][0])
 
     def read(self, name: str, wanted: Slices) -> tuple[str, NDArray[Any]]:
         """Return safetensors' dtype and the wanted part, which lies in one or several runs of rows.
@@ -121,6 +134,10 @@ class UnfusedTensors:
                 dtype, piece = self._tensors.read(theirs, (rows, *wanted[1:]))
                 pieces.append(piece[:: run.step])
         return dtype, pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
+def _part(name: str) -> str:
+    return name.split(".")[-2].removesuffix("_proj")
 
 
 def unfused(tensors: RankTensors, config: Qwen3Config, layout: FusedLayout) -> Tensors:
