@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import mindspore as ms
 import numpy as np
@@ -13,10 +14,12 @@ from plan_inputs import make_settings
 
 from qwen3_model.config import SIZES
 from qwen3_model.kernels import PortableKernels
+from qwen3_model.layout import Layout
 from qwen3_model.model import Qwen3ForCausalLM
 from qwen3_train.adam_settings import AdamSettings
 from qwen3_train.memory_plan import plan_memory
 from qwen3_train.saved_tensors import head_tensors, layer_tensors, shared_tensors
+from qwen3_train.shared_adam import SharedAdamW
 from qwen3_train.step import TrainStep
 
 CONFIG = replace(
@@ -119,5 +122,16 @@ def test_parameters_and_optimizer_are_what_a_step_holds(num_micro_batches):
     )
     assert sum(weight.nbytes for weight in step.weights.values()) == memory.parameters == memory.gradients
     assert sum(moment.nbytes for moment in step.moments().values()) == memory.optimizer
-    sums = sum(total.nbytes for total in step._add.sums) if num_micro_batches > 1 else 0
+    sums = sum(total.nbytes for total in step._add.add.sums) if num_micro_batches > 1 else 0
     assert sums == memory.gradient_sums
+
+
+def test_what_zero1_holds_is_what_the_planner_counts():
+    adam = AdamSettings(beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1)
+    weights = dict(Qwen3ForCausalLM(CONFIG).parameters_and_names())
+    shared = SharedAdamW(weights, adam, SimpleNamespace(size=2, index=1))
+    settings = make_settings(model=CONFIG, layout=Layout(dp=2), parallel_optimizer=True)
+    (memory,) = plan_memory(settings)
+    assert sum(moment.nbytes for moment in (*shared.m, *shared.v)) == memory.optimizer
+    own = sum(piece.nbytes for piece, cut in zip(shared.pieces, shared.cut, strict=True) if cut)
+    assert own == memory.updated_rows > 0
