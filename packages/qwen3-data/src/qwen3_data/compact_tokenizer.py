@@ -1,8 +1,8 @@
 """A compact copy of a tokenizer.json in the user's cache, which fastokens reads in four fifths of the time.
 
-It says the same: one line instead of many, and each merge as one string, "a b", instead of a pair. The file
-`<sha256 of the original>-v1` holds two lines and the rest: the sha256 of all that follows; what the original
-says beside its model, and the size of its vocabulary, as JSON; the compact tokenizer.json.
+It says the same: one line instead of many, tokens sorted, each merge one string, "a b", instead of a pair.
+The file `<sha256 of the original>-v1` holds two lines and the rest: the sha256 of all that follows; what the
+original says beside its model, and the size of its vocabulary, as JSON; the compact tokenizer.json.
 """
 
 import hashlib
@@ -76,7 +76,9 @@ def compact_json(parsed: dict[str, Any]) -> bytes | None:
         if len(parts) != 2 or not all(parts) or any(" " in part for part in parts):
             return None
         joined.append(" ".join(parts))
-    return orjson.dumps({**parsed, "model": {**parsed["model"], "merges": joined}})
+    # In the order of their bytes, tokens go into the encoder's trees a little faster.
+    vocab = dict(sorted(parsed["model"].get("vocab", {}).items()))
+    return orjson.dumps({**parsed, "model": {**parsed["model"], "vocab": vocab, "merges": joined}})
 
 
 def _path(cache_dir: Path, sha256: str) -> Path:
