@@ -1,6 +1,6 @@
 """A worker of msrun that runs one `qwen3-infer generate` after the other: many checks for one start.
 
-Usage: many_generations_worker.py RUNS, a JSON list of lists of arguments.
+Usage: many_generations_worker.py RUNS, a JSON list of [arguments, environment of rank 1 meanwhile].
 """
 
 import json
@@ -13,5 +13,7 @@ from qwen3_infer.cli_options import Rank
 from qwen3_model.msrun.records import LOG_DIR_VARIABLE
 
 rank = Rank(number=int(os.environ["RANK_ID"]), log_dir=Path(os.environ[LOG_DIR_VARIABLE]))
-for arguments in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
+own = dict(os.environ)
+for arguments, environment in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
+    os.environ.update(own | (environment if rank.number == 1 else {}))
     main.main(["generate", *arguments], obj=rank, standalone_mode=False)

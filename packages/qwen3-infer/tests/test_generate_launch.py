@@ -112,7 +112,13 @@ def test_two_processes_generate_the_tokens_of_one(run, folder, make_demo_folder,
         alone = run(*arguments_of(kind, model, prompts, tmp_path / f"one{number}"), *extra)
         assert alone.exit_code == 0, alone.stderr
         shared = arguments_of(kind, model, prompts, tmp_path / f"two{number}")
-        runs.append([*shared, *extra, "--worker-num", "2"])
+        without_compiler = {}
+        if kind == "portable":
+            # One process cannot have native kernels, so that all do without.
+            shared.remove("--kernels")
+            shared.remove("portable")
+            without_compiler = {"PATH": "", "XDG_CACHE_HOME": str(tmp_path / "empty")}
+        runs.append([[*shared, *extra, "--worker-num", "2"], without_compiler])
     (tmp_path / "runs.json").write_text(json.dumps(runs), "utf-8")
     job = Job(
         argv=[str(HERE / "many_generations_worker.py"), str(tmp_path / "runs.json")],
@@ -121,6 +127,7 @@ def test_two_processes_generate_the_tokens_of_one(run, folder, make_demo_folder,
     )
     launch = LaunchSettings(worker_num=2, local_worker_num=2, master_port=free_port, log_dir=tmp_path / "log")
     launch_workers(job, launch)
+    assert "another process has no native kernels" in (tmp_path / "log" / NAME).read_text("utf-8")
     for number, kind in enumerate(RUNS):
         one, two = records(tmp_path / f"one{number}.jsonl"), records(tmp_path / f"two{number}.jsonl")
         for wanted, found in zip(one, two, strict=True):

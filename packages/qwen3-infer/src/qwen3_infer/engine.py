@@ -20,7 +20,7 @@ from qwen3_infer.native_kernels import NativeKernels
 from qwen3_infer.pieces import ALIGN, PIECES, round_up
 from qwen3_infer.pooled_cache import CacheCopy, PooledCache, slots
 from qwen3_infer.requests import Request
-from qwen3_infer.tensor_parallel import WholeLogits, shard_config
+from qwen3_infer.tensor_parallel import WholeLogits, is_so_everywhere, shard_config
 from qwen3_model.cache import KVCache
 from qwen3_model.kernels import make_kernels
 from qwen3_model.layers import Kernels
@@ -163,6 +163,11 @@ def make_engine(
         BuildError: Native kernels are asked for and cannot be compiled.
     """
     kernels = choose_kernels(device, note)
+    if tp is not None and device.target == "CPU":
+        is_native = isinstance(kernels, NativeKernels)
+        if not is_so_everywhere(tp, is_native) and is_native:
+            note("another process has no native kernels; going on with MindSpore's own operators in all")
+            kernels = make_kernels(device.target)
     model = load_model(folder, kernels, quiet=quiet, tp=tp)
     lengths = sorted(map(tokens_needed, requests), reverse=True)
     num_rows, num_tokens = min(limits.num_requests, len(requests)), limits.num_tokens

@@ -6,11 +6,12 @@ B rows, L new tokens a row, V vocabulary, T ranks.
 from dataclasses import replace
 
 import mindspore as ms
-from mindspore import Tensor, ops
+import numpy as np
+from mindspore import Tensor, nn, ops
 from mindspore.communication import init
 
 from qwen3_model.cache import KVCache
-from qwen3_model.collectives import make_group
+from qwen3_model.collectives import Group, make_group
 from qwen3_model.config import Qwen3Config
 from qwen3_model.model import CachedQwen3, Qwen3ForCausalLM
 from qwen3_model.shards import Shards, Tp, Whole
@@ -24,6 +25,23 @@ def join_ranks(device_target: str, num_ranks: int, rank: int) -> Tp:
         ms.set_device(device_target)
     init()
     return Shards(make_group(device_target, "tp", range(num_ranks), rank), sequence_parallel=False)
+
+
+def is_so_everywhere(tp: Tp, is_so: bool) -> bool:
+    """Return whether `is_so` holds on every rank; all of them ask at the same time."""
+    if tp.size == 1:
+        return is_so
+    total = ms.jit(_Sum(tp.group).construct)(Tensor(np.array([float(is_so)], np.float32)))
+    return round(float(total.asnumpy()[0])) == tp.size
+
+
+class _Sum(nn.Cell):
+    def __init__(self, group: Group) -> None:
+        super().__init__()
+        self.group = group
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.group.sum(x)
 
 
 def shard_config(config: Qwen3Config, tp: Tp) -> Qwen3Config:
