@@ -1,0 +1,28 @@
+"""Python reads this at its start: lets a process fail when it brings a certain file to the disk.
+
+QWEN3_TEST_FAULT is JSON: {"file": part of its temporary name, "kind": "kill", "full" or "wait",
+"marker": a path that is written when it happens}.
+"""
+
+import errno
+import json
+import os
+import signal
+import time
+
+if told := os.environ.get("QWEN3_TEST_FAULT"):
+    fault, fsync = json.loads(told), os.fsync
+
+    def faulty_fsync(descriptor):
+        name = os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))  # noqa: PTH115, PTH119
+        if fault["file"] in name and name.endswith(".tmp"):
+            with open(fault["marker"], "w", encoding="utf-8") as marker:  # noqa: PTH123
+                marker.write(str(time.time()))
+            if fault["kind"] == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if fault["kind"] == "wait":
+                time.sleep(120)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    os.fsync = faulty_fsync
