@@ -284,9 +284,8 @@ def _positive(value: int | None) -> int | None:
 
 
 def _graph_cache(config: RunConfig) -> Path | None:
-    if not config.get("context.enable_compile_cache", False):
-        return None
-    return _path(config.get("context.compile_cache_path")) or Path.home() / ".cache" / "qwen3-train"
+    path = _path(config.get("context.compile_cache_path")) or Path.home() / ".cache/qwen3-train"
+    return path if config.get("context.enable_compile_cache") else None
 
 
 def _path(text: str | None) -> Path | None:

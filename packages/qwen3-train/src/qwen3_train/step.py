@@ -6,7 +6,8 @@ sum. A pipeline stage has graphs of its own for the first of these. What other r
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields
 from typing import Any
 
 import mindspore as ms
@@ -18,6 +19,7 @@ from qwen3_model.model import Qwen3ForCausalLM
 from qwen3_train.adam_settings import AdamSettings
 from qwen3_train.batches import Batch
 from qwen3_train.gradients import AddGradients, OwnGradients, SharedGradients
+from qwen3_train.graph_cache import GraphCache
 from qwen3_train.grid import Grid, single_grid
 from qwen3_train.loss import TokenLoss, loss_arguments
 from qwen3_train.optimizer import AdamW, adam_scalars
@@ -51,8 +53,19 @@ class TrainStep:
         num_micro_batches: int,
         grid: Grid | None = None,
         shares_moments: bool = False,
+        graphs: GraphCache | None = None,
     ) -> None:
-        """Make ready for steps of `num_micro_batches`; `shares_moments` is ZeRO-1."""
+        """Make ready for steps of `num_micro_batches`.
+
+        Args:
+            model: With adapters and recomputation, should it have any; its weights may come later.
+            settings: Of AdamW.
+            max_norm: Clip the global norm to this; None for no clipping.
+            num_micro_batches: Of each step, on this replica.
+            grid: What this rank is; one process when left out.
+            shares_moments: ZeRO-1.
+            graphs: Where the graph of forward and backward pass is kept; a pipeline's stages keep none.
+        """
         self.settings, self.grid = settings, grid or single_grid(model.config)
         share_layer_graphs(model)
         # What is frozen under adapters takes no gradient.
@@ -71,6 +84,7 @@ class TrainStep:
             if self.is_alone
             else SharedGradients(self.weights, self.grid, max_norm)
         )
+        self._graphs = graphs
         self._whole: Any = None
         self._stage: PipelineStage | None = None
         if num_micro_batches == 1 and self.grid.layout.pp == 1:
@@ -101,7 +115,8 @@ class TrainStep:
 
         if self._whole is not None:
             before_pass(0)
-            loss, norm = self._whole(*scalars, *loss_arguments(micro_batches[0]))
+            with self._compiling(micro_batches[0]):
+                loss, norm = self._whole(*scalars, *loss_arguments(micro_batches[0]))
             return StepResult(float(loss.asnumpy()), float(norm.asnumpy()))
         # Float64 on the host: the sum then does not depend on how the step was cut.
         total = 0.0
@@ -110,9 +125,16 @@ class TrainStep:
         else:
             for number, batch in enumerate(micro_batches):
                 before_pass(number)
-                total += float(self._add(*loss_arguments(batch)).asnumpy())
+                with self._compiling(batch):
+                    loss = self._add(*loss_arguments(batch))
+                total += float(loss.asnumpy())
         loss, norm = self._apply(*scalars, Tensor(np.float32(total)))
         return StepResult(total if self.is_alone else float(loss.asnumpy()), float(norm.asnumpy()))
+
+    def _compiling(self, batch: Batch) -> AbstractContextManager[None]:
+        """Use the cache for the first call, which compiles."""
+        graphs, self._graphs = self._graphs, None
+        return nullcontext() if graphs is None else graphs.graph(_signature(batch))
 
     def moments(self) -> dict[str, Parameter]:
         """Return the optimizer's state under the names that checkpoints use."""
@@ -190,6 +212,11 @@ class _ApplyGradients(nn.Cell):
 
     def _clear(self, done, total, gradient):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
         return self.assign(total, ops.zeros_like(ops.depend(gradient, done)))
+
+
+def _signature(batch: Batch) -> str:
+    parts = (getattr(batch, field.name) for field in fields(batch))
+    return " ".join("None" if part is None else f"{part.dtype}{part.shape}" for part in parts)
 
 
 def _sum_of_gradients(name: str, weight: Parameter) -> Parameter:

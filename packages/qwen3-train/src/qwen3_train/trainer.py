@@ -14,6 +14,7 @@ from qwen3_model.model import Qwen3ForCausalLM
 from qwen3_train.batches import evaluation_batches, step_batches
 from qwen3_train.checkpoint import FloatTensor, TrainState
 from qwen3_train.checkpoint_writer import CheckpointWriter
+from qwen3_train.graph_cache import graph_cache
 from qwen3_train.grid import Grid, WorldSum, make_grid
 from qwen3_train.lora_base import write_adapter_config
 from qwen3_train.lora_run import start_adapters
@@ -61,6 +62,7 @@ def train(run: PreparedRun, log: RunLog, rank: int = 0) -> None:
         num_micro_batches=settings.passes,
         grid=grid,
         shares_moments=settings.parallel_optimizer,
+        graphs=graph_cache(settings, rank),
     )
     step.dropout, done = dropout, 0
     if not run.resume_paths:
