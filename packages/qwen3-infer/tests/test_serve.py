@@ -13,6 +13,10 @@ from qwen3_model.tokenizer import Qwen3Tokenizer
 
 HELLO = [{"role": "user", "content": "Hello, who are you?"}]
 SURROGATE = b'{"model": "tiny", "messages": [{"role": "user", "content": "\\ud800"}]}'
+NESTED = (
+    b'{"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "tools": [{"type": "function", '
+    b'"function": {"name": "f", "parameters": ' + b'{"a":' * 6000 + b"1" + b"}" * 6000 + b"}}]}"
+)
 TOOLS = [
     {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
 ]
@@ -193,7 +197,8 @@ def test_models_are_listed(client):
         ({"top_p": 0}, openai.BadRequestError, "top_p: must be above 0"),
         ({"n": 0}, openai.BadRequestError, "n: must be a whole number from 1"),
         ({"max_tokens": 5000}, openai.BadRequestError, "a request has room for 2048 tokens"),
-        ({"stop": [""]}, openai.BadRequestError, "none of them empty"),
+        ({"stop": [""]}, openai.BadRequestError, "of 1 to 1000 characters each"),
+        ({"stop": "long" * 300}, openai.BadRequestError, "of 1 to 1000 characters each"),
         ({"logit_bias": {"1": 5}}, openai.BadRequestError, "logit_bias: only {} is implemented here"),
         ({"frequency_penalty": 0.5}, openai.BadRequestError, "frequency_penalty: only 0"),
         ({"response_format": {"type": "json_object"}}, openai.BadRequestError, "response_format: only"),
@@ -219,6 +224,7 @@ def test_a_request_that_cannot_work_is_refused_with_its_field(client, fields, er
         (b"{}", "application/json", 400, "model: is missing"),
         (b'{"model": "tiny"}', "application/json", 400, "messages: is missing"),
         (SURROGATE, "application/json", 400, "lone surrogate"),
+        (NESTED, "application/json", 400, "nested too deeply"),
         (b"{}", "text/plain", 415, "Content-Type: application/json"),
     ],
 )

@@ -75,7 +75,7 @@ def test_a_model_that_fails_is_an_error_for_those_who_ran_and_works_for_the_next
         chat(client, "crash")
     with pytest.raises(openai.APIError, match="the model failed"):
         list(other)
-    assert "the model failed: the device is gone\n" in server.lines
+    wait_until(lambda: "the model failed: the device is gone\n" in server.lines)
     assert health(server) == (503, {"status": "failing"})
     answer = chat(client, "Good morning")
     assert answer.choices[0].message.content.startswith("Hello! I am Qwen3.")
@@ -151,6 +151,15 @@ def test_an_address_in_use_is_refused_before_the_model_is_loaded(serve_dir):
         code, text = serve("--pretrained-model-dir", serve_dir, "--port", taken.getsockname()[1])
     assert code == 2
     assert "cannot be bound: Address already in use; choose another" in text
+
+
+def test_a_key_may_have_any_letters(start_server, serve_dir):
+    script = Path(__file__).with_name("scripted_server.py")
+    locked = start_server(str(script), str(serve_dir), json.dumps({"api_key": "S\u00e9same"}))
+    request = urllib.request.Request(f"{locked.url}/v1/models")
+    request.add_header("Authorization", "Bearer S\u00e9same".encode().decode("latin-1"))
+    with urllib.request.urlopen(request) as answer:
+        assert answer.status == 200
 
 
 def test_an_empty_key_and_a_seed_of_the_server_are_refused(serve_dir, tmp_path):

@@ -110,7 +110,7 @@ class Gate:
             return
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         # In constant time, whatever the length.
-        is_right = hmac.compare_digest(key.strip().encode(), self._key)
+        is_right = hmac.compare_digest(key.strip().encode("latin-1"), self._key)
         if scheme.lower() != "bearer" or not is_right:
             raise ApiError(
                 401,

@@ -80,6 +80,8 @@ def read_chat(body: Any, service: Service) -> ApiRequest:
         )
     except Qwen3Error as error:
         raise ApiError(400, str(error), param="messages") from None
+    except RecursionError:
+        raise ApiError(400, "messages or tools are nested too deeply", param="messages") from None
     decoding = replace(
         _decoding(given, service),
         logprobs=bool(given.get("logprobs")),
@@ -166,8 +168,8 @@ def _decoding(given: Mapping[str, Any], service: Service) -> Decoding:
         values["temperature"] = folder.defaults.sampling.get("temperature", 1.0)
     stop = given.get("stop", [])
     texts = [stop] if isinstance(stop, str) else stop
-    if len(texts) > 16 or not all(isinstance(text, str) and text for text in texts):
-        raise invalid("stop", "must be a text or a list of up to 16 texts, none of them empty")
+    if len(texts) > 16 or not all(isinstance(text, str) and 0 < len(text) <= 1000 for text in texts):
+        raise invalid("stop", "must be a text or up to 16 texts, of 1 to 1000 characters each")
     stop_ids = given.get("stop_token_ids", [])
     if not all(_is_id(number, service) for number in stop_ids):
         raise invalid("stop_token_ids", f"must be whole numbers below {folder.config.vocab_size}")
