@@ -101,7 +101,7 @@ class AscendKernels:
         keys, values, _, (slots_M, rows_B, lengths_BL) = cached
         (b, length, num_heads, num_kv_heads), _, _ = plan
         h = q_RH.shape[1]
-        # Three dimensions, as documented, would be read as (B, L, K * H) by the operator's own shape inference.
+        # Three dimensions, as documented, would be read as (B, L, K * H) by the operator's shape inference.
         k_MD, v_MD = k_RH.reshape(-1, num_kv_heads * h), v_RH.reshape(-1, num_kv_heads * h)
         stored = ops.auto_generate.reshape_and_cache(k_MD, v_MD, keys, values, slots_M)
         k_BTD, v_BTD = self._rows(keys, rows_B, stored), self._rows(values, rows_B, stored)

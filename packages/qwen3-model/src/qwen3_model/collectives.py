@@ -121,11 +121,12 @@ class PortableLink(nn.Cell):
 
 
 class AscendLink:
-    """The device's own Send and Receive."""
+    """The device's own Send and Receive, each in a graph as MindSpore's documentation has them."""
 
     def __init__(self, name: str, ranks: Sequence[int], rank: int) -> None:
         self.name, self.other = name, 1 - ranks.index(rank)
-        self._send = ops.Send(sr_tag=0, dest_rank=self.other, group=name)
+        self._send = _Send(name, self.other)
+        self._receive: dict[tuple, _Receive] = {}
 
     def send(self, x: Tensor) -> None:
         """Hand `x` to the other rank."""
@@ -133,8 +134,30 @@ class AscendLink:
 
     def receive(self, shape: tuple[int, ...], dtype: ms.Type) -> Tensor:
         """Return what the other rank sends."""
-        take = ops.Receive(sr_tag=0, src_rank=self.other, shape=shape, dtype=dtype, group=self.name)
-        return take(Tensor(np.zeros(1, np.float32), dtype))
+        kind = (*shape, dtype)
+        if kind not in self._receive:
+            self._receive[kind] = _Receive(self.name, self.other, shape, dtype)
+        return self._receive[kind]()
+
+
+class _Send(nn.Cell):
+    def __init__(self, name: str, other: int) -> None:
+        super().__init__(auto_prefix=False)
+        self._give = ops.Send(sr_tag=0, dest_rank=other, group=name)
+
+    @ms.jit
+    def construct(self, x: Tensor) -> Tensor:
+        return ops.depend(x, self._give(x))
+
+
+class _Receive(nn.Cell):
+    def __init__(self, name: str, other: int, shape: tuple[int, ...], dtype: ms.Type) -> None:
+        super().__init__(auto_prefix=False)
+        self._take = ops.Receive(sr_tag=0, src_rank=other, shape=list(shape), dtype=dtype, group=name)
+
+    @ms.jit
+    def construct(self) -> Tensor:
+        return self._take()
 
 
 Link = PortableLink | AscendLink

@@ -1,7 +1,7 @@
 """The one seam between devices: the few operations that an accelerator has fused and a CPU has not.
 
-`PortableKernels` is plain mathematics in float32 and runs everywhere; `ascend_kernels` has the same methods and
-calls MindSpore's fused operators.
+`PortableKernels` is plain mathematics in float32 and runs everywhere; `ascend_kernels` has the same methods
+and calls MindSpore's fused operators.
 
 Each has a `plan`, made once a call and handed to every layer: what positions and mask come to on that device.
 

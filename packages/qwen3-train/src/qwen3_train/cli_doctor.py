@@ -1,0 +1,74 @@
+"""The `doctor` command."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from qwen3_model.cli_base import CONTEXT
+from qwen3_model.msrun.checks import LaunchSettings
+from qwen3_model.msrun.cli_options import launch_options
+
+COLOURS = {"pass": "green", "fail": "red", "skipped": "yellow"}
+
+
+@click.command(context_settings=CONTEXT)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "CPU", "Ascend"], case_sensitive=False),
+    default="auto",
+    show_default=True,
+    help="What to try; auto is Ascend where its driver is.",
+)
+@click.option(
+    "--output-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("output"),
+    show_default=True,
+    help="Where runs shall be written; the workers' logs go into its folder msrun_log.",
+)
+@click.option(
+    "--time-out", "time_out_s", default=600, show_default=True, help="Seconds for what the device does."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+@launch_options
+def doctor(
+    device: str,
+    output_dir: Path,
+    time_out_s: int,
+    make_launch: Callable[[Path], LaunchSettings],
+    *,
+    as_json: bool,
+) -> None:
+    """Check a machine before the first run: each line passes, fails with what to do, or is skipped.
+
+    Looks at versions, devices, CANN, HCCL, memory, disk and ports, then multiplies matrices on the device,
+    adds up a vector over all ranks with its bandwidth, and takes two training steps whose losses are known.
+    The exit code is 1 when a line fails.
+
+    \b
+    Example:
+      qwen3-train doctor
+      qwen3-train doctor --worker-num 8
+      qwen3-train doctor --worker-num 16 --local-worker-num 8 --master-addr 10.0.0.1 --node-rank 0
+    """
+    from qwen3_train.doctor import examine
+    from qwen3_train.settings import default_device
+
+    device = default_device() if device == "auto" else device
+    failures = 0
+    for finding in examine(device, make_launch(output_dir), output_dir, os.environ, time_out_s=time_out_s):
+        failures += finding.state == "fail"
+        if as_json:
+            click.echo(json.dumps(asdict(finding)))
+            continue
+        click.echo(
+            f"{click.style(f'{finding.state:8}', COLOURS[finding.state])}{finding.what:11} {finding.text}"
+        )
+        if finding.state == "fail":
+            click.echo(f"{'':19} -> {finding.remedy}")
+    if failures:
+        raise click.exceptions.Exit(1)

@@ -1,0 +1,203 @@
+"""What can be found out about a machine without MindSpore running: versions, devices, CANN, room, ports."""
+
+import importlib.metadata
+import os
+import re
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from qwen3_model.errors import ConfigError
+from qwen3_model.msrun.checks import LaunchSettings, check_launch, count_ascend_devices
+
+PASS, FAIL, SKIPPED = "pass", "fail", "skipped"
+OLDEST_MINDSPORE, FIRST_UNTRIED_MINDSPORE = (2, 7, 2), (2, 11)
+CANN_VARIABLES = ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME")
+CANN_DIR = Path("/usr/local/Ascend/ascend-toolkit/latest")
+LEAST_DISK_GB, LEAST_MEMORY_GB, LEAST_FILES = 5.0, 4.0, 1024
+NPU_SMI_S = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the list."""
+
+    what: str
+    state: str
+    """PASS, FAIL or SKIPPED."""
+    text: str
+    remedy: str = ""
+    """What to do about a failure."""
+
+
+def machine_findings(
+    device: str, launch: LaunchSettings, output_dir: Path, environment: Mapping[str, str]
+) -> Iterator[Finding]:
+    """Yield what this machine has and lacks for a run on `device` with these workers."""
+    yield _python()
+    yield _mindspore()
+    yield _numpy()
+    yield _packages()
+    yield from _ascend(device, launch, environment)
+    yield _memory(launch.local_worker_num)
+    yield _disk(output_dir)
+    yield _open_files()
+    yield _ports(launch)
+
+
+def _python() -> Finding:
+    version = ".".join(map(str, sys.version_info[:3]))
+    good = (3, 11) <= sys.version_info[:2] <= (3, 12)
+    return Finding(
+        "python", PASS if good else FAIL, f"{version} at {sys.executable}", "use Python 3.11 or 3.12"
+    )
+
+
+def _mindspore() -> Finding:
+    remedy = "install MindSpore 2.7.2 to 2.10 with pip into this environment"
+    version = _version("mindspore")
+    if version is None:
+        return Finding("mindspore", FAIL, "not installed", remedy)
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+    good = OLDEST_MINDSPORE <= numbers < FIRST_UNTRIED_MINDSPORE
+    return Finding("mindspore", PASS if good else FAIL, version, remedy)
+
+
+def _numpy() -> Finding:
+    version = _version("numpy") or "not installed"
+    good = version.startswith("1.")
+    return Finding("numpy", PASS if good else FAIL, version, "pip install 'numpy<2': MindSpore breaks with 2")
+
+
+def _packages() -> Finding:
+    versions = [f"{name} {_version(name)}" for name in ("qwen3-model", "qwen3-train") if _version(name)]
+    return Finding("packages", PASS, ", ".join(versions))
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _ascend(device: str, launch: LaunchSettings, environment: Mapping[str, str]) -> Iterator[Finding]:
+    if device != "Ascend":
+        for what in ("npu", "driver", "cann", "hccl"):
+            yield Finding(what, SKIPPED, "not present; this is a run on the CPU")
+        return
+    number = count_ascend_devices(environment.get("ASCEND_RT_VISIBLE_DEVICES"))
+    enough = number >= launch.local_worker_num
+    yield Finding(
+        "npu", PASS if enough else FAIL, f"{number} for {launch.local_worker_num} workers of this machine",
+        "give the container its /dev/davinci*, set ASCEND_RT_VISIBLE_DEVICES, or start fewer workers",
+    )  # fmt: skip
+    yield _driver()
+    folder = _cann_dir(environment)
+    yield _cann(folder, environment)
+    yield _hccl(folder)
+
+
+def _driver() -> Finding:
+    remedy = "install or repair the NPU driver; in a container mount /usr/local/Ascend/driver and npu-smi"
+    tool = shutil.which("npu-smi")
+    if tool is None:
+        return Finding("driver", FAIL, "npu-smi is not on PATH", remedy)
+    try:
+        done = subprocess.run([tool, "info"], capture_output=True, text=True, check=False, timeout=NPU_SMI_S)
+    except subprocess.TimeoutExpired:
+        return Finding("driver", FAIL, f"npu-smi gave no answer in {NPU_SMI_S} s", remedy)
+    said = re.search(r"Version: *(\S+)", done.stdout)
+    text = f"npu-smi {said[1]}" if said else f"npu-smi ended with code {done.returncode}"
+    return Finding("driver", PASS if done.returncode == 0 else FAIL, text, remedy)
+
+
+def _cann_dir(environment: Mapping[str, str]) -> Path:
+    named = next((environment[name] for name in CANN_VARIABLES if environment.get(name)), None)
+    return Path(named) if named else CANN_DIR
+
+
+def _cann(folder: Path, environment: Mapping[str, str]) -> Finding:
+    remedy = "install CANN (toolkit and kernels) and run `source .../ascend-toolkit/set_env.sh` before this"
+    if not folder.is_dir():
+        return Finding("cann", FAIL, f"not at {folder}", remedy)
+    if not any(environment.get(name) for name in CANN_VARIABLES):
+        return Finding("cann", FAIL, f"at {folder}, but its environment is not set", remedy)
+    version = _cann_version(folder)
+    return Finding("cann", PASS if version else FAIL, f"{version or 'of no version'} at {folder}", remedy)
+
+
+def _cann_version(folder: Path) -> str | None:
+    for path in sorted((*folder.glob("*/ascend_toolkit_install.info"), *folder.glob("version.*"))):
+        found = re.search(
+            r"(?i)version *= *\[?([^\s\]]+)", path.read_text(encoding="utf-8", errors="replace")
+        )
+        if found:
+            return found[1]
+    return None
+
+
+def _hccl(folder: Path) -> Finding:
+    libraries = sorted(folder.glob("lib64/libhccl.so")) + sorted(folder.glob("*/lib64/libhccl.so"))
+    remedy = "install the CANN toolkit whole: libhccl.so belongs to it"
+    text = str(libraries[0]) if libraries else f"no libhccl.so under {folder}"
+    return Finding("hccl", PASS if libraries else FAIL, text, remedy)
+
+
+def _memory(num_workers: int) -> Finding:
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    free_gb = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024 / 1e9
+    wanted_gb = LEAST_MEMORY_GB / 4 * (num_workers + 3)
+    return Finding(
+        "memory", PASS if free_gb >= wanted_gb else FAIL,
+        f"{free_gb:.1f} GB are free, of which {wanted_gb:.0f} are needed to start {num_workers} workers",
+        "end other processes; `qwen3-train plan` says what a run needs",
+    )  # fmt: skip
+
+
+def _disk(output_dir: Path) -> Finding:
+    folder = output_dir.absolute()
+    while not folder.is_dir():
+        folder = folder.parent
+    free_gb = shutil.disk_usage(folder).free / 1e9
+    good = free_gb >= LEAST_DISK_GB and os.access(folder, os.W_OK)
+    text = f"{free_gb:.1f} GB are free in {folder}" + ("" if os.access(folder, os.W_OK) else ", not writable")
+    return Finding("disk", PASS if good else FAIL, text, "make room, or choose another --output-dir")
+
+
+def _open_files() -> Finding:
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    good = limit == resource.RLIM_INFINITY or limit >= LEAST_FILES
+    return Finding("open files", PASS if good else FAIL, f"limit {limit}", f"ulimit -n {LEAST_FILES}")
+
+
+def _ports(launch: LaunchSettings) -> Finding:
+    where = f"{launch.master_addr}:{launch.master_port}"
+    if launch.worker_num == 1:
+        return Finding("ports", SKIPPED, "one process needs none; --worker-num N tries them")
+    try:
+        check_launch(launch)
+    except ConfigError as error:
+        return Finding("ports", FAIL, where, str(error))
+    if launch.node_rank:
+        return _reaches(launch)
+    return Finding("ports", PASS, f"{where} is free here, for the scheduler")
+
+
+def _reaches(launch: LaunchSettings) -> Finding:
+    """Whether node 0's address can be reached at all; its port opens with its own doctor."""
+    try:
+        with socket.create_connection((launch.master_addr, launch.master_port), timeout=5):
+            pass
+    except ConnectionRefusedError:
+        return Finding("ports", PASS, f"{launch.master_addr} answers; its port is not open yet")
+    except OSError as error:
+        return Finding(
+            "ports", FAIL, f"{launch.master_addr}: {error}", "open the firewall between the nodes for it"
+        )
+    return Finding("ports", PASS, f"{launch.master_addr}:{launch.master_port} answers")
