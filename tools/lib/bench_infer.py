@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).resolve()
-TORCH_SCRIPT = HERE.with_name("bench_infer_torch.py")
+TORCH_SCRIPT, LLAMA_SCRIPT = HERE.with_name("bench_infer_torch.py"), HERE.with_name("bench_infer_llama.py")
 PROMPT_TOKENS, BATCH, PREFILL_TOKENS = 16, 8, 256
 COLUMNS = ("batch 1 tok/s", "batch 8 tok/s", "prefill tok/s", "first token s", "peak GB")
 
@@ -70,8 +70,12 @@ def show(best: dict[str, dict[str, float]], weights_bytes: int, bandwidth: float
         print(f"{name:24}{cells}{share:16.0%}")
     ours, theirs = best.get("qwen3-infer native"), best.get("transformers bfloat16")
     if ours and theirs:
-        ratios = ", ".join(f"{column} {ours[column] / theirs[column]:.2f}" for column in COLUMNS[:3])
-        print(f"native / transformers bfloat16: {ratios}")
+        for name, values in best.items():
+            if name.startswith("qwen3-infer native"):
+                ratios = ", ".join(
+                    f"{column} {values[column] / theirs[column]:.2f}" for column in COLUMNS[:3]
+                )
+                print(f"{name} / transformers bfloat16: {ratios}")
 
 
 def contestants(options: argparse.Namespace, model_dir: Path) -> dict[str, list[str]]:
@@ -84,7 +88,7 @@ def contestants(options: argparse.Namespace, model_dir: Path) -> dict[str, list[
         "--threads",
         str(options.threads),
     ]
-    for kernels in ("native", "portable"):
+    for kernels in ("native", "native-bf16", "portable"):
         name = f"qwen3-infer {kernels}" + (" float32" if kernels == "portable" else "")
         found[name] = [sys.executable, str(HERE), "--child", kernels, *tail]
     if options.torch_python and options.torch_python.exists():
@@ -97,6 +101,9 @@ def contestants(options: argparse.Namespace, model_dir: Path) -> dict[str, list[
             os.environ["LLAMA_BENCH"], "-m", os.environ["LLAMA_MODEL"], "-t", str(options.threads),
             "-p", str(PREFILL_TOKENS), "-n", str(options.new_tokens), "-o", "json",
         ]  # fmt: skip
+    if os.environ.get("LLAMA_PYTHON"):
+        python, model = os.environ["LLAMA_PYTHON"], os.environ["LLAMA_MODEL"]
+        found["llama-cpp-python"] = [python, str(LLAMA_SCRIPT), "--model-dir", model, *tail[2:]]
     return {name: command for name, command in found.items() if not options.only or name in options.only}
 
 

@@ -6,7 +6,7 @@ import stat
 import numpy as np
 import pytest
 
-from qwen3_infer.native_build import BuildError, native_library
+from qwen3_infer.native_build import BuildError, native_library, require_bfloat16
 
 RTOL_F32 = 1e-5  # sums of up to a few thousand products in another order
 NUM_THREADS = 2
@@ -70,6 +70,29 @@ def test_a_row_has_the_same_bits_in_any_number_of_rows(call, num_inputs, is_bflo
         some = np.empty((count, 101), np.float32)
         call("qwen3_linear", x[most - count :].copy(), weight, some)
         np.testing.assert_array_equal(some, together[most - count :])
+
+
+@pytest.mark.parametrize(("num_inputs", "num_outputs"), [(24, 7), (1024, 101), (2085, 50)])
+def test_rounded_inputs_are_rounded_once_and_a_row_has_the_same_bits_in_any_number(
+    call, library, num_inputs, num_outputs
+):
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal((21, num_inputs)).astype(np.float32)
+    bits, wide = bfloat16(rng.standard_normal((num_outputs, num_inputs)).astype(np.float32))
+    together = np.empty((21, num_outputs), np.float32)
+    if call("qwen3_linear_rounded", x, bits, together):
+        with pytest.raises(BuildError, match="needs a processor with AVX512-BF16"):
+            require_bfloat16(library)
+        return
+    require_bfloat16(library)
+    words = x.view(np.uint32)
+    nearest = ((words + 0x7FFF + (words >> 16 & 1)) & 0xFFFF0000).view(np.float32)
+    exact = nearest.astype(np.float64) @ wide.T.astype(np.float64)
+    np.testing.assert_allclose(together, exact, rtol=0, atol=RTOL_F32 * num_inputs**0.5)
+    for count in range(1, 21):
+        some = np.empty((count, num_outputs), np.float32)
+        call("qwen3_linear_rounded", x[21 - count :].copy(), bits, some)
+        np.testing.assert_array_equal(some, together[21 - count :])
 
 
 def test_embed_widens_rows_and_refuses_ids_outside(call):

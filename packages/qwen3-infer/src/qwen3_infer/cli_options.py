@@ -46,10 +46,11 @@ MODEL_OPTIONS = (
     click.option("--device-target", type=click.Choice(["CPU", "Ascend"]), help="Device.  [default: CPU]"),
     click.option(
         "--kernels",
-        type=click.Choice(["auto", "native", "portable"]),
+        type=click.Choice(["auto", "native", "native-bf16", "portable"]),
         default="auto",
         show_default=True,
-        help="On a CPU: C++ compiled at first use, or MindSpore's operators; auto: the first that works.",
+        help="On a CPU: C++ compiled at first use, or MindSpore's operators; auto: the first that works. "
+        "native-bf16 rounds what weights multiply to bfloat16: prompts are read faster, tokens may differ.",
     ),
     click.option(
         "--threads", type=click.IntRange(1), help="Of the native kernels.  [default: OMP_NUM_THREADS or all]"

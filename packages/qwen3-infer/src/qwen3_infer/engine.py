@@ -15,7 +15,7 @@ from qwen3_infer.device import Device
 from qwen3_infer.jobs import BatchLimits, tokens_needed
 from qwen3_infer.loading import load_model
 from qwen3_infer.model_folder import ModelFolder
-from qwen3_infer.native_build import BuildError, native_library
+from qwen3_infer.native_build import BuildError, native_library, require_bfloat16
 from qwen3_infer.native_kernels import NativeKernels
 from qwen3_infer.pieces import ALIGN, PIECES, round_up
 from qwen3_infer.pooled_cache import CacheCopy, PooledCache, slots
@@ -224,9 +224,12 @@ def choose_kernels(device: Device, note: Callable[[str], None]) -> Kernels:
         ms.set_device(device.target)
     if device.target == "CPU" and device.kernels != "portable":
         try:
-            return NativeKernels(native_library(device.cache_dir, device.num_threads))
+            library = native_library(device.cache_dir, device.num_threads)
+            if device.kernels == "native-bf16":
+                require_bfloat16(library)
+            return NativeKernels(library, rounds_inputs=device.kernels == "native-bf16")
         except BuildError as error:
-            if device.kernels == "native":
+            if device.kernels != "auto":
                 raise
             note(f"{error}; going on with MindSpore's own operators, several times slower")
     return make_kernels(device.target)

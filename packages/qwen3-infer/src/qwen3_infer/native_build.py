@@ -51,6 +51,18 @@ def native_library(cache_dir: Path, num_threads: int, compilers: Sequence[str] =
     return library
 
 
+def require_bfloat16(library: Path) -> None:
+    """Raise when this processor cannot multiply bfloat16.
+
+    Raises:
+        BuildError: It cannot; the message says so.
+    """
+    if not ctypes.CDLL(str(library)).qwen3_has_bfloat16():
+        raise BuildError(
+            "--kernels native-bf16 needs a processor with AVX512-BF16, which this one has not; use native"
+        )
+
+
 def _compile(target: Path, compilers: Sequence[str]) -> None:
     found = next((path for name in compilers if (path := shutil.which(name))), None)
     if found is None:

@@ -20,15 +20,23 @@ class NativeKernels(PortableKernels):
     Keys and values are written into the cache by the operation that reads them.
     """
 
-    def __init__(self, library: Path) -> None:
-        """Take the functions of `library`, which `native_build` has made."""
+    def __init__(self, library: Path, *, rounds_inputs: bool = False) -> None:
+        """Take the functions of `library`, which `native_build` has made.
+
+        Args:
+            library: Compiled for this machine.
+            rounds_inputs: Whether products with bfloat16 weights round their inputs to bfloat16, as other
+                programs do that compute in bfloat16, for processors that multiply these twice as fast.
+        """
         super().__init__()
+        self.rounds_inputs = rounds_inputs
 
         def function(name: str, out_shape: Any) -> ops.Custom:
             return ops.Custom(f"{library}:{name}", out_shape, lambda *_: ms.float32, func_type="aot")
 
         self._embed = function("qwen3_embed", lambda w, ids: [ids[0], w[1]])
         self._linear = function("qwen3_linear", lambda x, w: [x[0], w[0]])
+        self._linear_rounded = function("qwen3_linear_rounded", lambda x, w: [x[0], w[0]])
         self._norm = function("qwen3_rms_norm", lambda x, w, eps: x)
         self._swiglu = function("qwen3_swiglu", lambda gate, up: gate)
         self._turn = function("qwen3_rotate", lambda x, cos, sin: x)
@@ -40,6 +48,8 @@ class NativeKernels(PortableKernels):
 
     def linear(self, x_MD: Tensor, weight_OD: Tensor) -> Tensor:
         """Multiply each row by the transpose of the weight, bfloat16 or float32."""
+        if self.rounds_inputs and weight_OD.dtype == ms.bfloat16:
+            return self._linear_rounded(x_MD, weight_OD)
         return self._linear(x_MD, weight_OD)
 
     def rms_norm(self, x_MD: Tensor, weight_D: Tensor, eps: float) -> Tensor:

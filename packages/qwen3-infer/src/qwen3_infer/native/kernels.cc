@@ -1,6 +1,6 @@
 // The operations of a decoder layer for a CPU, over weights that stay in bfloat16 or float32.
 //
-// What one row gets never depends on how many rows there are: every dot product is one chain of sixteen-lane
+// What one row gets never depends on how many rows there are: every dot product is one chain of register-wide
 // multiply-adds in the order of k, whichever tile computes it, and rows share nothing else. So a prompt gives the same
 // bits alone, in a batch, and cut into pieces of any length.
 //
@@ -51,6 +51,29 @@ int qwen3_linear(int num_params, void** params, int* num_dims, int64_t** shapes,
     linear<Float32>(x, static_cast<const float*>(params[1]), y, num_rows, num_inputs, num_outputs);
   else
     linear<Bfloat16>(x, static_cast<const uint16_t*>(params[1]), y, num_rows, num_inputs, num_outputs);
+  return 0;
+}
+
+// Whether this processor multiplies bfloat16.
+int qwen3_has_bfloat16() {
+#if defined(__AVX512BF16__)
+  return 1;
+#else
+  return 0;
+#endif
+}
+
+// (M, K) rounded to bfloat16 and (O, K) in bfloat16 to (M, O).
+int qwen3_linear_rounded(int num_params, void** params, int* num_dims, int64_t** shapes, const char** types, void*,
+                         void*) {
+  if (num_params != 3 || num_dims[0] != 2 || num_dims[1] != 2 || shapes[0][1] != shapes[1][1]) return 1;
+  if (is_type(types[1], "float32") || !qwen3_has_bfloat16()) return 1;
+#if defined(__AVX512BF16__)
+  linear<Rounded>(static_cast<const float*>(params[0]), static_cast<const uint16_t*>(params[1]),
+                  static_cast<float*>(params[2]), shapes[0][0], shapes[0][1], shapes[1][0]);
+#else
+  (void)params;
+#endif
   return 0;
 }
 

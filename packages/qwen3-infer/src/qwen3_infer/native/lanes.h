@@ -1,4 +1,5 @@
-// Sixteen float32 at a time, in the compiler's own vectors, so that one source serves every processor.
+// As many float32 at a time as a register has, in the compiler's own vectors, so that one source serves every
+// processor.
 
 #pragma once
 
@@ -7,19 +8,37 @@
 #include <cstring>
 #include <vector>
 
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
 #include "pool.h"
 
 namespace qwen3 {
 
+#if defined(__AVX512F__)
 constexpr int64_t kLanes = 16;
+#define QWEN3_REGISTER "+v"
+#elif defined(__AVX__)
+constexpr int64_t kLanes = 8;
+#define QWEN3_REGISTER "+x"
+#else
+constexpr int64_t kLanes = 4;
+#if defined(__x86_64__)
+#define QWEN3_REGISTER "+x"
+#elif defined(__aarch64__)
+#define QWEN3_REGISTER "+w"
+#endif
+#endif
 constexpr int64_t kSmall = 4096;  // elements below which a second thread does not pay
 
-typedef float Floats __attribute__((vector_size(64)));
-typedef uint32_t Words __attribute__((vector_size(64)));
+typedef float Floats __attribute__((vector_size(kLanes * 4)));
+typedef uint32_t Words __attribute__((vector_size(kLanes * 4)));
+typedef int32_t Ints __attribute__((vector_size(kLanes * 4)));
 
 // A load that crosses a line of the cache costs two.
 struct alignas(64) Line {
-  float lanes[kLanes];
+  float lanes[kLanes];  // shorter than the line where a register is
 };
 
 inline Floats load(const float* at) {
@@ -31,14 +50,14 @@ inline Floats load(const float* at) {
 // Keeps a value in a register, where the compiler would load it again for each of its uses, and in its place among
 // the others that are kept.
 inline void keep(Floats& value) {
-#if defined(__AVX512F__)
-  asm volatile("" : "+v"(value));
+#if defined(QWEN3_REGISTER)
+  asm volatile("" : QWEN3_REGISTER(value));
 #else
   (void)value;
 #endif
 }
 
-// Lanes of two vectors in any order: number i is of the first, 16 + i of the second.
+// Sixteen lanes of two vectors in any order: number i is of the first, 16 + i of the second.
 #if defined(__clang__)
 #define QWEN3_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
@@ -54,8 +73,9 @@ inline float sum(Floats value) {
   return lanes[0];
 }
 
-// The sums of eight vectors, the same additions as by `sum`, in the lanes 0 to 7.
-inline Floats sums_of_eight(const Floats* v) {
+// The sums of eight vectors, the same additions as by `sum`.
+inline void sums_of_eight(const Floats* v, float* sums) {
+#if defined(__AVX512F__)
   Floats halves[4], quarters[2];
   for (int i = 0; i < 4; ++i)
     halves[i] = QWEN3_SHUFFLE(v[2 * i], v[2 * i + 1], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
@@ -67,13 +87,16 @@ inline Floats sums_of_eight(const Floats* v) {
   const Floats pairs =
       QWEN3_SHUFFLE(quarters[0], quarters[1], 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29) +
       QWEN3_SHUFFLE(quarters[0], quarters[1], 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31);
-  return QWEN3_SHUFFLE(pairs, pairs, 0, 2, 4, 6, 8, 10, 12, 14, 0, 2, 4, 6, 8, 10, 12, 14) +
-         QWEN3_SHUFFLE(pairs, pairs, 1, 3, 5, 7, 9, 11, 13, 15, 1, 3, 5, 7, 9, 11, 13, 15);
+  const Floats found = QWEN3_SHUFFLE(pairs, pairs, 0, 2, 4, 6, 8, 10, 12, 14, 0, 2, 4, 6, 8, 10, 12, 14) +
+                       QWEN3_SHUFFLE(pairs, pairs, 1, 3, 5, 7, 9, 11, 13, 15, 1, 3, 5, 7, 9, 11, 13, 15);
+  std::memcpy(sums, &found, 8 * sizeof(float));
+#else
+  for (int i = 0; i < 8; ++i) sums[i] = sum(v[i]);
+#endif
 }
 
 // e to the power of each lane, to about two units in the last place; inputs beyond +-87 count as +-87.
 inline Floats exponential(Floats x) {
-  typedef int32_t Ints __attribute__((vector_size(64)));
   const Floats most = Floats{} + 87.0f, least = Floats{} - 87.0f;
   x = x > most ? most : x;
   x = x < least ? least : x;

@@ -9,15 +9,24 @@
 namespace qwen3 {
 
 constexpr int64_t kStep = 2 * kLanes;  // elements of a row of weights that one round takes
-constexpr int kSums = 24;              // of a tile: with six weights and an x they fill the registers
+// A tile's sums fill the registers, with a few weights and an x.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kSums = 24;    // of 32 registers
+constexpr int64_t kFew = 8;  // rows that meet the weights as they come from memory
+#else
+constexpr int kSums = 8;  // of 16
+constexpr int64_t kFew = 2;
+#endif
+constexpr int kTileRows = 4;
 constexpr int64_t kBlock = 1024;       // inputs at a time, so that a few rows of them fit into the first cache
 constexpr int64_t kChunk = 48;         // rows of weights that a thread takes at a time
-constexpr int64_t kFew = 8;            // rows that meet the weights as they come from memory
 constexpr int64_t kLittle = 1 << 17;   // multiply-adds below which a second thread does not pay
 
-// A weight type says how half a step of its elements becomes a vector, and in which order x must lie to match.
+// A weight type says how half a step of its elements becomes a vector, in which order x must lie to match, and how
+// many elements of x lie in the room of a float32.
 struct Bfloat16 {
   typedef uint16_t Stored;
+  static constexpr int kPerFloat = 1, kRows = kTileRows;
   template <int half>
   static inline Floats widen(const uint16_t* at) {
     Words bits;
@@ -29,22 +38,40 @@ struct Bfloat16 {
     return wide;
   }
   static inline void order(const float* x, float* packed) {
+#if defined(__AVX512F__)
     const Floats a = load(x), b = load(x + kLanes);
     const Floats even = QWEN3_SHUFFLE(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     const Floats odd = QWEN3_SHUFFLE(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
     std::memcpy(packed, &even, sizeof even);
     std::memcpy(packed + kLanes, &odd, sizeof odd);
+#else
+    for (int64_t i = 0; i < kLanes; ++i) packed[i] = x[2 * i], packed[kLanes + i] = x[2 * i + 1];
+#endif
   }
 };
 
 struct Float32 {
   typedef float Stored;
+  static constexpr int kPerFloat = 1, kRows = kTileRows;
   template <int half>
   static inline Floats widen(const float* at) {
     return load(at + half * kLanes);
   }
   static inline void order(const float* x, float* packed) { std::memcpy(packed, x, kStep * sizeof(float)); }
 };
+
+#if defined(__AVX512BF16__)
+// Bfloat16 weights and x rounded to the nearest bfloat16: the processor multiplies them two at a time, exactly, and
+// adds to float32.
+struct Rounded {
+  typedef uint16_t Stored;
+  static constexpr int kPerFloat = 2, kRows = 6;
+  static inline void order(const float* x, float* packed) {
+    const __m512bh both = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + kLanes), _mm512_loadu_ps(x));
+    std::memcpy(packed, &both, sizeof both);
+  }
+};
+#endif
 
 inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
@@ -69,6 +96,35 @@ inline void multiply(const float* x, int64_t x_stride, const typename Weight::St
   }
 }
 
+// One step: every weight meets every row.
+template <typename Weight, int M, int N>
+inline void step(const float* x, int64_t x_stride, const typename Weight::Stored* w, int64_t w_stride,
+                 Floats (&total)[M * N]) {
+#if defined(__AVX512BF16__)
+  if constexpr (Weight::kPerFloat == 2) {
+    __m512bh weights[N];
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) std::memcpy(&weights[n], w + n * w_stride, sizeof weights[n]);
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+      __m512bh a;
+      std::memcpy(&a, x + m * x_stride, sizeof a);
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) {
+        __m512 sums = (__m512)total[m * N + n];
+        sums = _mm512_dpbf16_ps(sums, weights[n], a);
+        total[m * N + n] = (Floats)sums;
+      }
+    }
+    return;
+  }
+#endif
+  if constexpr (Weight::kPerFloat == 1) {
+    multiply<Weight, 0, M, N>(x, x_stride, w, w_stride, total);
+    multiply<Weight, 1, M, N>(x, x_stride, w, w_stride, total);
+  }
+}
+
 // The inputs that a tile takes, of all of a row.
 struct Block {
   int64_t begin, size;
@@ -84,7 +140,7 @@ __attribute__((noinline)) void tile(const float* x, int64_t x_stride, const type
                                     Floats* waiting, float* y, int64_t y_stride) {
   typedef typename Weight::Stored Stored;
   const int64_t whole = block.size / kStep * kStep;
-  x += block.begin;
+  x += block.begin / Weight::kPerFloat;
   w += block.begin;
   Stored rest[N * kStep];
   if (whole < block.size)
@@ -96,32 +152,28 @@ __attribute__((noinline)) void tile(const float* x, int64_t x_stride, const type
   if (!block.is_first) std::memcpy(total, waiting, sizeof total);
   for (int64_t k = 0; k < whole; k += kStep) {
 #pragma GCC unroll 8
-    for (int i = 0; i < lines; ++i) __builtin_prefetch(next + i * num_inputs + k);
-    multiply<Weight, 0, M, N>(x + k, x_stride, w + k, num_inputs, total);
-    multiply<Weight, 1, M, N>(x + k, x_stride, w + k, num_inputs, total);
+    for (int i = 0; i < lines; ++i)
+      if (k * sizeof(Stored) % 64 == 0) __builtin_prefetch(next + i * num_inputs + k);
+    step<Weight, M, N>(x + k / Weight::kPerFloat, x_stride, w + k, num_inputs, total);
   }
-  if (whole < block.size) {
-    multiply<Weight, 0, M, N>(x + whole, x_stride, rest, kStep, total);
-    multiply<Weight, 1, M, N>(x + whole, x_stride, rest, kStep, total);
-  }
+  if (whole < block.size) step<Weight, M, N>(x + whole / Weight::kPerFloat, x_stride, rest, kStep, total);
   if (!block.is_last) {
     std::memcpy(waiting, total, sizeof total);
     return;
   }
-  float found[kSums];
+  float found[(M * N + 7) / 8 * 8];
 #pragma GCC unroll 3
   for (int i = 0; i < M * N; i += 8) {
     Floats eight[8];
 #pragma GCC unroll 8
     for (int j = 0; j < 8; ++j) eight[j] = i + j < M * N ? total[i + j < M * N ? i + j : 0] : Floats{};
-    const Floats sums = sums_of_eight(eight);
-    std::memcpy(found + i, &sums, 8 * sizeof(float));
+    sums_of_eight(eight, found + i);
   }
   for (int m = 0; m < M; ++m) std::memcpy(y + m * y_stride, found + m * N, N * sizeof(float));
 }
 
-// A tile of any number of rows that the registers take, at most kFew.
-template <typename Weight, int N, int lines, int M = (kSums / N < kFew ? kSums / N : kFew)>
+// A tile of any number of rows that the registers take, at most eight.
+template <typename Weight, int N, int lines, int M = (kSums / N < 8 ? kSums / N : 8)>
 inline void tile_of(int64_t num_rows, const float* x, int64_t x_stride, const typename Weight::Stored* w,
                     int64_t num_inputs, Block block, const typename Weight::Stored* next, Floats* waiting, float* y,
                     int64_t y_stride) {
@@ -157,12 +209,12 @@ void few_rows(const float* x, int64_t x_stride, const typename Weight::Stored* w
                           y_stride);
 }
 
-// Four rows at a time stay in the first cache while all the weights come from the second, where the first rows have
+// A few rows at a time stay in the first cache while all the weights come from the second, where the first rows have
 // brought them.
 template <typename Weight>
 void many_rows(const float* x, int64_t x_stride, const typename Weight::Stored* w, int64_t num_rows,
                int64_t num_outputs, int64_t num_inputs, float* y, int64_t y_stride) {
-  constexpr int M = 4, N = kSums / M;
+  constexpr int M = Weight::kRows, N = kSums / M;
   const Block block{0, num_inputs, true, true};
   const int64_t whole = num_outputs / N * N;
   for (int64_t m = 0; m < num_rows; m += M, x += M * x_stride, y += M * y_stride) {
@@ -184,7 +236,7 @@ void many_rows(const float* x, int64_t x_stride, const typename Weight::Stored* 
 template <typename Weight>
 void multiply_part(const float* x, int64_t x_stride, const typename Weight::Stored* w, int64_t num_rows,
                    int64_t num_outputs, int64_t num_inputs, float* y, int64_t y_stride) {
-  if (num_rows <= 4)
+  if (num_rows <= 4 && num_rows <= kFew)
     few_rows<Weight, 4>(x, x_stride, w, num_rows, num_outputs, num_inputs, y, y_stride);
   else if (num_rows <= kFew)
     few_rows<Weight, 3>(x, x_stride, w, num_rows, num_outputs, num_inputs, y, y_stride);
@@ -196,16 +248,16 @@ template <typename Weight>
 void linear(const float* x, const typename Weight::Stored* w, float* y, int64_t num_rows, int64_t num_inputs,
             int64_t num_outputs) {
   // One line more than the rows need, lest all of them fall into the same few places of the first cache.
-  const int64_t stride = round_up(num_inputs, kStep) + kLanes, whole = num_inputs / kStep * kStep;
+  const int64_t stride = round_up(num_inputs, kStep) / Weight::kPerFloat + kLanes, whole = num_inputs / kStep * kStep;
   static thread_local std::vector<Line> packed;
   if (static_cast<int64_t>(packed.size()) < num_rows * stride / kLanes) packed.resize(num_rows * stride / kLanes);
   float* const rows = packed.data()->lanes;
   for_each(num_rows, kSmall / num_inputs + 1, [=](int64_t m) {
-    for (int64_t k = 0; k < whole; k += kStep) Weight::order(x + m * num_inputs + k, rows + m * stride + k);
+    for (int64_t k = 0; k < whole; k += kStep) Weight::order(x + m * num_inputs + k, rows + m * stride + k / Weight::kPerFloat);
     if (whole < num_inputs) {
       float rest[kStep] = {};
       std::memcpy(rest, x + m * num_inputs + whole, (num_inputs - whole) * sizeof(float));
-      Weight::order(rest, rows + m * stride + whole);
+      Weight::order(rest, rows + m * stride + whole / Weight::kPerFloat);
     }
   });
   const int64_t step = num_rows * num_inputs * num_outputs < kLittle ? num_outputs : kChunk;
