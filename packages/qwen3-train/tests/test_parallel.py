@@ -1,10 +1,11 @@
 """Every layout trains as one process does: loss, gradient norm and weights of twenty steps, through msrun.
 
-A job costs twenty seconds and more (MindSpore's import and compilation in each process), so each layout runs
-once. Tied models start from random weights, untied ones from a Hugging Face folder.
+Starting processes costs most of such a test, so those of one number of ranks train all their runs in turn.
+Tied models start from random weights, untied ones from a Hugging Face folder or mindformers' weights.
 """
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -12,37 +13,76 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from plan_inputs import make_settings
 from train_inputs import TINY_MODEL, counting_documents, tiny_run, write_tokens, write_yaml
 
 from qwen3_model.checkpoint_files import choose_checkpoint
 from qwen3_model.fresh_weights import init_weights
+from qwen3_model.fused import FusedLayout, fused_shapes, mlp_runs, qkv_runs, split_name
 from qwen3_model.hf_folder import write_hf_weights
+from qwen3_model.layout import Layout
 from qwen3_model.rank_tensors import open_rank_tensors
-from qwen3_model.safetensors_file import TensorPlan
+from qwen3_model.safetensors_file import TensorPlan, open_safetensors, write_safetensors
+from qwen3_train.cli import main
+from qwen3_train.memory_plan import plan_memory
 from qwen3_train.model_settings import read_model
 from qwen3_train.run_log import read_metrics
 
+HERE = Path(__file__).parent
 # Sums in another order, at a learning rate of 0.02; largest seen: 2e-6, 3e-6 and 3e-6.
 LOSS_ATOL, NORM_RTOL, WEIGHT_ATOL = 1e-5, 1e-5, 2e-5
 MOMENT_ATOL = 1e-5
 STEPS, HALF = 20, 10
-LONGEST_S = 300
+LONGEST_S = 1200
 
+TP2, DP2 = {"model_parallel": 2}, {"data_parallel": 2}
+PP2 = {"pipeline_stage": 2, "micro_batch_num": 4}
+# name: layout, and keys besides; the moments are shared out under "zero1".
 LAYOUTS = {
-    "tp2": {"model_parallel": 2},
-    "tp2 sp": {"model_parallel": 2, "use_seq_parallel": True},
-    "dp2": {"data_parallel": 2},
-    "dp2 zero1": {"data_parallel": 2},
-    "pp2": {"pipeline_stage": 2, "micro_batch_num": 4},
-    "tp2 pp2": {"model_parallel": 2, "pipeline_stage": 2, "micro_batch_num": 4},
-    "dp2 tp2": {"data_parallel": 2, "model_parallel": 2, "use_seq_parallel": True},
-    "dp2 pp2": {"data_parallel": 2, "pipeline_stage": 2, "micro_batch_num": 2},
+    2: {
+        "tp2": (TP2, {}),
+        "tp2 sp": (TP2 | {"use_seq_parallel": True}, {}),
+        "dp2": (DP2, {}),
+        "dp2 zero1": (DP2, {}),
+        "pp2": (PP2, {}),
+    },
+    4: {
+        "tp2 pp2": (TP2 | PP2, {}),
+        "dp2 tp2 sp zero1": (DP2 | TP2 | {"use_seq_parallel": True}, {}),
+        "dp2 pp2": (DP2 | PP2 | {"micro_batch_num": 2}, {}),
+    },
 }
-# Both kinds of head under each kind of split.
-IS_TIED = {
-    "tp2": True, "tp2 sp": False, "dp2": False, "dp2 zero1": True, "pp2": True, "tp2 pp2": True,
-    "dp2 tp2": True, "dp2 pp2": False,
-}  # fmt: skip
+ONCE = {
+    "tp2 accumulated": (TP2, {"runner_config__gradient_accumulation_steps": 2}),
+    "pp2 accumulated": (PP2 | {"micro_batch_num": 2}, {"runner_config__gradient_accumulation_steps": 2}),
+    "tp2 recompute": (TP2, {"recompute_config": {"recompute": True}}),
+    "pp2 select": (PP2, {"recompute_config": {"recompute": [1, 0], "select_recompute": True}}),
+}
+# name: layout, run whose middle is gone on from, arguments
+RESUMED = {
+    2: {
+        "tp2 again": ("tp2", "tp2", ()),
+        "tp2 from dp2 zero1": ("tp2", "dp2 zero1", ()),
+        "pp2 from dp2 zero1": ("pp2", "dp2 zero1", ()),
+        "tp2 from one process": ("tp2", "single", ()),
+        # Two replicas of the old batch: 16 samples a step where there were 8.
+        "dp2 of twice the batch": ("dp2", "tp2", ("--runner_config.batch_size", "8")),
+    },
+    4: {"dp2 tp2 sp zero1 from tp2 pp2": ("dp2 tp2 sp zero1", "tp2 pp2", ())},
+}
+MOVED = [name for runs in RESUMED.values() for name, (_, _, arguments) in runs.items() if not arguments]
+RUNS = {
+    worker_num: {
+        f"{name} {kind}": (kind, parallel, changes)
+        for name, (parallel, changes) in layouts.items()
+        for kind in ("tied", "untied")
+    }
+    for worker_num, layouts in LAYOUTS.items()
+}
+RUNS[2] |= {f"{name} tied": ("tied", parallel, changes) for name, (parallel, changes) in ONCE.items()}
+RUNS[2]["tp2 mindformers untied"] = ("untied", TP2, {"load_checkpoint": "mindformers"})
+ALL = [name for runs in RUNS.values() for name in runs]
 
 
 @pytest.fixture(scope="module")
@@ -52,63 +92,131 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def hf_dir(folder):
+    """A Hugging Face folder, and beside it mindformers' merged checkpoint of the same weights."""
     config = read_model(TINY_MODEL | {"hidden_size": 32, "tie_word_embeddings": False}, None)
     path = folder / "hf"
     path.mkdir()
     (path / "config.json").write_text(json.dumps(config.to_hf()), encoding="utf-8")
     weights = dict(init_weights(config, 3))
     write_hf_weights(path, [(TensorPlan(name, "F32", a.shape), [a]) for name, a in weights.items()])
+    fused = fuse(weights, config)
+    merged = folder / "mindformers" / "unified_safe"
+    merged.mkdir(parents=True)
+    entries = [(TensorPlan(name, "F32", a.shape), [a]) for name, a in fused.items()]
+    write_safetensors(merged / "part0.safetensors", entries, {"format": "ms"})
+    told = {"weight_map": dict.fromkeys(fused, "part0.safetensors")}
+    (merged / "param_name_map.json").write_text(json.dumps(told), encoding="utf-8")
     return path
 
 
-@pytest.fixture(scope="module")
-def train(folder, hf_dir):
-    """Return a function that trains under a layout and returns the run's folder; each run happens once."""
-    prefix = write_tokens(folder / "tiny_text_document", counting_documents(260), eod_id=1)
-    finished = {}
+def fuse(weights, config):
+    runs = qkv_runs(config, FusedLayout())
+    runs |= {part: [run] for part, run in mlp_runs(config, FusedLayout()).items()}
+    fused = {}
+    for theirs, shape in fused_shapes(config).items():
+        names = split_name(theirs)
+        fused[theirs] = np.empty(shape, np.float32)
+        for name in names:
+            part = runs.get(name.split(".")[-2].removesuffix("_proj"))
+            rows = [np.arange(run.start, run.stop, run.step) for run in part or ()]
+            fused[theirs][np.concatenate(rows) if len(names) > 1 else slice(None)] = weights[name]
+    return fused
 
-    def run(name, *, is_tied, parallel=None, zero=False, changes=None):
-        key = (name, is_tied)
-        if key not in finished:
-            out = folder / f"{name} {is_tied}".replace(" ", "_")
-            values = tiny_run(out, prefix, **_run(is_tied, parallel or {}, zero, hf_dir))
-            values["train_dataset"]["data_loader"]["sizes"] = [8 * STEPS, 20, 0]
-            values |= changes or {}
-            _launch(values, folder / f"{out.name}.yaml", parallel or {})
-            finished[key] = out
-        return finished[key]
+
+@pytest.fixture(scope="module")
+def values_of(folder, hf_dir):
+    """Return a function that gives a run's YAML."""
+    prefix = write_tokens(folder / "tiny_text_document", counting_documents(260), eod_id=1)
+
+    def values(name, kind, parallel, changes):
+        passes = parallel.get("micro_batch_num", 1) * parallel.get("data_parallel", 1)
+        passes *= changes.get("runner_config__gradient_accumulation_steps", 1)
+        own = {
+            "use_parallel": bool(parallel), "parallel_config": parallel, "do_eval": True,
+            "eval_step_interval": HALF, "runner_config__batch_size": 8 // passes,
+            "parallel": {"enable_parallel_optimizer": "zero1" in name},
+            "callbacks__1__save_checkpoint_steps": HALF,
+            "model__model_config": TINY_MODEL | {"hidden_size": 32},
+        }  # fmt: skip
+        if kind == "untied":
+            own |= {"run_mode": "finetune", "pretrained_model_dir": str(hf_dir), "model__model_config": {}}
+        if changes.get("load_checkpoint"):
+            changes = changes | {"load_checkpoint": str(folder / changes["load_checkpoint"])}
+        made = tiny_run(folder / name, prefix, **(own | changes))
+        made["train_dataset"]["data_loader"]["sizes"] = [8 * STEPS, 20, 0]
+        return made
+
+    return values
+
+
+@pytest.fixture(scope="module")
+def single(folder, values_of):
+    """Return a function that trains a kind of model in one process and returns the run's folder."""
+    finished = set()
+
+    def run(kind, *arguments, name="single"):
+        out = f"{name} {kind}"
+        if out not in finished:
+            config = write_yaml(folder / f"{out}.yaml", values_of(out, kind, {}, {}))
+            result = CliRunner().invoke(main, ["launch", "--config", str(config), *arguments])
+            assert result.exit_code == 0, result.output
+            finished.add(out)
+        return folder / out
 
     return run
 
 
-def _run(is_tied, parallel, zero, hf_dir):
-    passes = parallel.get("micro_batch_num", 1) * parallel.get("data_parallel", 1)
-    changes = {
-        "use_parallel": bool(parallel), "parallel_config": parallel, "do_eval": True,
-        "parallel": {"enable_parallel_optimizer": zero}, "runner_config__batch_size": 8 // passes,
-        "callbacks__1__save_checkpoint_steps": HALF,
-        "model__model_config": TINY_MODEL | {"hidden_size": 32, "tie_word_embeddings": is_tied},
-    }  # fmt: skip
-    if not is_tied:
-        changes |= {"run_mode": "finetune", "pretrained_model_dir": str(hf_dir), "model__model_config": {}}
-    return changes
+@pytest.fixture(scope="module")
+def train(folder, values_of, single):
+    """Return a function that gives the folder of a run; those of one number of ranks train together."""
+    started = []
+
+    def run(name):
+        worker_num = next(n for n in RUNS if name in RUNS[n] or name.removesuffix(" tied") in RESUMED[n])
+        if worker_num not in started:
+            started.append(worker_num)
+            single("tied")
+            launch(folder, values_of, worker_num)
+        return folder / name
+
+    return run
 
 
-def _launch(values, config, parallel):
-    worker_num = 1
-    for axis in ("data_parallel", "model_parallel", "pipeline_stage"):
-        worker_num *= parallel.get(axis, 1)
+def launch(folder, values_of, worker_num):
+    jobs = []
+
+    def add(name, run, *arguments):
+        config = write_yaml(folder / f"{name}.yaml", values_of(name, *run))
+        jobs.append({"config": str(config), "arguments": arguments})
+
+    for name, run in RUNS[worker_num].items():
+        add(name, run)
+    for name, (layout, source, arguments) in RESUMED[worker_num].items():
+        run = RUNS[worker_num][f"{layout} tied"]
+        add(f"{name} tied", run, *from_half(folder / f"{source} tied"), *arguments)
+    path = folder / f"jobs{worker_num}.json"
+    path.write_text(json.dumps(jobs), encoding="utf-8")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    program = "from qwen3_train.cli import main; main()"
-    command = ["launch", "--config", str(write_yaml(config, values))]
-    workers = ["--worker-num", str(worker_num), "--master-port", str(port)]
+        port = str(probe.getsockname()[1])
+    bin_dir, log_dir = Path(sys.executable).parent, folder / f"log{worker_num}"
+    # Every process waits for the slowest, which may be compiling; msrun ends all when one fails.
+    environment = os.environ | {"PATH": f"{bin_dir}:{os.environ['PATH']}", "MS_CPU_COMM_OP_TIMEOUT": "600"}
     done = subprocess.run(
-        [sys.executable, "-c", program, *command, *workers],
-        capture_output=True, text=True, check=False, timeout=LONGEST_S,
+        [
+            bin_dir / "msrun", f"--worker_num={worker_num}", f"--local_worker_num={worker_num}",
+            f"--master_port={port}", f"--log_dir={log_dir}", "--join=True",
+            HERE / "many_runs_worker.py", path,
+        ],
+        env=environment, capture_output=True, text=True, check=False, timeout=LONGEST_S,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def from_half(run_dir):
+    """Return the keys that go on from the middle of a run, in another folder."""
+    half = f"qwen3_rank_0-1_{HALF}.safetensors"
+    return ["--resume_training", half, "--load_checkpoint", str(run_dir)]
 
 
 def steps_of(run_dir: Path, after: int = 0):
@@ -123,9 +231,9 @@ def tensors_of(run_dir: Path, name: str | None = None):
     return {name: held.read(name, tuple(slice(0, size) for size in held.shape(name)))[1] for name in names}
 
 
-def assert_same_run(run_dir: Path, single: Path, after: int = 0):
+def assert_same_run(run_dir: Path, single: Path, after: int = 0, last: int = STEPS):
     got, wanted = steps_of(run_dir, after), steps_of(single, after)
-    assert [line["step"] for line in got] == list(range(after + 1, STEPS + 1))
+    assert [line["step"] for line in got] == list(range(after + 1, last + 1))
     losses = [[line["loss"] for line in lines] for lines in (got, wanted)]
     norms = [[line["grad_norm"] for line in lines] for lines in (got, wanted)]
     np.testing.assert_allclose(losses[0], losses[1], rtol=0, atol=LOSS_ATOL)
@@ -138,7 +246,7 @@ def assert_same_run(run_dir: Path, single: Path, after: int = 0):
         }
         for each in (run_dir, single)
     ]
-    assert evaluations[0].keys() <= evaluations[1].keys()
+    assert evaluations[0].keys() == ({last} if after else {0, HALF, last})
     for step, value in evaluations[0].items():
         assert value == pytest.approx(evaluations[1][step], abs=LOSS_ATOL)
     tensors, whole = tensors_of(run_dir), tensors_of(single)
@@ -149,32 +257,37 @@ def assert_same_run(run_dir: Path, single: Path, after: int = 0):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_layout_trains_as_one_process_does(train, layout):
-    is_tied = IS_TIED[layout]
-    single = train("single", is_tied=is_tied)
-    assert steps_of(single)[-1]["loss"] < steps_of(single)[0]["loss"] - 1
-    zero = "zero1" in layout or layout == "dp2 tp2"
-    run_dir = train(layout, is_tied=is_tied, parallel=LAYOUTS[layout], zero=zero)
-    assert_same_run(run_dir, single)
-    num_ranks = len(choose_checkpoint(run_dir, None, None)[0])
-    for rank in range(num_ranks):
-        assert "loss: " in (run_dir / "msrun_log" / f"worker_{rank}.log").read_text(encoding="utf-8")
-    if zero:
-        held = open_rank_tensors({0: choose_checkpoint(run_dir, None, None)[0][0]})
-        name = "adam_m.model.layers.0.mlp.down_proj.weight"
-        assert held.shape(name)[0] == 16  # this replica's half of 32 rows
+@pytest.mark.parametrize("name", ALL)
+def test_a_layout_trains_as_one_process_does(train, single, name):
+    whole = single("untied" if name.endswith(" untied") else "tied")
+    assert steps_of(whole)[-1]["loss"] < steps_of(whole)[0]["loss"] - 1
+    assert_same_run(train(name), whole)
 
 
-def resumed_from_half(run_dir: Path):
-    """Return the keys that go on from the middle of a run, in another folder."""
-    return {"resume_training": f"qwen3_rank_0-1_{HALF}.safetensors", "load_checkpoint": str(run_dir)}
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALL)
+def test_each_rank_holds_what_the_planner_counts(train, name):
+    kind, parallel, _ = next(runs[name] for runs in RUNS.values() if name in runs)
+    layout = Layout(
+        dp=parallel.get("data_parallel", 1), tp=parallel.get("model_parallel", 1),
+        pp=parallel.get("pipeline_stage", 1),
+    )  # fmt: skip
+    model = read_model(TINY_MODEL | {"hidden_size": 32, "tie_word_embeddings": kind == "tied"}, None)
+    settings = make_settings(model=model, layout=layout, parallel_optimizer="zero1" in name)
+    stages = plan_memory(settings)
+    files = choose_checkpoint(train(name), layout.num_ranks, None)[0]
+    for rank, path in files.items():
+        held = {"weights": 0, "moments": 0}
+        for tensor in open_safetensors(path).tensors.values():
+            if "." in tensor.name:
+                held["moments" if tensor.name.startswith("adam_") else "weights"] += tensor.size_bytes
+        stage = stages[layout.place(rank)[0]]
+        assert held == {"weights": stage.parameters, "moments": stage.optimizer}
 
 
 @pytest.mark.slow
 def test_a_run_resumes_bit_for_bit_in_its_layout(train):
-    first = train("tp2", is_tied=True, parallel=LAYOUTS["tp2"])
-    again = train("again", is_tied=True, parallel=LAYOUTS["tp2"], changes=resumed_from_half(first))
+    first, again = train("tp2 tied"), train("tp2 again tied")
     curves = [
         [(line["step"], line["loss"], line["grad_norm"]) for line in steps_of(run_dir, HALF)]
         for run_dir in (again, first)
@@ -187,7 +300,22 @@ def test_a_run_resumes_bit_for_bit_in_its_layout(train):
 
 
 @pytest.mark.slow
-def test_a_run_resumes_under_another_layout(train):
-    first = train("dp2 zero1", is_tied=True, parallel=LAYOUTS["dp2 zero1"], zero=True)
-    other = train("other", is_tied=True, parallel=LAYOUTS["pp2"], changes=resumed_from_half(first))
-    assert_same_run(other, train("single", is_tied=True), HALF)
+@pytest.mark.parametrize("name", MOVED)
+def test_a_run_resumes_under_another_layout(train, single, name):
+    assert_same_run(train(f"{name} tied"), single("tied"), HALF)
+
+
+@pytest.mark.slow
+def test_one_process_goes_on_from_four(train, single):
+    source = train("tp2 pp2 tied")
+    moved = single("tied", *from_half(source), name="single from tp2 pp2")
+    assert_same_run(moved, single("tied"), HALF)
+
+
+@pytest.mark.slow
+def test_a_run_resumes_with_other_replicas_and_another_batch(train, single):
+    moved = train("dp2 of twice the batch tied")
+    twice = ["--runner_config.gradient_accumulation_steps", "2"]
+    whole = single("tied", *from_half(single("tied")), *twice, name="single of twice the batch")
+    # Of 160 samples ten steps took 80; five of 16 take the rest.
+    assert_same_run(moved, whole, HALF, last=15)

@@ -81,7 +81,9 @@ def make_grid(
         return [layout.rank(stage=s, replica=r, shard=t) for s in stages for r in replicas for t in shards]
 
     def group(kind: str, members: list[int]) -> Group:
-        return make_group(device_target, f"{kind}_{members[0]}_{len(members)}", members, rank)
+        # Ranks of a group lie equally far apart, so these say which; a process may have had other grids.
+        name = f"{kind}_{members[0]}_{members[-1]}_{len(members)}"
+        return make_group(device_target, name, members, rank)
 
     def link(upper: int) -> Link:
         pair = [layout.rank(stage=s, replica=replica, shard=shard) for s in (upper - 1, upper)]
