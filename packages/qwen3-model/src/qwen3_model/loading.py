@@ -111,11 +111,19 @@ def fill(parameter: Parameter, dtype: str, values: np.ndarray) -> None:
         if not np.shares_memory(target, parameter.asnumpy()):
             parameter.set_data(Tensor(target))
     elif parameter.dtype == ms.bfloat16 and dtype == "BF16":
-        parameter.set_data(Tensor(values.view(np.int16)).view(ms.bfloat16))
+        parameter.set_data(_bfloat16(values))
     else:
         target = np.empty(values.shape, np.float32)
         _convert(dtype, values, target)
         parameter.set_data(Tensor(target).astype(parameter.dtype))
+
+
+def _bfloat16(values: np.ndarray) -> Tensor:
+    """Return a tensor of the same bits."""
+    try:
+        return Tensor(values.view(np.int16)).view(ms.bfloat16)
+    except TypeError:  # MindSpore 2.7 cannot; what float32 holds of a bfloat16 is rounded back to its bits
+        return Tensor((values.astype(np.uint32) << 16).view(np.float32)).astype(ms.bfloat16)
 
 
 def _convert(dtype: str, values: np.ndarray, target_f32: np.ndarray) -> None:
