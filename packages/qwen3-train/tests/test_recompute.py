@@ -1,13 +1,23 @@
 """Parts computed again: the same numbers in less memory."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from click.testing import CliRunner
+from train_inputs import TINY_MODEL, counting_documents, tiny_run, write_tokens, write_yaml
 
 from qwen3_model.errors import ConfigError
+from qwen3_model.fresh_weights import init_weights
+from qwen3_model.hf_folder import write_hf_weights
+from qwen3_model.safetensors_file import TensorPlan
+from qwen3_train.cli import main
+from qwen3_train.model_settings import read_model
 from qwen3_train.recompute_settings import ATTENTION, SELECTED, SWIGLU, read_recompute
+from qwen3_train.run_log import read_metrics
 
 HERE = Path(__file__).parent
 
@@ -113,3 +123,31 @@ def test_recomputation_takes_less_memory(measured):
     # On a CPU whole layers are these two parts.
     for less in (selective, full):
         assert none - less > 0.5 * spared
+
+
+@pytest.mark.slow
+def test_adapters_on_separate_documents_train_alike_with_recomputation(tmp_path):
+    prefix = write_tokens(tmp_path / "tiny_text_document", counting_documents(60), eod_id=1)
+    base = tmp_path / "base"
+    base.mkdir()
+    config = read_model(TINY_MODEL, None)
+    (base / "config.json").write_text(json.dumps(config.to_hf()), encoding="utf-8")
+    weights = init_weights(config, 5)
+    write_hf_weights(base, [(TensorPlan(name, "F32", value.shape), [value]) for name, value in weights])
+    curves = {}
+    for kind, section in (("none", {}), ("full", {"recompute": True})):
+        values = tiny_run(
+            tmp_path / kind, prefix, run_mode="finetune", pretrained_model_dir=str(base),
+            recompute_config=section,
+            # Down has no adapter and is recomputed with the product before it; up has one.
+            model__model_config__pet_config={"lora_rank": 2, "target_modules": "linear_qkv|up_proj"},
+            train_dataset__data_loader__config__reset_attention_mask=True,
+            train_dataset__data_loader__config__reset_position_ids=True,
+        )  # fmt: skip
+        path = write_yaml(tmp_path / f"{kind}.yaml", values)
+        result = CliRunner().invoke(main, ["launch", "--config", str(path)])
+        assert result.exit_code == 0, result.output
+        lines = read_metrics(tmp_path / kind / "metrics.jsonl")
+        curves[kind] = [[line["loss"], line["grad_norm"]] for line in lines]
+    assert len(curves["none"]) == 6
+    np.testing.assert_allclose(curves["full"], curves["none"], rtol=1e-5)
