@@ -20,10 +20,10 @@ from weight_samples import (
 )
 
 from qwen3_infer.device import Device
-from qwen3_infer.engine import choose_kernels
+from qwen3_infer.engine import MindSporeEngine, choose_kernels
 from qwen3_infer.loading import build_model
 from qwen3_infer.weights import open_adapter, open_checkpoint_weights, open_hf_weights
-from qwen3_model.adapters import base_fingerprint, read_peft
+from qwen3_model.adapters import Adapter, AdapterSet, base_fingerprint, read_peft
 from qwen3_model.cache import KVCache
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError, FormatError, WeightError
@@ -156,6 +156,32 @@ def test_an_adapter_beside_the_weights_gives_pefts_logits(golden, tmp_path_facto
     np.testing.assert_allclose(logits["base"], told["base_logits"], rtol=0, atol=LOGITS_ATOL)
     np.testing.assert_allclose(logits["adapted"], told["logits"], rtol=0, atol=LOGITS_ATOL)
     assert np.abs(logits["adapted"] - logits["base"]).max() > 0.1
+
+
+def test_a_row_has_the_same_bits_in_any_batch_with_an_adapter_too(tmp_path, tmp_path_factory):
+    # From a width of 1024 on MindSpore's own product of a row depends on how many there are.
+    wide = {"hidden_size": 1024, "num_hidden_layers": 1, "tie_word_embeddings": True}
+    config, rng = Qwen3Config.from_hf(RAW | wide), np.random.default_rng(2)
+    whole = {name: each / np.float32(each.shape[-1]) ** 0.5 for name, each in whole_weights(config).items()}
+    weights = open_hf_weights(write_hf(tmp_path / "hf", whole, RAW | wide))
+    modules = {}
+    for name, shape in config.weight_shapes().items():
+        if len(shape) == 2:
+            a, b = shape[::-1] if "embed_tokens" not in name else shape
+            halves = (rng.standard_normal(size).astype(np.float32) for size in ((16, a), (b, 16)))
+            modules[name.removesuffix(".weight")] = Adapter(*halves)
+    cache_dir = tmp_path_factory.getbasetemp() / "cache"
+    device = Device(target="CPU", kernels="native", num_threads=1, cache_dir=cache_dir)
+    model = build_model(config, weights, AdapterSet(modules, 4.0), choose_kernels(device, pytest.fail))
+    logits = {}
+    for count in (1, 8):
+        engine = MindSporeEngine(model, count, 32)
+        for row in range(count):
+            engine.read(row * 32, [5 + row, 9, 11], 0, 32)
+        rows = np.arange(count, dtype=np.int32)
+        logits[count] = engine.decode(rows * 32, rows + 7, np.full(count, 3, np.int32))
+    np.testing.assert_array_equal(logits[1][0], logits[8][0])
+    assert np.ptp(logits[1]) > 0.1
 
 
 def test_a_runs_adapter_is_that_of_peft(golden, tmp_path):

@@ -3,18 +3,20 @@
 from pathlib import Path
 
 import mindspore as ms
+import numpy as np
 
+from qwen3_infer.adapted_embedding import AdaptedEmbedding
 from qwen3_infer.model_folder import ModelFolder
 from qwen3_infer.native_kernels import NativeKernels
 from qwen3_infer.weights import open_hf_weights
-from qwen3_model.adapters import AdapterSet
+from qwen3_model.adapters import EMBEDDING, AdapterSet
 from qwen3_model.config import Qwen3Config
 from qwen3_model.fused import Tensors
 from qwen3_model.layers import Kernels
 from qwen3_model.layout import shard_slices
 from qwen3_model.loading import fill, own_slices
 from qwen3_model.lora import add_lora
-from qwen3_model.model import Qwen3ForCausalLM
+from qwen3_model.model import Qwen3ForCausalLM, name_parameters
 from qwen3_model.progress import Progress
 from qwen3_model.shards import Tp
 
@@ -72,12 +74,21 @@ def _fill(model: Qwen3ForCausalLM, weights: Tensors, *, quiet: bool) -> None:
 
 
 def _add(model: Qwen3ForCausalLM, adapter: AdapterSet) -> None:
-    add_lora(
-        model, list(adapter.modules), rank=adapter.rank, alpha=adapter.alpha, dropout=0.0, dtype=ms.float32
-    )
+    def part(name: str, values: np.ndarray) -> np.ndarray:
+        return values[shard_slices(name, values.shape, tp=model.tp.size, shard=model.tp.index)]
+
+    linear = [module for module in adapter.modules if module != EMBEDDING]
+    add_lora(model, linear, rank=adapter.rank, alpha=adapter.alpha, dropout=0.0, dtype=ms.float32)
     parameters = dict(model.parameters_and_names())
-    for module, halves in adapter.modules.items():
+    for module in linear:
+        halves = adapter.modules[module]
         for half, values in (("A", halves.a), ("B", halves.b)):
             name = f"{module}.lora_{half}.weight"
-            part = shard_slices(name, values.shape, tp=model.tp.size, shard=model.tp.index)
-            fill(parameters[name], "F32", values[part])
+            fill(parameters[name], "F32", part(name, values))
+    if EMBEDDING in adapter.modules:
+        halves = adapter.modules[EMBEDDING]
+        own = part(f"{EMBEDDING}.lora_A.weight", halves.a)
+        model.model.embed_tokens = AdaptedEmbedding(
+            model.model.embed_tokens, own, halves.b, adapter.scale, name=EMBEDDING
+        )
+        name_parameters(model)
