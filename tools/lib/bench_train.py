@@ -32,7 +32,11 @@ COMMON = {
     "max_position_embeddings": 4096,
     "tie_word_embeddings": True,
 }
-ADAPTERS = {"rank": 8, "alpha": 16, "modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
+ADAPTED = (
+    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+    "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
+)  # fmt: skip
+ADAPTERS = {"rank": 8, "alpha": 16, "modules": ADAPTED}
 CASES: dict[str, dict] = {
     "tiny": {"model": TINY | COMMON, "tokens": 64, "steps": 50},
     "4": {"model": WIDE | COMMON, "tokens": 256, "steps": 5},
@@ -211,14 +215,16 @@ def make_step(case: dict, graph_folder: Path | None) -> "TrainStep":  # noqa: F8
     init_model(model, 1)
     if "adapters" in case:
         chosen, layers = case["adapters"], range(config.num_layers)
-        modules = [f"model.layers.{i}.self_attn.{name}" for i in layers for name in chosen["modules"]]
+        modules = [f"model.layers.{i}.{name}" for i in layers for name in chosen["modules"]]
         add_lora(model, modules, rank=chosen["rank"], alpha=chosen["alpha"], dropout=0.0)
         init_lora(model, a_init="normal", b_init="zeros", seed=1)
         for name, weight in model.parameters_and_names():
             weight.requires_grad = ".lora_" in name
     adam = case["adam"]
     settings = AdamSettings(**{key: adam[key] for key in ("beta1", "beta2", "eps", "weight_decay")})
-    graphs = GraphCache(graph_folder, json.dumps(case)) if graph_folder else None
+    # As in the trainer, adapters compile their graph anew.
+    is_kept = graph_folder and "adapters" not in case
+    graphs = GraphCache(graph_folder, json.dumps(case)) if is_kept else None
     return TrainStep(model, settings, max_norm=adam["max_norm"], num_micro_batches=1, graphs=graphs)
 
 

@@ -36,10 +36,10 @@ STEPS, HALF = 8, 4
 PET = {"pet_type": "lora", "lora_rank": 2, "lora_alpha": 4, "lora_dropout": 0.1, "target_modules": ".*"}
 NORMS = PET | {"lora_dropout": 0.0, "freeze_exclude": ["*lora*", "*norm*"]}
 
-# name: kind of model, layout; a name with zero1 shares the moments out
+# name: kind of model, layout; zero1 in a name shares the moments out, recompute computes layers anew
 RUNS = {
     2: {
-        "tp2": ("tied", {"model_parallel": 2}),
+        "tp2 recompute": ("tied", {"model_parallel": 2}),
         "pp2": ("tied", {"pipeline_stage": 2, "micro_batch_num": 2}),
         "dp2 zero1": ("tied", {"data_parallel": 2}),
         "tp2 sp norms": ("untied", {"model_parallel": 2, "use_seq_parallel": True}),
@@ -89,6 +89,7 @@ def values_of(folder, demo_tokenizer_dir):
             "use_parallel": bool(parallel), "parallel_config": parallel,
             "callbacks__1__save_checkpoint_steps": HALF, "callbacks__1__keep_checkpoint_max": 9,
             "parallel": {"enable_parallel_optimizer": "zero1" in out},
+            "recompute_config": {"recompute": "recompute" in out},
         } | changes  # fmt: skip
         if kind == "sft":
             section = loader(records, folder / "cache", seq_length=64)

@@ -62,8 +62,9 @@ class GraphCache:
 
 
 def graph_cache(settings: TrainSettings, rank: int) -> GraphCache | None:
-    """Return the cache that a run's `rank` uses, where the run has one."""
-    if settings.graph_cache is None:
+    """Return the cache that a run's `rank` uses, where the run has one; one of adapters has none."""
+    # A graph that MindSpore takes from its cache has no values for weights that do not train.
+    if settings.graph_cache is None or settings.lora is not None:
         return None
     # All settings that shape the graph; rather one too many than one too few.
     facts = (
