@@ -108,7 +108,8 @@ def test_a_run_on_conversations_learns_and_leaves_a_model_that_stops(tmp_path, d
         "True",
     )
     assert refused.exit_code == 1
-    assert "was trained on other data, order or batch size" in refused.output
+    assert "was trained on other data or in another order" in refused.output
+    assert ": empty_think was train, is mask)" in refused.output
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from qwen3_model.rank_tensors import open_rank_tensors
 from qwen3_model.safetensors_file import open_safetensors
 from qwen3_train.batch_plan import BatchPlan
 from qwen3_train.checkpoint import TrainState, read_state
-from qwen3_train.data_settings import DataSettings
+from qwen3_train.hf_settings import HfDataSettings, SftFileSettings
 from qwen3_train.settings import TrainSettings
 from qwen3_train.strategy_files import refuse_other_layout
 
@@ -74,8 +74,10 @@ def find_resumed(
 def data_facts(settings: TrainSettings) -> dict[str, Any]:
     """Return what a person would compare where two fingerprints differ."""
     data = settings.data
-    if not isinstance(data, DataSettings):
-        return {"seq_length": data.seq_length}
+    if isinstance(data, HfDataSettings):
+        return asdict(data.chat) | {"shuffle": data.shuffle, "seed": data.seed}
+    if isinstance(data, SftFileSettings):
+        return {"seq_length": data.seq_length, "shuffle": data.shuffle, "seed": data.seed}
     facts = asdict(data)
     kept = ("split", "seq_length", "seed", "pad", "eod_mask_loss", "reset_position_ids", "separate_documents")
     return {key: facts[key] for key in kept} | {
