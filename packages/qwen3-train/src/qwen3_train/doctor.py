@@ -136,7 +136,7 @@ def _judge_steps(device: str, found: dict[str, Any]) -> Iterator[Finding]:
     steps, atol = found["steps"], ATOL[device]
     losses, norm = [step["loss"] for step in steps], steps[0]["grad_norm"]
     differences = [abs(loss - known) for loss, known in zip(losses, LOSSES, strict=True)]
-    good = max(differences) <= atol and abs(norm - GRAD_NORM) <= atol * max(1.0, GRAD_NORM)
+    good = all(each <= atol for each in differences) and abs(norm - GRAD_NORM) <= atol * max(1.0, GRAD_NORM)
     known = ", ".join(f"{loss:.4f}" for loss in LOSSES)
     yield Finding(
         "step", PASS if good else FAIL,
