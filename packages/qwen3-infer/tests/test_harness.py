@@ -113,12 +113,15 @@ def compare(found, expected, where):
         (1, "batch_size=none must be a whole number", ["--tasks", TASKS, "--batch_size", "none"]),
     ],
 )
-def test_what_the_harness_cannot_do_is_one_sentence(scored, monkeypatch, code, sentence, extra):
+def test_what_the_harness_cannot_do_is_one_sentence(scored, monkeypatch, tmp_path, code, sentence, extra):
     monkeypatch.chdir(scored.tasks)
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     arguments = ["eval", "--pretrained-model-dir", str(scored.dir), "--include_path", ".", *extra]
     found = CliRunner().invoke(main, arguments)
     assert found.exit_code == code, found.output
-    assert sentence in found.stderr.splitlines()[-1]
+    assert sentence in found.stderr.splitlines()[-1], found.stderr
     assert found.stderr.splitlines()[-1].startswith("Error: ")
 
 
