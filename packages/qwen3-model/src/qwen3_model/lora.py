@@ -61,7 +61,9 @@ class LoraDropout(nn.Cell):
     def construct(self, x_MD: Tensor, salt: int, first_column: int = 0) -> Tensor:
         m, d = x_MD.shape
         rows_M = self._mix(ops.arange(m).astype(ms.int32) + self.tick * PER_TICK + salt)
-        columns_D = self._mix((ops.arange(d).astype(ms.int32) + first_column) * PER_MODULE + salt)
+        # Depending on the tick, it is no constant: MindSpore 2.7 folds products that overflow wrongly.
+        places_D = ops.depend(ops.arange(d).astype(ms.int32), self.tick) + first_column
+        columns_D = self._mix(places_D * PER_MODULE + salt)
         hash_MD = self._mix(rows_M.expand_dims(1) + columns_D.expand_dims(0))
         # The shift carries the sign along, so this lies in 0 to 2^31 - 1.
         hash_MD = self.xor(hash_MD, self.shift(hash_MD, self.fifteen))
