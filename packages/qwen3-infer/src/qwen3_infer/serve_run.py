@@ -192,6 +192,7 @@ def serve_app(
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, server.handle_exit, number, None)
         worker.start(loop)
+        door.listen(config.backlog)  # who reads the next line may connect at once
         host, port = door.getsockname()[:2]
         note(f"serving {service.name} on http://{f'[{host}]' if ':' in host else host}:{port}")
         await server.serve([door])
