@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qwen3_infer.device import Device
-from qwen3_infer.score_run import refuse_many_processes
 from qwen3_infer.settings import RunSettings, open_run_folder
 from qwen3_model.errors import ConfigError, UsageError
 
@@ -27,7 +26,6 @@ def run_harness(model: RunSettings, device: Device, arguments: Sequence[str]) ->
         raise UsageError(f"{found[0]} of lm_eval is not for use here; the model is --pretrained-model-dir")
     if not {"--tasks", "-t"} & set(named):
         raise UsageError("give the tasks as --tasks NAME, for example --tasks hellaswag,arc_easy")
-    refuse_many_processes(model)
     open_run_folder(model)
     if importlib.util.find_spec("lm_eval") is None:
         raise ConfigError(

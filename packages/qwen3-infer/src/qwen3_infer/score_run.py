@@ -11,7 +11,7 @@ from qwen3_infer.model_folder import ModelFolder
 from qwen3_infer.score_data import Document, Reading, check_sources, read_documents
 from qwen3_infer.score_windows import Score, cut_windows
 from qwen3_infer.settings import RunSettings, open_run_folder
-from qwen3_model.errors import ConfigError, FormatError, UsageError
+from qwen3_model.errors import FormatError, UsageError
 from qwen3_model.files import refuse_existing, write_text_atomically
 from qwen3_model.progress import Progress
 from qwen3_model.tokenizer import END_OF_DOCUMENT
@@ -58,7 +58,6 @@ def run_score(settings: ScoreSettings, device: Device, note: Callable[[str], Non
         if settings.output.is_dir():
             raise UsageError(f"{settings.output} is a folder; --output takes a file")
         refuse_existing(settings.output, force=settings.force)
-    refuse_many_processes(settings.model)
     folder = open_run_folder(settings.model)
     window, stride = _window(settings, folder)
     for text in check_sources(settings.data, folder):
@@ -87,15 +86,6 @@ def run_score(settings: ScoreSettings, device: Device, note: Callable[[str], Non
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         write_text_atomically(settings.output, text)
     return total
-
-
-def refuse_many_processes(model: RunSettings) -> None:
-    """Raise when the YAML shares the model out among processes."""
-    if model.model_parallel > 1:
-        raise ConfigError(
-            f"parallel_config.model_parallel={model.model_parallel}: scoring and evaluation run in one "
-            "process; set it to 1"
-        )
 
 
 def score_document(

@@ -211,7 +211,10 @@ class _ApplyGradients(nn.Cell):
         return total * 1.0
 
     def _clear(self, done, total, gradient):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        return self.assign(total, ops.zeros_like(ops.depend(gradient, done)))
+        # Not zeros_like, which is compiled into a constant as large as the weight. Of a gradient that is no
+        # number this is not zero, but there the trainer stops.
+        gradient = ops.depend(gradient, done)
+        return self.assign(total, gradient - gradient)
 
 
 def _signature(batch: Batch) -> str:
