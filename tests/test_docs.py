@@ -48,7 +48,7 @@ def any_path_exists(monkeypatch):
     real = click.Path.convert
 
     def convert(self, value, param, ctx):
-        self.exists = False
+        monkeypatch.setattr(self, "exists", False)  # the command outlives this test
         return real(self, value, param, ctx)
 
     monkeypatch.setattr(click.Path, "convert", convert)
