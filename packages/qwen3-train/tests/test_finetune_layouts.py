@@ -5,16 +5,12 @@ The micro-batches of all layouts are those of the one process, hence also what d
 """
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from many_runs import train_many
 from sft_inputs import loader, sft_run, write_records
 from train_inputs import TINY_MODEL, counting_documents, tiny_run, write_tokens, write_yaml
 
@@ -28,7 +24,6 @@ from qwen3_train.cli import main
 from qwen3_train.model_settings import read_model
 from qwen3_train.run_log import read_metrics
 
-HERE = Path(__file__).parent
 # Sums in another order, as in test_parallel; largest seen: 3e-6, 6e-7 and 3e-6.
 LOSS_ATOL, NORM_RTOL, WEIGHT_ATOL = 1e-5, 1e-5, 2e-5
 LONGEST_S = 600
@@ -170,23 +165,7 @@ def launch(folder, values_of, worker_num):
     for name, (layout, source) in RESUMED[worker_num].items():
         half = f"qwen3_rank_0-1_{HALF}.safetensors"
         add(name, layout, "--resume_training", half, "--load_checkpoint", str(folder / source))
-    path = folder / f"jobs{worker_num}.json"
-    path.write_text(json.dumps(jobs), encoding="utf-8")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    bin_dir, log_dir = Path(sys.executable).parent, folder / f"log{worker_num}"
-    # Every process waits for the slowest, which may be compiling; msrun ends all when one fails.
-    environment = os.environ | {"PATH": f"{bin_dir}:{os.environ['PATH']}", "MS_CPU_COMM_OP_TIMEOUT": "600"}
-    done = subprocess.run(
-        [
-            bin_dir / "msrun", f"--worker_num={worker_num}", f"--local_worker_num={worker_num}",
-            f"--master_port={port}", f"--log_dir={log_dir}", "--join=True",
-            HERE / "many_runs_worker.py", path,
-        ],
-        env=environment, capture_output=True, text=True, check=False, timeout=LONGEST_S,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    train_many(folder, jobs, worker_num, LONGEST_S)
 
 
 def steps_of(run_dir, after=0):

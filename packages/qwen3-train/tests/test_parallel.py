@@ -5,15 +5,12 @@ Tied models start from random weights, untied ones from a Hugging Face folder or
 """
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from many_runs import train_many
 from plan_inputs import make_settings
 from train_inputs import TINY_MODEL, counting_documents, tiny_run, write_tokens, write_yaml
 
@@ -29,7 +26,6 @@ from qwen3_train.memory_plan import plan_memory
 from qwen3_train.model_settings import read_model
 from qwen3_train.run_log import read_metrics
 
-HERE = Path(__file__).parent
 # Sums in another order, at a learning rate of 0.02; largest seen: 2e-6, 3e-6 and 3e-6.
 LOSS_ATOL, NORM_RTOL, WEIGHT_ATOL = 1e-5, 1e-5, 2e-5
 MOMENT_ATOL = 1e-5
@@ -194,23 +190,7 @@ def launch(folder, values_of, worker_num):
     for name, (layout, source, arguments) in RESUMED[worker_num].items():
         run = RUNS[worker_num][f"{layout} tied"]
         add(f"{name} tied", run, *from_half(folder / f"{source} tied"), *arguments)
-    path = folder / f"jobs{worker_num}.json"
-    path.write_text(json.dumps(jobs), encoding="utf-8")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    bin_dir, log_dir = Path(sys.executable).parent, folder / f"log{worker_num}"
-    # Every process waits for the slowest, which may be compiling; msrun ends all when one fails.
-    environment = os.environ | {"PATH": f"{bin_dir}:{os.environ['PATH']}", "MS_CPU_COMM_OP_TIMEOUT": "600"}
-    done = subprocess.run(
-        [
-            bin_dir / "msrun", f"--worker_num={worker_num}", f"--local_worker_num={worker_num}",
-            f"--master_port={port}", f"--log_dir={log_dir}", "--join=True",
-            HERE / "many_runs_worker.py", path,
-        ],
-        env=environment, capture_output=True, text=True, check=False, timeout=LONGEST_S,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    train_many(folder, jobs, worker_num, LONGEST_S)
 
 
 def from_half(run_dir):

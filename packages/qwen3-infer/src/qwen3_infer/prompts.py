@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qwen3_infer.utf8 import decode_utf8
 from qwen3_model.errors import FormatError, UsageError
 
 FILE_SUFFIXES = (".txt", ".jsonl")
@@ -63,22 +64,13 @@ def _read_file(path: Path) -> Iterator[Prompt]:
         raise FormatError(f"{path} is empty; write one prompt a line")
     for number, raw in enumerate(lines, start=1):
         where = f"{path}, line {number}"
-        line = _decode(raw.removesuffix(b"\r"), where)
+        line = decode_utf8(raw.removesuffix(b"\r"), where)
         if not line.strip():
             raise FormatError(f"{where} is blank; every line is a prompt, so remove it")
         if path.suffix.lower() == ".jsonl":
             yield _parse_request(line, where)
         else:
             yield Prompt(text=line.replace("\\n", "\n"), where=where)
-
-
-def _decode(raw: bytes, where: str) -> str:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise FormatError(
-            f"{where}: byte {error.start + 1} (0x{raw[error.start]:02x}) is no UTF-8; save the file as UTF-8"
-        ) from None
 
 
 def _parse_request(line: str, where: str) -> Prompt:

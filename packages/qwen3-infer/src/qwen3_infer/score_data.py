@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from qwen3_infer.model_folder import ModelFolder
+from qwen3_infer.utf8 import decode_utf8
 from qwen3_model.errors import ConfigError, FormatError, UsageError
 from qwen3_model.tokens import Manifest, TokenFile, open_tokens, read_manifest, sibling
 
@@ -132,7 +133,7 @@ def _of_tokens(prefix: Path, folder: ModelFolder) -> Iterator[Document]:
 
 
 def _of_text(path: Path, folder: ModelFolder, reading: Reading) -> Iterator[Document]:
-    text = _decode(path.read_bytes().removeprefix(b"\xef\xbb\xbf"), str(path))
+    text = decode_utf8(path.read_bytes().removeprefix(b"\xef\xbb\xbf"), str(path))
     if not text:
         raise FormatError(f"{path} is empty; there is nothing to score")
     yield _document(text, str(path), None, folder, reading)
@@ -143,7 +144,7 @@ def _of_json_lines(path: Path, folder: ModelFolder, reading: Reading) -> Iterato
         number = 0
         for number, raw in enumerate(file, start=1):
             where = f"{path}, line {number}"
-            line = _decode(raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw, where)
+            line = decode_utf8(raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw, where)
             if not line.strip():
                 raise FormatError(f"{where} is blank; every line is a document, so remove it")
             try:
@@ -169,12 +170,3 @@ def _document(
     except FormatError as error:
         raise FormatError(f"{where}: {error}") from None
     return Document(where=where, ids=tuple(ids), num_bytes=len(text.encode()), id=name)
-
-
-def _decode(raw: bytes, where: str) -> str:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise FormatError(
-            f"{where}: byte {error.start + 1} (0x{raw[error.start]:02x}) is no UTF-8; save the file as UTF-8"
-        ) from None

@@ -1,0 +1,17 @@
+"""Text that people give, as strict UTF-8."""
+
+from qwen3_model.errors import FormatError
+
+
+def decode_utf8(raw: bytes, where: str) -> str:
+    """Decode `raw`, which stands at `where`.
+
+    Raises:
+        FormatError: It is no UTF-8; the first such byte is named.
+    """
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise FormatError(
+            f"{where}: byte {error.start + 1} (0x{raw[error.start]:02x}) is no UTF-8; save the file as UTF-8"
+        ) from None
