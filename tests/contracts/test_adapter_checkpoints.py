@@ -14,10 +14,10 @@ from qwen3_model.fresh_weights import init_weights
 from qwen3_model.hf_folder import open_hf_folder, write_hf_weights
 from qwen3_model.layout import Layout, shard_slices
 from qwen3_model.safetensors_file import TensorPlan
-from qwen3_train.checkpoint import FloatTensor, TrainState, save_checkpoint
-from qwen3_train.lora_settings import read_lora, stage_trained
-from qwen3_train.stages import is_shared_out
-from qwen3_train.strategy_files import write_strategies
+from qwen3_train.checkpoints.checkpoint import FloatTensor, TrainState, save_checkpoint
+from qwen3_train.checkpoints.strategy_files import write_strategies
+from qwen3_train.parallel.stages import is_shared_out
+from qwen3_train.settings.lora import read_lora, stage_trained
 
 RAW = {
     "model_type": "qwen3", "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24,

@@ -12,14 +12,14 @@ from qwen3_model.config import Qwen3Config
 from qwen3_model.hf_folder import open_hf_folder
 from qwen3_model.layout import Layout, shard_slices
 from qwen3_model.safetensors_file import open_safetensors
-from qwen3_train.checkpoint import (
+from qwen3_train.checkpoints.checkpoint import (
     FloatTensor,
     TrainState,
     read_state,
     save_checkpoint,
 )
-from qwen3_train.stages import stage_names
-from qwen3_train.strategy_files import write_strategies
+from qwen3_train.checkpoints.strategy_files import write_strategies
+from qwen3_train.parallel.stages import stage_names
 
 CONFIG = Qwen3Config.from_hf({
     "model_type": "qwen3", "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24,

@@ -12,9 +12,9 @@ from qwen3_infer.cli import main as infer
 from qwen3_model.checkpoint_files import Place
 from qwen3_model.config import Qwen3Config
 from qwen3_model.layout import Layout, shard_slices
-from qwen3_train.checkpoint import FloatTensor, TrainState, save_checkpoint
-from qwen3_train.stages import stage_names
-from qwen3_train.strategy_files import write_strategies
+from qwen3_train.checkpoints.checkpoint import FloatTensor, TrainState, save_checkpoint
+from qwen3_train.checkpoints.strategy_files import write_strategies
+from qwen3_train.parallel.stages import stage_names
 
 RAW = {
     "model_type": "qwen3", "vocab_size": 4096, "hidden_size": 16, "intermediate_size": 24,

@@ -16,9 +16,9 @@ from qwen3_model.safetensors_file import TensorPlan, open_safetensors
 from qwen3_model.sft import open_sft
 from qwen3_model.tokenizer import Qwen3Tokenizer
 from qwen3_train.cli import main as train
-from qwen3_train.hf_settings import SftFileSettings, read_hf_data
-from qwen3_train.sft_prepare import open_samples
-from qwen3_train.sft_samples import make_samples
+from qwen3_train.data.sft_prepare import open_samples
+from qwen3_train.data.sft_samples import make_samples
+from qwen3_train.settings.hf_loader import SftFileSettings, read_hf_data
 
 LENGTH = 512
 ATOL_FUSED = 1e-6  # float32 sums of rank 2

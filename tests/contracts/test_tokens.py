@@ -8,8 +8,8 @@ from click.testing import CliRunner
 from qwen3_data.cli import main as data
 from qwen3_model.tokenizer import Qwen3Tokenizer
 from qwen3_model.tokens import open_tokens, read_manifest
-from qwen3_train.blend import Blend
-from qwen3_train.gpt_dataset import build_dataset
+from qwen3_train.data.blend import Blend
+from qwen3_train.data.gpt_dataset import build_dataset
 
 TEXTS = [
     "The lobster is blue.",

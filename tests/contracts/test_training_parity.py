@@ -10,8 +10,8 @@ from qwen3_model.config import Qwen3Config
 from qwen3_model.loading import fill_weights
 from qwen3_model.model import Qwen3ForCausalLM
 from qwen3_model.safetensors_file import open_safetensors
-from qwen3_train.adam_settings import AdamSettings
-from qwen3_train.batches import Batch
+from qwen3_train.data.batches import Batch
+from qwen3_train.settings.adam import AdamSettings
 from qwen3_train.step import TrainStep
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -131,8 +131,8 @@ def measure(kernels: str, model_dir: Path, new_tokens: int, threads: int) -> dic
     import mindspore as ms
 
     from qwen3_infer.device import Device
-    from qwen3_infer.engine import MindSporeEngine, choose_kernels
-    from qwen3_infer.loading import load_model
+    from qwen3_infer.engine.engine import MindSporeEngine, choose_kernels
+    from qwen3_infer.engine.loading import load_model
 
     ms.set_device("CPU")
     cache_dir = Path.home() / ".cache/qwen3-infer"
@@ -156,7 +156,7 @@ def measure(kernels: str, model_dir: Path, new_tokens: int, threads: int) -> dic
 
 
 def prefill(engine: object, ids: list[int]) -> None:
-    from qwen3_infer.pieces import cut
+    from qwen3_infer.engine.pieces import cut
 
     for start, length in cut(len(ids)):
         engine.read(0, ids[start : start + length], start, length)

@@ -285,12 +285,12 @@ def ended(process: subprocess.Popen) -> Iterator[None]:
 def generate_in_turns(model_dir: Path) -> None:
     """Be the generator: answer all requests for each line of the input."""
     from qwen3_infer.device import Device
-    from qwen3_infer.engine import make_serve_engine
-    from qwen3_infer.generator import generate
+    from qwen3_infer.engine.engine import make_serve_engine
+    from qwen3_infer.engine.sampling import Sampling
+    from qwen3_infer.generate.generator import generate
+    from qwen3_infer.generate.prompts import Prompt
     from qwen3_infer.model_folder import open_model_folder
-    from qwen3_infer.prompts import Prompt
     from qwen3_infer.requests import Request
-    from qwen3_infer.sampling import Sampling
     from qwen3_infer.settings import Decoding
 
     threads = int(os.environ["OMP_NUM_THREADS"])

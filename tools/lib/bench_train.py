@@ -174,7 +174,7 @@ def measure(case: dict, graph_folder: Path | None) -> dict:
     import mindspore as ms
     import numpy as np
 
-    from qwen3_train.batches import Batch
+    from qwen3_train.data.batches import Batch
 
     step, adam, tokens = make_step(case, graph_folder), case["adam"], case["tokens"]
     text = np.random.default_rng(0).integers(0, case["model"]["vocab_size"], (1, tokens + 1)).astype(np.int32)
@@ -204,8 +204,8 @@ def make_step(case: dict, graph_folder: Path | None) -> "TrainStep":  # noqa: F8
     from qwen3_model.loading import init_model
     from qwen3_model.lora import add_lora, init_lora
     from qwen3_model.model import Qwen3ForCausalLM
-    from qwen3_train.adam_settings import AdamSettings
     from qwen3_train.graph_cache import GraphCache
+    from qwen3_train.settings.adam import AdamSettings
     from qwen3_train.step import TrainStep
     from qwen3_train.trainer import set_up_device
 

@@ -18,9 +18,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from qwen3_infer.prompts import Prompt
+from qwen3_infer.engine.sampling import Sampling
+from qwen3_infer.generate.prompts import Prompt
 from qwen3_infer.requests import Request
-from qwen3_infer.sampling import Sampling
 from qwen3_infer.settings import Decoding
 from qwen3_model.config import Qwen3Config
 from qwen3_model.safetensors_file import TensorPlan, write_safetensors

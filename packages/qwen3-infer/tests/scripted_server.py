@@ -15,12 +15,12 @@ from pathlib import Path
 import click
 import numpy as np
 
+from qwen3_infer.engine.sampling import Sampling
+from qwen3_infer.engine.scheduler import Scheduler
 from qwen3_infer.model_folder import open_model_folder
-from qwen3_infer.sampling import Sampling
-from qwen3_infer.scheduler import Scheduler
-from qwen3_infer.serve_requests import Service
-from qwen3_infer.serve_run import ServeSettings, bound, serve_app
-from qwen3_infer.serve_worker import Worker
+from qwen3_infer.serve.requests import Service
+from qwen3_infer.serve.run import ServeSettings, bound, serve_app
+from qwen3_infer.serve.worker import Worker
 from qwen3_infer.settings import Decoding
 
 MARKUP = (

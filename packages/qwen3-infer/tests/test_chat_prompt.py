@@ -1,6 +1,6 @@
 import pytest
 
-from qwen3_infer.chat_prompt import MARK, encode_conversation
+from qwen3_infer.chat.prompt import MARK, encode_conversation
 from qwen3_model.errors import FormatError
 from qwen3_model.tokenizer import Qwen3Tokenizer
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from qwen3_infer.chat_run import Conversation
+from qwen3_infer.chat.run import Conversation
+from qwen3_infer.engine.sampling import Sampling
 from qwen3_infer.model_folder import open_model_folder
-from qwen3_infer.sampling import Sampling
 from qwen3_infer.settings import Decoding
 from qwen3_model.errors import ConfigError
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from qwen3_infer.device import Device
-from qwen3_infer.engine import MindSporeEngine, choose_kernels
-from qwen3_infer.generator import generate, run
-from qwen3_infer.loading import load_model
-from qwen3_infer.native_kernels import NativeKernels
-from qwen3_infer.pieces import PIECES, cut
-from qwen3_infer.scheduler import Scheduler
+from qwen3_infer.engine.engine import MindSporeEngine, choose_kernels
+from qwen3_infer.engine.loading import load_model
+from qwen3_infer.engine.pieces import PIECES, cut
+from qwen3_infer.engine.scheduler import Scheduler
+from qwen3_infer.generate.generator import generate, run
+from qwen3_infer.native.kernels import NativeKernels
 from qwen3_model.kernels import make_kernels
 
 KERNELS = ("portable", "native")

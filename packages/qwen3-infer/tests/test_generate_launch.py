@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from qwen3_infer.cli import main
-from qwen3_infer.shown import NAME, ShownReader, ShownWriter
+from qwen3_infer.generate.shown import NAME, ShownReader, ShownWriter
 from qwen3_model.config import Qwen3Config
 from qwen3_model.msrun.checks import LaunchSettings
 from qwen3_model.msrun.launcher import Job, launch_workers

@@ -17,9 +17,9 @@ from click.testing import CliRunner
 
 from qwen3_infer.cli import main
 from qwen3_infer.device import Device
-from qwen3_infer.engine import choose_kernels
-from qwen3_infer.loading import load_model
-from qwen3_infer.score_engine import Scorer
+from qwen3_infer.engine.engine import choose_kernels
+from qwen3_infer.engine.loading import load_model
+from qwen3_infer.evaluate.score_engine import Scorer
 from qwen3_model.tokenizer import Qwen3Tokenizer
 
 GOLDEN_DIR = Path(os.environ.get("QWEN3_GENERATIONS_DIR", Path(__file__).parent / "golden")) / "scored"

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from qwen3_infer.device import Device
-from qwen3_infer.engine import MindSporeEngine, choose_kernels
-from qwen3_infer.loading import load_model
-from qwen3_infer.native_build import BuildError
+from qwen3_infer.engine.engine import MindSporeEngine, choose_kernels
+from qwen3_infer.engine.loading import load_model
+from qwen3_infer.native.build import BuildError
 
 GOLDEN_DIR = Path(__file__).parent / "golden/tied"
 IDS = [int(number) for number in np.random.default_rng(0).integers(0, 320, 75)]

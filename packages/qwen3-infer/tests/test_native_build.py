@@ -6,7 +6,7 @@ import stat
 import numpy as np
 import pytest
 
-from qwen3_infer.native_build import BuildError, native_library, require_bfloat16
+from qwen3_infer.native.build import BuildError, native_library, require_bfloat16
 
 RTOL_F32 = 1e-5  # sums of up to a few thousand products in another order
 NUM_THREADS = 2

@@ -1,7 +1,7 @@
 import pytest
 
+from qwen3_infer.generate.prompts import Prompt
 from qwen3_infer.model_folder import open_model_folder
-from qwen3_infer.prompts import Prompt
 from qwen3_infer.requests import PromptForm, make_requests, special_texts
 from qwen3_infer.settings import make_decoding, read_settings
 from qwen3_model.errors import ConfigError, FormatError

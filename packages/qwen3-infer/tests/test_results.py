@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from qwen3_infer.generator import Completion
-from qwen3_infer.prompts import Prompt
-from qwen3_infer.results import make_record, split_reasoning, write_records, write_result_text
+from qwen3_infer.generate.generator import Completion
+from qwen3_infer.generate.prompts import Prompt
+from qwen3_infer.generate.results import make_record, split_reasoning, write_records, write_result_text
 from qwen3_model.tokenizer import Qwen3Tokenizer
 
 

@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from qwen3_infer.sampling import Sampling, choose, distribution, log_probability, make_generator, penalise
+from qwen3_infer.engine.sampling import (
+    Sampling,
+    choose,
+    distribution,
+    log_probability,
+    make_generator,
+    penalise,
+)
 from qwen3_model.errors import ConfigError
 
 # Probabilities 1/2, 1/4, 1/8, 1/16, 1/16 of tokens 2, 0, 4, 1, 3.

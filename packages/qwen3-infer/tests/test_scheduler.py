@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from qwen3_infer.pieces import ALIGN
-from qwen3_infer.scheduler import MOST_READ_BETWEEN, Scheduler
+from qwen3_infer.engine.pieces import ALIGN
+from qwen3_infer.engine.scheduler import MOST_READ_BETWEEN, Scheduler
 from qwen3_model.errors import ConfigError
 
 VOCAB = 4096

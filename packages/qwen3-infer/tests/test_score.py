@@ -15,10 +15,10 @@ from click.testing import CliRunner
 
 from qwen3_infer.cli import main
 from qwen3_infer.device import Device
-from qwen3_infer.engine import choose_kernels
-from qwen3_infer.loading import load_model
-from qwen3_infer.score_engine import Scorer
-from qwen3_infer.score_windows import Score, Window, cut_windows
+from qwen3_infer.engine.engine import choose_kernels
+from qwen3_infer.engine.loading import load_model
+from qwen3_infer.evaluate.score_engine import Scorer
+from qwen3_infer.evaluate.score_windows import Score, Window, cut_windows
 from qwen3_model.tokenizer import Qwen3Tokenizer
 from qwen3_model.tokens import HEADER, MAGIC
 

@@ -8,7 +8,7 @@ import urllib.request
 import openai
 import pytest
 
-from qwen3_infer.chat_prompt import encode_conversation
+from qwen3_infer.chat.prompt import encode_conversation
 from qwen3_model.tokenizer import Qwen3Tokenizer
 
 HELLO = [{"role": "user", "content": "Hello, who are you?"}]

@@ -20,9 +20,9 @@ from weight_samples import (
 )
 
 from qwen3_infer.device import Device
-from qwen3_infer.engine import MindSporeEngine, choose_kernels
-from qwen3_infer.loading import build_model
-from qwen3_infer.weights import open_adapter, open_checkpoint_weights, open_hf_weights
+from qwen3_infer.engine.engine import MindSporeEngine, choose_kernels
+from qwen3_infer.engine.loading import build_model
+from qwen3_infer.engine.weights import open_adapter, open_checkpoint_weights, open_hf_weights
 from qwen3_model.adapters import Adapter, AdapterSet, base_fingerprint, read_peft
 from qwen3_model.cache import KVCache
 from qwen3_model.config import Qwen3Config

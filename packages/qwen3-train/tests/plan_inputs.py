@@ -2,7 +2,7 @@
 
 from qwen3_model.config import SIZES
 from qwen3_model.layout import Layout
-from qwen3_train.plan_settings import PlanSettings
+from qwen3_train.plan.settings import PlanSettings
 
 
 def make_settings(size="0.6B", **changes):

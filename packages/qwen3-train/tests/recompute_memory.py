@@ -10,10 +10,10 @@ import numpy as np
 from qwen3_model.config import SIZES
 from qwen3_model.loading import init_model
 from qwen3_model.model import Qwen3ForCausalLM
-from qwen3_train.adam_settings import AdamSettings
-from qwen3_train.batches import Batch
+from qwen3_train.data.batches import Batch
 from qwen3_train.recompute import apply_recompute
-from qwen3_train.recompute_settings import read_recompute
+from qwen3_train.settings.adam import AdamSettings
+from qwen3_train.settings.recompute import read_recompute
 from qwen3_train.step import TrainStep
 
 SECTIONS = {"none": {}, "selective": {"select_recompute": True}, "full": {"recompute": True}}

@@ -18,9 +18,9 @@ from qwen3_model.kernels import make_kernels
 from qwen3_model.layout import Layout
 from qwen3_model.lora import add_lora
 from qwen3_model.model import Qwen3ForCausalLM
-from qwen3_train.adam_settings import AdamSettings
-from qwen3_train.batches import Batch
-from qwen3_train.grid import WorldSum, make_grid
+from qwen3_train.data.batches import Batch
+from qwen3_train.parallel.grid import WorldSum, make_grid
+from qwen3_train.settings.adam import AdamSettings
 from qwen3_train.step import Evaluation, TrainStep
 
 LENGTH = 64

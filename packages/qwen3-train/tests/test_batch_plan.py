@@ -1,6 +1,6 @@
 import pytest
 
-from qwen3_train.batch_plan import BatchPlan, Start
+from qwen3_train.data.batch_plan import BatchPlan, Start
 
 
 def plan_of(global_batch, *, num_samples=23, num_epochs=3, start=Start()):  # noqa: B008

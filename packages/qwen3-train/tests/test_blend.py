@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from qwen3_model.errors import ConfigError
-from qwen3_train.blend import (
+from qwen3_train.data.blend import (
     Blend,
     exhaustive_order,
     parse_blend,

@@ -11,14 +11,14 @@ import pytest
 from qwen3_model.checkpoint_files import Place, checkpoints_of, choose_checkpoint
 from qwen3_model.errors import ConfigError, FormatError
 from qwen3_model.safetensors_file import open_safetensors
-from qwen3_train.checkpoint import (
+from qwen3_train.checkpoints.checkpoint import (
     FloatTensor,
     TrainState,
     read_state,
     remove_old,
     save_checkpoint,
 )
-from qwen3_train.checkpoint_writer import CheckpointWriter
+from qwen3_train.checkpoints.writer import CheckpointWriter
 from qwen3_train.run_folder import replaced_run, restore_replaced
 
 
@@ -120,8 +120,8 @@ from pathlib import Path
 import numpy as np
 import qwen3_model.files as files, qwen3_model.safetensors_file as format
 from qwen3_model.checkpoint_files import Place
-from qwen3_train.checkpoint import FloatTensor, TrainState
-from qwen3_train.checkpoint_writer import CheckpointWriter
+from qwen3_train.checkpoints.checkpoint import FloatTensor, TrainState
+from qwen3_train.checkpoints.writer import CheckpointWriter
 
 kind, folder, in_thread = sys.argv[1], Path(sys.argv[2]), sys.argv[3] == "True"
 

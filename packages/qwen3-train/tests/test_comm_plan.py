@@ -1,8 +1,8 @@
 from plan_inputs import make_settings
 
 from qwen3_model.layout import Layout
-from qwen3_train.adapter_shapes import Adapters
-from qwen3_train.comm_plan import plan_traffic
+from qwen3_train.lora.shapes import Adapters
+from qwen3_train.plan.communication import plan_traffic
 
 
 def traffic(size, stage=0, **changes):

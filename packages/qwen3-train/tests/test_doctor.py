@@ -10,8 +10,9 @@ from dataclasses import replace
 import pytest
 
 from qwen3_model.msrun.checks import LaunchSettings
-from qwen3_train import doctor, doctor_checks
-from qwen3_train.doctor_checks import FAIL, PASS, SKIPPED, machine_findings
+from qwen3_train.doctor import checks as doctor_checks
+from qwen3_train.doctor import doctor
+from qwen3_train.doctor.checks import FAIL, PASS, SKIPPED, machine_findings
 
 LONGEST_S = 300
 PROGRAM = "from qwen3_train.cli import main; main()"

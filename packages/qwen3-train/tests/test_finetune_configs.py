@@ -10,8 +10,8 @@ from qwen3_model.errors import ConfigError
 from qwen3_model.run_config import load_run_config
 from qwen3_train.cli import main
 from qwen3_train.launch import read_config
-from qwen3_train.schema import TRAIN
-from qwen3_train.settings import read_settings
+from qwen3_train.settings.run import read_settings
+from qwen3_train.settings.schema import TRAIN
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs/qwen3"
 SIZES = ("0.6b", "1.7b", "4b", "8b", "14b", "32b")

@@ -21,8 +21,8 @@ from qwen3_model.rank_tensors import open_rank_tensors, strategy_path
 from qwen3_model.safetensors_file import TensorPlan, open_safetensors
 from qwen3_model.strategy import read_strategy
 from qwen3_train.cli import main
-from qwen3_train.model_settings import read_model
-from qwen3_train.run_log import read_metrics
+from qwen3_train.reports.run_log import read_metrics
+from qwen3_train.settings.model import read_model
 
 # Sums in another order, as in test_parallel; largest seen: 3e-6, 6e-7 and 3e-6.
 LOSS_ATOL, NORM_RTOL, WEIGHT_ATOL = 1e-5, 1e-5, 2e-5

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from qwen3_train import gpt_index
-from qwen3_train.gpt_index import build_sample_index
+from qwen3_train.data import gpt_index
+from qwen3_train.data.gpt_index import build_sample_index
 
 
 def reference_index(lengths, sequences, seq_length, num_samples, seed):

@@ -5,7 +5,7 @@ from sft_inputs import RECORDS, loader, sft_run, write_records
 from train_inputs import counting_documents, tiny_run, write_tokens, write_yaml
 
 from qwen3_train.cli import main
-from qwen3_train.inspect_data import LEARNED, RESET
+from qwen3_train.data.inspect import LEARNED, RESET
 
 
 def inspect(tmp_path, values, *arguments):

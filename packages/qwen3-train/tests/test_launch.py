@@ -18,8 +18,8 @@ from qwen3_model.hf_folder import write_hf_weights
 from qwen3_model.safetensors_file import TensorPlan, open_safetensors
 from qwen3_model.strategy import read_strategy
 from qwen3_train.cli import main
-from qwen3_train.model_settings import read_model
-from qwen3_train.run_log import read_metrics
+from qwen3_train.reports.run_log import read_metrics
+from qwen3_train.settings.model import read_model
 
 
 @pytest.fixture

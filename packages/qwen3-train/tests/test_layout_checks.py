@@ -4,8 +4,8 @@ import pytest
 
 from qwen3_model.config import SIZES
 from qwen3_model.layout import Layout
-from qwen3_train.layout_checks import batch_problems, layout_problems, process_problems
-from qwen3_train.stages import balanced_offset, stage_layers, stage_names, stage_weights
+from qwen3_train.parallel.layout_checks import batch_problems, layout_problems, process_problems
+from qwen3_train.parallel.stages import balanced_offset, stage_layers, stage_names, stage_weights
 
 BIG = SIZES["32B"]
 

@@ -6,10 +6,10 @@ from plan_inputs import make_settings
 
 from qwen3_model.config import SIZES
 from qwen3_model.layout import Layout, shard_slices
-from qwen3_train.adapter_shapes import Adapters
-from qwen3_train.memory_plan import micro_batches_in_flight, optimizer_elements, plan_memory
-from qwen3_train.saved_tensors import layer_tensors
-from qwen3_train.stages import stage_names
+from qwen3_train.lora.shapes import Adapters
+from qwen3_train.parallel.stages import stage_names
+from qwen3_train.plan.memory import micro_batches_in_flight, optimizer_elements, plan_memory
+from qwen3_train.plan.saved_tensors import layer_tensors
 
 GIB = 2**30
 

@@ -22,9 +22,9 @@ from qwen3_model.layout import Layout
 from qwen3_model.rank_tensors import open_rank_tensors
 from qwen3_model.safetensors_file import TensorPlan, open_safetensors, write_safetensors
 from qwen3_train.cli import main
-from qwen3_train.memory_plan import plan_memory
-from qwen3_train.model_settings import read_model
-from qwen3_train.run_log import read_metrics
+from qwen3_train.plan.memory import plan_memory
+from qwen3_train.reports.run_log import read_metrics
+from qwen3_train.settings.model import read_model
 
 # Sums in another order, at a learning rate of 0.02; largest seen: 2e-6, 3e-6 and 3e-6.
 LOSS_ATOL, NORM_RTOL, WEIGHT_ATOL = 1e-5, 1e-5, 2e-5

@@ -15,9 +15,9 @@ from qwen3_model.fresh_weights import init_weights
 from qwen3_model.hf_folder import write_hf_weights
 from qwen3_model.safetensors_file import TensorPlan
 from qwen3_train.cli import main
-from qwen3_train.model_settings import read_model
-from qwen3_train.recompute_settings import ATTENTION, SELECTED, SWIGLU, read_recompute
-from qwen3_train.run_log import read_metrics
+from qwen3_train.reports.run_log import read_metrics
+from qwen3_train.settings.model import read_model
+from qwen3_train.settings.recompute import ATTENTION, SELECTED, SWIGLU, read_recompute
 
 HERE = Path(__file__).parent
 

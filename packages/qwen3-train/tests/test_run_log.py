@@ -2,7 +2,7 @@
 
 import io
 
-from qwen3_train.run_log import RunLog
+from qwen3_train.reports.run_log import RunLog
 
 
 def test_a_quiet_log_keeps_its_lines_from_the_terminal_but_not_its_warnings(tmp_path):

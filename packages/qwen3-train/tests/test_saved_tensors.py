@@ -16,10 +16,10 @@ from qwen3_model.config import SIZES
 from qwen3_model.kernels import PortableKernels
 from qwen3_model.layout import Layout
 from qwen3_model.model import Qwen3ForCausalLM
-from qwen3_train.adam_settings import AdamSettings
-from qwen3_train.memory_plan import plan_memory
-from qwen3_train.saved_tensors import head_tensors, layer_tensors, shared_tensors
-from qwen3_train.shared_adam import SharedAdamW
+from qwen3_train.parallel.shared_adam import SharedAdamW
+from qwen3_train.plan.memory import plan_memory
+from qwen3_train.plan.saved_tensors import head_tensors, layer_tensors, shared_tensors
+from qwen3_train.settings.adam import AdamSettings
 from qwen3_train.step import TrainStep
 
 CONFIG = replace(

@@ -9,8 +9,8 @@ from qwen3_model.config import SIZES
 from qwen3_model.errors import ConfigError
 from qwen3_model.layout import Layout
 from qwen3_model.run_config import load_run_config, parse_run_config
-from qwen3_train.schema import TRAIN
-from qwen3_train.settings import read_settings
+from qwen3_train.settings.run import read_settings
+from qwen3_train.settings.schema import TRAIN
 
 KEYS = Path(__file__).with_name("mindformers_keys.yaml")
 CONFIGS = Path(__file__).parents[3] / "configs" / "qwen3"

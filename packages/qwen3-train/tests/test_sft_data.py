@@ -11,11 +11,11 @@ from sft_inputs import RECORDS, loader, write_records
 from qwen3_model.errors import ConfigError, FormatError
 from qwen3_model.packing import ChatSample
 from qwen3_model.tokenizer import Qwen3Tokenizer
-from qwen3_train.batches import BatchPlan, step_batches
-from qwen3_train.chat_encoding import SYSTEM
-from qwen3_train.hf_settings import ChatSettings, read_hf_data
-from qwen3_train.sft_dataset import SHIFTED, SftDataset, SftSamples
-from qwen3_train.sft_samples import make_samples, pack_samples
+from qwen3_train.data.batches import BatchPlan, step_batches
+from qwen3_train.data.chat_encoding import SYSTEM
+from qwen3_train.data.sft_dataset import SHIFTED, SftDataset, SftSamples
+from qwen3_train.data.sft_samples import make_samples, pack_samples
+from qwen3_train.settings.hf_loader import ChatSettings, read_hf_data
 
 # tools/parity names a file that transformers has just made.
 FILE = os.environ.get("QWEN3_SFT_GOLDEN", Path(__file__).parent / "golden/sft.json")

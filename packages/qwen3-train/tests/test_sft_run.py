@@ -15,13 +15,13 @@ from qwen3_model.kernels import make_kernels
 from qwen3_model.loading import init_model
 from qwen3_model.model import Qwen3ForCausalLM
 from qwen3_model.tokenizer import Qwen3Tokenizer
-from qwen3_train.batches import BatchPlan, step_batches
 from qwen3_train.cli import main
-from qwen3_train.hf_settings import read_hf_data
-from qwen3_train.model_settings import read_model
-from qwen3_train.run_log import read_metrics
-from qwen3_train.sft_dataset import SHIFTED, SftDataset
-from qwen3_train.sft_samples import make_samples
+from qwen3_train.data.batches import BatchPlan, step_batches
+from qwen3_train.data.sft_dataset import SHIFTED, SftDataset
+from qwen3_train.data.sft_samples import make_samples
+from qwen3_train.reports.run_log import read_metrics
+from qwen3_train.settings.hf_loader import read_hf_data
+from qwen3_train.settings.model import read_model
 from qwen3_train.step import Evaluation
 
 ATOL_LOSS = 1e-5  # reduction order

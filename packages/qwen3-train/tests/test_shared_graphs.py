@@ -9,9 +9,9 @@ from qwen3_model.loading import init_model
 from qwen3_model.lora import add_lora, init_lora
 from qwen3_model.model import Qwen3ForCausalLM
 from qwen3_train import step as step_module
-from qwen3_train.adam_settings import AdamSettings
-from qwen3_train.batches import Batch
-from qwen3_train.model_settings import read_model
+from qwen3_train.data.batches import Batch
+from qwen3_train.settings.adam import AdamSettings
+from qwen3_train.settings.model import read_model
 from qwen3_train.shared_graphs import share_layer_graphs
 from qwen3_train.step import TrainStep
 

@@ -14,12 +14,12 @@ from mindspore import Parameter, Tensor
 from qwen3_model.kernels import make_kernels
 from qwen3_model.model import Qwen3ForCausalLM
 from qwen3_model.safetensors_file import open_safetensors
-from qwen3_train.adam_settings import AdamSettings
-from qwen3_train.batches import Batch
-from qwen3_train.gradients import OwnGradients
+from qwen3_train.data.batches import Batch
 from qwen3_train.lr_schedule import make_schedule
-from qwen3_train.model_settings import read_model
 from qwen3_train.optimizer import AdamW, adam_scalars
+from qwen3_train.parallel.gradients import OwnGradients
+from qwen3_train.settings.adam import AdamSettings
+from qwen3_train.settings.model import read_model
 from qwen3_train.step import Evaluation, TrainStep
 
 ATOL_ADAM = 1e-7  # per step and element; torch rounds in another order

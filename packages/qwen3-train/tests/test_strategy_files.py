@@ -7,9 +7,9 @@ from qwen3_model.errors import ConfigError
 from qwen3_model.rank_tensors import cut_of
 from qwen3_model.run_config import load_run_config
 from qwen3_model.strategy import read_strategy
-from qwen3_train.schema import TRAIN
-from qwen3_train.settings import read_settings
-from qwen3_train.strategy_files import refuse_other_layout, write_strategies
+from qwen3_train.checkpoints.strategy_files import refuse_other_layout, write_strategies
+from qwen3_train.settings.run import read_settings
+from qwen3_train.settings.schema import TRAIN
 
 
 def settings_of(tmp_path, dp, tp, pp, *, zero=False):

@@ -6,8 +6,8 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from qwen3_train.event_file import EventFile, crc32c
-from qwen3_train.report_html import MAX_POINTS, draw, report_page
+from qwen3_train.reports.event_file import EventFile, crc32c
+from qwen3_train.reports.html import MAX_POINTS, draw, report_page
 
 
 def read_events(path):

@@ -96,10 +96,10 @@ def generate(
         --predict-batch-size 8 --chat --no-thinking --output answers.jsonl
       qwen3-infer generate --worker-num 2 --pretrained-model-dir Qwen3-32B --predict-data questions.txt
     """
-    from qwen3_infer.generate_launch import launch_generate
-    from qwen3_infer.generate_run import Output, run_generate, run_rank
+    from qwen3_infer.generate.launch import launch_generate
+    from qwen3_infer.generate.run import Output, run_generate, run_rank
+    from qwen3_infer.generate.shown import ShownWriter
     from qwen3_infer.settings import read_settings
-    from qwen3_infer.shown import ShownWriter
 
     kernels, threads = options.pop("kernels"), options.pop("threads")
     how = {name: options.pop(name) for name in ("truncate", "allow_special")}
@@ -154,7 +154,7 @@ def chat(
     Example:
       qwen3-infer chat --pretrained-model-dir Qwen3-0.6B --no-thinking --temperature 0.7 --top-p 0.8
     """
-    from qwen3_infer.chat_run import Terminal, run_chat
+    from qwen3_infer.chat.run import Terminal, run_chat
     from qwen3_infer.settings import read_settings
 
     kernels, threads = options.pop("kernels"), options.pop("threads")

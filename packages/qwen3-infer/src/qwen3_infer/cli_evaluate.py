@@ -55,8 +55,8 @@ def score(config_path: Path | None, as_json: bool, **options: Any) -> None:
       qwen3-infer score --pretrained-model-dir Qwen3-0.6B --data held_out_text_document --limit 200 \\
         --window 4096 --stride 1024 --output scores.jsonl
     """
-    from qwen3_infer.score_data import Reading
-    from qwen3_infer.score_run import ScoreSettings, run_score
+    from qwen3_infer.evaluate.score_data import Reading
+    from qwen3_infer.evaluate.score_run import ScoreSettings, run_score
     from qwen3_infer.settings import read_settings
 
     kernels, threads = options.pop("kernels"), options.pop("threads")
@@ -99,7 +99,7 @@ def evaluate(
       qwen3-infer eval --pretrained-model-dir Qwen3-0.6B --tasks gsm8k --apply_chat_template \\
         --model_args enable_thinking=False --batch_size 8 --limit 100 --output_path results
     """
-    from qwen3_infer.harness_run import run_harness
+    from qwen3_infer.evaluate.harness_run import run_harness
     from qwen3_infer.settings import read_settings
 
     run = read_settings(config_path, model, ())

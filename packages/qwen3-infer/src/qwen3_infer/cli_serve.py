@@ -78,7 +78,7 @@ def serve(
       curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' -d \\
         '{"model": "Qwen3-0.6B", "messages": [{"role": "user", "content": "Hello"}], "stream": true}'
     """
-    from qwen3_infer.serve_run import ServeSettings, run_serve
+    from qwen3_infer.serve.run import ServeSettings, run_serve
     from qwen3_infer.settings import read_settings
 
     if options.pop("seed") is not None:

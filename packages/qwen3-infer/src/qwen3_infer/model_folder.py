@@ -3,8 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from qwen3_infer.engine.weights import (
+    MINDFORMERS_DEFAULT,
+    open_adapter,
+    open_checkpoint_weights,
+    open_hf_weights,
+)
 from qwen3_infer.generation_config import GenerationConfig, read_generation_config
-from qwen3_infer.weights import MINDFORMERS_DEFAULT, open_adapter, open_checkpoint_weights, open_hf_weights
 from qwen3_model.adapters import AdapterSet
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError, FormatError

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qwen3_infer.chat_prompt import encode_conversation
+from qwen3_infer.chat.prompt import encode_conversation
+from qwen3_infer.generate.prompts import Prompt
 from qwen3_infer.model_folder import ModelFolder
-from qwen3_infer.prompts import Prompt
 from qwen3_infer.settings import Decoding
 from qwen3_model.errors import ConfigError, FormatError
 from qwen3_model.tokenizer import Qwen3Tokenizer

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qwen3_infer.engine.sampling import Sampling
 from qwen3_infer.generation_config import SAMPLING_KEYS, GenerationConfig
 from qwen3_infer.model_folder import ModelFolder, open_model_folder
-from qwen3_infer.sampling import Sampling
 from qwen3_infer.schema import FLAG_KEYS, PREDICT
 from qwen3_model.companions import find_companions
 from qwen3_model.errors import ConfigError, UsageError

@@ -79,6 +79,6 @@ def report(run_dir: Path, width: int) -> None:
     Example:
       qwen3-train report out
     """
-    from qwen3_train.report import write_report
+    from qwen3_train.reports.report import write_report
 
     click.echo(write_report(run_dir, width))

@@ -55,8 +55,8 @@ def doctor(
       qwen3-train doctor --worker-num 8
       qwen3-train doctor --worker-num 16 --local-worker-num 8 --master-addr 10.0.0.1 --node-rank 0
     """
-    from qwen3_train.doctor import examine
-    from qwen3_train.settings import default_device
+    from qwen3_train.doctor.doctor import examine
+    from qwen3_train.settings.run import default_device
 
     device = default_device() if device == "auto" else device
     failures = 0

@@ -12,7 +12,7 @@ def main() -> None:
     """Try the device as the rank that msrun says; rank 0 writes what was found."""
     device, num_ranks, path = sys.argv[1:]
     rank = int(os.environ.get("RANK_ID", "0"))
-    from qwen3_train.doctor_probe import probe
+    from qwen3_train.doctor.probe import probe
 
     found = probe(device, rank, int(num_ranks))
     if rank == 0:

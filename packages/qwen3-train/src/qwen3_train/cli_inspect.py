@@ -39,7 +39,7 @@ def inspect_data(
       qwen3-train inspect-data --config configs/qwen3/finetune_qwen3_0.6b_4k.yaml --samples 1 \\
         --train_dataset.data_loader.data_files alpaca.jsonl --pretrained_model_dir Qwen3-0.6B
     """
-    from qwen3_train.inspect_data import inspect_data as lines_of
+    from qwen3_train.data.inspect import inspect_data as lines_of
 
     is_colored = sys.stdout.isatty() if color is None else color
     for line in lines_of(config_path, overrides, first=first, count=samples, table=table, color=is_colored):

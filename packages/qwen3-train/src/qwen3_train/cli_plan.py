@@ -42,10 +42,10 @@ def plan(
       qwen3-train plan --config my.yaml --parallel_config.model_parallel 8
     """
     from qwen3_model.run_config import load_run_config, parse_dotted
-    from qwen3_train.plan import make_plan, parse_memory, plan_values
-    from qwen3_train.plan_report import plan_text
-    from qwen3_train.plan_settings import PLAN_SCHEMA, read_plan_settings
-    from qwen3_train.schema import FLAG_ALIASES
+    from qwen3_train.plan.plan import make_plan, parse_memory, plan_values
+    from qwen3_train.plan.settings import PLAN_SCHEMA, read_plan_settings
+    from qwen3_train.plan.text import plan_text
+    from qwen3_train.settings.schema import FLAG_ALIASES
 
     pairs = [(FLAG_ALIASES.get(key, key), value) for key, value in parse_dotted(overrides)]
     config = load_run_config(config_path, pairs, PLAN_SCHEMA)

@@ -18,7 +18,7 @@ import mindspore as ms
 
 import qwen3_model
 import qwen3_train
-from qwen3_train.settings import TrainSettings
+from qwen3_train.settings.run import TrainSettings
 
 SWITCH, FOLDER = "MS_COMPILER_CACHE_ENABLE", "MS_COMPILER_CACHE_PATH"
 SUMS = "sums.json"

@@ -15,10 +15,10 @@ from qwen3_model.msrun.launcher import Job, launch_workers
 from qwen3_model.run_config import RunConfig, load_run_config, parse_dotted
 from qwen3_train.launch_status import status_of
 from qwen3_train.prepare import PreparedRun, prepare_run
+from qwen3_train.reports.run_log import WORKER_LOG, RunLog
 from qwen3_train.run_folder import METRICS, RESOLVED_CONFIG, replaced_run, write_model_files
-from qwen3_train.run_log import WORKER_LOG, RunLog
-from qwen3_train.schema import FLAG_ALIASES, TRAIN
-from qwen3_train.settings import TrainSettings, read_settings
+from qwen3_train.settings.run import TrainSettings, read_settings
+from qwen3_train.settings.schema import FLAG_ALIASES, TRAIN
 
 
 def launch_run(

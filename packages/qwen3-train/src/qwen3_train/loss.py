@@ -6,8 +6,8 @@ B batch, L length, M = B * L, D hidden, V vocabulary.
 from mindspore import Tensor, nn, ops
 
 from qwen3_model.model import Qwen3ForCausalLM
-from qwen3_train.batches import Batch
-from qwen3_train.split_loss import SplitCrossEntropy
+from qwen3_train.data.batches import Batch
+from qwen3_train.parallel.split_loss import SplitCrossEntropy
 
 
 class TokenLoss(nn.Cell):

@@ -10,7 +10,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from qwen3_train.adam_settings import AdamSettings
+from qwen3_train.settings.adam import AdamSettings
 
 
 class AdamW(nn.Cell):

@@ -9,17 +9,17 @@ from qwen3_model.checkpoint_files import is_hf_folder
 from qwen3_model.errors import ConfigError
 from qwen3_model.files import require_free_space
 from qwen3_model.weight_files import open_weight_files
-from qwen3_train.batch_plan import BatchPlan
-from qwen3_train.batches import Dataset
-from qwen3_train.data_settings import DataSettings
-from qwen3_train.gpt_dataset import DocumentOptions
-from qwen3_train.lora_base import find_base
+from qwen3_train.checkpoints.resume import find_resumed
+from qwen3_train.data.batch_plan import BatchPlan
+from qwen3_train.data.batches import Dataset
+from qwen3_train.data.gpt_dataset import DocumentOptions
+from qwen3_train.data.sft_prepare import prepare_sft
+from qwen3_train.data.token_data import prepare_tokens
+from qwen3_train.lora.base import find_base
 from qwen3_train.lr_schedule import Schedule, make_schedule
-from qwen3_train.resume import find_resumed
 from qwen3_train.run_folder import refuse_used_folder, restore_replaced
-from qwen3_train.settings import TrainSettings
-from qwen3_train.sft_prepare import prepare_sft
-from qwen3_train.token_data import prepare_tokens
+from qwen3_train.settings.run import TrainSettings
+from qwen3_train.settings.token_files import DataSettings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

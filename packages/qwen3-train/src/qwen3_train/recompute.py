@@ -20,7 +20,7 @@ from mindspore import Tensor, nn, ops
 from qwen3_model.kernels import PortableKernels
 from qwen3_model.layers import Kernels, Linear
 from qwen3_model.model import Qwen3ForCausalLM, name_parameters
-from qwen3_train.recompute_settings import ATTENTION, SWIGLU, Recompute
+from qwen3_train.settings.recompute import ATTENTION, SWIGLU, Recompute
 
 
 def apply_recompute(model: Qwen3ForCausalLM, recompute: Recompute, stage: int) -> None:

@@ -16,15 +16,15 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from qwen3_model.lora import LoraDropout
 from qwen3_model.model import Qwen3ForCausalLM
-from qwen3_train.adam_settings import AdamSettings
-from qwen3_train.batches import Batch
-from qwen3_train.gradients import AddGradients, OwnGradients, SharedGradients
+from qwen3_train.data.batches import Batch
 from qwen3_train.graph_cache import GraphCache
-from qwen3_train.grid import Grid, single_grid
 from qwen3_train.loss import TokenLoss, loss_arguments
 from qwen3_train.optimizer import AdamW, adam_scalars
-from qwen3_train.pipeline import PipelineStage
-from qwen3_train.shared_adam import SharedAdamW
+from qwen3_train.parallel.gradients import AddGradients, OwnGradients, SharedGradients
+from qwen3_train.parallel.grid import Grid, single_grid
+from qwen3_train.parallel.pipeline import PipelineStage
+from qwen3_train.parallel.shared_adam import SharedAdamW
+from qwen3_train.settings.adam import AdamSettings
 from qwen3_train.shared_graphs import share_layer_graphs
 
 Optimizer = AdamW | SharedAdamW

@@ -11,22 +11,22 @@ from qwen3_model.checkpoint_files import Place
 from qwen3_model.errors import Qwen3Error
 from qwen3_model.kernels import make_kernels
 from qwen3_model.model import Qwen3ForCausalLM
-from qwen3_train.batches import evaluation_batches, step_batches
-from qwen3_train.checkpoint import FloatTensor, TrainState
-from qwen3_train.checkpoint_writer import CheckpointWriter
+from qwen3_train.checkpoints.checkpoint import FloatTensor, TrainState
+from qwen3_train.checkpoints.resume import data_facts
+from qwen3_train.checkpoints.strategy_files import write_strategies
+from qwen3_train.checkpoints.weights import resume_weights, start_weights
+from qwen3_train.checkpoints.writer import CheckpointWriter
+from qwen3_train.data.batches import evaluation_batches, step_batches
 from qwen3_train.graph_cache import graph_cache
-from qwen3_train.grid import Grid, WorldSum, make_grid
-from qwen3_train.lora_base import write_adapter_config
-from qwen3_train.lora_run import start_adapters
+from qwen3_train.lora.base import write_adapter_config
+from qwen3_train.lora.run import start_adapters
+from qwen3_train.parallel.grid import Grid, WorldSum, make_grid
 from qwen3_train.peak_memory import peak_memory_gb
 from qwen3_train.prepare import PreparedRun
 from qwen3_train.recompute import apply_recompute
-from qwen3_train.resume import data_facts
+from qwen3_train.reports.run_log import Metrics, RunLog, step_line
 from qwen3_train.run_folder import METRICS
-from qwen3_train.run_log import Metrics, RunLog, step_line
 from qwen3_train.step import Evaluation, StepResult, TrainStep
-from qwen3_train.strategy_files import write_strategies
-from qwen3_train.weights import resume_weights, start_weights
 
 RECENT_STEPS = 20
 """Steps that the estimate of the time left looks back on."""

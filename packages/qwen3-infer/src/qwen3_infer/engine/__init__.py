@@ -1,0 +1,1 @@
+"""The model that runs: loading, caches, and which request's tokens come next."""

@@ -1,0 +1,92 @@
+"""Requests on their way: what they have got so far, and what comes of them."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from qwen3_infer.engine.pieces import ALIGN, round_up
+from qwen3_infer.engine.token_pool import Region
+from qwen3_infer.requests import Request
+from qwen3_infer.text_stream import TextStream
+from qwen3_model.errors import WeightError
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """How much is computed together."""
+
+    num_requests: int
+    """Most requests."""
+    num_tokens: int | None = None
+    """Most tokens in the cache; None for as many as so many of the longest requests need."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Completion:
+    """What came of a request."""
+
+    request: Request
+    """What was asked."""
+    ids: tuple[int, ...]
+    """The tokens generated, with the end-of-text token if there was one."""
+    text: str
+    """Their text, up to the stop string or the end-of-text token."""
+    finish_reason: str
+    """"stop" for an end-of-text token or a stop string, "length" otherwise."""
+    logprobs: tuple[float, ...] = ()
+    """The model's log-probability of each token, before any penalty, temperature or cut; if asked for."""
+    num_shared: int = 0
+    """Tokens of the prompt that were copied from another request instead of being read."""
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """A request on its way."""
+
+    request: Request
+    rng: np.random.Generator
+    stream: TextStream
+    region: Region | None = None
+    num_read: int = 0
+    """Tokens of the prompt that are in the region."""
+    source: Region | None = None
+    """Where the prompt's beginning is copied from, once it is there."""
+    num_shared: int = 0
+    """How much of it."""
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+    def completion(self, finish_reason: str) -> Completion:
+        """Return what came of the request."""
+        return Completion(
+            request=self.request,
+            ids=tuple(self.ids),
+            text=self.stream.text,
+            finish_reason=finish_reason,
+            logprobs=tuple(self.logprobs),
+            num_shared=self.num_shared,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """A new token of a request."""
+
+    job: Job
+    token: int
+    piece: str
+    """The text that is now certain, often empty."""
+    logprob: float | None = None
+    """Of the token, if asked for."""
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+    """The likeliest tokens with theirs, if asked for."""
+    completion: Completion | None = None
+    """With the last token."""
+    error: WeightError | None = None
+    """The request failed; there is no token."""
+
+
+def tokens_needed(request: Request) -> int:
+    """Return the room for a prompt, filled up to its last piece, and its completion."""
+    num_prompt = len(request.prompt_ids)
+    return max(round_up(num_prompt, ALIGN), num_prompt + request.max_new_tokens)

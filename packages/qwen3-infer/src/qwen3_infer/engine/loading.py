@@ -1,0 +1,94 @@
+"""From opened files to a model ready to run, or to one rank's shard of it."""
+
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+
+from qwen3_infer.engine.adapted_embedding import AdaptedEmbedding
+from qwen3_infer.engine.weights import open_hf_weights
+from qwen3_infer.model_folder import ModelFolder
+from qwen3_infer.native.kernels import NativeKernels
+from qwen3_model.adapters import EMBEDDING, AdapterSet
+from qwen3_model.config import Qwen3Config
+from qwen3_model.fused import Tensors
+from qwen3_model.layers import Kernels
+from qwen3_model.layout import shard_slices
+from qwen3_model.loading import fill, own_slices
+from qwen3_model.lora import add_lora
+from qwen3_model.model import Qwen3ForCausalLM, name_parameters
+from qwen3_model.progress import Progress
+from qwen3_model.shards import Tp
+
+
+def load_model(
+    source: Path | ModelFolder, kernels: Kernels, *, quiet: bool, tp: Tp | None = None
+) -> Qwen3ForCausalLM:
+    """Return the model with its weights, of which each rank reads its shard alone.
+
+    Native kernels leave bfloat16 weights as they are stored. An adapter stays beside the weights, in float32.
+
+    Args:
+        source: A Hugging Face folder, or what `open_model_folder` has opened.
+        kernels: Of the device.
+        quiet: Whether progress is left out.
+        tp: This rank among those that share the model out.
+    """
+    if isinstance(source, ModelFolder):
+        return build_model(source.config, source.weights, source.adapter, kernels, quiet=quiet, tp=tp)
+    return build_model(
+        Qwen3Config.from_dir(source), open_hf_weights(source), None, kernels, quiet=quiet, tp=tp
+    )
+
+
+def build_model(
+    config: Qwen3Config,
+    weights: Tensors,
+    adapter: AdapterSet | None,
+    kernels: Kernels,
+    *,
+    quiet: bool = True,
+    tp: Tp | None = None,
+) -> Qwen3ForCausalLM:
+    """Return the model of `config` with `weights`, which fit it, and `adapter`; see `load_model`."""
+    dtype = kernels.compute_dtype
+    if isinstance(kernels, NativeKernels) and all(
+        weights.dtype(name) == "BF16" for name in config.weight_shapes()
+    ):
+        dtype = ms.bfloat16
+    model = Qwen3ForCausalLM(config, kernels, param_dtype=dtype, tp=tp)
+    _fill(model, weights, quiet=quiet)
+    if adapter is not None:
+        _add(model, adapter)
+    return model
+
+
+def _fill(model: Qwen3ForCausalLM, weights: Tensors, *, quiet: bool) -> None:
+    parameters = dict(model.parameters_and_names())
+    total_bytes = sum(parameter.nbytes for parameter in parameters.values())
+    with Progress("weights", total_bytes, "B", quiet=quiet) as progress:
+        for name, parameter in parameters.items():
+            fill(parameter, *weights.read(name, own_slices(model, name)))
+            weights.release(name)
+            progress.advance(parameter.nbytes)
+
+
+def _add(model: Qwen3ForCausalLM, adapter: AdapterSet) -> None:
+    def part(name: str, values: np.ndarray) -> np.ndarray:
+        return values[shard_slices(name, values.shape, tp=model.tp.size, shard=model.tp.index)]
+
+    linear = [module for module in adapter.modules if module != EMBEDDING]
+    add_lora(model, linear, rank=adapter.rank, alpha=adapter.alpha, dropout=0.0, dtype=ms.float32)
+    parameters = dict(model.parameters_and_names())
+    for module in linear:
+        halves = adapter.modules[module]
+        for half, values in (("A", halves.a), ("B", halves.b)):
+            name = f"{module}.lora_{half}.weight"
+            fill(parameters[name], "F32", part(name, values))
+    if EMBEDDING in adapter.modules:
+        halves = adapter.modules[EMBEDDING]
+        own = part(f"{EMBEDDING}.lora_A.weight", halves.a)
+        model.model.embed_tokens = AdaptedEmbedding(
+            model.model.embed_tokens, own, halves.b, adapter.scale, name=EMBEDDING
+        )
+        name_parameters(model)

@@ -1,0 +1,1 @@
+"""Measuring a model: log-probabilities of texts, and the tasks of lm_eval."""

@@ -1,0 +1,1 @@
+"""`qwen3-infer generate`: prompts in, completions out, in one process or many."""

@@ -1,0 +1,1 @@
+"""The C++ kernels for a CPU: sources, their build, their calls."""

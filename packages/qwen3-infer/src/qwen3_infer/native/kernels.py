@@ -1,0 +1,80 @@
+"""Kernels in C++ for a CPU, over weights that stay in bfloat16: decoding is as fast as memory delivers them.
+
+M rows, O outputs, D width, F feed-forward, B batch, L length, N query heads, J key/value heads, H head_dim,
+R head rows (M * N or M * J).
+"""
+
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+from mindspore import Tensor, ops
+
+from qwen3_model.kernels import PortableKernels
+
+
+@ms.jit_class
+class NativeKernels(PortableKernels):
+    """The inference half of `PortableKernels`, with a compiled function for each operation of a layer.
+
+    Keys and values are written into the cache by the operation that reads them.
+    """
+
+    def __init__(self, library: Path, *, rounds_inputs: bool = False) -> None:
+        """Take the functions of `library`, which `native.build` has made.
+
+        Args:
+            library: Compiled for this machine.
+            rounds_inputs: Whether products with bfloat16 weights round their inputs to bfloat16, as other
+                programs do that compute in bfloat16, for processors that multiply these twice as fast.
+        """
+        super().__init__()
+        self.rounds_inputs = rounds_inputs
+
+        def function(name: str, out_shape: Any) -> ops.Custom:
+            return ops.Custom(f"{library}:{name}", out_shape, lambda *_: ms.float32, func_type="aot")
+
+        self._embed = function("qwen3_embed", lambda w, ids: [ids[0], w[1]])
+        self._linear = function("qwen3_linear", lambda x, w: [x[0], w[0]])
+        self._linear_rounded = function("qwen3_linear_rounded", lambda x, w: [x[0], w[0]])
+        self._norm = function("qwen3_rms_norm", lambda x, w, eps: x)
+        self._swiglu = function("qwen3_swiglu", lambda gate, up: gate)
+        self._turn = function("qwen3_rotate", lambda x, cos, sin: x)
+        self._attention = function("qwen3_cached_attention", lambda q, *_: q)
+
+    def embed(self, weight_VD: Tensor, ids_M: Tensor) -> Tensor:
+        """Return the row of each id in float32."""
+        return self._embed(weight_VD, ids_M)
+
+    def linear(self, x_MD: Tensor, weight_OD: Tensor) -> Tensor:
+        """Multiply each row by the transpose of the weight, bfloat16 or float32."""
+        if self.rounds_inputs and weight_OD.dtype == ms.bfloat16:
+            return self._linear_rounded(x_MD, weight_OD)
+        return self._linear(x_MD, weight_OD)
+
+    def rms_norm(self, x_MD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        """Scale each row to unit root mean square, then by the weight."""
+        return self._norm(x_MD, weight_D, Tensor([eps], ms.float32))
+
+    def swiglu(self, gate_MF: Tensor, up_MF: Tensor) -> Tensor:
+        """Return silu(gate) * up."""
+        return self._swiglu(gate_MF, up_MF)
+
+    def plan(
+        self, cos_BLH: Tensor, sin_BLH: Tensor, visible_BLS: Tensor | None, num_heads: int, num_kv_heads: int
+    ) -> tuple:
+        """Return the turns; positions alone say what a cached query sees."""
+        return cos_BLH, sin_BLH
+
+    def rotate_queries(self, q_RH: Tensor, plan: Any) -> Tensor:
+        """Turn pair i = (x[i], x[i + H/2]) of each query head by its angle."""
+        return self._turn(q_RH, plan[0], plan[1])
+
+    def rotate_keys(self, k_RH: Tensor, plan: Any) -> Tensor:
+        """Turn the key heads likewise."""
+        return self._turn(k_RH, plan[0], plan[1])
+
+    def cached_attention(self, q_RH: Tensor, k_RH: Tensor, v_RH: Tensor, plan: Any, cached: Any) -> Tensor:
+        """Store new keys and values, all in the order (B, L, heads), and attend to those stored so far."""
+        keys, values, _, (slots, _, positions_BL) = cached
+        return self._attention(q_RH, k_RH, v_RH, keys, values, slots, positions_BL)

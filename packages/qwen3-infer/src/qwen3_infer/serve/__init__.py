@@ -1,0 +1,1 @@
+"""`qwen3-infer serve`: OpenAI's HTTP interface over the scheduler."""

@@ -1,0 +1,186 @@
+"""Tokens as OpenAI's objects: whole answers and the chunks of streams."""
+
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from qwen3_infer.chat.output import ChatOutput, Part
+from qwen3_infer.engine.jobs import Event
+from qwen3_infer.serve.requests import ApiRequest
+from qwen3_model.tokenizer import Qwen3Tokenizer
+
+
+@dataclass(eq=False, slots=True)
+class Choice:
+    """One completion on its way."""
+
+    output: ChatOutput
+    reasoning: str = ""
+    text: str = ""
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
+    finish_reason: str | None = None
+    num_tokens: int = 0
+    offset: int = 0
+    """Characters of the tokens so far, for the offsets of legacy log-probabilities."""
+
+
+class Answer:
+    """What a request gets, built up event by event."""
+
+    def __init__(self, request: ApiRequest, model: str, tokenizer: Qwen3Tokenizer) -> None:
+        self._request, self._tokenizer = request, tokenizer
+        self._num_samples = 1 + max(each.sample for each in request.requests)
+        self.id = ("chatcmpl-" if request.is_chat else "cmpl-") + uuid.uuid4().hex
+        kind = "chat.completion" if request.is_chat else "text_completion"
+        self._head = {"id": self.id, "object": kind, "created": int(time.time()), "model": model}
+        self.choices = [
+            Choice(ChatOutput(has_tools=request.has_tools, starts_in_thought=request.starts_in_thought))
+            for _ in request.requests
+        ]
+        self.num_shared = 0
+        """Prompt tokens that were in the cache already."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every choice is whole."""
+        return all(choice.finish_reason for choice in self.choices)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens generated so far."""
+        return sum(choice.num_tokens for choice in self.choices)
+
+    @property
+    def finish_reasons(self) -> list[str | None]:
+        """Why each choice ended, None while it has not."""
+        return [choice.finish_reason for choice in self.choices]
+
+    def first_chunks(self) -> Iterator[dict[str, Any]]:
+        """Yield what a stream begins with."""
+        if self._request.is_chat:
+            for index in range(len(self.choices)):
+                yield self._chunk(index, {"delta": {"role": "assistant", "content": ""}, "logprobs": None})
+
+    def add(self, event: Event) -> Iterator[dict[str, Any]]:
+        """Take in a token and yield the chunks that it makes certain."""
+        index = event.job.request.index * self._num_samples + event.job.request.sample
+        choice = self.choices[index]
+        choice.num_tokens += 1
+        done = event.completion
+        if done and event.job.request.sample == 0:
+            self.num_shared += done.num_shared
+        if self._request.is_chat:
+            yield from self._add_chat(index, choice, event)
+        else:
+            choice.text += event.piece
+            logprobs = self._legacy_logprobs(choice, event)
+            choice.finish_reason = done.finish_reason if done else None
+            if event.piece or done or logprobs:
+                yield self._chunk(index, {"text": event.piece, "logprobs": logprobs})
+
+    def _add_chat(self, index: int, choice: Choice, event: Event) -> Iterator[dict[str, Any]]:
+        logprobs = self._chat_logprobs(choice, event)
+        deltas = [
+            self._delta(choice, part)
+            for part in choice.output.push(event.piece, is_last=event.completion is not None)
+        ]
+        if logprobs and not deltas:
+            deltas = [{}]
+        for number, delta in enumerate(deltas):
+            yield self._chunk(index, {"delta": delta, "logprobs": None if number else logprobs})
+        if event.completion:
+            reason = event.completion.finish_reason
+            choice.finish_reason = "tool_calls" if choice.calls and reason == "stop" else reason
+            yield self._chunk(index, {"delta": {}, "logprobs": None})
+
+    def _delta(self, choice: Choice, part: Part) -> dict[str, Any]:
+        if part.kind == "reasoning":
+            choice.reasoning += part.text
+            return {"reasoning_content": part.text}
+        if part.kind == "content":
+            choice.text += part.text
+            return {"content": part.text}
+        call = {
+            "id": f"call_{uuid.uuid4().hex}",
+            "type": "function",
+            "function": {"name": part.name, "arguments": part.text},
+        }
+        choice.calls.append(call)
+        return {"tool_calls": [{"index": len(choice.calls) - 1, **call}]}
+
+    def _chunk(self, index: int, choice: dict[str, Any]) -> dict[str, Any]:
+        head = self._head | ({"object": "chat.completion.chunk"} if self._request.is_chat else {})
+        chunk = head | {
+            "choices": [{"index": index, **choice, "finish_reason": self.choices[index].finish_reason}]
+        }
+        return chunk | ({"usage": None} if self._request.include_usage else {})
+
+    def usage_chunk(self) -> dict[str, Any]:
+        """Return the last chunk of a stream whose client asked for the counts."""
+        head = self._head | ({"object": "chat.completion.chunk"} if self._request.is_chat else {})
+        return head | {"choices": [], "usage": self.usage()}
+
+    def whole(self) -> dict[str, Any]:
+        """Return the answer of a request that does not stream."""
+        choices = [self._whole_choice(index, choice) for index, choice in enumerate(self.choices)]
+        return self._head | {"choices": choices, "usage": self.usage()}
+
+    def _whole_choice(self, index: int, choice: Choice) -> dict[str, Any]:
+        tail = {"finish_reason": choice.finish_reason}
+        if not self._request.is_chat:
+            logprobs = _joined(choice.logprobs) if choice.logprobs else None
+            return {"index": index, "text": choice.text, "logprobs": logprobs} | tail
+        content = None if choice.calls and not choice.text else choice.text
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        if choice.reasoning:
+            message["reasoning_content"] = choice.reasoning
+        if choice.calls:
+            message["tool_calls"] = choice.calls
+        logprobs = {"content": choice.logprobs, "refusal": None} if choice.logprobs else None
+        return {"index": index, "message": message, "logprobs": logprobs} | tail
+
+    def usage(self) -> dict[str, Any]:
+        """Return the counts: each prompt once, every generated token."""
+        num_prompt = self._request.num_prompt_tokens
+        return {
+            "prompt_tokens": num_prompt,
+            "completion_tokens": self.num_tokens,
+            "total_tokens": num_prompt + self.num_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.num_shared},
+        }
+
+    def _chat_logprobs(self, choice: Choice, event: Event) -> dict[str, Any] | None:
+        if event.logprob is None:
+            return None
+        entry = self._entry(event.token, event.logprob)
+        entry["top_logprobs"] = [self._entry(token, logprob) for token, logprob in event.top_logprobs]
+        choice.logprobs.append(entry)
+        return {"content": [entry], "refusal": None}
+
+    def _entry(self, token: int, logprob: float) -> dict[str, Any]:
+        text = self._token_text(token)
+        return {"token": text, "logprob": logprob, "bytes": list(text.encode("utf-8"))}
+
+    def _legacy_logprobs(self, choice: Choice, event: Event) -> dict[str, Any] | None:
+        if event.logprob is None:
+            return None
+        text = self._token_text(event.token)
+        entry = {
+            "tokens": [text],
+            "token_logprobs": [event.logprob],
+            "top_logprobs": [{self._token_text(token): logprob for token, logprob in event.top_logprobs}],
+            "text_offset": [choice.offset],
+        }
+        choice.offset += len(text)
+        choice.logprobs.append(entry)
+        return entry
+
+    def _token_text(self, token: int) -> str:
+        return self._tokenizer.decode([token], skip_special=False)
+
+
+def _joined(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {key: [value for entry in entries for value in entry[key]] for key in entries[0]}

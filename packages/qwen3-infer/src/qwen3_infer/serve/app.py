@@ -1,0 +1,109 @@
+"""The server's paths."""
+
+import base64
+import hashlib
+import re
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib.resources import files
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from qwen3_infer.serve.api import Completions
+from qwen3_infer.serve.errors import ApiError
+from qwen3_infer.serve.http import Gate, Limits
+from qwen3_infer.serve.metrics import CONTENT_TYPE, Metrics
+from qwen3_infer.serve.requests import Service, read_chat, read_completion
+from qwen3_infer.serve.worker import Worker
+
+
+def make_app(
+    service: Service,
+    worker: Worker,
+    limits: Limits,
+    *,
+    api_key: str | None,
+    is_local: bool,
+    is_draining: Callable[[], bool],
+    log: Callable[[str], None],
+) -> ASGIApp:
+    """Return the whole application.
+
+    Args:
+        service: The model.
+        worker: Computes; started by who runs the application.
+        limits: Of each request.
+        api_key: What clients must send, if anything.
+        is_local: Whether the server is bound to this machine alone.
+        is_draining: Whether the server is about to end.
+        log: Is given a line of JSON for each request.
+    """
+    metrics = Metrics()
+    metrics.watch(worker)
+    created = int(time.time())
+    page = _page(service)
+
+    def describe(name: str) -> dict[str, object]:
+        return {"id": name, "object": "model", "created": created, "owned_by": "qwen3-infer"}
+
+    async def models(request: HttpRequest) -> Response:
+        return JSONResponse({"object": "list", "data": [describe(service.name)]})
+
+    async def model(request: HttpRequest) -> Response:
+        if request.path_params["name"] != service.name:
+            raise ApiError(404, f"this server has {service.name!r} alone", code="model_not_found")
+        return JSONResponse(describe(service.name))
+
+    async def health(request: HttpRequest) -> Response:
+        status = "draining" if is_draining() else "failing" if worker.has_failed else "ok"
+        return JSONResponse({"status": status}, 200 if status == "ok" else 503)
+
+    async def show_metrics(request: HttpRequest) -> Response:
+        return Response(metrics.text(), media_type=CONTENT_TYPE)
+
+    async def show_page(request: HttpRequest) -> Response:
+        return page
+
+    completions = partial(Completions, service=service, worker=worker, metrics=metrics, limits=limits)
+    routes = [
+        Route("/", show_page),
+        Route("/health", health),
+        Route("/metrics", show_metrics),
+        Route("/v1/models", models),
+        Route("/v1/models/{name:path}", model),
+        Route("/v1/chat/completions", completions(read_chat)),
+        Route("/v1/completions", completions(read_completion)),
+    ]
+    app = Router(routes, default=_not_found, redirect_slashes=False)
+    return Gate(app, api_key=api_key, is_local=is_local, metrics=metrics, log=log)
+
+
+async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
+    raise ApiError(404, f"there is no path {scope['path']}", code="not_found")
+
+
+def _page(service: Service) -> Response:
+    """Return the chat page; its policy lets nothing run or load but its own script and style."""
+    html = (files("qwen3_infer") / "serve/web/chat.html").read_text(encoding="utf-8")
+    script, style = (_digest(html, tag) for tag in ("script", "style"))
+    policy = (
+        f"default-src 'none'; script-src '{script}'; style-src '{style}'; connect-src 'self'; img-src data:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    headers = {
+        "content-security-policy": policy,
+        "x-content-type-options": "nosniff",
+        "referrer-policy": "no-referrer",
+        "cache-control": "no-cache",
+    }
+    return HTMLResponse(html, headers=headers)
+
+
+def _digest(html: str, tag: str) -> str:
+    """Return the hash of the one inline script or style, as a policy names it."""
+    (content,) = re.findall(f"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
+    return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()

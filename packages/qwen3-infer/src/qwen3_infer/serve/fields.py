@@ -1,0 +1,97 @@
+"""The fields of OpenAI's requests: which have a type and a range here, which only one value, which no effect.
+
+A field that OpenAI does not know is refused, as OpenAI does, except for our own extensions below.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qwen3_infer.serve.errors import ApiError, invalid
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """What values a field may have; null is always the same as leaving it out."""
+
+    types: tuple[type, ...]
+    rule: str
+    accepts: Callable[[Any], bool] = lambda _: True
+
+
+def _number(low: float, high: float) -> Field:
+    return Field((int, float), f"must be a number from {low:g} to {high:g}", lambda v: low <= v <= high)
+
+
+def _count(low: int, high: int) -> Field:
+    return Field((int,), f"must be a whole number from {low} to {high}", lambda v: low <= v <= high)
+
+
+def _neutral(*values: Any) -> Field:
+    shown = " or ".join(map(repr, values))
+    return Field((object,), f"only {shown} is implemented here", lambda v: v in values)
+
+
+FLAG = Field((bool,), "must be true or false")
+TEXT = Field((str,), "must be a text")
+TABLE = Field((dict,), "must be an object")
+ANYTHING = Field((object,), "")
+
+COMMON: dict[str, Field] = {
+    "model": TEXT, "stream": FLAG, "stream_options": TABLE, "n": _count(1, 128),
+    "max_tokens": _count(1, 2**31 - 1), "seed": Field((int,), "must be a whole number"),
+    "stop": Field((str, list), "must be a text or a list of up to 16 texts"),
+    "temperature": _number(0, 2),
+    "top_p": Field((int, float), "must be above 0 and at most 1", lambda v: 0 < v <= 1),
+    "presence_penalty": _number(-2, 2), "frequency_penalty": _neutral(0), "logit_bias": _neutral({}),
+    # Without effect.
+    "user": ANYTHING, "metadata": ANYTHING, "store": ANYTHING, "service_tier": ANYTHING,
+    "safety_identifier": ANYTHING, "prompt_cache_key": ANYTHING, "prompt_cache_retention": ANYTHING,
+    # Our own.
+    "top_k": _count(0, 2**31 - 1), "min_p": _number(0, 1),
+    "repetition_penalty": Field((int, float), "must be above 0", lambda v: v > 0),
+    "stop_token_ids": Field((list,), "must be a list of whole numbers"),
+}  # fmt: skip
+CHAT: dict[str, Field] = COMMON | {
+    "messages": Field((list,), "must be a list of at least one message", bool),
+    "max_completion_tokens": _count(1, 2**31 - 1), "logprobs": FLAG, "top_logprobs": _count(0, 20),
+    "tools": Field((list,), "must be a list of functions"), "tool_choice": _neutral("auto", "none"),
+    "parallel_tool_calls": ANYTHING, "response_format": _neutral({"type": "text"}),
+    "modalities": _neutral(["text"]), "verbosity": ANYTHING,
+    "reasoning_effort": Field(
+        (str,), "must be none, minimal, low, medium, high or xhigh; all but two let the model think",
+        lambda v: v in ("none", "minimal", "low", "medium", "high", "xhigh"),
+    ),
+    "enable_thinking": FLAG, "chat_template_kwargs": TABLE,
+}  # fmt: skip
+COMPLETION: dict[str, Field] = COMMON | {
+    "prompt": Field((str, list), "must be a text, a list of token ids, or a list of texts or of such lists"),
+    "logprobs": _count(0, 20), "echo": _neutral(False), "suffix": _neutral(""), "best_of": _neutral(1),
+}  # fmt: skip
+
+
+def check_fields(body: Any, fields: Mapping[str, Field]) -> dict[str, Any]:
+    """Return the fields of a request that are given and not null.
+
+    Raises:
+        ApiError: The body is no object, or a field is unknown or has a wrong value.
+    """
+    if not isinstance(body, dict):
+        raise ApiError(400, "the body must be a JSON object")
+    for name in body:
+        if name not in fields:
+            raise ApiError(
+                400, f"Unrecognized request argument supplied: {name}", param=name, code="unknown_parameter"
+            )
+    given = {name: value for name, value in body.items() if value is not None}
+    for name, value in given.items():
+        field = fields[name]
+        # True is an int in Python, but no number in JSON.
+        is_type = isinstance(value, field.types) and (
+            not isinstance(value, bool) or bool in field.types or object in field.types
+        )
+        is_finite = not isinstance(value, float) or math.isfinite(value)
+        if not (is_type and is_finite and field.accepts(value)):
+            raise invalid(name, field.rule)
+    return given

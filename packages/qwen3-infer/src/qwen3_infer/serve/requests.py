@@ -1,0 +1,243 @@
+"""From the body of an HTTP request to requests that the scheduler takes."""
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from qwen3_infer.chat.prompt import encode_conversation
+from qwen3_infer.engine.sampling import Sampling
+from qwen3_infer.generate.prompts import Prompt
+from qwen3_infer.model_folder import ModelFolder
+from qwen3_infer.requests import Request
+from qwen3_infer.serve.errors import ApiError, invalid
+from qwen3_infer.serve.fields import CHAT, COMPLETION, check_fields
+from qwen3_infer.serve.messages import read_messages, read_tools
+from qwen3_infer.settings import Decoding
+from qwen3_model.errors import Qwen3Error
+
+DEFAULT_COMPLETION_TOKENS = 16
+"""OpenAI's own default for completions."""
+MOST_SEQUENCES = 128
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Service:
+    """What a server answers with, whatever the request."""
+
+    folder: ModelFolder
+    """Tokenizer and config."""
+    name: str
+    """The model's, for clients."""
+    defaults: Decoding
+    """What a request does not say."""
+    thinking: bool
+    """Whether the model thinks when a request does not say."""
+    context_tokens: int
+    """Longest prompt and completion together."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ApiRequest:
+    """A request of a client, understood."""
+
+    is_chat: bool
+    """Whether messages are answered, not a text continued."""
+    requests: tuple[Request, ...]
+    """One for each choice, in their order."""
+    stream: bool
+    """Whether pieces are sent as they come."""
+    include_usage: bool
+    """Whether the stream ends with the counts."""
+    has_tools: bool
+    """Whether `<tool_call>` in the answer is a call."""
+    starts_in_thought: bool
+    """Whether the prompt ends with an open `<think>`."""
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of all prompts, each counted once."""
+        return sum(len(request.prompt_ids) for request in self.requests if request.sample == 0)
+
+
+def read_chat(body: Any, service: Service) -> ApiRequest:
+    """Understand a request for a chat completion.
+
+    Raises:
+        ApiError: Something in it is wrong or not implemented.
+    """
+    given = check_fields(body, CHAT)
+    _check_model(given, service)
+    if "messages" not in given:
+        raise invalid("messages", "is missing")
+    if "top_logprobs" in given and not given.get("logprobs"):
+        raise invalid("top_logprobs", "needs logprobs: true")
+    messages = read_messages(given["messages"])
+    tools = read_tools(given.get("tools", [])) if given.get("tool_choice") != "none" else ()
+    try:
+        ids = encode_conversation(
+            service.folder.tokenizer, messages, tools, thinking=_thinking(given, service)
+        )
+    except Qwen3Error as error:
+        raise ApiError(400, str(error), param="messages") from None
+    except RecursionError:
+        raise ApiError(400, "messages or tools are nested too deeply", param="messages") from None
+    decoding = replace(
+        _decoding(given, service),
+        logprobs=bool(given.get("logprobs")),
+        top_logprobs=given.get("top_logprobs", 0),
+    )
+    length = given.get("max_completion_tokens", given.get("max_tokens"))
+    ending = service.folder.tokenizer.decode(ids[-8:], skip_special=False).rstrip()
+    return ApiRequest(
+        is_chat=True,
+        requests=_requests([ids], given, decoding, length, service),
+        stream=bool(given.get("stream")),
+        include_usage=_include_usage(given),
+        has_tools=bool(tools),
+        starts_in_thought=ending.endswith("<think>"),
+    )
+
+
+def read_completion(body: Any, service: Service) -> ApiRequest:
+    """Understand a request for a completion.
+
+    Raises:
+        ApiError: Something in it is wrong or not implemented.
+    """
+    given = check_fields(body, COMPLETION)
+    _check_model(given, service)
+    if "prompt" not in given:
+        raise invalid("prompt", "is missing")
+    decoding = replace(
+        _decoding(given, service), logprobs="logprobs" in given, top_logprobs=given.get("logprobs", 0)
+    )
+    prompts = _prompt_ids(given["prompt"], service)
+    length = given.get("max_tokens", DEFAULT_COMPLETION_TOKENS)
+    return ApiRequest(
+        is_chat=False,
+        requests=_requests(prompts, given, decoding, length, service),
+        stream=bool(given.get("stream")),
+        include_usage=_include_usage(given),
+        has_tools=False,
+        starts_in_thought=False,
+    )
+
+
+def _check_model(given: Mapping[str, Any], service: Service) -> None:
+    if "model" not in given:
+        raise invalid("model", "is missing")
+    if given["model"] != service.name:
+        raise ApiError(
+            404,
+            f"The model {given['model']!r} does not exist; this server has {service.name!r}",
+            param="model",
+            code="model_not_found",
+        )
+
+
+def _thinking(given: Mapping[str, Any], service: Service) -> bool:
+    settings = given.get("chat_template_kwargs", {})
+    if unknown := sorted(settings.keys() - {"enable_thinking"}):
+        raise invalid("chat_template_kwargs", f"knows enable_thinking alone, not {', '.join(unknown)}")
+    named = given.get("enable_thinking", settings.get("enable_thinking"))
+    if named is None and "reasoning_effort" in given:
+        named = given["reasoning_effort"] not in ("none", "minimal")
+    if not isinstance(named, bool | None):
+        raise invalid("chat_template_kwargs", "enable_thinking must be true or false")
+    return service.thinking if named is None else named
+
+
+def _include_usage(given: Mapping[str, Any]) -> bool:
+    options = given.get("stream_options", {})
+    if options and not given.get("stream"):
+        raise invalid("stream_options", "needs stream: true")
+    if unknown := sorted(options.keys() - {"include_usage", "include_obfuscation"}):
+        raise invalid("stream_options", f"has no {', '.join(unknown)}")
+    return bool(options.get("include_usage"))
+
+
+def _decoding(given: Mapping[str, Any], service: Service) -> Decoding:
+    """Lay a request's fields over the server's defaults, as flags go over generation_config.json."""
+    base, folder = service.defaults, service.folder
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty")
+    values: dict[str, Any] = {name: getattr(base.sampling, name) for name in names}
+    values |= {name: given[name] for name in names if name in given}
+    asks = any(name in given for name in ("top_p", "top_k", "min_p"))
+    if asks and base.sampling.is_greedy and "temperature" not in given:
+        values["temperature"] = folder.defaults.sampling.get("temperature", 1.0)
+    stop = given.get("stop", [])
+    texts = [stop] if isinstance(stop, str) else stop
+    if len(texts) > 16 or not all(isinstance(text, str) and 0 < len(text) <= 1000 for text in texts):
+        raise invalid("stop", "must be a text or up to 16 texts, of 1 to 1000 characters each")
+    stop_ids = given.get("stop_token_ids", [])
+    if not all(_is_id(number, service) for number in stop_ids):
+        raise invalid("stop_token_ids", f"must be whole numbers below {folder.config.vocab_size}")
+    return replace(
+        base,
+        sampling=Sampling(**values),
+        stop_strings=(*base.stop_strings, *texts),
+        stop_ids=base.stop_ids | frozenset(stop_ids),
+        num_sequences=1,
+    )
+
+
+def _is_id(value: Any, service: Service) -> bool:
+    vocab_size = service.folder.config.vocab_size
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < vocab_size
+
+
+def _prompt_ids(prompt: Any, service: Service) -> list[list[int]]:
+    """Return the ids of each prompt; special tokens spelled in a text are text."""
+    if isinstance(prompt, str) or (isinstance(prompt, list) and prompt and isinstance(prompt[0], int)):
+        prompt = [prompt]
+    if not prompt or len(prompt) > MOST_SEQUENCES:
+        raise invalid("prompt", f"must be 1 to {MOST_SEQUENCES} prompts")
+    if all(isinstance(text, str) for text in prompt):
+        try:
+            found = service.folder.tokenizer.encode_batch(prompt)
+        except Qwen3Error as error:
+            raise ApiError(400, str(error), param="prompt") from None
+    else:
+        found = prompt
+        if not all(isinstance(ids, list) and all(_is_id(each, service) for each in ids) for ids in found):
+            raise invalid(
+                "prompt", f"must be texts, or lists of token ids below {service.folder.config.vocab_size}"
+            )
+    if not all(found):
+        raise invalid("prompt", "is empty; the model needs at least one token to go on from")
+    return found
+
+
+def _requests(
+    prompts: list[list[int]],
+    given: Mapping[str, Any],
+    decoding: Decoding,
+    length: int | None,
+    service: Service,
+) -> tuple[Request, ...]:
+    num_samples = given.get("n", 1)
+    if len(prompts) * num_samples > MOST_SEQUENCES:
+        raise invalid("n", f"times the number of prompts must be at most {MOST_SEQUENCES}")
+    seed = given["seed"] % 2**64 if "seed" in given else secrets.randbits(64)
+    made = []
+    for index, ids in enumerate(prompts):
+        room = service.context_tokens - len(ids)
+        if room < (length or 1):
+            raise ApiError(
+                400,
+                f"a request has room for {service.context_tokens} tokens, but the prompt has {len(ids)} and "
+                f"{length or 1} are to follow; shorten one of them",
+                param="messages" if "messages" in given else "prompt",
+                code="context_length_exceeded",
+            )
+        request = Request(
+            index=index,
+            prompt=Prompt(),
+            prompt_ids=tuple(ids),
+            max_new_tokens=length or min(room, decoding.max_new_tokens),
+            decoding=decoding,
+            seed=seed,
+        )
+        made += [replace(request, sample=sample) for sample in range(num_samples)]
+    return tuple(made)

@@ -1,0 +1,202 @@
+"""A whole run of `qwen3-infer serve`: refuse early, load, compile, answer until told to stop."""
+
+import asyncio
+import contextlib
+import ipaddress
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from qwen3_infer.device import Device
+from qwen3_infer.settings import RunSettings, make_decoding, open_run_folder
+from qwen3_model.errors import UsageError
+
+if TYPE_CHECKING:
+    from qwen3_infer.serve.requests import Service
+    from qwen3_infer.serve.worker import Worker
+
+MOST_HEADER_BYTES = 32 * 1024
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServeSettings:
+    """What the server is told besides the model and the sampling."""
+
+    host: str
+    """Address to bind to."""
+    port: int
+    """Port, or 0 for any that is free."""
+    api_key: str | None
+    """What clients must send."""
+    insecure: bool
+    """Whether others than this machine may come without a key."""
+    model_name: str | None
+    """For clients; the folder's name when None."""
+    max_requests: int
+    """Sequences that are computed together."""
+    max_tokens_in_cache: int
+    """Room for all of them."""
+    max_queue: int
+    """Sequences that wait for room."""
+    max_body_bytes: int
+    """Largest body of a request."""
+    request_timeout_s: float
+    """For a whole answer."""
+    queue_timeout_s: float
+    """For waiting until there is room."""
+    send_timeout_s: float
+    """For a client to take a piece of the answer."""
+    drain_timeout_s: float
+    """For what runs when the server is told to stop."""
+
+
+def run_serve(
+    settings: RunSettings,
+    serve: ServeSettings,
+    device: Device,
+    *,
+    quiet: bool,
+    note: Callable[[str], None],
+) -> None:
+    """Serve until SIGTERM or SIGINT; what can be refused is refused before MindSpore is imported.
+
+    Raises:
+        Qwen3Error: The settings, the folder or the address cannot work.
+    """
+    _refuse_open_door(serve)
+    folder = open_run_folder(settings)
+    decoding = replace(make_decoding(settings, folder.defaults, folder.config.vocab_size), num_sequences=1)
+    folder.tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}])
+    for text in settings.notes:
+        note(text)
+    with bound(serve.host, serve.port) as door:
+        from qwen3_infer.engine.engine import make_serve_engine
+        from qwen3_infer.engine.scheduler import Scheduler
+        from qwen3_infer.serve.requests import Service
+        from qwen3_infer.serve.worker import Worker
+
+        engine = make_serve_engine(
+            folder,
+            device,
+            num_rows=serve.max_requests,
+            num_tokens=serve.max_tokens_in_cache,
+            context_tokens=min(folder.config.max_position_embeddings, serve.max_tokens_in_cache),
+            quiet=quiet,
+            note=note,
+        )
+        context_tokens = min(folder.config.max_position_embeddings, engine.longest)
+        service = Service(
+            folder=folder,
+            name=serve.model_name or folder.path.resolve().name,
+            defaults=decoding,
+            thinking=settings.thinking,
+            context_tokens=context_tokens,
+        )
+        worker = Worker(Scheduler(engine, folder.tokenizer), max_queue=serve.max_queue, note=note)
+        note(
+            f"{service.name}: {engine.num_rows} requests at once, {engine.num_tokens} tokens in the cache, "
+            f"{context_tokens} of one request"
+        )
+        serve_app(service, worker, serve, door, note)
+
+
+def _refuse_open_door(serve: ServeSettings) -> None:
+    if serve.api_key is None and not serve.insecure and not is_loopback(serve.host):
+        raise UsageError(
+            f"--host {serve.host} lets other machines in, and there is no API key; give --api-key, or "
+            "--insecure to let anyone in"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether an address is this machine's own."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@contextlib.contextmanager
+def bound(host: str, port: int) -> Iterator[socket.socket]:
+    """Bind before the model is loaded, so that a port in use is known at once; nobody can connect yet."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        door = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise UsageError(f"--host {host} is no address of this machine: {error}") from None
+    with door:
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            door.bind(address)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise UsageError(
+                f"--host {host} --port {port} cannot be bound: {reason}; choose another"
+            ) from None
+        yield door
+
+
+def serve_app(
+    service: "Service",
+    worker: "Worker",
+    serve: ServeSettings,
+    door: socket.socket,
+    note: Callable[[str], None],
+) -> None:
+    """Answer at `door` until told to stop, then let finish what runs."""
+    import uvicorn
+
+    from qwen3_infer.serve.app import make_app
+    from qwen3_infer.serve.http import Limits
+    from qwen3_infer.serve.protocol import make_protocol
+
+    limits = Limits(
+        max_body_bytes=serve.max_body_bytes,
+        body_timeout_s=serve.send_timeout_s,
+        send_timeout_s=serve.send_timeout_s,
+        request_timeout_s=serve.request_timeout_s,
+        queue_timeout_s=serve.queue_timeout_s,
+    )
+    app = make_app(
+        service,
+        worker,
+        limits,
+        api_key=serve.api_key,
+        is_local=is_loopback(serve.host),
+        is_draining=lambda: server.should_exit,
+        log=note,
+    )
+    config = uvicorn.Config(
+        app,
+        http=make_protocol(serve.send_timeout_s),
+        ws="none",
+        lifespan="off",
+        loop="asyncio",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        h11_max_incomplete_event_size=MOST_HEADER_BYTES,
+        timeout_graceful_shutdown=max(1, round(serve.drain_timeout_s)),
+    )
+    server = uvicorn.Server(config)
+    # uvicorn's own handlers would end the process by the signal, not with 0.
+    server.capture_signals = contextlib.nullcontext  # type: ignore[assignment, method-assign]
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, server.handle_exit, number, None)
+        worker.start(loop)
+        door.listen(config.backlog)  # who reads the next line may connect at once
+        host, port = door.getsockname()[:2]
+        note(f"serving {service.name} on http://{f'[{host}]' if ':' in host else host}:{port}")
+        await server.serve([door])
+
+    asyncio.run(run())
+    worker.stop(timeout_s=5)
+    note("stopped")

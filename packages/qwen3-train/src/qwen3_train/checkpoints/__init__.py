@@ -1,0 +1,1 @@
+"""What a run reads and writes: weights, checkpoints, strategy files, where to go on."""

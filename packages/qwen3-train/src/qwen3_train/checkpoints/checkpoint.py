@@ -1,0 +1,149 @@
+"""Checkpoints in mindformers' layout: written whole or not at all, the old ones removed only afterwards.
+
+    checkpoint/rank_R/<prefix>_rank_R-E_S.safetensors   weights, adam_m.*, adam_v.*, and the scalars below
+    checkpoint/rank_R/meta.json                         {"last_epoch", "last_step", "last_ckpt_file"}
+
+E is the epoch and S the step in it, counted from 1. A step counts only where every rank has a whole file of
+it.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3_model.checkpoint_files import Place, checkpoints_of
+from qwen3_model.errors import FormatError
+from qwen3_model.files import write_atomically, write_text_atomically
+from qwen3_model.safetensors_file import (
+    SafetensorsFile,
+    TensorPlan,
+    write_safetensors,
+)
+from qwen3_train.data.batch_plan import Start
+
+STATE_VERSION = 2
+"""Of the JSON under `qwen3_train` in a checkpoint's metadata; in version 1 `data` depended on the batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class FloatTensor:
+    """A float32 tensor to save, fetched from the device when its turn comes."""
+
+    name: str
+    shape: tuple[int, ...]
+    read: Callable[[], NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainState:
+    """What a checkpoint says about its run besides tensors."""
+
+    global_step: int
+    """Steps taken."""
+    data: str
+    """Fingerprint of the data and their order."""
+    base: str = ""
+    """Fingerprint of the weights under adapters; empty where the model itself trains."""
+    global_batch: int | None = None
+    """Samples of a step; None where the checkpoint does not say."""
+    start: Start = field(default_factory=Start)
+    """From where on steps have that size."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What decides the data's fingerprint besides their files, in words."""
+    course: str = ""
+    """Of all ranks of one start of the run the same, so that files of two starts are told apart."""
+    version: int = STATE_VERSION
+
+
+def save_checkpoint(
+    rank_dir: Path, stem: str, place: Place, state: TrainState, tensors: Iterable[FloatTensor]
+) -> Path:
+    """Write one rank's checkpoint, then its meta.json.
+
+    Args:
+        rank_dir: `checkpoint/rank_R`.
+        stem: `<prefix>_rank_R`.
+        place: When it is taken.
+        state: Step and data.
+        tensors: Weights and moments.
+    """
+    path = rank_dir / f"{stem}-{place.epoch}_{place.step}.safetensors"
+    told = json.dumps(_told(state))
+    entries = _entries(place, state, tensors)
+    write_atomically(
+        path,
+        lambda temporary: write_safetensors(temporary, entries, {"format": "ms", "qwen3_train": told}),
+    )
+    meta = {"last_epoch": place.epoch, "last_step": place.step, "last_ckpt_file": path.name}
+    write_text_atomically(rank_dir / "meta.json", json.dumps(meta))
+    return path
+
+
+def remove_old(rank_dir: Path, place: Place, keep_max: int) -> None:
+    """Remove all but the newest `keep_max` checkpoints up to `place`, which is whole on every rank.
+
+    Later ones are of a course that was given up, damaged or by wish, when the run resumed before them.
+    """
+    held = checkpoints_of(rank_dir)
+    kept = sorted((each for each in held if each <= place), reverse=True)[:keep_max]
+    for each in held.keys() - set(kept):
+        held[each].unlink()
+
+
+def read_state(file: SafetensorsFile) -> TrainState:
+    """Return the step and data of a checkpoint; one that mindformers wrote names no data ("").
+
+    Raises:
+        FormatError: It holds no global_step, or was written by a newer version.
+    """
+    raw: dict[str, Any] = json.loads(file.metadata.get("qwen3_train", "{}"))
+    if raw.get("version", STATE_VERSION) > STATE_VERSION:
+        raise FormatError(f"{file.path} was written by a newer qwen3-train; upgrade to resume from it")
+    if "global_step" not in file.tensors:
+        raise FormatError(f"{file.path} has no global_step; it is no training checkpoint")
+    step = int(np.asarray(file.raw("global_step")).reshape(-1)[0])
+    return TrainState(
+        step,
+        raw.get("data", ""),
+        raw.get("base", ""),
+        raw.get("global_batch"),
+        Start(**raw.get("start", {})),
+        raw.get("facts", {}),
+        raw.get("course", ""),
+        raw.get("version", STATE_VERSION),
+    )
+
+
+def _told(state: TrainState) -> dict[str, Any]:
+    told: dict[str, Any] = {"version": STATE_VERSION, "data": state.data, "facts": dict(state.facts)}
+    if state.base:
+        told["base"] = state.base
+    if state.course:
+        told["course"] = state.course
+    if state.global_batch is not None:
+        told |= {"global_batch": state.global_batch, "start": asdict(state.start)}
+    return told
+
+
+def _entries(
+    place: Place, state: TrainState, tensors: Iterable[FloatTensor]
+) -> Iterator[tuple[TensorPlan, Iterator[NDArray[Any]]]]:
+    for tensor in tensors:
+        yield TensorPlan(tensor.name, "F32", tensor.shape), _once(tensor.read)
+    for name, count in (
+        ("epoch_num", place.epoch),
+        ("step_num", state.global_step),
+        ("global_step", state.global_step),
+    ):
+        yield TensorPlan(name, "I32", (1,)), iter([np.array([count], np.int32)])
+    # float32 needs no scaled loss; mindformers expects the scalar.
+    yield TensorPlan("loss_scale", "F32", (1,)), iter([np.ones(1, np.float32)])
+
+
+def _once(read: Callable[[], NDArray[np.float32]]) -> Iterator[NDArray[Any]]:
+    yield read()

@@ -1,0 +1,106 @@
+"""Where a run's weights come from: random numbers, a Hugging Face folder, or a checkpoint."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from mindspore import Parameter
+
+from qwen3_model.checkpoint_files import is_hf_folder
+from qwen3_model.errors import WeightError
+from qwen3_model.fused import FusedLayout, Tensors, unfused
+from qwen3_model.layout import shard_slices, whole_shape
+from qwen3_model.loading import fill, init_model, load_hf
+from qwen3_model.model import Qwen3ForCausalLM
+from qwen3_model.rank_tensors import open_rank_tensors
+from qwen3_model.weight_files import open_weight_files
+from qwen3_train.checkpoints.checkpoint import read_state
+from qwen3_train.settings.run import TrainSettings
+from qwen3_train.step import TrainStep
+
+SHOWN_PROBLEMS = 5
+
+
+def start_weights(model: Qwen3ForCausalLM, settings: TrainSettings) -> str:
+    """Fill the model as the settings say, before anything is compiled, and say from where.
+
+    Raises:
+        WeightError: The weights do not fit the model.
+    """
+    source = settings.weights_from
+    if source is None:
+        init_model(model, settings.seed)
+        return f"random, seed {settings.seed}"
+    return load_weights(model, source, settings)
+
+
+def load_weights(model: Qwen3ForCausalLM, source: Path, settings: TrainSettings) -> str:
+    """Fill the model from a Hugging Face folder, a run, a merged checkpoint or a file, and say from where.
+
+    Raises:
+        WeightError: The weights do not fit the model.
+    """
+    if is_hf_folder(source):
+        load_hf(model, source)
+        return str(source)
+    tensors = unfused(open_weight_files(source, settings.strategy_from), model.config, settings.fused_layout)
+    _assign(model, dict(model.parameters_and_names()), tensors, 0)
+    return str(tensors.first.path)
+
+
+def resume_weights(
+    step: TrainStep, model: Qwen3ForCausalLM, paths: Mapping[int, Path], layout: FusedLayout
+) -> int:
+    """Fill weights and moments from the files of a run's ranks, before anything is compiled.
+
+    Args:
+        step: Has the moments.
+        model: Has the weights; it may be cut otherwise than those who wrote the files.
+        paths: Each rank's file.
+        layout: Order of rows in mindformers' fused weights, should they be such.
+
+    Returns:
+        The steps that the run took.
+
+    Raises:
+        WeightError: The checkpoint does not fit the model.
+    """
+    tensors = unfused(open_rank_tensors(paths), model.config, layout)
+    _assign(model, step.weights | step.moments(), tensors, step.grid.replica)
+    return read_state(tensors.first).global_step
+
+
+def _assign(
+    model: Qwen3ForCausalLM, parameters: Mapping[str, Parameter], tensors: Tensors, replica: int
+) -> None:
+    problems, places = [], {}
+    for name, parameter in parameters.items():
+        if name not in tensors:
+            problems.append(f"{name} is missing")
+            continue
+        weight = name.removeprefix("adam_m.").removeprefix("adam_v.")
+        held = tensors.shape(name)
+        # Moments may be a replica's rows of what the weight is.
+        wanted = whole_shape(weight, tuple(parameters[weight].shape), model.tp.size)
+        if held != wanted:
+            problems.append(f"{name} has shape {held}, the model's has {wanted}")
+        else:
+            places[name] = _part(weight, parameter, held, model, replica)
+    if problems:
+        more = f"; and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
+        raise WeightError(
+            f"{tensors.first.path} does not fit the model: {'; '.join(problems[:SHOWN_PROBLEMS])}{more}"
+        )
+    for name, parameter in parameters.items():
+        fill(parameter, *tensors.read(name, places[name]))
+
+
+def _part(
+    weight: str, parameter: Parameter, shape: tuple[int, ...], model: Qwen3ForCausalLM, replica: int
+) -> tuple[slice, ...]:
+    """What of a whole tensor like `weight` belongs into `parameter`: a shard, or a replica's rows of it."""
+    part = shard_slices(weight, shape, tp=model.tp.size, shard=model.tp.index)
+    rows, held = part[0].stop - part[0].start, parameter.shape[0]
+    if held == rows:
+        return part
+    first = part[0].start + replica * held
+    return (slice(first, first + held), *part[1:])

@@ -1,0 +1,103 @@
+"""Which samples each step takes, stacked into arrays.
+
+A step takes the next `global_batch` samples in the dataset's order; an epoch is as many whole steps as the
+data give, and every epoch takes the same samples in the same order, as mindformers does, unless shuffled
+conversations have an order for each. So the step number alone is the data's position, and resuming needs no
+other state.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3_model.errors import FormatError
+from qwen3_train.data.batch_plan import BatchPlan
+from qwen3_train.data.gpt_dataset import DocumentOptions, GptData, Sample, make_sample
+from qwen3_train.data.sft_dataset import SftDataset
+
+Dataset = GptData | SftDataset
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Arguments of the loss: one micro-batch. B rows, L tokens."""
+
+    input_ids_BL: NDArray[np.int32]
+    labels_BL: NDArray[np.int32]
+    weights_BL: NDArray[np.float32]
+    """Loss mask over the unmasked tokens of the whole step."""
+    position_ids_BL: NDArray[np.int32] | None
+    segment_ids_BL: NDArray[np.int32] | None
+
+
+def step_batches(
+    dataset: Dataset, plan: BatchPlan, options: DocumentOptions, step: int, vocab_size: int, replica: int = 0
+) -> list[Batch]:
+    """Return the micro-batches that `replica` takes of a step.
+
+    Each forward pass takes the next samples, first those of replica 0. All samples of the step are read,
+    since the weights need the count of its unmasked tokens.
+
+    Raises:
+        FormatError: The data hold an id that the model has no row for.
+    """
+    epoch, _ = plan.epoch_and_step(step)
+    samples = [read_sample(dataset, number, options, epoch - 1) for number in plan.samples(step)]
+    counted = int(sum(sample.loss_mask_L.sum() for sample in samples))
+    size = plan.micro_batch
+    starts = range(replica * size, len(samples), plan.num_replicas * size)
+    parts = [samples[first : first + size] for first in starts]
+    return [_stack(part, options, counted, vocab_size) for part in parts]
+
+
+def evaluation_batches(
+    dataset: Dataset, num_samples: int, batch: int, options: DocumentOptions, vocab_size: int
+) -> Iterator[tuple[Batch, int]]:
+    """Yield batches of one row count with weights of 0 or 1, and their unmasked tokens.
+
+    The last batch is filled up with samples of weight 0, so that no second graph is compiled.
+    """
+    for first in range(0, num_samples, batch):
+        numbers = range(first, min(first + batch, num_samples))
+        samples = [read_sample(dataset, number, options) for number in numbers]
+        counted = int(sum(sample.loss_mask_L.sum() for sample in samples))
+        while len(samples) < batch:
+            blank = samples[0]
+            samples.append(
+                Sample(
+                    blank.input_ids_L, blank.labels_L, np.zeros_like(blank.loss_mask_L),
+                    blank.position_ids_L, blank.document_ids_L,
+                )
+            )  # fmt: skip
+        yield _stack(samples, options, 1, vocab_size), counted
+
+
+def read_sample(dataset: Dataset, number: int, options: DocumentOptions, epoch: int = 0) -> Sample:
+    """Return a row of `dataset` in an epoch, counted from 0.
+
+    Instruction data bring their labels, masks and borders along.
+    """
+    if isinstance(dataset, SftDataset):
+        return dataset.sample(number, epoch)
+    return make_sample(dataset.text(number), options)
+
+
+def _stack(samples: list[Sample], options: DocumentOptions, counted: int, vocab_size: int) -> Batch:
+    ids_BL = np.stack([sample.input_ids_L for sample in samples])
+    labels_BL = np.stack([sample.labels_L for sample in samples])
+    largest = max(int(ids_BL.max()), int(labels_BL.max()))
+    if largest >= vocab_size or min(int(ids_BL.min()), int(labels_BL.min())) < 0:
+        raise FormatError(
+            f"the data hold id {largest}, but the model has vocab_size={vocab_size}; use data of the "
+            "model's tokenizer"
+        )
+    mask_BL = np.stack([sample.loss_mask_L for sample in samples])
+    return Batch(
+        ids_BL,
+        labels_BL,
+        mask_BL / np.float32(max(counted, 1)),
+        np.stack([s.position_ids_L for s in samples]) if options.reset_position_ids else None,
+        np.stack([s.document_ids_L for s in samples]) if options.separate_documents else None,
+    )

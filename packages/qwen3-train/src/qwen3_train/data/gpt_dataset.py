@@ -1,0 +1,165 @@
+"""Samples of Megatron token files, with the labels, masks and positions that the YAML asks for."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3_model.errors import ConfigError
+from qwen3_model.tokens import TokenFile, open_tokens
+from qwen3_train.data.blend import Blend, exhaustive_order, samples_per_file, split_bounds, weighted_order
+from qwen3_train.data.gpt_index import SampleIndex, build_sample_index
+
+SPLITS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DocumentOptions:
+    """What a document border inside a sample does."""
+
+    eod: int | None
+    """Id that ends a document, or None where none is known."""
+    pad: int
+    """Id that carries no loss; -1 for none."""
+    eod_mask_loss: bool
+    """No loss where the input is the end of a document, that is for guessing how the next one begins."""
+    reset_position_ids: bool
+    """Positions count from 0 in each document."""
+    separate_documents: bool
+    """No attention across documents (`reset_attention_mask` or `create_compressed_eod_mask`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One row of a batch; all int32 but the mask."""
+
+    input_ids_L: NDArray[np.int32]
+    labels_L: NDArray[np.int32]
+    loss_mask_L: NDArray[np.float32]
+    position_ids_L: NDArray[np.int32]
+    document_ids_L: NDArray[np.int32]
+    """Counts the documents of the sample; all 0 unless documents are separate."""
+
+
+class GptDataset:
+    """The samples of one token file, in training order."""
+
+    def __init__(self, tokens: TokenFile, index: SampleIndex, seq_length: int) -> None:
+        self.tokens, self.index, self.seq_length = tokens, index, seq_length
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def text(self, number: int) -> NDArray[np.int64]:
+        """Return the `seq_length + 1` ids of a sample."""
+        place = int(self.index.order[number])
+        (first, begin), (last, end) = self.index.starts[place : place + 2].tolist()
+        text_T = np.empty(self.seq_length + 1, dtype=np.int64)
+        filled = 0
+        for at in range(first, last + 1):
+            sequence = int(self.index.documents[at])
+            offset = begin if at == first else 0
+            stop = end + 1 if at == last else int(self.tokens.sequence_lengths[sequence])
+            part = self.tokens.sequence(sequence, offset, stop - offset)
+            text_T[filled : filled + len(part)] = part
+            filled += len(part)
+        return text_T
+
+
+class BlendedDataset:
+    """The samples of several token files, mixed by weight."""
+
+    def __init__(
+        self, datasets: list[GptDataset], files_N: NDArray[np.int16], numbers_N: NDArray[np.int64]
+    ) -> None:
+        self.datasets, self.files_N, self.numbers_N = datasets, files_N, numbers_N
+
+    def __len__(self) -> int:
+        return len(self.files_N)
+
+    def text(self, number: int) -> NDArray[np.int64]:
+        """Return the `seq_length + 1` ids of a sample."""
+        return self.datasets[int(self.files_N[number])].text(int(self.numbers_N[number]))
+
+
+GptData = GptDataset | BlendedDataset
+
+
+def build_dataset(
+    blend: Blend, split: str | None, part: str, *, seq_length: int, num_samples: int | None, seed: int
+) -> GptData | None:
+    """Open the files of `blend` and index the samples of one part of the split.
+
+    Args:
+        blend: Files and weights.
+        split: Proportions of train, valid and test; None to use the files whole.
+        part: "train", "valid" or "test".
+        seq_length: Input tokens of a sample.
+        num_samples: Samples wanted at least; None for one pass.
+        seed: Of the order.
+
+    Returns:
+        The dataset, or None where the split leaves nothing for `part`.
+
+    Raises:
+        ConfigError: A file's part is shorter than one sample.
+        FormatError: A file is missing or damaged.
+    """
+    datasets = []
+    for prefix, wanted in zip(blend.prefixes, samples_per_file(blend, num_samples), strict=True):
+        tokens = open_tokens(Path(prefix))
+        count = len(tokens.sequence_lengths)
+        bounds = (0, count) if split is None else split_bounds(split, count)[SPLITS.index(part)]
+        if bounds is None:
+            return None
+        sequences = np.arange(*bounds, dtype=np.int32)
+        held = int(tokens.sequence_lengths[sequences].sum(dtype=np.int64))
+        if held < seq_length + 1:
+            raise ConfigError(
+                f"{prefix}: its {part} part holds {held} tokens in {len(sequences)} documents, fewer "
+                f"than one sample of seq_length + 1 = {seq_length + 1}; shorten seq_length, change split "
+                "or add data"
+            )
+        index = build_sample_index(tokens.sequence_lengths, sequences, seq_length, wanted, seed)
+        datasets.append(GptDataset(tokens, index, seq_length))
+    if len(datasets) == 1 and blend.weights is None:
+        return datasets[0]
+    return _mix(datasets, blend, num_samples)
+
+
+def _mix(datasets: list[GptDataset], blend: Blend, num_samples: int | None) -> BlendedDataset:
+    sizes = [len(dataset) for dataset in datasets]
+    if blend.weights is None or num_samples is None:
+        files_N, numbers_N = exhaustive_order(sizes)
+        files_N, numbers_N = files_N[:num_samples], numbers_N[:num_samples]
+    else:
+        files_N, numbers_N = weighted_order(blend.weights, num_samples)
+    return BlendedDataset(datasets, files_N, numbers_N)
+
+
+def make_sample(text_T: NDArray[np.int64], options: DocumentOptions) -> Sample:
+    """Turn the ids of a sample into inputs, labels (already shifted), loss mask, positions and documents.
+
+    Args:
+        text_T: `seq_length + 1` ids.
+        options: What document borders do.
+    """
+    tokens_L, labels_L = text_T[:-1].copy(), text_T[1:].copy()
+    length = len(tokens_L)
+    loss_mask_L = np.ones(length, dtype=np.float32)
+    loss_mask_L[labels_L == options.pad] = 0.0
+    ends_L = np.zeros(length, dtype=bool) if options.eod is None else tokens_L == options.eod
+    if options.eod_mask_loss:
+        loss_mask_L[ends_L] = 0.0
+    # A document begins after each end; the end itself belongs to the document before it.
+    begins_L = np.concatenate([[False], ends_L[:-1]])
+    positions_L = np.arange(length, dtype=np.int32)
+    if options.reset_position_ids:
+        positions_L -= np.maximum.accumulate(np.where(begins_L, positions_L, 0))
+    documents_L = np.zeros(length, dtype=np.int32)
+    if options.separate_documents:
+        documents_L = np.cumsum(begins_L, dtype=np.int32)
+    tokens_L[tokens_L == options.pad] = 0
+    labels_L[labels_L == options.pad] = 0
+    return Sample(tokens_L.astype(np.int32), labels_L.astype(np.int32), loss_mask_L, positions_L, documents_L)

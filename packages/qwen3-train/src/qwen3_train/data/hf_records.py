@@ -1,0 +1,118 @@
+"""Records of a dataset, through Hugging Face's `datasets`: files on this machine, or whatever it finds."""
+
+import glob
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from qwen3_model.errors import ConfigError, FormatError
+from qwen3_train.settings.hf_loader import LOADER, HfDataSettings
+
+FILE_FORMATS = ("json", "csv", "parquet", "arrow", "text")
+"""Values of `path` that name a format of `data_files`."""
+KINDS = (("messages",), ("conversations",), ("instances",), ("instruction", "output"))
+"""Columns that make a record a conversation; see docs/formats/sft.md."""
+
+
+def load_records(data: HfDataSettings) -> Any:
+    """Return the `datasets.Dataset` that the section describes, its own methods applied.
+
+    Raises:
+        ConfigError: A file, split or column is not there.
+        FormatError: A file cannot be read.
+    """
+    _check_files(data)
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    records = _load(datasets, data)
+    for method, values in data.steps:
+        records = _apply(records, method, values)
+    if not len(records):
+        raise ConfigError(f"{LOADER}: {data.path} gives no record after its handlers; use more of it")
+    columns = set(records.column_names)
+    wanted = [kind for kind in KINDS if columns.issuperset(kind)]
+    if data.chat.prompt_style == "vicuna":
+        wanted = [kind for kind in wanted if kind == ("instruction", "output")]
+    if not wanted:
+        raise ConfigError(
+            f"{LOADER}: the dataset has the columns {', '.join(sorted(columns))}, but a conversation needs "
+            "instruction and output, or messages, or conversations (prompt_style vicuna: instruction and "
+            "output); rename them with a handler rename_column"
+        )
+    return records
+
+
+def read_rows(records: Any) -> Iterator[dict[str, Any]]:
+    """Yield the records as the files had them, without the None that arrow puts where a key is absent."""
+    for batch in records.iter(batch_size=1000):
+        names = list(batch)
+        for values in zip(*(batch[name] for name in names), strict=True):
+            yield {
+                name: _present(value) for name, value in zip(names, values, strict=True) if value is not None
+            }
+
+
+def _present(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _present(inner) for key, inner in value.items() if inner is not None}
+    if isinstance(value, list):
+        return [_present(inner) for inner in value]
+    return value
+
+
+def _check_files(data: HfDataSettings) -> None:
+    if data.load_func == "load_from_disk":
+        if not Path(data.path).is_dir():
+            raise ConfigError(f"{LOADER}.path={data.path} is no folder that datasets has saved")
+        return
+    if data.path in FILE_FORMATS and not data.data_files:
+        raise ConfigError(f"{LOADER}.path={data.path} needs data_files, the paths of {data.path} files")
+    for path in _paths(data.data_files):
+        if "://" not in path and not Path(path).exists() and not glob.glob(path):  # noqa: PTH207 - may be absolute
+            raise ConfigError(f"{LOADER}.data_files: {path} does not exist")
+
+
+def _paths(files: Any) -> list[str]:
+    if isinstance(files, Mapping):
+        return [path for part in files.values() for path in _paths(part)]
+    if isinstance(files, list | tuple):
+        return [str(path) for path in files]
+    return [str(files)] if files else []
+
+
+def _load(datasets: Any, data: HfDataSettings) -> Any:
+    try:
+        if data.load_func == "load_from_disk":
+            loaded = datasets.load_from_disk(data.path)
+            return loaded[data.split] if isinstance(loaded, datasets.DatasetDict) else loaded
+        return datasets.load_dataset(
+            data.path,
+            name=data.name,
+            data_dir=data.data_dir,
+            data_files=data.data_files,
+            split=data.split,
+            cache_dir=str(data.cache_dir) if data.cache_dir else None,
+        )
+    except Exception as error:  # datasets raises whatever its readers raise
+        told = f"{type(error).__name__}: {str(error).strip() or error.__cause__}".splitlines()[0][:300]
+        cause = error.__cause__
+        why = f" ({type(cause).__name__}: {str(cause).splitlines()[0][:300]})" if cause and str(cause) else ""
+        raise FormatError(
+            f"{LOADER}: datasets cannot load path={data.path}, data_files={data.data_files}, "
+            f"split={data.split}: {told}{why}; without a network use path: json and data_files"
+        ) from error
+
+
+def _apply(records: Any, method: str, values: Mapping[str, Any]) -> Any:
+    values = dict(values)
+    if method in ("take", "skip"):
+        values["n"] = min(values.get("n", 0), len(records))
+    try:
+        return getattr(records, method)(**values)
+    except (TypeError, ValueError, KeyError, IndexError) as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in values.items())
+        raise ConfigError(
+            f"{LOADER}.handler: {method}({given}) fails on columns {', '.join(records.column_names)}: {error}"
+        ) from error

@@ -1,0 +1,1 @@
+"""Training adapters instead of the whole model."""

@@ -1,0 +1,76 @@
+"""Which base a LoRA run's adapters belong to, and the adapter_config.json beside its checkpoints.
+
+Free of MindSpore.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from qwen3_model.adapters import CONFIG_FILE
+from qwen3_model.errors import ConfigError
+from qwen3_model.files import write_text_atomically
+from qwen3_train.settings.lora import LoraSettings, peft_targets
+from qwen3_train.settings.run import TrainSettings
+
+
+def find_base(settings: TrainSettings) -> Path:
+    """Return the folder or file with the weights under the adapters.
+
+    Raises:
+        ConfigError: None is named, or a resumed run asks for other adapters than it has.
+    """
+    assert settings.lora is not None
+    if not settings.resume:
+        if settings.weights_from is None:
+            raise ConfigError(
+                "adapters need a base: give pretrained_model_dir with run_mode finetune, or load_checkpoint"
+            )
+        return settings.weights_from
+    path = _run_dir(settings) / CONFIG_FILE
+    if not path.is_file():
+        raise ConfigError(
+            f"{path} does not exist; what is resumed is no run of adapters, leave pet_config out"
+        )
+    held = json.loads(path.read_text(encoding="utf-8"))
+    asked = adapter_config(settings.lora, settings, Path(held["base_model_name_or_path"]))
+    changed = [key for key in asked if held.get(key) != asked[key]]
+    if changed:
+        told = ", ".join(f"{key} {held.get(key)!r} is now {asked[key]!r}" for key in changed)
+        raise ConfigError(f"{path}: {told}; resume with the pet_config that the run began with")
+    stated = settings.hf_dir if settings.hf_dir and any(settings.hf_dir.glob("*.safetensors")) else None
+    base = stated or Path(held["base_model_name_or_path"])
+    if not base.exists():
+        raise ConfigError(
+            f"{base}, the base of the adapters in {path.parent}, does not exist; give pretrained_model_dir"
+        )
+    return base
+
+
+def adapter_config(lora: LoraSettings, settings: TrainSettings, base: Path) -> dict[str, Any]:
+    """Return what PEFT's adapter_config.json says of these adapters."""
+    return {
+        "base_model_name_or_path": str(base),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "peft_type": "LORA",
+        "r": lora.rank,
+        "target_modules": peft_targets(lora.modules, settings.model),
+        "task_type": "CAUSAL_LM",
+    }
+
+
+def write_adapter_config(lora: LoraSettings, settings: TrainSettings, base: Path) -> None:
+    """Write it into the run's folder, where qwen3-ckpt looks for alpha."""
+    text = json.dumps(adapter_config(lora, settings, base.absolute()), indent=2) + "\n"
+    write_text_atomically(settings.output_dir / CONFIG_FILE, text)
+
+
+def _run_dir(settings: TrainSettings) -> Path:
+    source = settings.resume_from or settings.output_dir
+    if source.is_file():
+        source = source.parent.parent
+    return source.parent if source.name == "checkpoint" else source

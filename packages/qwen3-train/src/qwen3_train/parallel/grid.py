@@ -1,0 +1,131 @@
+"""This rank's place in the grid and the groups in which it exchanges."""
+
+from dataclasses import dataclass
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn
+
+from qwen3_model.collectives import Alone, Group, Link, make_group, make_link
+from qwen3_model.config import Qwen3Config
+from qwen3_model.layout import Layout, Part, placement
+from qwen3_model.shards import Shards, Tp, Whole
+from qwen3_train.parallel.stages import stage_layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """A rank's place, its groups and its neighbours in the pipeline."""
+
+    layout: Layout
+    rank: int
+    part: Part
+    """What of the model its stage holds."""
+    tp: Tp
+    replicas: Group
+    """Ranks that hold the same weights and take other samples."""
+    world: Group
+    ends: Group
+    """First and last stage, where a tied embedding is on both; else this rank alone."""
+    before: Link | None
+    """To the stage before."""
+    after: Link | None
+
+    @property
+    def stage(self) -> int:
+        """Pipeline stage, from 0."""
+        return self.layout.place(self.rank)[0]
+
+    @property
+    def replica(self) -> int:
+        """Data-parallel replica, from 0."""
+        return self.layout.place(self.rank)[1]
+
+    @property
+    def shard(self) -> int:
+        """Tensor-parallel shard, from 0."""
+        return self.layout.place(self.rank)[2]
+
+    def counts(self, name: str) -> bool:
+        """Say whether this rank counts the weight `name` in sums over all ranks, each being counted once."""
+        if self.replica != 0:
+            return False
+        if "tp" not in placement(name) and self.shard != 0:
+            return False
+        return self.ends.index == 0 or "embed_tokens" not in name
+
+    def has_loss(self) -> bool:
+        """Say whether this rank counts its replica's loss."""
+        return self.part.is_last and self.shard == 0
+
+
+def single_grid(config: Qwen3Config) -> Grid:
+    """Return the grid of one process."""
+    alone = Alone()
+    return Grid(
+        layout=Layout(), rank=0, part=Part(layers=range(config.num_layers)), tp=Whole(), replicas=alone,
+        world=alone, ends=alone, before=None, after=None,
+    )  # fmt: skip
+
+
+def make_grid(
+    device_target: str, config: Qwen3Config, layout: Layout, offset: tuple[int, ...], rank: int
+) -> Grid:
+    """Meet the other ranks, which all call this, after MindSpore's `init`."""
+    if layout.num_ranks == 1:
+        return single_grid(config)
+    stage, replica, shard = layout.place(rank)
+    last = layout.pp - 1
+
+    def ranks(stages: range, replicas: range, shards: range) -> list[int]:
+        return [layout.rank(stage=s, replica=r, shard=t) for s in stages for r in replicas for t in shards]
+
+    def group(kind: str, members: list[int]) -> Group:
+        # Ranks of a group lie equally far apart, so these say which; a process may have had other grids.
+        name = f"{kind}_{members[0]}_{members[-1]}_{len(members)}"
+        return make_group(device_target, name, members, rank)
+
+    def link(upper: int) -> Link:
+        pair = [layout.rank(stage=s, replica=replica, shard=shard) for s in (upper - 1, upper)]
+        return make_link(device_target, f"link_{pair[0]}_{pair[1]}", pair, rank)
+
+    # Every rank makes its groups in this order, so that nobody waits in a circle.
+    tp_group = group("tp", ranks(range(stage, stage + 1), range(replica, replica + 1), range(layout.tp)))
+    replicas = group("dp", ranks(range(stage, stage + 1), range(layout.dp), range(shard, shard + 1)))
+    before = link(stage) if stage > 0 else None
+    after = link(stage + 1) if stage < last else None
+    ends: Group = Alone()
+    if config.tie_word_embeddings and last > 0 and stage in (0, last):
+        pair = [layout.rank(stage=s, replica=replica, shard=shard) for s in (0, last)]
+        ends = group("ends", pair)
+    world = group("world", list(range(layout.num_ranks)))
+    layers = stage_layers(config.num_layers, layout.pp, offset)[stage]
+    return Grid(
+        layout=layout,
+        rank=rank,
+        part=Part(layers=layers, is_first=stage == 0, is_last=stage == last),
+        tp=Whole() if layout.tp == 1 else Shards(tp_group, sequence_parallel=layout.sequence_parallel),
+        replicas=replicas,
+        world=world,
+        ends=ends,
+        before=before,
+        after=after,
+    )
+
+
+class WorldSum(nn.Cell):
+    """Add up a vector over all ranks, for the host."""
+
+    def __init__(self, world: Group) -> None:
+        super().__init__(auto_prefix=False)
+        self.world = world
+
+    @ms.jit
+    def construct(self, x: Tensor) -> Tensor:
+        return self.world.sum(x)
+
+    def add(self, *values: float) -> list[float]:
+        """Return the sum of each value over the ranks, in float32; all ranks wait for each other here."""
+        if self.world.size == 1:
+            return list(values)
+        return [float(total) for total in self(Tensor(np.array(values, np.float32))).asnumpy()]

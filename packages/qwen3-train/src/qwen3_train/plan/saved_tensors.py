@@ -1,0 +1,188 @@
+"""Which tensors the backward pass of a layer needs, one by one with their shapes.
+
+Each entry follows from the derivative of one operation of `qwen3_model` (`layers`, `attention`, `kernels`):
+
+* y = x W^T: dW = dy^T x, so x. The weight is no activation; see `plan.memory` for its copy in another type.
+* y = w x r with r = 1 / rms(x) (Zhang and Sennrich 2019): dx and dw need x and r; the fused operator keeps r,
+  the plain one computes it again.
+* rotation: linear, dx is the rotation back; only the tables, which all layers share.
+* softmax(q k^T) v: dq, dk, dv need q, k, v, and the probabilities P (B, N, L, S). FlashAttentionScore
+  rebuilds P from two statistics of (B, N, L, 8) in float32, a maximum and a sum per row, and needs its output
+  (Dao 2023, section 3.1).
+* silu(g) u: du needs silu(g), dg needs g and u; plain arithmetic keeps silu(g), the fused operator reads
+  one join of g and u.
+* x + y: nothing.
+
+Korthikanti et al. 2022 (section 4) count the same way for a GPT layer; here it is with grouped queries, a
+gated feed-forward, no dropout, and what MindSpore's operators keep. Tensor parallelism divides what lies
+between a column and a row split. Sequence parallelism divides the rest, but for the gathered inputs of q, k,
+v and of gate and up, which are kept. Adapters (LoRA) add (M, rank) for each target, which is not counted.
+
+M rows of a micro-batch (B * L), D hidden, N query heads, K key/value heads, H head_dim, F feed-forward,
+V vocabulary.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+from qwen3_train.plan.settings import PlanSettings
+
+FLASH_STATISTIC = 8
+"""Columns of each statistic of FlashAttentionScore, float32."""
+COMPRESSED_MASK = 2048
+"""Rows and columns of its causal mask, uint8."""
+
+
+@dataclass(frozen=True, slots=True)
+class SavedTensor:
+    """A tensor that lives from the forward to the backward pass of its micro-batch, on one rank."""
+
+    name: str
+    shape: tuple[int, ...]
+    item_bytes: int
+    dropped_by: str
+    """The cheapest recomputation that spares it: "selective", "full" or "" for none."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the tensor."""
+        return math.prod(self.shape) * self.item_bytes
+
+    def is_kept(self, recompute: str) -> bool:
+        """Say whether it survives `recompute`, one of none, selective, full."""
+        if recompute == "none" or not self.dropped_by:
+            return True
+        return recompute == "selective" and self.dropped_by == "full"
+
+
+def layer_tensors(settings: PlanSettings) -> list[SavedTensor]:
+    """Return what one decoder layer keeps of one micro-batch.
+
+    Full recomputation keeps the layer's input alone. Selective recomputation (`recompute`) repeats
+    silu(gate) * up, and on a CPU attention from queries, keys and values; a CPU has no other.
+    """
+    tensors = _attention_tensors(settings) + _mlp_tensors(settings)
+    if settings.is_fused:
+        return tensors
+    return [replace(each, dropped_by="") if each.dropped_by == "full" else each for each in tensors]
+
+
+def head_tensors(settings: PlanSettings) -> list[SavedTensor]:
+    """Return what the last norm and the head keep, without the logits."""
+    rows, hidden = settings.rows, settings.model.hidden_size
+    return [
+        *_norm_tensors(settings, "norm", rows // settings.sequence_split, hidden, "", ""),
+        SavedTensor("lm_head.input", (rows, hidden), settings.compute_bytes, ""),
+    ]
+
+
+def logits_tensors(settings: PlanSettings) -> list[SavedTensor]:
+    """Return the vocabulary-wide tensors that are alive at once at the start of the backward pass."""
+    shape = (settings.rows, settings.model.vocab_size // settings.layout.tp)
+    tensors = [
+        SavedTensor("loss.log_probabilities", shape, 4, ""),
+        SavedTensor("loss.log_probabilities.gradient", shape, 4, ""),
+        SavedTensor("loss.logits.gradient", shape, 4, ""),
+    ]
+    if settings.compute_bytes != 4:
+        tensors.append(SavedTensor("lm_head.output.gradient", shape, settings.compute_bytes, ""))
+    return tensors
+
+
+def shared_tensors(settings: PlanSettings) -> list[SavedTensor]:
+    """Return what all layers of a stage read: ids, rotary tables and the causal mask.
+
+    The plain kernels repeat the tables for every head; the fused operator's mask has one size.
+    """
+    model, tp, rows = settings.model, settings.layout.tp, settings.rows
+    ids = SavedTensor("ids", (rows,), 4, "")
+    if settings.is_fused:
+        table = (settings.micro_batch, settings.seq_length, 1, model.head_dim)
+        tables = [SavedTensor(name, table, settings.compute_bytes, "") for name in ("cos", "sin")]
+        return [ids, *tables, SavedTensor("mask", (COMPRESSED_MASK, COMPRESSED_MASK), 1, "")]
+    tables = [
+        SavedTensor(f"{name} of {heads}", (rows * count // tp, model.head_dim), 4, "")
+        for heads, count in (("queries", model.num_heads), ("keys", model.num_kv_heads))
+        for name in ("cos", "sin")
+    ]
+    return [ids, *tables, SavedTensor("mask", (settings.seq_length, settings.seq_length), 4, "")]
+
+
+def backward_tensors(settings: PlanSettings) -> list[SavedTensor]:
+    """Return the gradients that the widest part of a layer holds at once in its backward pass."""
+    rows, c, tp = settings.rows, settings.compute_bytes, settings.layout.tp
+    wide = (rows, settings.model.intermediate_size // tp)
+    mlp = [SavedTensor(f"{name}.gradient", wide, c, "") for name in ("down_proj.input", "gate", "up")]
+    if settings.is_fused:
+        return mlp
+    scores = _heads_by_keys(settings)
+    attention = [
+        SavedTensor(f"attention.{name}.gradient", scores, 4, "") for name in ("probabilities", "scores")
+    ]
+    return max(mlp, attention, key=lambda tensors: sum(tensor.num_bytes for tensor in tensors))
+
+
+def _attention_tensors(settings: PlanSettings) -> list[SavedTensor]:
+    model, tp, c = settings.model, settings.layout.tp, settings.compute_bytes
+    b, length, rows, h = settings.micro_batch, settings.seq_length, settings.rows, model.head_dim
+    n, k = model.num_heads // tp, model.num_kv_heads // tp
+    tensors = [
+        *_norm_tensors(settings, "input_layernorm", rows // settings.sequence_split, model.hidden_size, ""),
+        SavedTensor("qkv_proj.input", (rows, model.hidden_size), c, "full"),
+        *_norm_tensors(settings, "q_norm", rows * n, h, "full"),
+        *_norm_tensors(settings, "k_norm", rows * k, h, "full"),
+        SavedTensor("attention.query", (b, n, length, h), c, "full"),
+        SavedTensor("attention.key", (b, k, length, h), c, "full"),
+        SavedTensor("attention.value", (b, k, length, h), c, "full"),
+    ]
+    if settings.is_fused:
+        statistic = (b, n, length, FLASH_STATISTIC)
+        tensors += [
+            SavedTensor("attention.softmax_max", statistic, 4, "full"),
+            SavedTensor("attention.softmax_sum", statistic, 4, "full"),
+            SavedTensor("attention.output", (b, n, length, h), c, "full"),
+            SavedTensor("o_proj.input", (rows, n * h), c, "full"),
+        ]
+    else:
+        tensors += [
+            SavedTensor("attention.probabilities", _heads_by_keys(settings), 4, "selective"),
+            SavedTensor("o_proj.input", (rows, n * h), c, "full"),
+        ]
+    return tensors
+
+
+def _mlp_tensors(settings: PlanSettings) -> list[SavedTensor]:
+    rows, hidden, c = settings.rows, settings.model.hidden_size, settings.compute_bytes
+    wide = settings.model.intermediate_size // settings.layout.tp
+    tensors = [
+        *_norm_tensors(settings, "post_attention_layernorm", rows // settings.sequence_split, hidden, "full"),
+        SavedTensor("gate_up_proj.input", (rows, hidden), c, "full"),
+    ]
+    if settings.is_fused:
+        tensors.append(SavedTensor("swiglu.input", (rows, 2 * wide), c, "full"))
+    else:
+        tensors += [
+            SavedTensor("swiglu.gate", (rows, wide), c, "full"),
+            SavedTensor("swiglu.up", (rows, wide), c, "full"),
+            SavedTensor("swiglu.silu", (rows, wide), c, "selective"),
+        ]
+    return [*tensors, SavedTensor("down_proj.input", (rows, wide), c, "selective")]
+
+
+def _norm_tensors(
+    settings: PlanSettings,
+    name: str,
+    rows: int,
+    width: int,
+    input_dropped_by: str,
+    rest_dropped_by: str = "full",
+) -> list[SavedTensor]:
+    tensors = [SavedTensor(f"{name}.input", (rows, width), settings.compute_bytes, input_dropped_by)]
+    if settings.is_fused:
+        tensors.append(SavedTensor(f"{name}.inverse_rms", (rows, 1), 4, rest_dropped_by))
+    return tensors
+
+
+def _heads_by_keys(settings: PlanSettings) -> tuple[int, ...]:
+    heads = settings.model.num_heads // settings.layout.tp
+    return (settings.micro_batch, heads, settings.seq_length, settings.seq_length)

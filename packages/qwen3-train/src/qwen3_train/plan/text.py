@@ -1,0 +1,133 @@
+"""A plan as text for a terminal."""
+
+from dataclasses import fields
+
+from qwen3_train.parallel.stages import stage_layers
+from qwen3_train.plan.layout_search import Candidate
+from qwen3_train.plan.memory import StageMemory
+from qwen3_train.plan.plan import Plan, gib
+from qwen3_train.plan.settings import PlanSettings
+
+SHOWN = 8
+"""Layouts that are listed; the JSON has all."""
+
+
+def plan_text(plan: Plan) -> str:
+    """Return the plan for a terminal."""
+    return "\n".join([*_head(plan), *_memory(plan), *_traffic(plan), *_notes(plan), *_layouts(plan)])
+
+
+def _head(plan: Plan) -> list[str]:
+    settings, layout, model = plan.settings, plan.settings.layout, plan.settings.model
+    passes = f"rows {settings.micro_batch} x forward passes {settings.passes} x dp {layout.dp}"
+    steps = settings.steps_per_epoch
+    epochs = (
+        f"{steps:,} steps in an epoch, {steps * settings.epochs:,} in all"
+        if steps is not None
+        else "steps: the data decide"
+    )
+    return [
+        f"Model    {model.num_parameters():,} parameters, {model.num_layers} layers, vocabulary "
+        f"{model.vocab_size}",
+        f"Layout   {_layout(settings)} = {_devices(layout.num_ranks)}, recomputation {settings.recompute}",
+        f"Batch    {settings.global_batch:,} samples = {passes}; {settings.tokens_per_step:,} tokens; "
+        f"{epochs}",
+    ]
+
+
+def _memory(plan: Plan) -> list[str]:
+    if not plan.stages:
+        return ["", f"Not possible: {plan.problem}"]
+    unit, size = ("GiB", 2**30) if max(stage.total for stage in plan.stages) >= 2**30 else ("MiB", 2**20)
+    layers = stage_layers(plan.settings.model.num_layers, plan.settings.layout.pp, plan.settings.offset)
+    names = [field.name for field in fields(StageMemory)]
+    lines = ["", f"Memory of a device in {unit}, for each pipeline stage"]
+    rows = [
+        ["", *(f"stage {stage}" for stage in range(len(layers)))],
+        ["layers", *(str(len(part)) for part in layers)],
+    ]
+    rows += [
+        [name.replace("_", " "), *(f"{getattr(stage, name) / size:.2f}" for stage in plan.stages)]
+        for name in names
+        if any(getattr(stage, name) for stage in plan.stages)
+    ]
+    rows.append(["total", *(f"{stage.total / size:.2f}" for stage in plan.stages)])
+    lines += _table(rows)
+    if plan.problem:
+        return [*lines, f"Does not fit: {plan.problem}"]
+    if plan.memory_bytes is None:
+        return [*lines, "No limit is given; --max-device-memory 58GB checks one."]
+    fullest = max(stage.total for stage in plan.stages)
+    return [*lines, f"Fits: {gib(fullest)} of {gib(plan.memory_bytes)} GiB on the fullest device."]
+
+
+def _traffic(plan: Plan) -> list[str]:
+    if not any(plan.traffic):
+        return []
+    stage = max(range(len(plan.traffic)), key=lambda at: sum(item.sent_bytes for item in plan.traffic[at]))
+    rows = [["kind", "operation", "of", "times", "MiB each", "GiB sent"]]
+    rows += [
+        [item.kind, item.operation, item.purpose, str(item.calls),
+         f"{item.payload_bytes / 2**20:.2f}", f"{item.sent_bytes / 2**30:.2f}"]
+        for item in plan.traffic[stage]
+    ]  # fmt: skip
+    return [
+        "",
+        f"Sent by a device in a step (stage {stage}, which sends most)",
+        *_table(rows, text_columns=3),
+    ]
+
+
+def _notes(plan: Plan) -> list[str]:
+    return ["", *(f"Note: {note}" for note in plan.notes)] if plan.notes else []
+
+
+def _layouts(plan: Plan) -> list[str]:
+    search = plan.search
+    limit = f" and {gib(plan.memory_bytes)} GiB" if plan.memory_bytes is not None else ""
+    lines = ["", f"Layouts of {_devices(plan.num_devices)}{limit} with this global batch, best first"]
+    if not search.fitting:
+        lines.append("  none fits")
+    rows = [_candidate_row(candidate) for candidate in search.fitting[:SHOWN]]
+    lines += _table(rows, text_columns=3) if rows else []
+    if len(search.fitting) > SHOWN:
+        lines.append(f"  and {len(search.fitting) - SHOWN} more; --json lists all")
+    if search.too_large:
+        lines += ["Too large even with full recomputation, smallest first"]
+        lines += [
+            f"  {_layout(item.settings)}: {gib(item.memory_bytes)} GiB" for item in search.too_large[:3]
+        ]
+    if search.refused:
+        lines += [
+            f"Impossible ({len(search.refused)})",
+            *(f"  {sentence}" for sentence in search.refused[:SHOWN]),
+        ]
+        if len(search.refused) > SHOWN:
+            lines.append(f"  and {len(search.refused) - SHOWN} more; --json lists all")
+    return lines
+
+
+def _candidate_row(candidate: Candidate) -> list[str]:
+    recompute = f"recomputation {candidate.settings.recompute}"
+    return [_layout(candidate.settings), recompute, candidate.reason, f"{gib(candidate.memory_bytes)} GiB"]
+
+
+def _layout(settings: PlanSettings) -> str:
+    layout = settings.layout
+    extras = ", sequence parallel" if layout.sequence_parallel else ""
+    extras += f", offset {list(settings.offset)}" if settings.offset else ""
+    return f"dp {layout.dp} x tp {layout.tp} x pp {layout.pp}{extras}"
+
+
+def _devices(number: int) -> str:
+    return f"{number} device" + ("s" if number > 1 else "")
+
+
+def _table(rows: list[list[str]], text_columns: int = 1) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) if at < text_columns else cell.rjust(width)
+                 for at, (cell, width) in enumerate(zip(row, widths, strict=True))]  # fmt: skip
+        lines.append("  " + "  ".join(cells).rstrip())
+    return lines

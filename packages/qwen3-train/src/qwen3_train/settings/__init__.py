@@ -1,0 +1,1 @@
+"""A run's YAML as checked values; free of MindSpore."""

@@ -1,0 +1,55 @@
+"""The sections `train_dataset` and `eval_dataset`, of whichever kind of data they are."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from qwen3_model.errors import ConfigError
+from qwen3_model.run_config import RunConfig, section_problems
+from qwen3_train.settings.hf_loader import HfDataSettings, SftFileSettings, read_hf_data, read_sft_file
+from qwen3_train.settings.schema import DATASET
+from qwen3_train.settings.token_files import DataSettings, read_data
+
+Conversations = HfDataSettings | SftFileSettings
+
+
+def read_dataset(section: Mapping[str, Any]) -> DataSettings | Conversations:
+    """Read a section by the type of its loader.
+
+    Raises:
+        ConfigError: A value cannot work.
+    """
+    kind = (section.get("data_loader") or {}).get("type")
+    if kind == "HFDataLoader":
+        return read_hf_data(section)
+    return read_sft_file(section) if kind == "SftFileDataLoader" else read_data(section)
+
+
+def read_eval_dataset(config: RunConfig, train: DataSettings | Conversations) -> Conversations | None:
+    """Read `eval_dataset` where `do_eval` asks for it; None where there is none.
+
+    Raises:
+        ConfigError: A key or value cannot work, or does not go with what is trained on.
+    """
+    section = config.get("eval_dataset")
+    # mindformers' YAMLs have a section that they do not use, of other keys.
+    if not config.get("do_eval") or not section:
+        return None
+    if isinstance(train, DataSettings):
+        raise ConfigError(
+            "eval_dataset is for conversations; of token files the valid part of train_dataset's split is "
+            "evaluated, leave it out"
+        )
+    if problems := section_problems(section, DATASET, "eval_dataset"):
+        raise ConfigError("; ".join(problems))
+    try:
+        held_out = read_dataset(section)
+    except ConfigError as error:
+        raise ConfigError(f"eval_dataset: {error}") from error
+    if isinstance(held_out, DataSettings):
+        raise ConfigError("eval_dataset.data_loader.type must be HFDataLoader or SftFileDataLoader")
+    if held_out.seq_length != train.seq_length:
+        raise ConfigError(
+            f"eval_dataset has seq_length {held_out.seq_length}, train_dataset {train.seq_length}; give both "
+            "the same"
+        )
+    return held_out

@@ -1,0 +1,300 @@
+"""A run's YAML as checked values; free of MindSpore, so that every refusal is quick."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qwen3_model.config import Qwen3Config
+from qwen3_model.errors import ConfigError
+from qwen3_model.fused import FusedLayout
+from qwen3_model.layout import Layout
+from qwen3_model.run_config import RunConfig
+from qwen3_train.parallel.layout_checks import layout_problems, process_problems
+from qwen3_train.parallel.offset import read_offset
+from qwen3_train.settings.adam import AdamSettings
+from qwen3_train.settings.datasets import read_dataset, read_eval_dataset
+from qwen3_train.settings.hf_loader import HfDataSettings, SftFileSettings
+from qwen3_train.settings.lora import LoraSettings, read_lora, refuse_empty_stages
+from qwen3_train.settings.model import read_model
+from qwen3_train.settings.recompute import Recompute, read_recompute
+from qwen3_train.settings.token_files import DataSettings
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainSettings:
+    """Everything that a run needs to know."""
+
+    seed: int
+    """Of random weights."""
+    output_dir: Path
+    device: str
+    """CPU or Ascend."""
+    layout: Layout
+    offset: tuple[int, ...]
+    """Shift of the number of layers of each pipeline stage; empty for none."""
+    micro_batch_num: int
+    """Micro-batches that go through the pipeline together; 1 without a pipeline."""
+    parallel_optimizer: bool
+    """Share the optimizer's moments out over the replicas (ZeRO-1)."""
+    model: Qwen3Config
+    hf_dir: Path | None
+    """Folder whose config, tokenizer and generation config the run takes over."""
+    weights_from: Path | None
+    """A Hugging Face folder or a checkpoint to start from; None for random weights."""
+    strategy_from: Path | None
+    """Strategy files of that checkpoint, where they are not beside it."""
+    fused_layout: FusedLayout
+    """Order of rows in mindformers' fused weights, should the checkpoint be mindformers'."""
+    resume: bool
+    resume_from: Path | None
+    """Run, checkpoint folder or file to continue; None for the run in `output_dir`."""
+    resume_file: str | None
+    """Name of one checkpoint file; None for the newest whole one."""
+    batch_size: int
+    """Rows of a forward pass on each replica."""
+    accumulation: int
+    """Times that the micro-batches of a step are gathered anew."""
+    epochs: int
+    stop_step: int | None
+    """Stop after this step although the schedule goes on; None for never."""
+    adam: AdamSettings
+    lr_schedule: Mapping[str, Any]
+    max_grad_norm: float | None
+    """Clip the global norm to this; None for no clipping."""
+    data: DataSettings | HfDataSettings | SftFileSettings
+    eval_data: HfDataSettings | SftFileSettings | None
+    """Held-out conversations; None for none, or where token files are split."""
+    do_eval: bool
+    eval_every: int | None
+    """Steps between evaluations; None for only before the first and after the last step."""
+    log_every: int
+    prefix: str
+    """Beginning of checkpoint file names."""
+    save_every: int | None
+    """Steps between checkpoints; None for only after the last step."""
+    keep_max: int
+    """Checkpoints to keep."""
+    async_save: bool
+    """Write checkpoints in a thread while training goes on."""
+    recompute: Recompute
+    graph_cache: Path | None
+    """Folder that keeps compiled graphs from one run to the next; None for none."""
+    lora: LoraSettings | None
+    """Adapters, which then train instead of the model; None for none."""
+
+    @property
+    def tokenizer_dir(self) -> Path | None:
+        """Folder of the tokenizer that the run's folder gets a copy of."""
+        own = self.data.tokenizer_dir if isinstance(self.data, HfDataSettings) else None
+        return own or self.hf_dir
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of a step on each replica."""
+        return self.accumulation * self.micro_batch_num
+
+
+def read_settings(config: RunConfig, *, worker_num: int = 1) -> TrainSettings:
+    """Turn a YAML that the schema has passed into settings.
+
+    Raises:
+        ConfigError: Values that cannot work; all that can be found at once are named.
+    """
+    problems: list[str] = []
+    hf_dir = _path(config.get("pretrained_model_dir"))
+    data = _collect(problems, read_dataset, config.get("train_dataset") or {})
+    model = None
+    if hf_dir is not None and not hf_dir.is_dir():
+        problems.append(f"pretrained_model_dir={hf_dir} is not a folder; give a Hugging Face model folder")
+    else:
+        model = _collect(problems, read_model, config.get("model.model_config") or {}, hf_dir)
+    eval_data = _collect(problems, read_eval_dataset, config, data) if data is not None else None
+    layout = _collect(problems, _layout, config, worker_num)
+    offset = _collect(problems, read_offset, config.get("model.model_config.offset"))
+    num_stages = layout.pp if layout is not None else 1
+    recompute = _collect(problems, read_recompute, config.get("recompute_config"), num_stages)
+    problems += _number_problems(config) + _mode_problems(config)
+    if model is not None and layout is not None and data is not None and offset is not None:
+        pipes = layout.pp > 1
+        offset, micro_batch_num = offset if pipes else (), _micro_batch_num(config) if pipes else 1
+        problems += layout_problems(
+            model, layout, seq_length=data.seq_length, offset=offset, micro_batch_num=micro_batch_num
+        )
+    pet_config = config.get("model.model_config.pet_config")
+    lora = _collect(problems, read_lora, pet_config, model) if pet_config and model is not None else None
+    if problems:
+        raise ConfigError("; ".join(problems))
+    assert data is not None
+    assert model is not None
+    assert layout is not None
+    if lora is not None:
+        refuse_empty_stages(lora, model, layout, offset)
+    monitor, resume = _callback(config, "CheckpointMonitor"), config.get("resume_training", False)
+    wrapper = config.get("runner_wrapper") or {}
+    return TrainSettings(
+        seed=config.get("seed", 0),
+        output_dir=Path(config.get("output_dir") or "./output"),
+        device=config.get("context.device_target") or default_device(),
+        layout=layout,
+        offset=offset,
+        micro_batch_num=micro_batch_num,
+        parallel_optimizer=bool(config.get("parallel.enable_parallel_optimizer", False)) and layout.dp > 1,
+        model=model,
+        hf_dir=hf_dir,
+        weights_from=None if resume else _weights(config, hf_dir),
+        strategy_from=_path(config.get("src_strategy_path_or_dir")),
+        fused_layout=FusedLayout(
+            contiguous_qkv=config.get("model.model_config.use_contiguous_weight_layout_attention", False),
+            interleaved_mlp=config.get("model.model_config.use_interleaved_weight_layout_mlp", True),
+        ),
+        resume=bool(resume),
+        resume_from=_path(config.get("load_checkpoint")) if resume else None,
+        resume_file=resume if isinstance(resume, str) else None,
+        batch_size=config.get("runner_config.batch_size", 1),
+        accumulation=config.get("runner_config.gradient_accumulation_steps", 1),
+        epochs=config.get("runner_config.epochs", 1),
+        stop_step=_callback(config, "TrainCallBack").get("stop_step"),
+        adam=_adam(config.get("optimizer") or {}),
+        lr_schedule=_lr_section(config),
+        max_grad_norm=float(wrapper.get("max_grad_norm") or 1.0) if wrapper.get("use_clip_grad") else None,
+        data=data,
+        eval_data=eval_data,
+        do_eval=bool(config.get("do_eval", False)),
+        eval_every=_positive(config.get("eval_step_interval")),
+        log_every=_callback(config, "MFLossMonitor").get("per_print_times") or 1,
+        prefix=monitor.get("prefix") or "qwen3",
+        save_every=_positive(monitor.get("save_checkpoint_steps")),
+        keep_max=monitor.get("keep_checkpoint_max") or 1,
+        async_save=bool(monitor.get("async_save")),
+        recompute=recompute,
+        graph_cache=_graph_cache(config),
+        lora=lora,
+    )
+
+
+def default_device() -> str:
+    """Return Ascend where the driver's device file is, else CPU."""
+    return "Ascend" if Path("/dev/davinci_manager").exists() else "CPU"
+
+
+def _micro_batch_num(config: RunConfig) -> int:
+    value = config.get("parallel_config.micro_batch_num")
+    return 1 if value is None else int(value)
+
+
+def _layout(config: RunConfig, worker_num: int) -> Layout:
+    if not config.get("use_parallel", False):
+        if worker_num > 1:
+            raise ConfigError(
+                f"use_parallel is False but --worker-num is {worker_num}; set use_parallel to True and "
+                "parallel_config to a layout of that many processes"
+            )
+        return Layout()
+    section = config.get("parallel_config") or {}
+    layout = Layout(
+        dp=section.get("data_parallel") or 1,
+        tp=section.get("model_parallel") or 1,
+        pp=section.get("pipeline_stage") or 1,
+        sequence_parallel=bool(section.get("use_seq_parallel")),
+    )
+    if problems := process_problems(layout, worker_num):
+        raise ConfigError("; ".join(problems))
+    return layout
+
+
+def _number_problems(config: RunConfig) -> list[str]:
+    """Name the numbers that are out of range."""
+    problems = []
+    for key in ("batch_size", "gradient_accumulation_steps", "epochs"):
+        value = config.get(f"runner_config.{key}", 1)
+        if value < 1:
+            problems.append(f"runner_config.{key}={value} must be at least 1")
+    for index, callback in enumerate(config.get("callbacks") or []):
+        for key in ("per_print_times", "keep_checkpoint_max", "stop_step"):
+            if callback.get(key) is not None and callback[key] < 1:
+                problems.append(f"callbacks.{index}.{key}={callback[key]} must be at least 1")
+    wrapper = config.get("runner_wrapper") or {}
+    if wrapper.get("max_grad_norm") is not None and not wrapper["max_grad_norm"] > 0:
+        problems.append(f"runner_wrapper.max_grad_norm={wrapper['max_grad_norm']} must be above 0")
+    return problems + _optimizer_problems(config.get("optimizer") or {})
+
+
+def _optimizer_problems(section: Mapping[str, Any]) -> list[str]:
+    problems = []
+    if (kind := section.get("type") or "AdamW") not in ("AdamW", "FusedAdamW"):
+        problems.append(f"optimizer.type={kind!r} is not implemented; use AdamW")
+    betas = section.get("betas") or [0.9, 0.999]
+    if len(betas) != 2 or not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in betas):
+        problems.append(f"optimizer.betas={betas} must be two numbers from 0 to below 1")
+    if not section.get("eps", 1e-8) > 0:
+        problems.append(f"optimizer.eps={section['eps']} must be above 0")
+    if (section.get("weight_decay") or 0.0) < 0:
+        problems.append(f"optimizer.weight_decay={section['weight_decay']} must be at least 0")
+    return problems
+
+
+def _mode_problems(config: RunConfig) -> list[str]:
+    problems = []
+    mode = config.get("run_mode", "train")
+    if mode not in ("train", "finetune"):
+        problems.append(
+            f"run_mode={mode!r} is not for this command; use train or finetune (predict: qwen3-infer)"
+        )
+    if mode == "finetune" and not (config.get("load_checkpoint") or config.get("pretrained_model_dir")):
+        problems.append("run_mode=finetune needs weights; give pretrained_model_dir or load_checkpoint")
+    if config.get("context.device_target") == "Ascend" and default_device() != "Ascend":
+        problems.append(
+            "context.device_target=Ascend but this machine has none; use --context.device_target CPU"
+        )
+    return problems
+
+
+def _adam(section: Mapping[str, Any]) -> AdamSettings:
+    beta1, beta2 = section.get("betas") or (0.9, 0.999)
+    return AdamSettings(
+        beta1=float(beta1),
+        beta2=float(beta2),
+        eps=float(section.get("eps") or 1e-8),
+        weight_decay=float(section.get("weight_decay") or 0.0),
+    )
+
+
+def _lr_section(config: RunConfig) -> Mapping[str, Any]:
+    section = config.get("lr_schedule")
+    if section:
+        return section
+    return {"type": "ConstantWarmUpLR", "learning_rate": config.get("optimizer.learning_rate", 1e-3)}
+
+
+def _weights(config: RunConfig, hf_dir: Path | None) -> Path | None:
+    if config.get("load_checkpoint"):
+        return _path(config.get("load_checkpoint"))
+    # As in mindformers: a run from scratch takes the folder's config and tokenizer only.
+    wanted = config.get("run_mode", "train") == "finetune" or config.get("auto_trans_ckpt", False)
+    return hf_dir if wanted else None
+
+
+def _callback(config: RunConfig, kind: str) -> dict[str, Any]:
+    return next((item for item in config.get("callbacks") or [] if item.get("type") == kind), {})
+
+
+def _positive(value: int | None) -> int | None:
+    return value if value is not None and value > 0 else None
+
+
+def _graph_cache(config: RunConfig) -> Path | None:
+    path = _path(config.get("context.compile_cache_path")) or Path.home() / ".cache/qwen3-train"
+    return path if config.get("context.enable_compile_cache") else None
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text) if text else None
+
+
+def _collect(problems: list[str], read: Any, *arguments: Any) -> Any:
+    try:
+        return read(*arguments)
+    except ConfigError as error:
+        problems.append(str(error))
+        return None

@@ -1,0 +1,102 @@
+"""The YAML's `train_dataset` section as checked values."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qwen3_model.errors import ConfigError
+from qwen3_train.data.blend import Blend, parse_blend, split_bounds
+
+LOADER = "train_dataset.data_loader"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataSettings:
+    """Which token files, which part of them, and what document borders do."""
+
+    train: Blend
+    valid: Blend | None
+    """The files to evaluate on; None where the split has no valid part."""
+    split: str | None
+    """Proportions of train, valid and test in each file; None when each has files of its own."""
+    seq_length: int
+    num_train: int | None
+    """Samples of an epoch; None for one pass over the data."""
+    num_valid: int | None
+    """Samples of an evaluation; None for all of the valid part."""
+    seed: int
+    eod: int | None
+    """Id that ends a document; None to take it from the manifest beside the data."""
+    pad: int
+    eod_mask_loss: bool
+    reset_position_ids: bool
+    separate_documents: bool
+
+
+def read_data(section: Mapping[str, Any]) -> DataSettings:
+    """Read the keys of `train_dataset`.
+
+    Raises:
+        ConfigError: A key is missing, or values contradict each other.
+    """
+    loader = section.get("data_loader") or {}
+    kind = loader.get("type") or "BlendedMegatronDatasetDataLoader"
+    if kind != "BlendedMegatronDatasetDataLoader":
+        raise ConfigError(
+            f"{LOADER}.type={kind!r} is not implemented; use BlendedMegatronDatasetDataLoader with token "
+            "files of qwen3-data preprocess, SftFileDataLoader with those of qwen3-data sft, or HFDataLoader"
+        )
+    config = loader.get("config") or {}
+    seq_length = config.get("seq_length")
+    if not seq_length or seq_length < 1:
+        raise ConfigError(f"{LOADER}.config.seq_length={seq_length} must be at least 1")
+    train, valid, split = _files(config)
+    num_train, num_valid = _sizes(loader.get("sizes"))
+    return DataSettings(
+        train=train,
+        valid=valid,
+        split=split,
+        seq_length=seq_length,
+        num_train=num_train,
+        num_valid=num_valid,
+        seed=1234 if config.get("seed") is None else config["seed"],
+        eod=config.get("eod"),
+        pad=-1 if config.get("pad") is None else config["pad"],
+        eod_mask_loss=bool(config.get("eod_mask_loss")),
+        reset_position_ids=bool(config.get("reset_position_ids")),
+        separate_documents=bool(
+            config.get("reset_attention_mask") or config.get("create_compressed_eod_mask")
+        ),
+    )
+
+
+def _files(config: Mapping[str, Any]) -> tuple[Blend, Blend | None, str | None]:
+    own = {part: config.get(f"{part}_data_path") for part in ("train", "valid", "test")}
+    if any(own.values()):
+        if config.get("data_path"):
+            raise ConfigError(
+                f"{LOADER}.config has data_path and {'/'.join(own)}_data_path; give one or the other"
+            )
+        train = parse_blend(own["train"], f"{LOADER}.config.train_data_path")
+        valid = parse_blend(own["valid"], f"{LOADER}.config.valid_data_path") if own["valid"] else None
+        return train, valid, None
+    blend = parse_blend(config.get("data_path"), f"{LOADER}.config.data_path")
+    split = str(config.get("split") or "1, 0, 0")
+    bounds = split_bounds(split, 1_000_000)
+    if bounds[0] is None:
+        raise ConfigError(f"{LOADER}.config.split={split!r} leaves nothing to train on")
+    return blend, blend if bounds[1] is not None else None, split
+
+
+def _sizes(sizes: Any) -> tuple[int | None, int | None]:
+    """Read `[train, valid, test]`; 0, -1 or none means one pass over the part."""
+    if sizes is None:
+        return None, None
+    if len(sizes) > 3 or not all(size is None or (isinstance(size, int) and size >= -1) for size in sizes):
+        raise ConfigError(f"{LOADER}.sizes={sizes} must be the numbers of train, valid and test samples")
+    numbers = [*sizes, None, None, None]
+    return _wanted(numbers[0]), _wanted(numbers[1])
+
+
+def _wanted(size: int | None) -> int | None:
+    return size if size and size > 0 else None
