@@ -118,7 +118,7 @@ def generate(
         launch = make_launch(settings.output_dir)
         launch_generate(settings, where, launch, context.meta[ARGUMENTS], os.environ, **how)
         return
-    device = make_device(settings.device_target, kernels, threads)
+    device = make_device(settings, kernels, threads)
     if rank is None:
         run_generate(settings, device, where, **how)
     else:
@@ -165,7 +165,7 @@ def chat(
         note=lambda text: click.echo(text, err=True),
         quiet=quiet,
     )
-    device = make_device(settings.device_target, kernels, threads)
+    device = make_device(settings, kernels, threads)
     run_chat(settings, device, terminal, system=system, context_tokens=context_tokens)
 
 

@@ -66,7 +66,7 @@ def score(config_path: Path | None, as_json: bool, **options: Any) -> None:
     settings = ScoreSettings(model=run, reading=reading, **options)
     total = run_score(
         settings,
-        make_device(run.device_target, kernels, threads),
+        make_device(run, kernels, threads),
         note=lambda text: click.echo(text, err=True),
     )
     if as_json:
@@ -103,4 +103,4 @@ def evaluate(
     from qwen3_infer.settings import read_settings
 
     run = read_settings(config_path, model, ())
-    run_harness(run, make_device(run.device_target, kernels, threads), arguments)
+    run_harness(run, make_device(run, kernels, threads), arguments)

@@ -4,11 +4,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from qwen3_infer.device import Device
+
+if TYPE_CHECKING:  # it reads YAML, which `--help` needs not
+    from qwen3_infer.settings import RunSettings
 
 ARGUMENTS = "qwen3_infer.arguments"
 
@@ -86,12 +89,13 @@ def with_options(options: Sequence[Any]) -> Any:
     return decorate
 
 
-def make_device(target: str, kernels: str, threads: int | None) -> Device:
-    """Return the device that the options and the environment describe."""
+def make_device(run: "RunSettings", kernels: str, threads: int | None) -> Device:
+    """Return the device that the settings, the options and the environment describe."""
     # MindSpore's own warnings would stand between the lines of text.
     os.environ.setdefault("GLOG_v", "3")
     return Device(
-        target=target,
+        target=run.device_target,
+        ascend=run.ascend,
         kernels=kernels,
         num_threads=threads or _num_threads(),
         cache_dir=Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qwen3-infer",

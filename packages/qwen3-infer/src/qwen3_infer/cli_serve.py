@@ -96,5 +96,5 @@ def serve(
     serving = ServeSettings(
         api_key=api_key, max_tokens_in_cache=settings.max_tokens_in_cache or DEFAULT_TOKENS, **own
     )
-    device = make_device(settings.device_target, kernels, threads)
+    device = make_device(settings, kernels, threads)
     run_serve(settings, serving, device, quiet=quiet, note=lambda text: click.echo(text, err=True))

@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # it reads YAML, which `--help` needs not
+    from qwen3_model.ascend_settings import AscendSettings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,3 +21,5 @@ class Device:
     """Of the native kernels."""
     cache_dir: Path
     """Keeps the compiled kernels."""
+    ascend: "AscendSettings | None" = None
+    """What the device is told, should it be Ascend."""

@@ -2,18 +2,18 @@
 
 from typing import Any
 
+from qwen3_model.ascend_settings import CONTEXT_SCHEMA
 from qwen3_model.run_config import Key
 
 TEXT, FLAG, COUNT, NUMBER = Key((str,)), Key((bool,)), Key((int,)), Key((float,))
-ASCEND, NO_EFFECT = Key(effect="ascend"), Key(effect="none")
+NO_EFFECT = Key(effect="none")
 # config.json says what the model is; these keys may repeat it and change nothing.
 MODEL_CONFIG: dict[str, Any] = {
     "compute_dtype": Key((str,), ("bfloat16", "float16", "float32"), effect="ascend"),
-    "layernorm_compute_dtype": Key((str,), ("float32",), effect="ascend"),
-    "softmax_compute_dtype": Key((str,), ("float32",), effect="ascend"),
-    "rotary_dtype": Key((str,), ("bfloat16", "float16", "float32"), effect="ascend"),
-    "params_dtype": Key((str,), ("bfloat16", "float16", "float32"), effect="ascend"),
-    "use_flash_attention": ASCEND, "block_size": ASCEND, "num_blocks": ASCEND,
+    "layernorm_compute_dtype": Key((str,), ("float32",)), "softmax_compute_dtype": Key((str,), ("float32",)),
+    # Turns are computed in float32, weights stay as they are stored, the cache has rows and no blocks.
+    "rotary_dtype": NO_EFFECT, "params_dtype": NO_EFFECT,
+    "use_flash_attention": NO_EFFECT, "block_size": NO_EFFECT, "num_blocks": NO_EFFECT,
     # Of a checkpoint of mindformers; its shapes cannot tell.
     "use_contiguous_weight_layout_attention": FLAG, "use_interleaved_weight_layout_mlp": FLAG,
     "use_past": NO_EFFECT, "qkv_concat": NO_EFFECT, "parallel_decoding_params": NO_EFFECT,
@@ -38,10 +38,7 @@ PREDICT: dict[str, Any] = {
     },
     "runner_config": NO_EFFECT,
     "context": {
-        "mode": Key((int,), (0,)), "device_target": Key((str,), ("CPU", "Ascend")), "device_id": ASCEND,
-        "max_device_memory": ASCEND, "memory_optimize_level": ASCEND, "jit_config": ASCEND,
-        "ascend_config": ASCEND, "enable_graph_kernel": ASCEND, "affinity_cpu_list": ASCEND,
-        "save_graphs": NO_EFFECT, "save_graphs_path": NO_EFFECT, "max_call_depth": NO_EFFECT,
+        **CONTEXT_SCHEMA, "mode": Key((int,), (0,)),
     },
     "parallel_config": {
         "data_parallel": Key((int,), (1,)), "model_parallel": COUNT,

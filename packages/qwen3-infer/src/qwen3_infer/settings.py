@@ -9,6 +9,7 @@ from qwen3_infer.engine.sampling import Sampling
 from qwen3_infer.generation_config import SAMPLING_KEYS, GenerationConfig
 from qwen3_infer.model_folder import ModelFolder, open_model_folder
 from qwen3_infer.schema import FLAG_KEYS, PREDICT
+from qwen3_model.ascend_settings import AscendSettings, read_ascend_settings
 from qwen3_model.companions import find_companions
 from qwen3_model.errors import ConfigError, UsageError
 from qwen3_model.fused import FusedLayout
@@ -48,6 +49,8 @@ class RunSettings:
     """The text file with all results."""
     device_target: str
     """CPU or Ascend."""
+    ascend: AscendSettings
+    """What the device is told, should it be Ascend."""
     seed: int
     """Of all random numbers."""
     chat: bool
@@ -128,7 +131,7 @@ def read_settings(
     max_tokens = value_of("max_tokens_in_cache")
     if max_tokens is not None and max_tokens < 64:
         raise UsageError(f"--max-tokens-in-cache {max_tokens} must be at least 64")
-    generation = _generation(run, given)
+    generation, device = _generation(run, given), value_of("context.device_target", "CPU")
     return RunSettings(
         model_dir=model_dir,
         load_checkpoint=checkpoint,
@@ -144,7 +147,8 @@ def read_settings(
         batch_size=batch_size,
         max_tokens_in_cache=max_tokens,
         result_path=Path(value_of("save_file", DEFAULT_RESULT)),
-        device_target=value_of("context.device_target", "CPU"),
+        device_target=device,
+        ascend=read_ascend_settings(run, device, worker_num),
         seed=_seed(value_of("seed", 0)),
         chat=bool(generation.get("chat", False)),
         thinking=bool(generation.get("thinking", True)),

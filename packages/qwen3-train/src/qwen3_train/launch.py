@@ -122,7 +122,7 @@ def _train(run: PreparedRun, config: RunConfig, log: RunLog, *, rank: int | None
     from qwen3_train.trainer import set_up_device, train
 
     graph_mode = config.get("context.mode", 0) == 0
-    set_up_device(run.settings.device, graph_mode=graph_mode, is_worker=rank is not None)
+    set_up_device(run.settings.device, run.settings.ascend, graph_mode=graph_mode, is_worker=rank is not None)
     train(run, log, rank or 0)
 
 

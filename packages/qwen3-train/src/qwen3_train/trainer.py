@@ -7,6 +7,7 @@ import time
 import mindspore as ms
 from mindspore.communication import init
 
+from qwen3_model.ascend_settings import AscendSettings, choose_device
 from qwen3_model.checkpoint_files import Place
 from qwen3_model.errors import Qwen3Error
 from qwen3_model.kernels import make_kernels
@@ -32,11 +33,11 @@ RECENT_STEPS = 20
 """Steps that the estimate of the time left looks back on."""
 
 
-def set_up_device(device: str, *, graph_mode: bool, is_worker: bool = False) -> None:
+def set_up_device(
+    device: str, ascend: AscendSettings | None = None, *, graph_mode: bool, is_worker: bool = False
+) -> None:
     """Choose device and mode; call once, before any tensor is made. A worker of msrun meets the others."""
-    # Choosing again is an error once something has run.
-    if ms.get_context("device_target") != device:
-        ms.set_device(device)
+    choose_device(device, ascend)
     ms.set_context(mode=ms.GRAPH_MODE if graph_mode else ms.PYNATIVE_MODE)
     if is_worker:
         init()

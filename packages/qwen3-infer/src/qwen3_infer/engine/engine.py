@@ -21,6 +21,7 @@ from qwen3_infer.model_folder import ModelFolder
 from qwen3_infer.native.build import BuildError, native_library, require_bfloat16
 from qwen3_infer.native.kernels import NativeKernels
 from qwen3_infer.requests import Request
+from qwen3_model.ascend_settings import choose_device
 from qwen3_model.cache import KVCache
 from qwen3_model.kernels import make_kernels
 from qwen3_model.layers import Kernels
@@ -220,8 +221,7 @@ def make_serve_engine(
 
 def choose_kernels(device: Device, note: Callable[[str], None]) -> Kernels:
     """Choose `device` and return its kernels; `note` is told when native ones cannot be had."""
-    if ms.get_context("device_target") != device.target:  # MindSpore refuses the call once it has computed
-        ms.set_device(device.target)
+    choose_device(device.target, device.ascend)
     if device.target == "CPU" and device.kernels != "portable":
         try:
             library = native_library(device.cache_dir, device.num_threads)

@@ -10,6 +10,8 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore.communication import init
 
+from qwen3_infer.device import Device
+from qwen3_model.ascend_settings import choose_device
 from qwen3_model.cache import KVCache
 from qwen3_model.collectives import Group, make_group
 from qwen3_model.config import Qwen3Config
@@ -17,14 +19,13 @@ from qwen3_model.model import CachedQwen3, Qwen3ForCausalLM
 from qwen3_model.shards import Shards, Tp, Whole
 
 
-def join_ranks(device_target: str, num_ranks: int, rank: int) -> Tp:
+def join_ranks(device: Device, num_ranks: int, rank: int) -> Tp:
     """Meet the other ranks, which all call this first; return this one's place among the shards."""
     if num_ranks == 1:
         return Whole()
-    if ms.get_context("device_target") != device_target:  # MindSpore refuses the call once it has computed
-        ms.set_device(device_target)
+    choose_device(device.target, device.ascend)
     init()
-    return Shards(make_group(device_target, "tp", range(num_ranks), rank), sequence_parallel=False)
+    return Shards(make_group(device.target, "tp", range(num_ranks), rank), sequence_parallel=False)
 
 
 def is_so_everywhere(tp: Tp, is_so: bool) -> bool:

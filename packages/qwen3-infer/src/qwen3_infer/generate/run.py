@@ -180,7 +180,7 @@ def _generate_all(
         limits=BatchLimits(settings.batch_size, settings.max_tokens_in_cache),
         quiet=output.quiet,
         note=output.note,
-        tp=join_ranks(device.target, settings.model_parallel, rank),
+        tp=join_ranks(device, settings.model_parallel, rank),
     )
     streams = output.stream and len(requests) == 1
     started_s = time.monotonic()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qwen3_model.ascend_settings import AscendSettings, read_ascend_settings
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError
 from qwen3_model.fused import FusedLayout
@@ -30,6 +31,8 @@ class TrainSettings:
     output_dir: Path
     device: str
     """CPU or Ascend."""
+    ascend: AscendSettings
+    """What the device is told, should it be Ascend."""
     layout: Layout
     offset: tuple[int, ...]
     """Shift of the number of layers of each pipeline stage; empty for none."""
@@ -115,6 +118,8 @@ def read_settings(config: RunConfig, *, worker_num: int = 1) -> TrainSettings:
     num_stages = layout.pp if layout is not None else 1
     recompute = _collect(problems, read_recompute, config.get("recompute_config"), num_stages)
     problems += _number_problems(config) + _mode_problems(config)
+    device = config.get("context.device_target") or default_device()
+    ascend = _collect(problems, read_ascend_settings, config, device, worker_num)
     if model is not None and layout is not None and data is not None and offset is not None:
         pipes = layout.pp > 1
         offset, micro_batch_num = offset if pipes else (), _micro_batch_num(config) if pipes else 1
@@ -128,6 +133,7 @@ def read_settings(config: RunConfig, *, worker_num: int = 1) -> TrainSettings:
     assert data is not None
     assert model is not None
     assert layout is not None
+    assert ascend is not None
     if lora is not None:
         refuse_empty_stages(lora, model, layout, offset)
     monitor, resume = _callback(config, "CheckpointMonitor"), config.get("resume_training", False)
@@ -135,7 +141,8 @@ def read_settings(config: RunConfig, *, worker_num: int = 1) -> TrainSettings:
     return TrainSettings(
         seed=config.get("seed", 0),
         output_dir=Path(config.get("output_dir") or "./output"),
-        device=config.get("context.device_target") or default_device(),
+        device=device,
+        ascend=ascend,
         layout=layout,
         offset=offset,
         micro_batch_num=micro_batch_num,

@@ -2,18 +2,19 @@
 
 from typing import Any
 
+from qwen3_model.ascend_settings import CONTEXT_SCHEMA
 from qwen3_model.run_config import Key
 
 TEXT, FLAG, COUNT, NUMBER, ANY = Key((str,)), Key((bool,)), Key((int,)), Key((float,)), Key()
-ASCEND, NO_EFFECT = Key(effect="ascend"), Key(effect="none")
-FLOAT32_ONLY = Key((str,), ("float32",), effect="ascend")
+NO_EFFECT = Key(effect="none")
+FLOAT32_ONLY = Key((str,), ("float32",))  # what is computed on every device
 
 PET_CONFIG: dict[str, Any] = {
     "pet_type": Key((str,), ("lora",)), "lora_rank": COUNT, "lora_alpha": NUMBER, "lora_dropout": NUMBER,
     "lora_a_init": TEXT, "lora_b_init": TEXT, "target_modules": TEXT,
     "freeze_include": Key((list, str)), "freeze_exclude": Key((list, str)),
     "param_init_type": FLOAT32_ONLY,
-    "compute_dtype": Key((str,), ("bfloat16", "float16", "float32"), effect="ascend"),
+    "compute_dtype": NO_EFFECT,
 }  # fmt: skip
 
 MODEL_CONFIG: dict[str, Any] = {
@@ -32,11 +33,11 @@ MODEL_CONFIG: dict[str, Any] = {
     "add_bias_linear": Key((bool,), (False,)), "attention_dropout": Key((float,), (0.0,)),
     "hidden_dropout": Key((float,), (0.0,)), "qk_layernorm": Key((bool,), (True,)),
     "position_embedding_type": Key((str,), ("rope",)), "params_dtype": Key((str,), ("float32",)),
-    # A CPU computes in float32.
+    # A CPU computes in float32, Ascend in bfloat16.
     "compute_dtype": Key((str,), ("bfloat16", "float16", "float32"), effect="ascend"),
     "layernorm_compute_dtype": FLOAT32_ONLY, "softmax_compute_dtype": FLOAT32_ONLY,
     "rotary_dtype": FLOAT32_ONLY,
-    "fp32_residual_connection": ASCEND, "use_flash_attention": ASCEND,
+    "fp32_residual_connection": NO_EFFECT, "use_flash_attention": NO_EFFECT,
     "pet_config": PET_CONFIG, "offset": ANY, "use_cache": NO_EFFECT, "input_sliced_sig": NO_EFFECT,
     "qkv_concat": NO_EFFECT,
     "untie_embeddings_and_output_weights": NO_EFFECT, "use_past": NO_EFFECT, "return_extra_loss": NO_EFFECT,
@@ -49,7 +50,7 @@ GPT_DATASET: dict[str, Any] = {
     "seed": COUNT, "seq_length": COUNT, "eod": COUNT, "pad": COUNT,
     "eod_mask_loss": FLAG, "reset_position_ids": FLAG, "reset_attention_mask": FLAG,
     "create_attention_mask": FLAG, "create_compressed_eod_mask": FLAG,
-    "eod_pad_length": ASCEND, "compressed_eod_mask_length": ASCEND,
+    "eod_pad_length": NO_EFFECT, "compressed_eod_mask_length": NO_EFFECT,
     "path_to_cache": NO_EFFECT, "num_dataset_builder_threads": NO_EFFECT,
 }  # fmt: skip
 
@@ -122,18 +123,15 @@ TRAIN: dict[str, Any] = {
     "eval_dataset": ANY, "eval_dataset_task": NO_EFFECT,
     "do_eval": FLAG, "eval_step_interval": COUNT, "eval_epoch_interval": COUNT,
     "context": {
-        "mode": Key((int,), (0, 1)), "device_target": Key((str,), ("CPU", "Ascend")), "device_id": ASCEND,
-        "max_device_memory": ASCEND, "memory_optimize_level": ASCEND, "jit_config": ASCEND,
-        "ascend_config": ASCEND, "enable_graph_kernel": ASCEND,
+        **CONTEXT_SCHEMA, "mode": Key((int,), (0, 1)),
         "enable_compile_cache": FLAG, "compile_cache_path": TEXT,
-        "save_graphs": NO_EFFECT, "save_graphs_path": NO_EFFECT, "max_call_depth": NO_EFFECT,
     },
     "parallel_config": {
         "data_parallel": COUNT, "model_parallel": COUNT, "pipeline_stage": COUNT, "micro_batch_num": COUNT,
-        "use_seq_parallel": FLAG, "gradient_aggregation_group": ASCEND, "context_parallel": Key((int,), (1,)),
-        "expert_parallel": Key((int,), (1,)), "vocab_emb_dp": NO_EFFECT,
+        "use_seq_parallel": FLAG, "gradient_aggregation_group": NO_EFFECT, "vocab_emb_dp": NO_EFFECT,
+        "context_parallel": Key((int,), (1,)), "expert_parallel": Key((int,), (1,)),
     },
-    "micro_batch_interleave_num": ASCEND,
+    "micro_batch_interleave_num": NO_EFFECT,
     "parallel": {
         "enable_parallel_optimizer": FLAG, "parallel_mode": NO_EFFECT, "full_batch": NO_EFFECT,
         "dataset_strategy": NO_EFFECT, "enable_alltoall": NO_EFFECT, "search_mode": NO_EFFECT,
@@ -142,7 +140,7 @@ TRAIN: dict[str, Any] = {
     },
     "recompute_config": {
         "recompute": ANY, "select_recompute": ANY,
-        "parallel_optimizer_comm_recompute": ASCEND, "mp_comm_recompute": ASCEND,
+        "parallel_optimizer_comm_recompute": NO_EFFECT, "mp_comm_recompute": NO_EFFECT,
         # What ranks exchange inside a recomputed part is exchanged again; parts are named, not taken out.
         "recompute_slice_activation": NO_EFFECT, "select_comm_recompute": NO_EFFECT,
         "select_recompute_exclude": NO_EFFECT, "select_comm_recompute_exclude": NO_EFFECT,
@@ -150,7 +148,7 @@ TRAIN: dict[str, Any] = {
     "model": {"model_config": MODEL_CONFIG, "arch": NO_EFFECT},
     "callbacks": [CALLBACK],
     "runner_wrapper": {
-        "type": Key((str,), ("MFTrainOneStepCell",)), "scale_sense": ASCEND, "use_clip_grad": FLAG,
+        "type": Key((str,), ("MFTrainOneStepCell",)), "scale_sense": NO_EFFECT, "use_clip_grad": FLAG,
         "max_grad_norm": NUMBER,
     },
     "profile": NO_EFFECT, "profile_start_step": NO_EFFECT, "profile_stop_step": NO_EFFECT,
