@@ -28,7 +28,7 @@ RECOMMENDED = [
     ("1.7B", ONE_NODE, 7.5),
     ("0.6B", ONE_NODE, 4.3),
     ("32B", {"layout": Layout(tp=8), "recompute": "full", "adapters": LORA}, 21.0),
-    ("14B", {"layout": Layout(tp=8), "recompute": "full", "adapters": LORA}, 11.3),
+    ("14B", {"layout": Layout(tp=8), "recompute": "full", "adapters": LORA}, 11.2),
     ("8B", {"layout": Layout(tp=8), "adapters": LORA}, 14.3),
 ]
 
