@@ -156,3 +156,30 @@ def test_the_working_folder_is_never_replaced(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "work")
     with pytest.raises(OutputExistsError, match="is never replaced"):
         files.refuse_existing(tmp_path, force=True)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_pipe_is_never_replaced(tmp_path, force):
+    """As root, /dev/null would have become a file for everyone on the machine."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    link = tmp_path / "link"
+    link.symlink_to(pipe)
+    for path in (pipe, link):
+        with pytest.raises(OutputExistsError, match="is a device or a pipe"):
+            refuse_existing(path, force=force)
+        with pytest.raises(OutputExistsError, match="is a device or a pipe"):
+            write_text_atomically(path, "new")
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+
+
+def test_a_link_stays_and_the_file_that_it_names_is_replaced(tmp_path):
+    (tmp_path / "far").mkdir()
+    file, link = tmp_path / "far/file", tmp_path / "link"
+    file.write_text("old", "utf-8")
+    link.symlink_to(file)
+    write_text_atomically(link, "new")
+    assert link.is_symlink()
+    assert file.read_text("utf-8") == "new"
+    assert names(tmp_path / "far") == ["file"]

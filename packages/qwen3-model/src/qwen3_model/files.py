@@ -15,13 +15,24 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
 def refuse_existing(path: Path, *, force: bool) -> None:
-    """Raise OutputExistsError when `path` exists without `force`, or holds the working or home folder."""
+    """Raise OutputExistsError when `path` exists without `force`, or holds the working or home folder.
+
+    Also when it is a device or a pipe, with or without `force`: a rename would put a file in its place.
+    """
+    _refuse_special(path)
     if path.exists() and any(place.is_relative_to(path.resolve()) for place in (Path.cwd(), Path.home())):
         raise OutputExistsError(
             f"{path} holds the working or the home folder and is never replaced; name another"
         )
     if path.exists() and not force:
         raise OutputExistsError(f"{path} already exists; choose another output or pass --force to replace it")
+
+
+def _refuse_special(path: Path) -> None:
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OutputExistsError(
+            f"{path} is a device or a pipe, which a whole file cannot take the place of; name a file"
+        )
 
 
 def require_free_space(directory: Path, needed_bytes: int) -> None:
@@ -40,8 +51,15 @@ def require_free_space(directory: Path, needed_bytes: int) -> None:
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary neighbour of `path`, then rename it over `path`.
 
-    The data are on disk before the name appears, so a power cut leaves the old file or the new one.
+    The data are on disk before the name appears, so a power cut leaves the old file or the new one. A link
+    to a file stays, and that file is replaced.
+
+    Raises:
+        OutputExistsError: `path` is a device or a pipe.
     """
+    _refuse_special(path)
+    if path.is_symlink() and path.exists():
+        path = path.resolve()
     _make_parent(path)
     temporary = temporary_neighbour(path)
     try:
