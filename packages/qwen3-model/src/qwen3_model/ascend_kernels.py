@@ -33,6 +33,7 @@ class AscendKernels:
     def __init__(self) -> None:
         self._matmul = ops.MatMul(transpose_b=True)
         self._join = ops.Concat(-1)
+        self._adamw, self._no_decay = ops.AdamWeightDecay(), Tensor(0.0, ms.float32)
 
     def make_cache(self, config: Qwen3Config, num_rows: int, capacity: int) -> KVCache:
         """Return room for `capacity` tokens in each of `num_rows` rows, in the order that decoding reads."""
@@ -118,6 +119,24 @@ class AscendKernels:
             num_key_value_heads=num_kv_heads,
         )
         return out_B1D.reshape(-1, h)
+
+    def adamw(  # noqa: PLR0913
+        self,
+        weight: Parameter,
+        m: Parameter,
+        v: Parameter,
+        gradient: Tensor,
+        rate: Tensor,
+        eps: Tensor,
+        decay: Tensor | None,
+        betas: tuple[float, float],
+    ) -> Tensor:
+        """Update a weight and its moments in place; all float32, the scalars too.
+
+        With m and v as Adam has them: weight = weight - rate (m / (sqrt(v) + eps) + decay weight).
+        """
+        own_decay = self._no_decay if decay is None else decay
+        return self._adamw(weight, m, v, rate, betas[0], betas[1], eps, own_decay, gradient)
 
     def _rows(self, cache: Parameter, rows_B: Tensor | None, stored: Tensor) -> Tensor:
         """The rows in use of a cache, (B, T, K * H), after the new tokens have been stored."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, mint, ops
+from mindspore import Parameter, Tensor, mint, ops
 
 from qwen3_model.ascend_kernels import AscendKernels
 from qwen3_model.cache import KVCache, write_and_read
@@ -42,6 +42,7 @@ class PortableKernels:
         self._join = ops.Concat(-1)
         self._add_row = ops.BiasAdd()
         self._rms_norm, self._softmax, self._order_rows = RmsNorm(), Softmax(), OrderRows()
+        self._adam, self._descend = ops.Adam(), ops.ApplyGradientDescent()
 
     def make_cache(self, config: Qwen3Config, num_rows: int, capacity: int) -> KVCache:
         """Return room for `capacity` tokens in each of `num_rows` rows."""
@@ -117,6 +118,27 @@ class PortableKernels:
         k_RH = write_and_read(keys, places, self.heads_first(k_RH, plan), num_rows)
         v_RH = write_and_read(values, places, self.heads_first(v_RH, plan), num_rows)
         return self.attention(q_RH, k_RH, v_RH, plan)
+
+    def adamw(  # noqa: PLR0913
+        self,
+        weight: Parameter,
+        m: Parameter,
+        v: Parameter,
+        gradient: Tensor,
+        rate: Tensor,
+        eps: Tensor,
+        decay: Tensor | None,
+        betas: tuple[float, float],
+    ) -> Tensor:
+        """Update a weight and its moments in place; all float32, the scalars too.
+
+        With m and v as Adam has them, without its bias correction (Kingma and Ba 2015, algorithm 1):
+        weight = weight (1 - rate decay) - rate m / (sqrt(v) + eps).
+        """
+        # AdamWeightDecay is the same, but one element at a time and in double precision: six times as long.
+        if decay is not None:
+            weight = ops.depend(weight, self._descend(weight, rate * decay, weight))
+        return self._adam(weight, m, v, 0.0, 0.0, rate, betas[0], betas[1], eps, gradient)
 
     def _turns(self, cos_BLH: Tensor, sin_BLH: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
         """Repeat each token's cos and sin for its heads; with -sin first, swapped halves need no negation."""

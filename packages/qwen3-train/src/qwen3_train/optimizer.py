@@ -1,4 +1,4 @@
-"""AdamW as torch computes it, through MindSpore's fast kernel, and what clipping by the global norm needs.
+"""AdamW as torch computes it, through the device's kernel, and what clipping by the global norm needs.
 
 Norm weights do not decay, matrices and the embedding do: the rule of mindformers and of Megatron.
 """
@@ -10,7 +10,11 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
+from qwen3_model.kernels import PortableKernels
+from qwen3_model.layers import Kernels
 from qwen3_train.settings.adam import AdamSettings
+
+MAX_ROW = 4 << 20
 
 
 class AdamW(nn.Cell):
@@ -22,14 +26,16 @@ class AdamW(nn.Cell):
         scale: float32 scalar that they are multiplied by, each just before its own update; or None.
     """
 
-    def __init__(self, weights: Mapping[str, Parameter], settings: AdamSettings) -> None:
+    def __init__(
+        self, weights: Mapping[str, Parameter], settings: AdamSettings, kernels: Kernels | None = None
+    ) -> None:
         super().__init__(auto_prefix=False)
+        self.kernels = PortableKernels() if kernels is None else kernels
         self.weights = ParameterTuple(list(weights.values()))
         self.m = ParameterTuple([_moment(f"adam_m.{name}", weight) for name, weight in weights.items()])
         self.v = ParameterTuple([_moment(f"adam_v.{name}", weight) for name, weight in weights.items()])
         self.decays = tuple(len(weight.shape) > 1 for weight in weights.values())
-        self.beta1, self.beta2 = settings.beta1, settings.beta2
-        self.update, self.no_decay = ops.AdamWeightDecay(), Tensor(0.0, ms.float32)
+        self.betas = settings.beta1, settings.beta2
         # A loop nests each turn in the one before: over the weights of a deep model it takes several times as
         # long to compile, then exceeds MindSpore's depth of calls.
         self.each = ops.HyperMap()
@@ -57,9 +63,9 @@ class AdamW(nn.Cell):
         v: Tensor,
         gradient: Tensor,
     ) -> Any:
-        own_decay = decay if is_decayed else self.no_decay
+        own_decay = decay if is_decayed else None
         own_gradient = gradient if scale is None else gradient * scale
-        return self.update(weight, m, v, rate, self.beta1, self.beta2, eps, own_decay, own_gradient)
+        return self.kernels.adamw(weight, m, v, own_gradient, rate, eps, own_decay, self.betas)
 
 
 class SumOfSquares(nn.Cell):
@@ -69,15 +75,29 @@ class SumOfSquares(nn.Cell):
         super().__init__(auto_prefix=False)
         self.counts = tuple(counts)
         # The product of a row with itself sums squares without a temporary and, unlike L2Loss, exactly.
-        self.dot = ops.MatMul(transpose_b=True)
+        self.dot = ops.BatchMatMul(transpose_b=True)
         self.each, self.add, self.nothing = ops.HyperMap(), ops.AddN(), Tensor([0.0], ms.float32)
 
     def construct(self, tensors: tuple[Tensor, ...]) -> Tensor:
         return self.add(self.each(self._square, self.counts, tensors))
 
     def _square(self, is_counted: bool, tensor: Tensor) -> Tensor:
-        row = tensor.reshape(1, -1)
-        return self.dot(row, row).reshape(-1) if is_counted else self.nothing
+        if not is_counted:
+            return self.nothing
+        rows = tensor.reshape(num_rows(tensor.size), 1, -1)
+        return self.dot(rows, rows).sum().reshape(-1)
+
+
+def num_rows(size: int) -> int:
+    """Return into how many equal rows to cut elements whose squares are summed in float32, row by row.
+
+    One row of 156 million normal numbers, the embedding of Qwen3-0.6B, comes out 4% short on a CPU; in rows of
+    up to 4 million the sum is within 1e-7, or 2e-5 where all are equal. Short rows take several times as long.
+    """
+    rows = 1
+    while size > rows * MAX_ROW and size % (2 * rows) == 0:
+        rows *= 2
+    return rows
 
 
 class ClipScale(nn.Cell):

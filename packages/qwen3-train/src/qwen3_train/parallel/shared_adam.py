@@ -10,6 +10,7 @@ from typing import Any
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from qwen3_model.collectives import Group
+from qwen3_model.layers import Kernels
 from qwen3_train.optimizer import AdamW
 from qwen3_train.parallel.gradients import make_buckets
 from qwen3_train.parallel.stages import is_shared_out
@@ -19,14 +20,20 @@ from qwen3_train.settings.adam import AdamSettings
 class SharedAdamW(nn.Cell):
     """The same call as `AdamW`; `m` and `v` hold this replica's rows."""
 
-    def __init__(self, weights: Mapping[str, Parameter], settings: AdamSettings, replicas: Group) -> None:
+    def __init__(
+        self,
+        weights: Mapping[str, Parameter],
+        settings: AdamSettings,
+        replicas: Group,
+        kernels: Kernels | None = None,
+    ) -> None:
         super().__init__(auto_prefix=False)
         self.weights = ParameterTuple(list(weights.values()))
         pieces = {}
         for name, weight in weights.items():
             cut = is_shared_out(weight.shape, replicas.size)
             pieces[name] = _piece(name, weight, replicas.size) if cut else weight
-        self.adam = AdamW(pieces, settings)
+        self.adam = AdamW(pieces, settings, kernels)
         self.m, self.v, self.pieces = self.adam.m, self.adam.v, self.adam.weights
         self.replicas, self.index, self.size = replicas, replicas.index, replicas.size
         self.cut = tuple(is_shared_out(weight.shape, replicas.size) for weight in weights.values())
