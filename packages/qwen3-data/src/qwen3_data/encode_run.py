@@ -195,7 +195,7 @@ class EncodeRun:
             num_documents=writer.num_documents,
             num_sequences=writer.num_sequences,
             num_tokens=writer.num_tokens,
-            sources=tuple(str(source.path) for source in self.sources),
+            sources=tuple(source.name for source in self.sources),
             num_skipped_records=self.totals.num_skipped,
             num_special_texts=self.totals.num_special,
         )

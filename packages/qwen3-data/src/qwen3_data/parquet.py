@@ -54,11 +54,42 @@ def parquet_blocks(
             read_bytes = min(source.size_bytes, read_bytes + batch.nbytes)
             if number + rows > start.record:
                 fresh = batch.slice(max(0, start.record - number))
-                records = [orjson.dumps(row) for row in fresh.to_pylist()]
+                records = list(_records(fresh))
                 after = Position(index, number + rows, number + rows)
                 yield Block(source, number + rows - len(records) + 1, records, after, read_bytes)
             number += rows
             pyarrow.default_memory_pool().release_unused()
+
+
+def _records(rows: Any) -> Iterator[bytes]:
+    """Yield each row as JSON; of one that is no Unicode the bytes that are none, for the parser to refuse."""
+    try:
+        values = rows.to_pylist()
+    except UnicodeDecodeError:
+        # One bad text fails the whole batch, so each row is tried alone.
+        for number in range(rows.num_rows):
+            try:
+                (value,) = rows.slice(number, 1).to_pylist()
+            except UnicodeDecodeError as error:
+                yield bytes(error.object)
+            else:
+                yield _json(value)
+        return
+    yield from map(_json, values)
+
+
+def _json(row: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(row, default=_plain)
+    except orjson.JSONEncodeError as error:
+        if isinstance(error.__cause__, UnicodeDecodeError):
+            return bytes(error.__cause__.object)
+        raise
+
+
+def _plain(value: object) -> str:
+    """Return text for what JSON has no type for: some writers store texts as plain bytes."""
+    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
 
 
 def _batch_rows(metadata: Any, keys: list[str] | None) -> int:

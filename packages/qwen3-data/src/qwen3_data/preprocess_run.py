@@ -100,7 +100,7 @@ def _check_same_run(workspace: Workspace, run_key: dict[str, Any]) -> None:
 
 
 def _is_done(outputs: list[Path], sources: list[Source], tokenizer: TokenizerFacts) -> bool:
-    wanted = tuple(str(source.path) for source in sources)
+    wanted = tuple(source.name for source in sources)
     manifests = [read_manifest(output) if sibling(output, ".idx").exists() else None for output in outputs]
     return all(
         manifest is not None and (manifest.sources, manifest.tokenizer_sha256) == (wanted, tokenizer.sha256)

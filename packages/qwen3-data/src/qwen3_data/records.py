@@ -139,7 +139,7 @@ def reject_record(block: Block, number: int, reason: str, on_error: OnError) -> 
             f"{place}, {unit} {number} {reason}; mend it, or pass --on-error skip to leave bad records out "
             "and count them"
         )
-    return Reject(str(place), number, reason, _excerpt(raw))
+    return Reject(block.source.name, number, reason, _excerpt(raw))
 
 
 def load_record(raw: bytes) -> object:

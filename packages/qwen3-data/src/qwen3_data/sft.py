@@ -164,7 +164,7 @@ class _SftRun:
                         self.totals.rejects.append(reject)
                         continue
                     conversations += pieces
-                    places += [f"{block.source.path}, record {number}"] * len(pieces)
+                    places += [f"{block.source.name}, record {number}"] * len(pieces)
                 yield from self._encode(conversations, places)
                 done = share.read_before(block.after.source, block.read_bytes)
                 progress.advance(done - progress.done)
@@ -210,7 +210,7 @@ class _SftRun:
     def _nothing_left(self) -> str:
         totals = self.totals
         what = f"{len(totals.rejects)} bad records, {totals.num_dropped} samples too long for --seq-length"
-        names = ", ".join(str(source.path) for source in self.sources[:3])
+        names = ", ".join(source.name for source in self.sources[:3])
         return f"{names} gave no sample ({what} {self.settings.seq_length}); check the input"
 
     def _manifest(self, writer: TokenWriter) -> SftManifest:
@@ -233,5 +233,5 @@ class _SftRun:
             num_truncated=totals.num_truncated,
             num_dropped=totals.num_dropped,
             num_skipped_records=len(totals.rejects),
-            sources=tuple(str(source.path) for source in self.sources),
+            sources=tuple(source.name for source in self.sources),
         )

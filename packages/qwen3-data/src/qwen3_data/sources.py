@@ -2,15 +2,15 @@
 
 import bz2
 import gzip
-import importlib
-import io
 import lzma
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal, cast
 
+from qwen3_data.zstd_stream import open_zstd
 from qwen3_model.errors import ConfigError, FormatError, Qwen3Error
 
 Kind = Literal["lines", "json", "parquet", "text"]
@@ -40,6 +40,11 @@ class Source:
     """Time of the last change."""
 
     @property
+    def name(self) -> str:
+        """Its path as text that any file can hold; bytes that are no UTF-8 come as escapes."""
+        return os.fsencode(self.path).decode("utf-8", "backslashreplace")
+
+    @property
     def is_stdin(self) -> bool:
         """Whether the records come from standard input."""
         return str(self.path) == STDIN
@@ -67,7 +72,7 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
     for entry in inputs:
         path = Path(entry)
         if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.is_file() and _kind(file) is not None)
+            files = sorted(_files_below(path))
             if not files:
                 raise ConfigError(f"the folder {path} holds no file with a known ending ({_known_endings()})")
         elif path.is_file():
@@ -79,6 +84,25 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
         for file in files:
             found.setdefault(file.resolve(), _make_source(file))
     return list(found.values())
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Yield the visible files of known endings in a folder and, also by links, the folders in it.
+
+    Manifests of token files are passed over, since outputs may lie among their inputs.
+    """
+    seen: set[str] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(place) in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(place))
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            file = Path(place, name)
+            is_manifest = file.suffix == ".json" and file.with_suffix(".idx").exists()
+            if not name.startswith(".") and _kind(file) is not None and file.is_file() and not is_manifest:
+                yield file
 
 
 def _match(pattern: Path) -> list[Path]:
@@ -95,15 +119,15 @@ def _make_source(path: Path) -> Source:
         raise FormatError(
             f"{path} has no known ending; rename it to one of {_known_endings()}, or pipe it into --input -"
         )
-    compression = path.suffix if path.suffix in COMPRESSIONS else ""
+    compression = path.suffix.lower() if path.suffix.lower() in COMPRESSIONS else ""
     if kind == "parquet" and compression:
         raise FormatError(f"{path} is a compressed parquet file; decompress it first")
     return Source(path, kind, compression, path.stat().st_size, path.stat().st_mtime_ns)
 
 
 def _kind(path: Path) -> Kind | None:
-    bare = path.with_suffix("") if path.suffix in COMPRESSIONS else path
-    return KIND_OF_ENDING.get(bare.suffix)
+    bare = path.with_suffix("") if path.suffix.lower() in COMPRESSIONS else path
+    return KIND_OF_ENDING.get(bare.suffix.lower())
 
 
 def _known_endings() -> str:
@@ -119,30 +143,22 @@ def open_source(source: Source) -> IO[bytes]:
     if source.is_stdin:
         return sys.stdin.buffer
     if source.compression == ".zst":
-        return cast(IO[bytes], _open_zst(source.path))
+        return open_zstd(source.path)
     if not source.compression:
         return source.path.open("rb", buffering=0)
     openers: dict[str, type] = {".gz": gzip.GzipFile, ".bz2": bz2.BZ2File, ".xz": lzma.LZMAFile}
     return cast(IO[bytes], openers[source.compression](source.path))
 
 
-def _open_zst(path: Path) -> io.BufferedReader:
-    try:
-        zstandard = importlib.import_module("zstandard")
-    except ImportError as error:
-        raise ConfigError(
-            f"{path} needs the package zstandard: pip install 'qwen3-data[zstd]', or decompress it first"
-        ) from error
-    return zstandard.open(path, "rb", dctx=zstandard.ZstdDecompressor(max_window_size=2**31))
-
-
 def describe_read_error(source: Source, error: Exception) -> Qwen3Error | None:
     """Return a sentence for what a decompressor raises about damaged data, None for other errors."""
-    name = type(error).__name__
-    if isinstance(error, EOFError | lzma.LZMAError | gzip.BadGzipFile) or name in ("ZstdError", "error"):
+    kind = type(error)
+    is_decoders = kind.__name__ in ("ZstdError", "error") or kind.__module__.startswith("pyarrow.")
+    if isinstance(error, EOFError | lzma.LZMAError | gzip.BadGzipFile) or is_decoders:
         return FormatError(f"{source.path} is damaged or cut ({error}); fetch it again")
-    if isinstance(error, OSError) and error.errno is None and source.compression:
-        return FormatError(f"{source.path} is no {source.compression} file ({error}); check its ending")
+    if isinstance(error, OSError) and error.errno is None:  # of bz2 and pyarrow, not of the system
+        form = source.compression or f".{source.kind}"
+        return FormatError(f"{source.path} is no {form} file or is damaged ({error}); check its ending")
     return None
 
 

@@ -1,0 +1,75 @@
+"""A `.zst` file as a stream that knows when it was cut.
+
+The stream of the package zstandard ends quietly where a frame is cut, and what was behind it would be lost.
+"""
+
+import importlib
+import io
+from pathlib import Path
+from typing import IO, Any, cast
+
+from qwen3_model.errors import ConfigError
+
+PACKED_BYTES = 4 << 10
+"""Decompressed in one call; four bytes can stand for 128 KB, so this bounds memory for every input."""
+MAX_WINDOW = 1 << 31
+"""`zstd --long=31` makes windows of this size, which the library refuses unless told."""
+
+
+def open_zstd(path: Path) -> IO[bytes]:
+    """Open the decompressed bytes of a file of one or several frames.
+
+    Raises:
+        ConfigError: The package zstandard is missing.
+    """
+    try:
+        zstandard = importlib.import_module("zstandard")
+    except ImportError as error:
+        raise ConfigError(
+            f"{path} needs the package zstandard: pip install 'qwen3-data[zstd]', or decompress it first"
+        ) from error
+    frames = _Frames(path, zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW))
+    return cast(IO[bytes], io.BufferedReader(frames, buffer_size=1 << 20))
+
+
+class _Frames(io.RawIOBase):
+    def __init__(self, path: Path, decompressor: Any) -> None:
+        self._file = path.open("rb", buffering=1 << 20)
+        self._decompressor = decompressor
+        self._frame: Any = None
+        """The frame that is being read; None between frames."""
+        self._packed = b""
+        self._plain = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, target: Any) -> int:
+        """Fill `target` as far as one piece of the file goes; return 0 at the end.
+
+        Raises:
+            EOFError: The file ends inside a frame.
+        """
+        while not self._plain:
+            self._packed = self._packed or self._file.read(PACKED_BYTES)
+            if not self._packed:
+                if self._frame is not None:
+                    raise EOFError("it ends inside a frame")
+                return 0
+            self._decompress()
+        size = min(len(target), len(self._plain))
+        target[:size] = self._plain[:size]
+        self._plain = self._plain[size:]
+        return size
+
+    def _decompress(self) -> None:
+        if self._frame is None:
+            self._frame = self._decompressor.decompressobj()
+        self._plain = memoryview(self._frame.decompress(self._packed))
+        self._packed = self._frame.unused_data if self._frame.eof else b""
+        if self._frame.eof:
+            self._frame = None
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
