@@ -44,6 +44,13 @@ def test_a_weighted_file_is_asked_for_half_a_percent_more():
     assert samples_per_file(Blend(("a", "b"), None), 100) == [None, None]
 
 
+def test_equally_late_files_are_served_as_megatron_rounds_their_weights():
+    # As floats 3/7 + 2/7 + 2/7 is a bit below 1. Megatron divides by that sum once more; after seven samples,
+    # where all files are on time, it is then the second one's turn instead of the first one's.
+    weights = parse_blend(["3", "a", "2", "b", "2", "c"], "data_path").weights
+    assert weighted_order(weights, 10)[0].tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 0, 2]
+
+
 def test_order_serves_the_file_that_is_most_behind():
     files, numbers = weighted_order([0.5, 0.5], 4)
     assert files.tolist() == [0, 1, 0, 1]

@@ -85,6 +85,9 @@ def samples_per_file(blend: Blend, num_samples: int | None) -> list[int | None]:
 def weighted_order(weights: Sequence[float], num_samples: int) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
     """Return for each sample its file and its number there, always serving the file most behind."""
     shares = np.array(weights, dtype=np.float64)
+    # Megatron, when it blends, divides weights that sum to 1 by their sum once more; the last bit decides
+    # between files that are equally far behind.
+    shares /= shares.sum()
     served = np.zeros(len(shares), dtype=np.int64)
     files = np.zeros(num_samples, dtype=np.int16)
     numbers = np.zeros(num_samples, dtype=np.int64)
