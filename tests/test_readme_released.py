@@ -1,0 +1,173 @@
+"""The README's commands for released models and many devices, run in order with small models of their names.
+
+What differs: the models and YAML files have two small layers, shares are three instead of 16, and workers are
+one or two instead of 8 and 16 of several machines.
+"""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from qwen3_model import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+HANGS_S = 600
+SIZES = {
+    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 4096,
+}  # fmt: skip
+END_OF_TEXT = 4070  # of the demo's tokenizer
+
+
+def blocks():
+    """Return the shell blocks of the section, a continued line as one."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = text.partition("## A released model, on many devices")[2].partition("\n## ")[0]
+    return [block.replace("\\\n", " ") for block in re.findall(r"```sh\n(.*?)```", section, re.DOTALL)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, demo_tokenizer_dir, wikitext_path, sft_seed_dir):
+    """Return a folder with what the section takes for granted."""
+    folder = tmp_path_factory.mktemp("released")
+    (folder / "configs/qwen3").mkdir(parents=True)
+    for path in ROOT.glob("configs/qwen3/*.yaml"):
+        text = path.read_text(encoding="utf-8")
+        for key, value in SIZES.items():
+            text = re.sub(rf"^( +{key}:).*$", rf"\1 {value}", text, flags=re.MULTILINE)
+        text = re.sub(r"^( +seq_length:) \d+", r"\1 128", text, flags=re.MULTILINE)
+        text = re.sub(
+            r"^( +(?:model_parallel|pipeline_stage|micro_batch_num):) \d+", r"\1 1", text, flags=re.MULTILINE
+        )
+        text = text.replace("sizes: [8000, 0, 0]", "sizes: [4, 0, 0]").replace("[-1, -1, 1, 1]", "0")
+        text = text.replace("eod: 151643", f"eod: {END_OF_TEXT}").replace("epochs: 2", "epochs: 1")
+        text = re.sub(r"(_token_id:) \d+", rf"\1 {END_OF_TEXT}", text)
+        (folder / "configs/qwen3" / path.name).write_text(text, encoding="utf-8")
+    config = {
+        "model_type": "qwen3", "max_position_embeddings": 1024, "rms_norm_eps": 1e-6, "rope_theta": 1e6,
+        "tie_word_embeddings": False, "eos_token_id": END_OF_TEXT, "bos_token_id": END_OF_TEXT, **SIZES,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    for name in ("Qwen3-8B", "Qwen3-32B"):
+        words = [
+            "init",
+            str(folder / "config.json"),
+            str(folder / name),
+            "--tokenizer-dir",
+            demo_tokenizer_dir,
+        ]
+        made = CliRunner().invoke(cli.main, list(map(str, words)))
+        assert made.exit_code == 0, made.output
+    tasks = (sft_seed_dir / "self_instruct_seed_tasks.jsonl").read_text(encoding="utf-8").splitlines()
+    (folder / "alpaca.jsonl").write_text("\n".join(tasks[:20]), encoding="utf-8")
+    (folder / "questions.txt").write_text("Who are you?\nName a colour.\n", encoding="utf-8")
+    (folder / "wiki.train.tokens").write_text(wikitext_path.read_text(encoding="utf-8"), encoding="utf-8")
+    (folder / "wikitext_test.txt").write_text("The game was released in 1919.\n" * 20, encoding="utf-8")
+    (folder / "crawl").mkdir()
+    for number in range(3):
+        text = f'{{"text": "Page {number} of the crawl."}}\n' * 5
+        (folder / f"crawl/{number}.jsonl").write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def shell(folder):
+    """Return a function that runs a script in the folder as a reader's shell would, and gives its output."""
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+        "XDG_CACHE_HOME": str(folder / "cache"),
+    }
+
+    def run(script, exit_code=0, **streams):
+        done = subprocess.run(
+            ["bash", "-euc", script], cwd=folder, env=environment, capture_output=True, text=True,
+            check=False, timeout=HANGS_S, **streams,
+        )  # fmt: skip
+        assert done.returncode == exit_code, f"{script}\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
+    return run
+
+
+def smaller(command):
+    """Put one worker of this machine in place of many, and two where the layout is the matter."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = re.sub(r" --(local-worker-num|node-rank|master-addr|master-port) \S+", "", command)
+    resumes, infers = "--load_checkpoint output " in command, "qwen3-infer" in command
+    workers = 2 if resumes or infers else 1
+    command = re.sub(r"--worker-num \d+", f"--worker-num {workers} --master-port {port}", command)
+    if resumes:
+        command = command.replace("model_parallel 8", "model_parallel 2").replace("stage 2", "stage 1")
+        command += " --runner_config.epochs 2"
+    if "qwen3-infer generate" in command:
+        command = command.replace("--max-new-tokens 32", "") + " --max-new-tokens 4"
+    return command
+
+
+@pytest.mark.slow
+def test_the_section_runs_from_top_to_bottom(folder, shell):
+    said = {}
+    for block in blocks():
+        for line in filter(None, block.splitlines()):
+            if line.startswith("hf download"):
+                continue  # the folder is here already
+            if line.startswith("srun"):
+                line = line.removeprefix("srun ").replace("--num-shards 16", "--num-shards 3")
+                said[line] = "".join(shell(f"SLURM_PROCID={number}; {line}") for number in range(3))
+            elif " serve " in line:
+                said[line] = _serve(line, folder)
+            elif " chat " in line:
+                said[line] = shell(f"{line} --max-new-tokens 4", input="Hello\n")
+            elif " eval " in line:
+                said[line] = _evaluate(line, shell)
+            else:
+                said[line] = shell(smaller(line))
+    told = {
+        word: next(text for line, text in said.items() if word in line)
+        for word in ("doctor", "plan", "score")
+    }
+    assert "fail" not in told["doctor"]
+    assert "Fits: " in told["plan"]
+    assert "perplexity" in told["score"]
+    assert len(said) > 20
+    for name in ("output", "output2", "output_sft", "output_lora"):
+        assert list((folder / name / "checkpoint/rank_0").glob("*.safetensors"))
+    assert (folder / "adapter/adapter_config.json").exists()
+    assert (folder / "answers.jsonl").read_text(encoding="utf-8").count("\n") == 2
+    merged, parts = (folder / f"data/crawl_{part}text_document.bin" for part in ("", "00000-of-00003_"))
+    assert merged.stat().st_size > parts.stat().st_size
+
+
+def _serve(line, folder):
+    """Start the server at any port, wait until it says where, and end it as Ctrl-C does."""
+    command = [str(Path(sys.executable).parent / "qwen3-infer"), *line.split()[1:], "--port", "0"]
+    with subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as server:
+        told = ""
+        while "http://127.0.0.1:" not in told:
+            text = server.stdout.readline()
+            assert text, told
+            told += text
+        server.send_signal(signal.SIGINT)
+        told += server.communicate(timeout=HANGS_S)[0]
+    assert server.returncode == 0, told
+    return told
+
+
+def _evaluate(line, shell):
+    """lm_eval is installed apart: without it the command says so."""
+    told = shell(line, exit_code=1)
+    assert "lm_eval, the evaluation harness, is not installed; run: pip install" in told
+    return told
