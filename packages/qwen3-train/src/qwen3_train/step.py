@@ -75,9 +75,9 @@ class TrainStep:
         self.dropout: LoraDropout | None = None
         """Of adapters; the owner of the model sets it."""
         if shares_moments and self.grid.replicas.size > 1:
-            self.adam: Optimizer = SharedAdamW(self.weights, settings, self.grid.replicas)
+            self.adam: Optimizer = SharedAdamW(self.weights, settings, self.grid.replicas, model.kernels)
         else:
-            self.adam = AdamW(self.weights, settings)
+            self.adam = AdamW(self.weights, settings, model.kernels)
         self.is_alone = self.grid.layout.num_ranks == 1
         finish = (
             OwnGradients(len(self.weights), max_norm)
