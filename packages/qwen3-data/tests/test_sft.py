@@ -237,3 +237,20 @@ def test_files_that_do_not_belong_together_are_refused(sft, tmp_path):
     (tmp_path / "out_sft.json").write_text('{"kind": "sft", "version": 9}')
     with pytest.raises(FormatError, match="has version 9"):
         open_sft(prefix)
+
+
+@pytest.mark.parametrize("kind", ["alpaca", "messages"])
+def test_a_long_answer_is_learned_word_for_word(sft, tokenizer, kind):
+    """Long strings of plain text stay bytes until they are encoded; those of a conversation must not."""
+    answer = "word " * (4 << 20)
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": answer}]
+    record = {"alpaca": {"instruction": "Hi", "output": answer}, "messages": {"messages": messages}}[kind]
+    (text,) = learned(sft([record], "--seq-length", "64"), tokenizer)
+    assert text.removeprefix(EMPTY).startswith("word word word")
+
+
+def test_the_list_of_bad_records_replaces_no_input(sft, tmp_path):
+    result = sft([KINDS["alpaca"], {}], "--on-error", "skip", "--rejects", tmp_path / "in.jsonl")
+    assert result.exit_code == 1
+    assert "is an input" in result.stderr
+    assert json.loads((tmp_path / "in.jsonl").read_text().splitlines()[0]) == KINDS["alpaca"]

@@ -4,7 +4,11 @@ from pathlib import Path
 
 import click
 
+from qwen3_data.cli_types import OutputPrefix
 from qwen3_model.cli_base import force_option, quiet_option
+
+MAX_PARTS = 100_000
+"""Numbers of five digits keep the parts in order by name."""
 
 
 @click.command("merge")
@@ -19,7 +23,7 @@ from qwen3_model.cli_base import force_option, quiet_option
 @click.option(
     "--output-prefix",
     required=True,
-    type=click.Path(path_type=Path),
+    type=OutputPrefix(),
     help="Path of the result without ending.",
 )
 @force_option()
@@ -50,7 +54,7 @@ def merge_command(
     required=True,
     help="A number of equal parts, or their weights: 95,5. Tokens decide, documents stay whole.",
 )
-@click.option("--output-prefix", type=click.Path(path_type=Path), help="PREFIX_00000, ... by default.")
+@click.option("--output-prefix", type=OutputPrefix(), help="PREFIX_00000, ... by default.")
 @force_option()
 def split_command(prefix: Path, parts: str, output_prefix: Path | None, *, force: bool) -> None:
     """Cut a token file into consecutive parts; merging them gives it back.
@@ -78,10 +82,12 @@ def parse_parts(text: str) -> list[float]:
         weights = [float(part) for part in text.split(",")]
     except ValueError as error:
         raise UsageError(f"--parts {text} is neither a number of parts nor weights like 95,5") from error
-    if len(weights) == 1 and weights[0].is_integer():
+    if len(weights) == 1 and weights[0].is_integer() and weights[0] <= MAX_PARTS:
         weights = [1.0] * int(weights[0])
     if len(weights) < 2 or not all(0 < weight < float("inf") for weight in weights):
-        raise UsageError(f"--parts {text} must be two parts or more, or positive weights like 95,5")
+        raise UsageError(
+            f"--parts {text} must be two parts or more, {MAX_PARTS} at most, or positive weights like 95,5"
+        )
     return weights
 
 

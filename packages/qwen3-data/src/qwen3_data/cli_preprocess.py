@@ -6,11 +6,9 @@ from typing import Any
 
 import click
 
+from qwen3_data.cli_types import WORKERS, ByteSize, ManyValues, OutputPrefix, TokenizerType
 from qwen3_model.cli_base import force_option, quiet_option
 from qwen3_model.errors import UsageError
-
-UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
-
 
 NOT_NEEDED = {
     "lang": "sentences of every language are split alike",
@@ -25,57 +23,6 @@ NOT_NEEDED = {
 """Flags of mindformers' script that say what is the case anyway."""
 
 
-class ByteSize(click.ParamType):
-    """A number of bytes: 1000000, 256M, 2G."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        text = value.strip().upper().removesuffix("B")
-        shift = UNITS.get(text[-1:], 0)
-        digits = text[:-1] if shift else text
-        if not digits.isdigit() or not int(digits):
-            self.fail(f"{value!r} is no size; write for example 64M or 2G", param, ctx)
-        return int(digits) << shift
-
-
-class TokenizerType(click.ParamType):
-    """Megatron-LM's name of the one kind of tokenizer that Qwen3 has."""
-
-    name = "name"
-    known = "HuggingFaceTokenizer"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if value != self.known:
-            self.fail(
-                f"{value} would encode otherwise than Qwen3's tokenizer, which --tokenizer-dir holds as "
-                f"tokenizer.json; write {self.known} or leave the option out",
-                param,
-                ctx,
-            )
-        return self.known
-
-
-class ManyValues(click.Command):
-    """Command whose `--input a b` and `--json-keys a b` take several values, as mindformers' script does."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        spelled: list[str] = []
-        option = ""
-        for arg in args:
-            if arg.startswith("-") and arg != "-":
-                name = arg.replace("_", "-")
-                option = name if name in ("--input", "--json-keys") else ""
-                spelled += [] if option else [arg]
-            elif option:
-                spelled += [option, arg]
-            else:
-                spelled.append(arg)
-        return super().parse_args(ctx, spelled)
-
-
 @click.command("preprocess", cls=ManyValues)
 @click.option(
     "--input",
@@ -88,7 +35,7 @@ class ManyValues(click.Command):
 @click.option(
     "--output-prefix",
     required=True,
-    type=click.Path(path_type=Path),
+    type=OutputPrefix(),
     help="Files are named PREFIX_KEY_document.bin, .idx and .json.",
 )
 @click.option(
@@ -118,7 +65,7 @@ class ManyValues(click.Command):
     help="End each document with the EOD token.",
 )
 @click.option("--eod-token", default="<|endoftext|>", show_default=True)
-@click.option("--workers", type=click.IntRange(min=1), help="Encoding threads.  [default: all cores]")
+@click.option("--workers", type=WORKERS, help="Encoding threads.  [default: all cores]")
 @click.option(
     "--engine",
     type=click.Choice(["auto", "fastokens", "tokenizers"]),

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from qwen3_data.cli_preprocess import ManyValues
+from qwen3_data.cli_types import WORKERS, ManyValues, OutputPrefix
 from qwen3_model.cli_base import force_option, quiet_option
 
 
@@ -15,7 +15,7 @@ from qwen3_model.cli_base import force_option, quiet_option
 @click.option(
     "--output-prefix",
     required=True,
-    type=click.Path(path_type=Path),
+    type=OutputPrefix(),
     help="Files are named PREFIX_sft.bin, .idx, .mask and .json.",
 )
 @click.option(
@@ -49,7 +49,7 @@ from qwen3_model.cli_base import force_option, quiet_option
     show_default=True,
     help="What becomes of a conversation beyond --seq-length.",
 )
-@click.option("--workers", type=click.IntRange(min=1), help="Encoding threads.  [default: all cores]")
+@click.option("--workers", type=WORKERS, help="Encoding threads.  [default: all cores]")
 @click.option(
     "--engine", type=click.Choice(["auto", "fastokens", "tokenizers"]), default="auto", show_default=True
 )

@@ -1,7 +1,7 @@
 """A compact copy of a tokenizer.json in the user's cache, which fastokens reads in four fifths of the time.
 
 It says the same: one line instead of many, tokens sorted, each merge one string, "a b", instead of a pair.
-The file `<sha256 of the original>-v1` holds two lines and the rest: the sha256 of all that follows; what the
+The file `<sha256 of the original>-v2` holds two lines and the rest: the sha256 of all that follows; what the
 original says beside its model, and the size of its vocabulary, as JSON; the compact tokenizer.json.
 """
 
@@ -15,7 +15,7 @@ import orjson
 from qwen3_model.errors import Qwen3Error
 from qwen3_model.files import write_atomically
 
-VERSION = "v1"
+VERSION = "v2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +72,10 @@ def compact_json(parsed: dict[str, Any]) -> bytes | None:
     joined = []
     for merge in merges:
         parts = merge.split(" ") if isinstance(merge, str) else merge
+        if not isinstance(parts, list) or len(parts) != 2:
+            return None
         # A space inside of a part would make the string mean another pair.
-        if len(parts) != 2 or not all(parts) or any(" " in part for part in parts):
+        if not all(isinstance(part, str) and part and " " not in part for part in parts):
             return None
         joined.append(" ".join(parts))
     # In the order of their bytes, tokens go into the encoder's trees a little faster.

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from qwen3_data.sources import Source
 from qwen3_data.token_writer import TokenWriter, WriterState, choose_dtype
 from qwen3_data.tokenizer_facts import TokenizerFacts
 from qwen3_data.workspace import Workspace
-from qwen3_model.errors import FormatError
+from qwen3_model.errors import ConfigError, FormatError
 from qwen3_model.files import write_text_atomically
 from qwen3_model.progress import Progress
 from qwen3_model.tokens import MANIFEST_VERSION, Manifest, manifest_json, sibling
@@ -40,17 +40,26 @@ class Totals:
 
     num_documents: int = 0
     num_skipped: int = 0
-    num_special: int = 0
     num_empty: int = 0
     num_tokens: int = 0
     num_chars: int = 0
     num_checked: int = 0
+    num_special: dict[str, int] = field(default_factory=dict)
+    """Texts of each key that spell a special token."""
     rejects_bytes: int = 0
     """Of the rejects file that is being written."""
 
 
 def output_names(prefix: Path, keys: Sequence[str], *, sentences: bool) -> list[str]:
-    """Return the names of the token files of each key, without ending."""
+    """Return the names of the token files of each key, without ending.
+
+    Raises:
+        ConfigError: A key cannot be part of a file's name.
+    """
+    if bad := [key for key in keys if "/" in key]:
+        raise ConfigError(
+            f"the key {bad[0]!r} cannot be part of a file's name; rename it in the input and in --json-keys"
+        )
     return [f"{prefix.name}_{key}_{'sentence' if sentences else 'document'}" for key in keys]
 
 
@@ -116,7 +125,12 @@ class EncodeRun:
     def _pump(self, writers: dict[str, TokenWriter]) -> None:
         settings, tokenizer = self.settings, self.tokenizer
         keys = list(settings.json_keys)
-        parser = RecordParser(keys, on_error=settings.on_error, special_tokens=tokenizer.special_tokens)
+        parser = RecordParser(
+            keys,
+            on_error=settings.on_error,
+            special_tokens=tokenizer.special_tokens,
+            start=self.share.start,
+        )
         left = None if settings.max_docs is None else settings.max_docs - self.totals.num_documents
         reference = self.encoders.reference
         checker = None if reference is None else Checker(reference, splits=tokenizer.splits)
@@ -162,7 +176,8 @@ class EncodeRun:
             return False
         self.position = batch.after
         self.totals.num_documents += batch.num_documents
-        self.totals.num_special += batch.num_special
+        for key, count in batch.num_special.items():
+            self.totals.num_special[key] = self.totals.num_special.get(key, 0) + count
         self._note_rejects(batch.rejects)
         progress.advance(self.share.read_before(batch.after.source, batch.read_bytes) - progress.done)
         return True
@@ -197,7 +212,7 @@ class EncodeRun:
             num_tokens=writer.num_tokens,
             sources=tuple(source.name for source in self.sources),
             num_skipped_records=self.totals.num_skipped,
-            num_special_texts=self.totals.num_special,
+            num_special_texts=self.totals.num_special.get(key, 0),
         )
         name = self.names[self.settings.json_keys.index(key)]
         write_text_atomically(sibling(self.workspace.folder / name, ".json"), manifest_json(manifest))

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from qwen3_data.encode_run import EncodeRun, Totals, output_names
 from qwen3_data.engines import Encoders
 from qwen3_data.preprocess import Settings
@@ -13,9 +15,9 @@ from qwen3_data.shares import find_share
 from qwen3_data.sources import Source
 from qwen3_data.token_writer import choose_dtype
 from qwen3_data.tokenizer_facts import TokenizerFacts, TokenizerFile
-from qwen3_data.workspace import Workspace, refuse_existing_outputs
+from qwen3_data.workspace import Workspace, check_rejects, refuse_existing_outputs, refuse_inputs
 from qwen3_model.errors import ConfigError, Qwen3Error
-from qwen3_model.tokens import read_manifest, sibling
+from qwen3_model.tokens import Manifest, read_idx_header, read_manifest, sibling
 
 
 @dataclass(slots=True)
@@ -48,18 +50,25 @@ def run_preprocess(
         Qwen3Error: Anything that cannot work; no output is left then.
     """
     tokenizer = file.facts(settings.eod_token)
+    dtype = choose_dtype(settings.dtype, tokenizer.vocab_size)
     share = find_share(sources, settings.shard_index, settings.num_shards)
     prefix = share.name_of(settings.output_prefix)
     outputs = [
         prefix.with_name(name)
         for name in output_names(prefix, settings.json_keys, sentences=settings.split_sentences)
     ]
-    choose_dtype(settings.dtype, tokenizer.vocab_size)
+    refuse_inputs(sources, outputs, settings.rejects)
     resumes = settings.resume and Workspace.has_progress(prefix)
-    if settings.resume and not resumes and _is_done(outputs, sources, tokenizer):
-        return Result(outputs, Totals(), "", 0.0, was_done=True)
+    if settings.resume and not resumes:
+        manifests = _finished(outputs, settings, sources, tokenizer, dtype)
+        if manifests is not None:
+            totals = Totals(
+                num_documents=manifests[0].num_documents, num_tokens=sum(one.num_tokens for one in manifests)
+            )
+            return Result(outputs, totals, "", 0.0, was_done=True)
     if not resumes:
         refuse_existing_outputs(outputs, force=settings.force)
+    check_rejects(settings.rejects, may_exist=settings.force or resumes)
     workspace = Workspace(prefix, force=settings.force, resume=settings.resume)
     run_key = _run_key(settings, sources, tokenizer)
     try:
@@ -76,6 +85,7 @@ def run_preprocess(
 def _run_key(settings: Settings, sources: list[Source], tokenizer: TokenizerFacts) -> dict[str, Any]:
     """Return what must not change when a run is resumed, for its bytes to be those of an unbroken run."""
     return {
+        "format of the resume point": 2,
         "input": [[str(source.path), source.size_bytes, source.changed_ns] for source in sources],
         "tokenizer": tokenizer.sha256,
         "json-keys": list(settings.json_keys),
@@ -99,13 +109,30 @@ def _check_same_run(workspace: Workspace, run_key: dict[str, Any]) -> None:
         )
 
 
-def _is_done(outputs: list[Path], sources: list[Source], tokenizer: TokenizerFacts) -> bool:
-    wanted = tuple(source.name for source in sources)
-    manifests = [read_manifest(output) if sibling(output, ".idx").exists() else None for output in outputs]
-    return all(
-        manifest is not None and (manifest.sources, manifest.tokenizer_sha256) == (wanted, tokenizer.sha256)
-        for manifest in manifests
-    )
+def _finished(
+    outputs: list[Path],
+    settings: Settings,
+    sources: list[Source],
+    tokenizer: TokenizerFacts,
+    dtype: np.dtype[Any],
+) -> list[Manifest] | None:
+    """Return the manifests of outputs that are what this run would make, or None, as far as files tell."""
+    newest_ns = max(source.changed_ns for source in sources)
+    names = tuple(source.name for source in sources)
+    wanted = (names, tokenizer.sha256, settings.append_eod, tokenizer.eod_id)
+    found = []
+    for output in outputs:
+        index = sibling(output, ".idx")
+        if not index.exists() or index.stat().st_mtime_ns < newest_ns:
+            return None
+        manifest = read_manifest(output)
+        if manifest is None or read_idx_header(index)[0] != dtype:
+            return None
+        told = (manifest.sources, manifest.tokenizer_sha256, manifest.eod_appended, manifest.eod_id)
+        if told != wanted:
+            return None
+        found.append(manifest)
+    return found
 
 
 def _with_hint(error: BaseException) -> BaseException:

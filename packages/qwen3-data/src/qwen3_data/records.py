@@ -10,6 +10,7 @@ import orjson
 
 from qwen3_data.blocks import Block, Position
 from qwen3_data.long_text import LONG_BYTES, LongText, load_long_record
+from qwen3_data.shares import count_lines
 from qwen3_model.errors import FormatError
 
 OnError = Literal["fail", "skip"]
@@ -37,8 +38,8 @@ class Batch:
     after: Position
     read_bytes: int
     rejects: list[Reject] = field(default_factory=list)
-    num_special: int = 0
-    """Texts that spell a special token."""
+    num_special: dict[str, int] = field(default_factory=dict)
+    """Texts of each key that spell a special token."""
 
     @property
     def num_documents(self) -> int:
@@ -53,9 +54,18 @@ class BadRecordError(Exception):
 class RecordParser:
     """Turns blocks into batches of texts."""
 
-    def __init__(self, keys: Sequence[str], *, on_error: OnError, special_tokens: Sequence[str]) -> None:
+    def __init__(
+        self,
+        keys: Sequence[str],
+        *,
+        on_error: OnError,
+        special_tokens: Sequence[str],
+        start: Position = Position(),  # noqa: B008 - it is frozen
+    ) -> None:
+        """Take the place at which reading began, from which blocks count their records."""
         self.keys = list(keys)
         self.on_error = on_error
+        self._start = start
         self._special = re.compile("|".join(map(re.escape, special_tokens))) if special_tokens else None
         self._special_head = _common_head(special_tokens)
 
@@ -67,35 +77,42 @@ class RecordParser:
         """
         kept = 0
         for block in blocks:
-            batch = self._parse_block(block)
-            if max_docs is not None and kept + batch.num_documents >= max_docs:
-                for texts in batch.texts.values():
-                    del texts[max_docs - kept :]
-                yield batch
-                return
+            batch = self._parse_block(block, None if max_docs is None else max_docs - kept)
             kept += batch.num_documents
             yield batch
+            if kept == max_docs:
+                return
 
-    def _parse_block(self, block: Block) -> Batch:
+    def _parse_block(self, block: Block, max_docs: int | None) -> Batch:
         batch = Batch({key: [] for key in self.keys}, block.after, block.read_bytes)
+        batch.num_special = dict.fromkeys(self.keys, 0)
         is_text = block.source.kind == "text"
         for number, raw in enumerate(block.records, block.first_record):
+            if batch.num_documents == max_docs:
+                break  # what follows is not looked at
             try:
                 values = [_text_of(raw)] if is_text else self._texts_of(raw)
-                specials = 0 if values is None else sum(map(self._spells_special, values))
+                specials = [] if values is None else list(map(self._spells_special, values))
             except BadRecordError as error:
-                batch.rejects.append(reject_record(block, number, str(error), self.on_error))
+                before = self._records_before(block)
+                batch.rejects.append(reject_record(block, number, str(error), self.on_error, before))
                 continue
             if values is None:
                 continue
-            batch.num_special += specials
-            for key, text in zip(self.keys, values, strict=True):
+            for key, text, is_special in zip(self.keys, values, specials, strict=True):
                 batch.texts[key].append(text)
+                batch.num_special[key] += is_special
         return batch
+
+    def _records_before(self, block: Block) -> int:
+        """Return the lines before those that the block's numbers count, which a share does not read."""
+        if self._start.offset and block.after.source == self._start.source:
+            return count_lines(block.source.path, self._start.offset)
+        return 0
 
     def _texts_of(self, raw: bytes) -> list[str | LongText] | None:
         """Return the texts of a record; None for a blank line."""
-        record = load_record(raw)
+        record = load_record(raw, keeps_long=True)
         if record is None:
             return None
         if not isinstance(record, dict):
@@ -123,8 +140,15 @@ class RecordParser:
         return self._special.search(text) is not None
 
 
-def reject_record(block: Block, number: int, reason: str, on_error: OnError) -> Reject:
+def reject_record(block: Block, number: int, reason: str, on_error: OnError, before: int = 0) -> Reject:
     """Return the note of a bad record that is left out.
+
+    Args:
+        block: Where it is.
+        number: Its number as the block counts.
+        reason: What is wrong with it; a sentence without its subject.
+        on_error: What to do.
+        before: Records of the file before those that the block counts.
 
     Raises:
         FormatError: Bad records are not left out.
@@ -136,20 +160,24 @@ def reject_record(block: Block, number: int, reason: str, on_error: OnError) -> 
     if on_error == "fail":
         unit = "line" if block.source.kind == "lines" else "record"
         raise FormatError(
-            f"{place}, {unit} {number} {reason}; mend it, or pass --on-error skip to leave bad records out "
-            "and count them"
+            f"{place}, {unit} {before + number} {reason}; mend it, or pass --on-error skip to leave bad "
+            "records out and count them"
         )
-    return Reject(block.source.name, number, reason, _excerpt(raw))
+    return Reject(block.source.name, before + number, reason, _excerpt(raw))
 
 
-def load_record(raw: bytes) -> object:
+def load_record(raw: bytes, *, keeps_long: bool = False) -> object:
     """Return the value of a raw record; None for a blank line.
+
+    Args:
+        raw: Its JSON.
+        keeps_long: Whether long strings of an object come as LongText.
 
     Raises:
         BadRecordError: It is no JSON, or null.
     """
     try:
-        record = load_long_record(raw) if len(raw) >= LONG_BYTES else orjson.loads(raw)
+        record = load_long_record(raw) if keeps_long and len(raw) >= LONG_BYTES else orjson.loads(raw)
     except orjson.JSONDecodeError:
         if not raw.strip():
             return None

@@ -1,6 +1,7 @@
 """The reference encoder in a process of its own: loading it holds Python's lock, which would stop the others.
 
-Run as a script it reads one JSON text per line and answers with the JSON list of its ids.
+Run as a script it reads one JSON text per line and answers with the JSON list of its ids, or once with the
+text of what is wrong with the tokenizer.
 """
 
 import json
@@ -10,6 +11,8 @@ import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from qwen3_model.errors import FormatError
 
 CLOSE_S = 5.0
 NICENESS = 5
@@ -22,7 +25,11 @@ class ReferenceProcess:
     def __init__(self, path: Path, *, allow_special: bool) -> None:
         # -P keeps this folder, whose modules may be called like the library's, off the path.
         words = [sys.executable, "-P", __file__, str(path), "special" if allow_special else "text"]
-        self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        # In a process group of its own, so that Ctrl-C at a terminal reaches the parent alone.
+        self._process = subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0
+        )
+        self._path = path
 
     def ask(self, text: str) -> None:
         """Have `text` encoded, while the caller goes on; `answer` must follow."""
@@ -37,7 +44,8 @@ class ReferenceProcess:
         """Return the ids of the text asked for.
 
         Raises:
-            ChildProcessError: The process died; its own message stands on stderr.
+            FormatError: The tokenizer cannot be read.
+            ChildProcessError: The process died; its own message, if any, stands on stderr.
         """
         assert self._process.stdout is not None
         answer = self._process.stdout.readline()
@@ -45,7 +53,10 @@ class ReferenceProcess:
             raise ChildProcessError(
                 f"the process of the reference encoder died with code {self._process.wait(CLOSE_S)}"
             )
-        return json.loads(answer)
+        ids = json.loads(answer)
+        if isinstance(ids, str):
+            raise FormatError(f"{self._path} is no tokenizer that `tokenizers` can read: {ids}")
+        return ids
 
     def __enter__(self) -> Self:
         return self
@@ -62,7 +73,11 @@ def serve(path: str, mode: str) -> None:
     os.nice(NICENESS)
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(path)
+    try:
+        tokenizer = Tokenizer.from_file(path)
+    except Exception as error:  # tokenizers raises bare Exception
+        sys.stdout.write(json.dumps(str(error)) + "\n")
+        return
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = mode == "text"

@@ -7,10 +7,13 @@ from qwen3_data.preprocess_run import Result
 
 def preprocess_report(result: Result) -> Iterator[str]:
     """Yield the lines of the summary."""
-    if result.was_done:
-        yield f"{', '.join(map(str, result.prefixes))}: already whole, nothing to resume"
-        return
     totals = result.totals
+    if result.was_done:
+        yield (
+            f"{', '.join(map(str, result.prefixes))}: already whole ({totals.num_documents} documents, "
+            f"{totals.num_tokens} tokens), nothing to resume; --force makes it anew"
+        )
+        return
     seconds = max(result.seconds, 1e-9)
     yield (
         f"Processed {totals.num_documents} documents ({totals.num_documents / seconds:.1f} docs/s, "
@@ -18,10 +21,11 @@ def preprocess_report(result: Result) -> Iterator[str]:
     )
     if result.engine and totals.num_checked:
         yield f"Encoded with {result.engine}; {totals.num_checked} samples equal those of tokenizers"
+    num_special = sum(totals.num_special.values())
     notes = (
         (totals.num_empty, "empty documents (counted, without tokens)"),
         (totals.num_skipped, "bad records skipped"),
-        (totals.num_special, "documents spell special tokens (encoded as plain text unless --allow-special)"),
+        (num_special, "documents spell special tokens (encoded as plain text unless --allow-special)"),
     )
     for count, what in notes:
         if count:

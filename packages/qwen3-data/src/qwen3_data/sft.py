@@ -21,7 +21,7 @@ from qwen3_data.shares import find_share
 from qwen3_data.sources import Source, find_sources, input_size
 from qwen3_data.token_writer import TokenWriter, choose_dtype
 from qwen3_data.tokenizer_facts import TokenizerFile
-from qwen3_data.workspace import Workspace, refuse_existing_outputs
+from qwen3_data.workspace import Workspace, check_rejects, refuse_existing_outputs, refuse_inputs
 from qwen3_model.chat_pieces import ChatRenderer, EmptyThink, LossOn, Piece
 from qwen3_model.conversations import ConversationError, read_conversations
 from qwen3_model.errors import FormatError
@@ -83,7 +83,9 @@ def write_sft(settings: SftSettings) -> tuple[Path, SftManifest, list[str]]:
     chosen = choose_engine(settings.engine, input_size(sources))
     name = f"{settings.output_prefix.name}_sft"
     output = settings.output_prefix.with_name(name)
+    refuse_inputs(sources, [output], settings.rejects)
     refuse_existing_outputs([output], force=settings.force)
+    check_rejects(settings.rejects, may_exist=settings.force)
     workspace = Workspace(output, force=settings.force, resume=False)
     try:
         run = _SftRun(settings, sources, tokenizer, chosen)
@@ -117,16 +119,18 @@ class _SftRun:
     ) -> None:
         self.settings, self.sources, self.tokenizer = settings, sources, tokenizer
         file = TokenizerFile(settings.tokenizer_dir)
+        facts = file.facts(None)
+        self.vocab_size = facts.vocab_size
         self.engine = make_engine(engine, file, allow_special=False)
         self.renderer = ChatRenderer(tokenizer, loss_on=settings.loss_on, empty_think=settings.empty_think)
         self.totals = SftTotals()
         self.checker: Checker | None = None
         if engine != "tokenizers":
-            self.checker = Checker(_Reference(tokenizer), splits=file.facts(None).splits)
+            self.checker = Checker(_Reference(tokenizer), splits=facts.splits)
 
     def write(self, stem: Path) -> SftManifest:
         """Write the files of the run into the folder in which it grows."""
-        dtype = choose_dtype("auto", self.tokenizer.vocab_size)
+        dtype = choose_dtype("auto", self.vocab_size)
         writer = TokenWriter(stem, dtype, None)
         with sibling(stem, ".mask").open("wb") as mask_file:
             packs = Packer(self.settings.seq_length, is_open=self.settings.pack).pack(self._samples())
@@ -221,7 +225,7 @@ class _SftRun:
             tokenizer_name=tokenizer.name,
             tokenizer_sha256=tokenizer.sha256,
             template_sha256=hashlib.sha256(tokenizer.chat_template.encode()).hexdigest(),
-            vocab_size=tokenizer.vocab_size,
+            vocab_size=self.vocab_size,
             seq_length=settings.seq_length,
             packed=settings.pack,
             loss_on=settings.loss_on,

@@ -1,6 +1,7 @@
 """Which part of the inputs one of several machines takes: equal ranges of bytes, cut at line ends."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from qwen3_data.blocks import Position
@@ -77,6 +78,17 @@ def _border(sources: list[Source], at: int) -> tuple[int, int]:
             return (number, offset) if offset < source.size_bytes else (number + 1, 0)
         at -= source.size_bytes
     return len(sources), 0
+
+
+@lru_cache(maxsize=1)
+def count_lines(path: Path, end: int) -> int:
+    """Return how many lines of a file end before byte `end`."""
+    count = 0
+    with path.open("rb") as file:
+        while end and (chunk := file.read(min(end, SEARCH_BYTES))):
+            count += chunk.count(b"\n")
+            end -= len(chunk)
+    return count
 
 
 def _line_start(path: Path, at: int) -> int:

@@ -64,10 +64,12 @@ class TokenizerFile:
         else:
             parsed = self._parse()
             head, vocab = parsed, parsed["model"]["vocab"]
-            vocab_size = len(vocab.keys() | {entry["content"] for entry in head.get("added_tokens", [])})
+            added_ids = {entry["content"]: entry["id"] for entry in head["added_tokens"]}
+            # A tokenizer from which tokens were taken may have larger ids than it has entries.
+            vocab_size = max(len(vocab.keys() | added_ids), 1 + max((vocab | added_ids).values(), default=-1))
             if self._cache_dir is not None:
                 write_compact(self._cache_dir, self.sha256, parsed, vocab_size)
-        added = head.get("added_tokens", [])
+        added = head["added_tokens"]
         ids = {entry["content"]: entry["id"] for entry in added}
         return TokenizerFacts(
             directory=self.path.parent,
@@ -99,7 +101,23 @@ class TokenizerFile:
             raise FormatError(f"{self.path} is no tokenizer (it has no model)")
         if not isinstance(parsed["model"].setdefault("vocab", {}), dict):
             raise FormatError(f"{self.path} is no byte-pair tokenizer, as Qwen3's is")
+        if not _is_sound(parsed):
+            raise FormatError(f"{self.path} is no tokenizer that `tokenizers` can read")
         return parsed
+
+
+def _is_sound(parsed: dict[str, Any]) -> bool:
+    """Say whether what is read here has the form that `tokenizers` demands, which says so a second later."""
+    added = parsed.setdefault("added_tokens", [])
+    if not isinstance(added, list) or not all(isinstance(entry, dict) for entry in added):
+        return False
+    flags = ("special", "lstrip", "rstrip", "single_word")
+    return (
+        all(type(entry.get("content")) is str and type(entry.get("id")) is int for entry in added)
+        and all(type(entry.get(flag)) is bool for entry in added for flag in flags)
+        and all(type(number) is int and number >= 0 for number in parsed["model"]["vocab"].values())
+        and all(isinstance(parsed.get(part), dict | None) for part in ("pre_tokenizer", "normalizer"))
+    )
 
 
 def read_tokenizer(directory: Path, eod_token: str | None) -> TokenizerFacts:

@@ -13,7 +13,7 @@ from qwen3_model.files import write_atomically
 
 Unit = Literal["article", "paragraph"]
 
-HEADING = re.compile(r"(?P<level>=(?: =)*) (?P<title>.+?) (?P=level)")
+HEADING = re.compile(r"(?P<level>=(?: =){0,5}) (?P<title>.+?) (?P=level)")
 
 # Moses splits punctuation off words and marks what stood inside a word with @ on both sides.
 INSIDE_WORD = re.compile(r" @([-,./:])@ ")

@@ -6,13 +6,15 @@ of one run; without it, no reader opens the rest.
 
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from qwen3_model.errors import OutputExistsError, Qwen3Error
-from qwen3_model.files import refuse_existing, sync, write_text_atomically
+from qwen3_data.sources import Source
+from qwen3_model.errors import ConfigError, OutputExistsError, Qwen3Error
+from qwen3_model.files import refuse_existing, require_writable, sync, write_text_atomically
 from qwen3_model.tokens import sibling
 
 ENDINGS = (".bin", ".mask", ".json", ".idx")
@@ -26,15 +28,7 @@ class Workspace:
         self.prefix = prefix
         self.folder = folder_of(prefix)
         prefix.parent.mkdir(parents=True, exist_ok=True)
-        self.folder.mkdir(exist_ok=True)
-        self._lock = (self.folder / "lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise Qwen3Error(
-                f"another run is writing {prefix}; wait for it or choose another output"
-            ) from error
+        self._lock = self._take_lock()
         self.progress = self._read_progress()
         if not resume:
             if self.progress is not None and not force:
@@ -44,6 +38,25 @@ class Workspace:
                     "or --force to begin anew"
                 )
             self._empty()
+
+    def _take_lock(self) -> IO[str]:
+        busy = Qwen3Error(f"another run is writing {self.prefix}; wait for it or choose another output")
+        path = self.folder / "lock"
+        try:
+            self.folder.mkdir(exist_ok=True)
+            lock = path.open("w")
+        except FileNotFoundError:  # the other one has just ended, and taken its folder along
+            raise busy from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A run that ends deletes the folder, and a lock on what is no longer there guards nothing.
+            is_there = path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat())
+        except OSError:
+            is_there = False
+        if not is_there:
+            lock.close()
+            raise busy
+        return lock
 
     def _read_progress(self) -> dict[str, Any] | None:
         path = self.folder / "progress.json"
@@ -109,6 +122,22 @@ class Workspace:
 def folder_of(prefix: Path) -> Path:
     """Return the folder in which the outputs of `prefix` grow."""
     return prefix.with_name(f".{prefix.name}.partial")
+
+
+def check_rejects(rejects: Path | None, *, may_exist: bool) -> None:
+    """Raise Qwen3Error or OSError now when the list of bad records cannot be written at the end."""
+    if rejects is not None:
+        refuse_existing(rejects, force=may_exist)
+        require_writable(rejects)
+
+
+def refuse_inputs(sources: list[Source], prefixes: list[Path], rejects: Path | None) -> None:
+    """Raise ConfigError when an output would replace one of the inputs, also with `--force`."""
+    inputs = {source.path.resolve() for source in sources}
+    outputs = [sibling(prefix, ending) for prefix in prefixes for ending in ENDINGS]
+    for path in (*outputs, *([] if rejects is None else [rejects])):
+        if path.resolve() in inputs:
+            raise ConfigError(f"{path} is an input and would be replaced by an output; name another output")
 
 
 def refuse_existing_outputs(prefixes: list[Path], *, force: bool) -> None:

@@ -48,6 +48,14 @@ def require_free_space(directory: Path, needed_bytes: int) -> None:
         )
 
 
+def require_writable(path: Path) -> None:
+    """Raise Qwen3Error or OSError now when `path`, meant for later, cannot be written; makes its folder."""
+    _make_parent(path)
+    temporary = temporary_neighbour(path)
+    temporary.touch()
+    temporary.unlink()
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary neighbour of `path`, then rename it over `path`.
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3_model.errors import FormatError
+from qwen3_model.errors import ConfigError, FormatError
 
 MAGIC = b"MMIDIDX\x00\x00"
 IDX_VERSION = 1
@@ -160,7 +160,13 @@ def read_idx_header(path: Path) -> tuple[np.dtype[Any], int, int]:
 
 
 def sibling(prefix: Path, ending: str) -> Path:
-    """Return the path `prefix` + `ending`, also where the prefix itself has dots."""
+    """Return the path `prefix` + `ending`, also where the prefix itself has dots.
+
+    Raises:
+        ConfigError: The prefix ends in no name.
+    """
+    if prefix.name in ("", ".."):
+        raise ConfigError(f"{prefix} names no file; give the path of the files without their endings")
     return prefix.with_name(prefix.name + ending)
 
 

@@ -1,0 +1,75 @@
+"""Kinds of values on the command line."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+MAX_WORKERS = 1024
+"""The encoders would try to start any number of threads."""
+
+
+class ByteSize(click.ParamType):
+    """A number of bytes: 1000000, 256M, 2G."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"([0-9]{1,15})([KMGT]?)B?", value.strip().upper())
+        if match is None or not int(match[1]):
+            self.fail(f"{value!r} is no size; write for example 64M or 2G", param, ctx)
+        return int(match[1]) << UNITS[match[2]]
+
+
+class OutputPrefix(click.ParamType):
+    """The beginning of output paths: a folder, if any, and the beginning of names."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        text = str(value)
+        if text.rpartition("/")[2] in ("", ".", ".."):
+            self.fail(f"{text!r} ends in no name; write for example data/corpus", param, ctx)
+        return Path(text)
+
+
+class TokenizerType(click.ParamType):
+    """Megatron-LM's name of the one kind of tokenizer that Qwen3 has."""
+
+    name = "name"
+    known = "HuggingFaceTokenizer"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value != self.known:
+            self.fail(
+                f"{value} would encode otherwise than Qwen3's tokenizer, which --tokenizer-dir holds as "
+                f"tokenizer.json; write {self.known} or leave the option out",
+                param,
+                ctx,
+            )
+        return self.known
+
+
+WORKERS = click.IntRange(min=1, max=MAX_WORKERS)
+
+
+class ManyValues(click.Command):
+    """Command whose `--input a b` and `--json-keys a b` take several values, as mindformers' script does."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        spelled: list[str] = []
+        option = ""
+        for arg in args:
+            if arg.startswith("-") and arg != "-":
+                name = arg.replace("_", "-")
+                option = name if name in ("--input", "--json-keys") else ""
+                spelled += [] if option else [arg]
+            elif option:
+                spelled += [option, arg]
+            else:
+                spelled.append(arg)
+        return super().parse_args(ctx, spelled)
