@@ -140,7 +140,12 @@ def test_the_squares_of_a_large_weight_are_summed_without_loss():
     value, size = np.float32(0.1), 2**25
     total = SumOfSquares((True,))((Tensor(np.full((2**15, 2**10), value)),))
     assert float(total.asnumpy()[0]) == pytest.approx(size * float(value) ** 2, rel=5e-5)
-    assert [num_rows(size) for size in (1, 2**22, 2**22 + 2, 2**27, 3 * 2**22)] == [1, 1, 2, 32, 4]
+    # As gradients are: a few large ones first, which the small ones must not vanish beside.
+    values = np.sort(np.exp(2 * np.random.default_rng(0).standard_normal(2**17)))[::-1].astype(np.float32)
+    total = SumOfSquares((True,))((Tensor(values.reshape(2**12, 2**5)),))
+    assert float(total.asnumpy()[0]) == pytest.approx((values.astype(np.float64) ** 2).sum(), rel=5e-6)
+    sizes = (1, 2**22, 2**22 + 2, 2**27, 3 * 2**22)
+    assert [num_rows(size, 2**22) for size in sizes] == [1, 1, 2, 32, 4]
 
 
 class _Finish(ms.nn.Cell):
