@@ -161,7 +161,9 @@ async def read_json(request: HttpRequest, limits: Limits) -> Any:
         raise ApiError(408, f"the body did not come within {limits.body_timeout_s:g} s") from None
     try:
         return json.loads(raw)
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise ApiError(400, "the body is nested too deeply", code="invalid_json") from None
+    except ValueError as error:
         raise ApiError(400, f"the body is no JSON: {error}", code="invalid_json") from None
 
 
