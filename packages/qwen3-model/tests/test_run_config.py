@@ -102,3 +102,42 @@ def test_anchor_and_alias_are_followed():
     config = parse("optimizer: &o {learning_rate: 2.0}\nseed: 3")
     assert config.get("optimizer.learning_rate") == 2.0
     assert config.get("optimizer.type", "AdamW") == "AdamW"
+
+
+def test_a_key_without_a_value_counts_as_left_out():
+    config = parse("seed:\noptimizer: {learning_rate: null, type: AdamW}\ncallbacks: [{type: A, steps: ~}]")
+    assert config.values == {"optimizer": {"type": "AdamW"}, "callbacks": [{"type": "A"}]}
+    assert parse("seed: 3\nprofile: true", "--seed", "null", "--profile=").values == {}
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf"])
+def test_a_number_is_finite(value):
+    with pytest.raises(ConfigError, match=r"optimizer\.learning_rate=.* must be a finite number"):
+        parse(f"optimizer: {{learning_rate: {value}}}")
+
+
+def test_a_range_of_whole_numbers_is_stated():
+    schema = {"seed": Key((int,), range(2**32)), "rope": Key((dict,))}
+    assert parse_run_config("seed: 4294967295", [], schema, where="x").get("seed") == 2**32 - 1
+    with pytest.raises(ConfigError, match="seed=-1 must be from 0 to 4294967295; rope=3 must be a section"):
+        parse_run_config("seed: -1\nrope: 3", [], schema, where="x")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shape", "[1, 2"], "--shape, line 1, column 6: .*; quote a text that looks like YAML"),
+        (["--seed", "\0"], "--seed, line 1: character #x0000 is not allowed in YAML"),
+        (["--callbacks.\u00b2.steps", "1"], "'\u00b2' is no place in a list of 1"),
+    ],
+)
+def test_an_override_that_cannot_be_read_is_an_error_of_usage(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        parse("callbacks: [{type: A}]", *arguments)
+
+
+def test_deep_nesting_and_control_characters_are_one_sentence():
+    with pytest.raises(ConfigError, match=r"run\.yaml is nested too deeply"):
+        parse("shape: " + "[" * 5000 + "]" * 5000)
+    with pytest.raises(ConfigError, match=r"^run\.yaml, line 2: character #x0007 is not allowed in YAML$"):
+        parse("seed: 1\noptimizer: {type: \a}")

@@ -95,3 +95,35 @@ def test_a_layout_fits_the_number_of_processes(tmp_path):
     assert settings_of(tiny_run(tmp_path, "prefix", **changes), worker_num=4).layout == Layout(dp=2, tp=2)
     with pytest.raises(ConfigError, match="needs 4 processes but worker_num is 2"):
         settings_of(tiny_run(tmp_path, "prefix", **changes), worker_num=2)
+
+
+def test_a_number_without_a_value_has_its_default(tmp_path):
+    pet_config = dict.fromkeys(("lora_rank", "lora_alpha", "lora_dropout")) | {"target_modules": "q_proj"}
+    nulls = {"optimizer__eps": None, "optimizer__weight_decay": None, "runner_config__epochs": None}
+    settings = settings_of(tiny_run(tmp_path, "data", model__model_config__pet_config=pet_config, **nulls))
+    assert (settings.adam.eps, settings.adam.weight_decay, settings.epochs) == (1e-8, 0.0, 1)
+    assert (settings.lora.rank, settings.lora.alpha, settings.lora.dropout) == (8, 16.0, 0.01)
+
+
+REFUSED = (
+    ({"seed": -1}, "seed=-1 must be from 0 to 4294967295"),
+    ({"train_dataset__data_loader__config__seed": 2**32}, "config.seed=4294967296 must be from 0"),
+    ({"model__model_config__rope_scaling": "yarn"}, "rope_scaling='yarn' must be a section with keys"),
+    ({"model__model_config__rope_theta": float("nan")}, "rope_theta=nan must be a finite number"),
+    ({"model__model_config__eos_token_id": ["a"]}, "eos_token_id=.'a'. must be an id or a list of ids"),
+    ({"optimizer__weight_decay": float("inf")}, "weight_decay=inf must be a finite number"),
+)
+
+
+@pytest.mark.parametrize(("changes", "sentence"), REFUSED)
+def test_values_of_the_wrong_kind_are_refused_in_a_sentence(tmp_path, changes, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        settings_of(tiny_run(tmp_path, "data", **changes))
+
+
+def test_keys_that_nothing_reads_are_named(tmp_path):
+    values = tiny_run(tmp_path, "data", eval_epoch_interval=2)
+    values["train_dataset"]["data_loader"]["config"]["create_attention_mask"] = True
+    notes = parse_run_config(yaml.safe_dump(values), [], TRAIN, where="x").notes
+    assert "eval_epoch_interval" in notes[0]
+    assert "train_dataset.data_loader.config.create_attention_mask" in notes[0]

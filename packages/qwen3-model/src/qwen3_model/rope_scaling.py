@@ -60,6 +60,9 @@ def read_rope(raw: dict[str, Any]) -> tuple[float, YarnScaling | None]:
     Raises:
         ConfigError: No base is stated, the two spellings disagree, or the kind of scaling is not implemented.
     """
+    for key in ("rope_parameters", "rope_scaling"):
+        if not isinstance(raw.get(key) or {}, dict):
+            raise ConfigError(f"config.json: {key}={raw[key]!r} must be a section with keys")
     newer = dict(raw.get("rope_parameters") or {})
     older = dict(raw.get("rope_scaling") or {})
     bases = {

@@ -1,9 +1,11 @@
 """Runs described by one YAML file in mindformers' keys, with any key overridden on the command line.
 
 A schema is a nested dict: a `Key` at a leaf, a dict for a section, a one-element list for a list of sections.
+A key without a value (`key:`, `key: null`, `--key null`) counts as left out.
 """
 
 import difflib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +22,16 @@ class Key:
     """What a YAML key may hold and whether it does anything here."""
 
     types: tuple[type, ...] = ()
-    """Allowed types, empty for any; an int passes for a float, a bool never for a number, None always."""
-    choices: tuple[Any, ...] = ()
-    """Allowed values, empty for any."""
+    """Allowed types, empty for any; an int passes for a float, a bool never for a number, nor do nan, inf."""
+    choices: tuple[Any, ...] | range = ()
+    """Allowed values, or the range of whole numbers; empty for any."""
     effect: str = "used"
     """"used", "ascend" (has an effect on Ascend only) or "none" (accepted for compatibility, named once)."""
 
 
 Schema = Mapping[str, Any]
+TYPE_WORDS: Mapping[type, str] = {dict: "a section with keys"}
+"""What a type is called where its own name would not say it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,7 @@ class RunConfig:
     """A checked run configuration."""
 
     values: dict[str, Any]
-    """The nested YAML values after the overrides."""
+    """The nested YAML values after the overrides, none of them None."""
     notes: tuple[str, ...]
     """One sentence for each kind of key that has no effect here."""
 
@@ -83,6 +87,8 @@ def load_run_config(path: Path, overrides: Sequence[tuple[str, str]], schema: Sc
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; give a YAML file") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path} is a folder; give a YAML file") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8: {error}") from None
     return parse_run_config(text, overrides, schema, where=str(path))
@@ -100,14 +106,35 @@ def parse_run_config(
     if problems := list(_problems(values, schema, "")):
         raise ConfigError(f"{where}: {'; '.join(problems)}")
     for key, value in overrides:
-        _override(values, key, parse_yaml(value, f"--{key}"))
+        _override(values, key, _parse_override(key, value))
         _check_override(values, key, schema)
+    values = _without_nulls(values, schema)
     return RunConfig(values, tuple(_notes(values, schema)))
 
 
 def section_problems(section: Mapping[str, Any], schema: Schema, name: str) -> list[str]:
     """Return what is wrong with the keys of a section that its own schema leaves open."""
     return list(_problems(section, schema, f"{name}."))
+
+
+def _parse_override(key: str, value: str) -> Any:
+    try:
+        return parse_yaml(value, f"--{key}")
+    except ConfigError as error:
+        raise UsageError(f"{error}; quote a text that looks like YAML, as --{key} '\"...\"'") from None
+
+
+def _without_nulls(values: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for key, value in values.items():
+        rule = schema[key]
+        if value is None:
+            continue
+        if isinstance(rule, list):
+            kept[key] = [_without_nulls(item, rule[0]) for item in value]
+        else:
+            kept[key] = value if isinstance(rule, Key) else _without_nulls(value, rule)
+    return kept
 
 
 def _override(values: dict[str, Any], dotted: str, new: Any) -> None:
@@ -129,7 +156,7 @@ def _override(values: dict[str, Any], dotted: str, new: Any) -> None:
 
 
 def _list_index(items: list[Any], part: str, dotted: str) -> int:
-    if not part.isdigit() or int(part) >= len(items):
+    if not part.isdecimal() or not part.isascii() or int(part) >= len(items):
         raise UsageError(f"--{dotted}: {part!r} is no place in a list of {len(items)}; count from 0")
     return int(part)
 
@@ -173,8 +200,12 @@ def _value_problems(name: str, value: Any, rule: Key) -> Iterator[str]:
     if value is None:
         return
     if rule.types and not _has_type(value, rule.types):
-        expected = " or ".join(kind.__name__ for kind in rule.types)
+        expected = " or ".join(TYPE_WORDS.get(kind, kind.__name__) for kind in rule.types)
         yield f"{name}={value!r} must be {expected}"
+    elif isinstance(value, float) and rule.types and not math.isfinite(value):
+        yield f"{name}={value} must be a finite number"
+    elif isinstance(rule.choices, range) and value not in rule.choices:
+        yield f"{name}={value} must be from {rule.choices[0]} to {rule.choices[-1]}"
     elif rule.choices and value not in rule.choices:
         yield f"{name}={value!r} is none of {', '.join(map(str, rule.choices))}"
 

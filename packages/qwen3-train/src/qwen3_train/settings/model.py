@@ -68,8 +68,10 @@ def read_model(section: Mapping[str, Any], hf_dir: Path | None) -> Qwen3Config:
         values["rope_scaling"] = read_rope(
             raw | {"max_position_embeddings": values.get("max_position_embeddings")}
         )[1]
-    if isinstance(values["eos_token_id"], list):
-        values["eos_token_id"] = tuple(values["eos_token_id"])
+    if isinstance(ids := values["eos_token_id"], list):
+        if not ids or not all(isinstance(each, int) and not isinstance(each, bool) for each in ids):
+            raise ConfigError(f"model.model_config.eos_token_id={ids} must be an id or a list of ids")
+        values["eos_token_id"] = tuple(ids)
     values["dtype"] = "float32"
     if missing := sorted({field.name for field in fields(Qwen3Config)} - values.keys()):
         keys = [next(key for key, ours in FIELDS.items() if ours == name) for name in missing]
@@ -90,7 +92,7 @@ def _stated(section: Mapping[str, Any]) -> dict[str, Any]:
         if key not in FIELDS or value is None:
             continue
         ours = FIELDS[key]
-        if stated.get(ours, value) != value:
+        if ours in stated and stated[ours] != value:
             raise ConfigError(
                 f"model.model_config says {key}={value!r} and {stated[ours]!r} under another name"
             )

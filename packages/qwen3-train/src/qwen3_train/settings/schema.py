@@ -7,6 +7,7 @@ from qwen3_model.run_config import Key
 
 TEXT, FLAG, COUNT, NUMBER, ANY = Key((str,)), Key((bool,)), Key((int,)), Key((float,)), Key()
 NO_EFFECT = Key(effect="none")
+SEED = Key((int,), range(2**32))  # what NumPy's generators take
 FLOAT32_ONLY = Key((str,), ("float32",))  # what is computed on every device
 
 PET_CONFIG: dict[str, Any] = {
@@ -23,7 +24,8 @@ MODEL_CONFIG: dict[str, Any] = {
     "num_attention_heads": COUNT, "num_key_value_heads": COUNT, "head_dim": COUNT,
     "max_position_embeddings": COUNT,
     "initializer_range": NUMBER, "rms_norm_eps": NUMBER, "tie_word_embeddings": FLAG, "rope_theta": NUMBER,
-    "rope_scaling": ANY, "eos_token_id": ANY, "pad_token_id": COUNT, "bos_token_id": COUNT,
+    "rope_scaling": Key((dict,)), "eos_token_id": Key((int, list)), "pad_token_id": COUNT,
+    "bos_token_id": COUNT,
     "ffn_hidden_size": COUNT, "num_layers": COUNT, "num_query_groups": COUNT, "kv_channels": COUNT,
     "init_method_std": NUMBER, "layernorm_epsilon": NUMBER, "rotary_base": NUMBER, "seq_length": COUNT,
     # Only the value that Qwen3 has is implemented.
@@ -47,9 +49,9 @@ MODEL_CONFIG: dict[str, Any] = {
 
 GPT_DATASET: dict[str, Any] = {
     "data_path": ANY, "train_data_path": ANY, "valid_data_path": ANY, "test_data_path": ANY, "split": ANY,
-    "seed": COUNT, "seq_length": COUNT, "eod": COUNT, "pad": COUNT,
+    "seed": SEED, "seq_length": COUNT, "eod": COUNT, "pad": COUNT,
     "eod_mask_loss": FLAG, "reset_position_ids": FLAG, "reset_attention_mask": FLAG,
-    "create_attention_mask": FLAG, "create_compressed_eod_mask": FLAG,
+    "create_attention_mask": NO_EFFECT, "create_compressed_eod_mask": FLAG,
     "eod_pad_length": NO_EFFECT, "compressed_eod_mask_length": NO_EFFECT,
     "path_to_cache": NO_EFFECT, "num_dataset_builder_threads": NO_EFFECT,
 }  # fmt: skip
@@ -63,7 +65,7 @@ HANDLER: dict[str, Any] = {
         "type": NO_EFFECT,
     },
     # Arguments of the dataset's own methods.
-    "n": COUNT, "seed": COUNT, "num_shards": COUNT, "index": COUNT, "column_names": ANY,
+    "n": COUNT, "seed": SEED, "num_shards": COUNT, "index": COUNT, "column_names": ANY,
     "original_column_name": TEXT, "new_column_name": TEXT, "column_mapping": ANY,
 }  # fmt: skip
 
@@ -81,7 +83,7 @@ DATASET: dict[str, Any] = {
     "data_loader": DATA_LOADER, "drop_remainder": Key((bool,), (True,)),
     "input_columns": NO_EFFECT, "construct_args_key": NO_EFFECT, "num_parallel_workers": NO_EFFECT,
     "prefetch_size": NO_EFFECT, "python_multiprocessing": NO_EFFECT, "numa_enable": NO_EFFECT,
-    "seed": COUNT,
+    "seed": SEED,
 }  # fmt: skip
 
 LR_SCHEDULE: dict[str, Any] = {
@@ -104,7 +106,7 @@ CALLBACK: dict[str, Any] = {
 }  # fmt: skip
 
 TRAIN: dict[str, Any] = {
-    "seed": COUNT, "output_dir": TEXT, "run_mode": TEXT, "use_parallel": FLAG,
+    "seed": SEED, "output_dir": TEXT, "run_mode": TEXT, "use_parallel": FLAG,
     "load_checkpoint": TEXT, "load_ckpt_format": Key((str,), ("safetensors",)), "pretrained_model_dir": TEXT,
     "auto_trans_ckpt": FLAG, "resume_training": Key((bool, str)),
     "src_strategy_path_or_dir": TEXT, "only_save_strategy": Key((bool,), (False,)),
@@ -121,7 +123,7 @@ TRAIN: dict[str, Any] = {
     "train_dataset": DATASET,
     "train_dataset_task": {"type": NO_EFFECT, "dataset_config": NO_EFFECT},
     "eval_dataset": ANY, "eval_dataset_task": NO_EFFECT,
-    "do_eval": FLAG, "eval_step_interval": COUNT, "eval_epoch_interval": COUNT,
+    "do_eval": FLAG, "eval_step_interval": COUNT, "eval_epoch_interval": NO_EFFECT,
     "context": {
         **CONTEXT_SCHEMA, "mode": Key((int,), (0, 1)),
         "enable_compile_cache": FLAG, "compile_cache_path": TEXT,
