@@ -167,3 +167,14 @@ def test_too_little_room_fails(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor_checks, "LEAST_MEMORY_GB", 1e9)
     found = states(machine_findings("CPU", launch(tmp_path), tmp_path / "not/yet/there", {}))
     assert (found["disk"], found["memory"]) == (FAIL, FAIL)
+
+
+def test_a_folder_that_cannot_be_written_to_is_a_line_with_a_remedy_and_no_end_of_the_list(tmp_path):
+    (tmp_path / "file").write_text("a folder is wanted")
+    done, found = run_doctor(tmp_path / "file")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert found["disk"]["state"] == FAIL
+    assert "cannot be written to: Not a directory" in found["disk"]["text"]
+    assert "choose another --output-dir" in found["disk"]["remedy"]
+    assert found["device"]["state"] == FAIL
+    assert {found[what]["state"] for what in ("collective", "step")} == {SKIPPED}

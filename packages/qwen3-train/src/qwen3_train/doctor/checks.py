@@ -1,13 +1,13 @@
 """What can be found out about a machine without MindSpore running: versions, devices, CANN, room, ports."""
 
 import importlib.metadata
-import os
 import re
 import resource
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,13 +161,19 @@ def _memory(num_workers: int) -> Finding:
 
 
 def _disk(output_dir: Path) -> Finding:
-    folder = output_dir.absolute()
-    while not folder.is_dir():
+    folder, remedy = output_dir.absolute(), "make room, or choose another --output-dir"
+    while not folder.exists():
         folder = folder.parent
-    free_gb = shutil.disk_usage(folder).free / 1e9
-    good = free_gb >= LEAST_DISK_GB and os.access(folder, os.W_OK)
-    text = f"{free_gb:.1f} GB are free in {folder}" + ("" if os.access(folder, os.W_OK) else ", not writable")
-    return Finding("disk", PASS if good else FAIL, text, "make room, or choose another --output-dir")
+    try:
+        with tempfile.TemporaryFile(
+            dir=folder
+        ):  # rights alone do not tell of a file system that is read-only
+            pass
+        free_gb = shutil.disk_usage(folder).free / 1e9
+    except OSError as error:
+        return Finding("disk", FAIL, f"{folder} cannot be written to: {error.strerror}", remedy)
+    state = PASS if free_gb >= LEAST_DISK_GB else FAIL
+    return Finding("disk", state, f"{free_gb:.1f} GB are free in {folder}", remedy)
 
 
 def _open_files() -> Finding:

@@ -57,7 +57,7 @@ def examine(
         try:
             with _limit(time_out_s):
                 _use_device(device, logs, found, environment)
-        except Qwen3Error as error:
+        except (Qwen3Error, OSError) as error:
             yield Finding("device", FAIL, str(error), f"read {launch.log_dir}; mend the lines above first")
             for what in ("collective", "step"):
                 yield Finding(what, SKIPPED, "needs device")
