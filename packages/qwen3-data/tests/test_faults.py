@@ -254,3 +254,24 @@ def test_kill_9_at_random_moments_leaves_nothing_or_all(demo_tokenizer_dir, tmp_
         )
         assert bytes_of(tmp_path, prefix) == bytes_of(tmp_path, "whole")
         assert not list(tmp_path.glob(f".{prefix}*"))
+
+
+@pytest.mark.parametrize("gone_first", ["rejects.jsonl", "lock", None])
+def test_a_kill_while_the_finished_run_tidies_up_loses_nothing(
+    preprocess, corpus, monkeypatch, outputs, tmp_path, gone_first
+):
+    def remove_one_and_die(folder, **options):
+        if gone_first:
+            (folder / gone_first).unlink()
+        raise KeyboardInterrupt
+
+    words = (corpus, *SKIP, "--rejects", tmp_path / "bad.jsonl")
+    with monkeypatch.context() as patch:
+        patch.setattr("qwen3_data.workspace.shutil.rmtree", remove_one_and_die)
+        assert preprocess(*words).exit_code != 0
+    rejects = (tmp_path / "bad.jsonl").read_bytes()
+    assert rejects
+    result = preprocess(*words, "--resume")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "bad.jsonl").read_bytes() == rejects
+    assert not [name for name in outputs() if name.startswith(".")]

@@ -62,6 +62,7 @@ def run_preprocess(
     if settings.resume and not resumes:
         manifests = _finished(outputs, settings, sources, tokenizer, dtype)
         if manifests is not None:
+            Workspace.sweep(prefix)
             totals = Totals(
                 num_documents=manifests[0].num_documents, num_tokens=sum(one.num_tokens for one in manifests)
             )

@@ -102,6 +102,8 @@ class Workspace:
 
     def remove(self) -> None:
         """Delete the folder."""
+        # First what a resume goes by: killed halfway, it would take what is already gone for empty.
+        (self.folder / "progress.json").unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.close()
 
@@ -112,6 +114,12 @@ class Workspace:
             return False
         self._lock.close()
         return True
+
+    @staticmethod
+    def sweep(prefix: Path) -> None:
+        """Delete what a run left that was killed while it deleted its folder."""
+        if folder_of(prefix).exists():
+            Workspace(prefix, force=False, resume=False).remove()
 
     @staticmethod
     def has_progress(prefix: Path) -> bool:
