@@ -128,3 +128,21 @@ def test_a_folder_with_nothing_in_it_is_one_sentence(tmp_path):
         assert result.exit_code == 1
         assert "Traceback" not in result.output
         assert f"{tmp_path / 'empty'} holds no model.safetensors" in result.output
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("diff", "hf", "hf", "--tolerance", "nan"),
+        ("lora", "fuse", "hf", "hf", "out", "--lora-alpha", "nan"),
+        ("lora", "fuse", "hf", "hf", "out", "--lora-alpha", "inf"),
+        ("convert", "hf", "out", "--max-shard-size", "9" * 400),
+        ("reshard", "hf", "out", "--data-parallel", "1000000000"),
+    ],
+)
+def test_numbers_that_cannot_be_meant_are_refused(made, tmp_path, words):
+    """NaN is no smaller and no larger than a difference, so every difference would pass."""
+    paths = {"hf": tmp_path / "hf", "out": tmp_path / "out"}
+    result = run(*(paths.get(word, word) for word in words))
+    assert result.exit_code == 2
+    assert not (tmp_path / "out").exists()

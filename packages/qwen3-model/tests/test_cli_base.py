@@ -98,3 +98,11 @@ def test_a_stopped_command_removes_its_temporary_files(tmp_path, number, exit_co
     assert process.returncode == exit_code
     assert "Traceback" not in errors
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_finished_command_leaves_signals_as_they_were():
+    """Python waits for threads after it; an exception there prints a traceback, or aborts."""
+    before = signal.getsignal(signal.SIGTERM)
+    for error in (None, ConfigError("no")):
+        CliRunner().invoke(make_command(error), ["work"])
+        assert signal.getsignal(signal.SIGTERM) is before

@@ -147,3 +147,20 @@ def test_a_damaged_config_file_is_named(tmp_path, text, message):
 def test_a_folder_without_a_config_says_what_to_give(tmp_path):
     with pytest.raises(ConfigError, match=r"has no config\.json; give a Hugging Face model folder"):
         Qwen3Config.from_dir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rope_theta": "x"},
+        {"layer_types": 5},
+        {"rope_scaling": {"rope_type": "yarn", "factor": "2", "original_max_position_embeddings": 4}},
+        {"eos_token_id": "a"},
+        {"eos_token_id": [1, "a"]},
+        {"pad_token_id": 1.5},
+    ],
+)
+def test_a_value_of_a_wrong_type_is_refused_with_the_files_name(tmp_path, change):
+    (tmp_path / "config.json").write_text(json.dumps(read_fixture("v4", "8B") | change), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        Qwen3Config.from_dir(tmp_path)

@@ -111,3 +111,16 @@ def test_what_is_no_strategy_file_is_refused(tmp_path, body):
     (tmp_path / "s.ckpt").write_bytes(body)
     with pytest.raises(FormatError, match="damaged or no strategy file"):
         read_strategy(tmp_path / "s.ckpt")
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        TensorLayout(dev_matrix=(1 << 20, 1 << 20), tensor_map=(0, -1)),
+        TensorLayout(dev_matrix=(2,), tensor_map=(-1, -1), opt_shard_step=1, opt_shard_size=1 << 40),
+    ],
+)
+def test_a_grid_of_more_devices_than_exist_is_refused_before_anything_walks_over_it(tmp_path, layout):
+    (tmp_path / "s.ckpt").write_bytes(encode_strategy(0, {"model.embed_tokens.weight": (0, layout)}))
+    with pytest.raises(FormatError, match=r"has the grid|optimizer pieces"):
+        read_strategy(tmp_path / "s.ckpt")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from qwen3_ckpt.cli_options import FiniteRange
 from qwen3_model.cli_base import quiet_option
 
 SOURCE = click.Path(path_type=Path, exists=True)
@@ -56,9 +57,7 @@ def verify(source: Path, *, write_manifest: bool, quiet: bool) -> None:
 @click.command()
 @click.argument("first", type=SOURCE)
 @click.argument("second", type=SOURCE)
-@click.option(
-    "--tolerance", type=click.FloatRange(min=0), default=0.0, help="Largest difference that is none."
-)
+@click.option("--tolerance", type=FiniteRange(min=0), default=0.0, help="Largest difference that is none.")
 def diff(first: Path, second: Path, tolerance: float) -> None:
     """Compare the tensors of FIRST and SECOND, each a checkpoint of any form; exit 1 when they differ.
 

@@ -4,12 +4,19 @@ from pathlib import Path
 
 import click
 
-from qwen3_ckpt.cli_options import A_FOLDER, A_PATH, hf_dir_option, shard_option, source_layout_options
+from qwen3_ckpt.cli_options import (
+    A_FOLDER,
+    A_PATH,
+    FiniteRange,
+    hf_dir_option,
+    shard_option,
+    source_layout_options,
+)
 from qwen3_model.cli_base import Commands, force_option, quiet_option
 
 alpha_option = click.option(
     "--lora-alpha",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     help="Read from adapter_config.json by default.",
 )
 

@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -24,10 +25,20 @@ class Size(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", value)
+        match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([A-Za-z]*)", value)
         if not match or match[2].upper() not in UNITS or float(match[1]) == 0:
             self.fail(f"{value!r} is no size such as 5GB, 500MB or a number of bytes", param, ctx)
-        return int(float(match[1]) * UNITS[match[2].upper()])
+        return max(1, int(float(match[1]) * UNITS[match[2].upper()]))
+
+
+class FiniteRange(click.FloatRange):
+    """A range of floats without NaN, which compares with nothing, and infinity."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is no finite number", param, ctx)
+        return number
 
 
 shard_option = click.option(

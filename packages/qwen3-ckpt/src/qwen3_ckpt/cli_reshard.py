@@ -7,7 +7,7 @@ import click
 from qwen3_ckpt.cli_options import A_PATH, hf_dir_option
 from qwen3_model.cli_base import force_option, quiet_option
 
-A_COUNT = click.IntRange(min=1)
+A_COUNT = click.IntRange(min=1, max=1 << 16)
 
 
 @click.command()

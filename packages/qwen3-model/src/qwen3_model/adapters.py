@@ -27,6 +27,8 @@ NAME = re.compile(r"(?:base_model\.model\.)?(.+?)\.lora_(embedding_)?(A|B)(?:\.d
 # peft adds the base's embedding, whole, to an adapter of it.
 BASE_COPY = re.compile(r"(?:base_model\.model\.)?(.+?)\.base_layer\.weight")
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
+# Other starts change the base, too, by what PEFT computes again at loading; base plus B A is not the model.
+PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 UNSUPPORTED = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "modules_to_save")
 END_BYTES = 1 << 16
 """Bytes at either end of a file of weights that its fingerprint reads."""
@@ -71,14 +73,14 @@ def read_peft(folder: Path, alpha: float | None = None) -> AdapterSet:
         FormatError: A file is missing or damaged, or asks for something other than plain LoRA.
     """
     path = folder / CONFIG_FILE
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        stated, kind = float(config["lora_alpha"]), config.get("peft_type", "LORA")
-    except FileNotFoundError:
-        raise FormatError(f"{folder} has no {CONFIG_FILE}; give a PEFT adapter folder") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise FormatError(f"{path} is no adapter config: {type(error).__name__} {error}") from None
+    if not path.is_file():
+        raise FormatError(f"{folder} has no {CONFIG_FILE}; give a PEFT adapter folder")
+    config = _read_config(path)
+    stated, kind = _alpha(config, path), config.get("peft_type", "LORA")
     used = [key for key in UNSUPPORTED if config.get(key)]
+    start = config.get("init_lora_weights", True)
+    if start not in PLAIN_STARTS:
+        used.append(f"init_lora_weights {start!r}")
     if kind != "LORA" or used or config.get("bias", "none") != "none":
         raise FormatError(
             f"{path}: only plain LoRA without bias is implemented, not {', '.join(used) or kind}"
@@ -88,6 +90,11 @@ def read_peft(folder: Path, alpha: float | None = None) -> AdapterSet:
     held = {file_name for _, file_name in copies.values()}
     halves = {name: file.float32(name) for name in file.tensors if name not in held}
     adapters = replace(pair(halves, stated if alpha is None else alpha), base_copies=copies)
+    if config.get("r", adapters.rank) != adapters.rank:
+        raise FormatError(
+            f"{path} says rank {config['r']!r}, but the adapters in {WEIGHTS_FILE} have rank "
+            f"{adapters.rank}; the two are of different adapters"
+        )
     return without_tied_head(adapters, path) if config.get("ensure_weight_tying") else adapters
 
 
@@ -97,13 +104,8 @@ def stated_alpha(source: Path) -> float | None:
     Raises:
         FormatError: The file is damaged or states none.
     """
-    told = config_beside(source)
-    if told is None:
-        return None
-    try:
-        return float(told["lora_alpha"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise FormatError(f"the {CONFIG_FILE} beside {source} states no lora_alpha: {error}") from None
+    path = _config_path(source)
+    return None if path is None else _alpha(_read_config(path), path)
 
 
 def config_beside(source: Path) -> dict[str, Any] | None:
@@ -112,17 +114,30 @@ def config_beside(source: Path) -> dict[str, Any] | None:
     Raises:
         FormatError: It is no JSON object.
     """
-    for folder in (source, source.absolute().parent, source.absolute().parent.parent):
-        path = folder / CONFIG_FILE
-        if path.is_file():
-            try:
-                told = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise FormatError(f"{path} is not JSON: {error}") from None
-            if not isinstance(told, dict):
-                raise FormatError(f"{path} holds no JSON object")
-            return told
-    return None
+    path = _config_path(source)
+    return None if path is None else _read_config(path)
+
+
+def _config_path(source: Path) -> Path | None:
+    folders = (source, source.absolute().parent, source.absolute().parent.parent)
+    return next((path for folder in folders if (path := folder / CONFIG_FILE).is_file()), None)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FormatError(f"{path} is not JSON: {error}") from None
+    if not isinstance(told, dict):
+        raise FormatError(f"{path} holds no JSON object")
+    return told
+
+
+def _alpha(config: Mapping[str, Any], path: Path) -> float:
+    alpha = config.get("lora_alpha")
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < float("inf"):
+        raise FormatError(f"{path} is no adapter config: its lora_alpha is {alpha!r}, not a number above 0")
+    return float(alpha)
 
 
 def pair(tensors: Mapping[str, NDArray[np.float32]], alpha: float) -> AdapterSet:
@@ -136,7 +151,11 @@ def pair(tensors: Mapping[str, NDArray[np.float32]], alpha: float) -> AdapterSet
         match = NAME.fullmatch(name)
         if not match:
             raise FormatError(f"{name} is no LoRA tensor")
-        halves.setdefault(match[1], {})[match[3]] = values
+        if values.ndim != 2:
+            raise FormatError(f"{name} has {values.ndim} dimensions; half an adapter has two")
+        if match[3] in halves.setdefault(match[1], {}):
+            raise FormatError(f"{name} is there twice, under names that mean the same")
+        halves[match[1]][match[3]] = values
     if not halves:
         raise FormatError("there is no LoRA tensor")
     lone = [module for module, found in halves.items() if len(found) != 2]

@@ -35,7 +35,7 @@ class Commands(click.Group):
         super().add_command(cmd, name)
 
     def invoke(self, ctx: click.Context) -> object:
-        signal.signal(signal.SIGTERM, _exit_cleanly)
+        before = signal.signal(signal.SIGTERM, _exit_cleanly)
         try:
             return super().invoke(ctx)
         except UsageError as error:
@@ -50,6 +50,10 @@ class Commands(click.Group):
             raise click.ClickException(
                 "out of memory; use a smaller batch or sequence, or more memory"
             ) from error
+        finally:
+            # There is nothing left to tidy up, and a SystemExit while Python waits at its end for a library's
+            # thread would print a traceback, or abort.
+            signal.signal(signal.SIGTERM, before)
 
 
 def _os_sentence(error: OSError) -> str:

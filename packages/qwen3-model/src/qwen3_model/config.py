@@ -7,6 +7,7 @@ transformers reads it.
 
 import difflib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,8 @@ class Qwen3Config:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
                 raise ConfigError(f"{name}={value!r} must be a number above 0")
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            _check_ids(name, getattr(self, name))
         if not isinstance(self.tie_word_embeddings, bool):
             raise ConfigError(f"tie_word_embeddings={self.tie_word_embeddings!r} must be true or false")
         if self.num_heads % self.num_kv_heads:
@@ -189,6 +192,8 @@ class Qwen3Config:
             return cls.from_hf(raw)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ConfigError(f"{path} has a value of a wrong type: {error}") from None
 
     def to_hf(self) -> dict[str, Any]:
         """Return the contents of a `config.json` that transformers reads as the same model."""
@@ -249,13 +254,13 @@ class Qwen3Config:
 
     def num_parameters(self) -> int:
         """Return the number of weights, a tied head counted once."""
-        total = 0
-        for shape in self.weight_shapes().values():
-            count = 1
-            for size in shape:
-                count *= size
-            total += count
-        return total
+        return sum(math.prod(shape) for shape in self.weight_shapes().values())
+
+
+def _check_ids(name: str, value: Any) -> None:
+    ids = value if isinstance(value, tuple) else () if value is None else (value,)
+    if any(type(number) is not int for number in ids):
+        raise ConfigError(f"{name}={value!r} must be a token id, or null")
 
 
 def _hint(key: str, known: set[str]) -> str:

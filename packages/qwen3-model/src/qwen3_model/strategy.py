@@ -55,6 +55,10 @@ class TensorLayout:
         return parts, local_rank // max(self.opt_shard_step, 1) % self.optimizer_pieces()
 
 
+MAX_DEVICES = 1 << 20
+"""Of a stage; no cluster has more, and readers walk over all of them."""
+
+
 def write_strategy(path: Path, stage: int, layouts: Mapping[str, TensorLayout]) -> None:
     """Write the strategy file of a rank of pipeline stage `stage`, whole or not at all."""
     body = encode_strategy(stage, {name: (stage, layout) for name, layout in layouts.items()})
@@ -189,11 +193,15 @@ def _decode_layout_item(body: bytes) -> tuple[str, TensorLayout]:
 
 
 def _check(name: str, layout: TensorLayout) -> None:
-    if not layout.dev_matrix or min(layout.dev_matrix) < 1:
+    if not layout.dev_matrix or min(layout.dev_matrix) < 1 or layout.num_devices() > MAX_DEVICES:
         raise ValueError(f"{name!r} has the grid {layout.dev_matrix}")
     if any(not -1 <= axis < len(layout.dev_matrix) for axis in layout.tensor_map):
         raise ValueError(f"{name!r} has the tensor map {layout.tensor_map} on the grid {layout.dev_matrix}")
-    if layout.opt_shard_size < -1 or layout.opt_shard_step < -1:
+    if (
+        layout.opt_shard_size > layout.num_devices()
+        or layout.opt_shard_size < -1
+        or layout.opt_shard_step < -1
+    ):
         raise ValueError(
             f"{name!r} has optimizer pieces of {layout.opt_shard_size} by {layout.opt_shard_step}"
         )
