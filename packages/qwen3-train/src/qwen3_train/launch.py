@@ -16,7 +16,14 @@ from qwen3_model.run_config import RunConfig, load_run_config, parse_dotted
 from qwen3_train.launch_status import status_of
 from qwen3_train.prepare import PreparedRun, prepare_run
 from qwen3_train.reports.run_log import WORKER_LOG, RunLog
-from qwen3_train.run_folder import METRICS, RESOLVED_CONFIG, replaced_run, write_model_files
+from qwen3_train.run_folder import (
+    METRICS,
+    RESOLVED_CONFIG,
+    only_run,
+    refuse_live_run,
+    replaced_run,
+    write_model_files,
+)
 from qwen3_train.settings.run import TrainSettings, read_settings
 from qwen3_train.settings.schema import FLAG_ALIASES, TRAIN
 
@@ -57,15 +64,21 @@ def launch_run(
             "--force cannot go with --join False; remove the old run yourself, or wait for the job"
         )
     # The folder belongs to node 0; the other nodes may find it filled.
-    run = prepare_run(settings, force=force or launch.node_rank > 0)
+    owns_folder = launch.node_rank == 0
+    if owns_folder:
+        refuse_live_run(settings.output_dir)
+    run = prepare_run(settings, force=force or not owns_folder)
     if not is_alone:
         check_launch(launch, num_devices=devices)
-    replacing = force and not settings.resume and settings.output_dir.exists() and launch.node_rank == 0
-    with replaced_run(settings.output_dir) if replacing else nullcontext():
+    replacing = force and not settings.resume and settings.output_dir.exists() and owns_folder
+    with (
+        only_run(settings.output_dir) if owns_folder else nullcontext(),
+        replaced_run(settings.output_dir) if replacing else nullcontext(),
+    ):
         path = settings.output_dir / WORKER_LOG if is_alone else launch.log_dir / _log_name(launch)
         log = RunLog(path, append=settings.resume, quiet=quiet)
         try:
-            if launch.node_rank == 0:
+            if owns_folder:
                 _write_run(run, config, log)
             if is_alone:
                 _train_here(run, config, log)

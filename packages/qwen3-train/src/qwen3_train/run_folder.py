@@ -1,6 +1,8 @@
 """The folder of a run: what may be in it before, and what describes the model beside the checkpoints."""
 
+import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +18,8 @@ METRICS = "metrics.jsonl"
 RESOLVED_CONFIG = "run.yaml"
 REPLACED = ".replaced"
 """Where `--force` keeps the run before until the new one has a checkpoint of its own."""
+LOCK = ".lock"
+"""Locked, and with the number of its process within, while a run writes to the folder."""
 ARTEFACTS = (
     "checkpoint",
     "strategy",
@@ -37,6 +41,47 @@ def refuse_used_folder(output_dir: Path, *, force: bool, resume: bool) -> None:
             f"{output_dir} holds a run already ({', '.join(held)}); choose another --output_dir, "
             "continue it with --resume_training True, or pass --force to replace it"
         )
+
+
+def refuse_live_run(output_dir: Path) -> None:
+    """Raise OutputExistsError when a process of this machine is running in `output_dir`."""
+    if (output_dir / LOCK).exists():
+        os.close(_locked(output_dir))
+
+
+@contextmanager
+def only_run(output_dir: Path) -> Iterator[None]:
+    """Keep other starts of a run out of `output_dir`.
+
+    The lock goes with the process, however it dies; a child that is forked within the block keeps it.
+
+    Raises:
+        OutputExistsError: Another process has it.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    lock = _locked(output_dir)
+    try:
+        os.pwrite(lock, f"{os.getpid():<10}\n".encode(), 0)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _locked(output_dir: Path) -> int:
+    """Return the file descriptor that holds the folder's lock."""
+    lock = os.open(output_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.pread(lock, 20, 0).decode(errors="replace").strip()
+        os.close(lock)
+        raise OutputExistsError(
+            f"a run is going on in {output_dir} (started by process {owner}); wait for its end, or choose "
+            "another --output_dir"
+        ) from None
+    except OSError:
+        pass  # file systems of some clusters have no locks
+    return lock
 
 
 @contextmanager
