@@ -218,14 +218,6 @@ def test_several_faults_are_named_at_once(tmp_path, prefix):
     assert all(word in output for word in ("optimizer.eps=0.0", "runner_config.epochs=0", "run_mode='eval'"))
 
 
-def test_data_without_manifest_are_searched_for_foreign_ids(tmp_path):
-    bare = write_tokens(tmp_path / "bare", counting_documents(30))
-    model = TINY_MODEL | {"vocab_size": 60}
-    result = launch(tmp_path, tiny_run(tmp_path / "out", bare, model__model_config=model))
-    assert result.exit_code == 1
-    assert "holds id 63, but the model has vocab_size=60" in result.output
-
-
 def test_no_space_is_refused_before_anything_is_written(tmp_path, prefix, monkeypatch):
     full = SimpleNamespace(total=2000, used=1000, free=1000)
     monkeypatch.setattr("shutil.disk_usage", lambda path: full)

@@ -8,6 +8,7 @@ other state.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,13 +85,23 @@ def read_sample(dataset: Dataset, number: int, options: DocumentOptions, epoch: 
     return make_sample(dataset.text(number), options)
 
 
+def foreign_id(ids: NDArray[Any], vocab_size: int) -> int | None:
+    """Return an id that a model of `vocab_size` rows has no row for, or None."""
+    if not ids.size:
+        return None
+    if (largest := int(ids.max())) >= vocab_size:
+        return largest
+    return smallest if (smallest := int(ids.min())) < 0 else None
+
+
 def _stack(samples: list[Sample], options: DocumentOptions, counted: int, vocab_size: int) -> Batch:
     ids_BL = np.stack([sample.input_ids_L for sample in samples])
     labels_BL = np.stack([sample.labels_L for sample in samples])
-    largest = max(int(ids_BL.max()), int(labels_BL.max()))
-    if largest >= vocab_size or min(int(ids_BL.min()), int(labels_BL.min())) < 0:
+    for each_BL in (ids_BL, labels_BL):
+        if (foreign := foreign_id(each_BL, vocab_size)) is None:
+            continue
         raise FormatError(
-            f"the data hold id {largest}, but the model has vocab_size={vocab_size}; use data of the "
+            f"the data hold id {foreign}, but the model has vocab_size={vocab_size}; use data of the "
             "model's tokenizer"
         )
     mask_BL = np.stack([sample.loss_mask_L for sample in samples])

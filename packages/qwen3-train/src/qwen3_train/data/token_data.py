@@ -8,7 +8,7 @@ import numpy as np
 
 from qwen3_model.errors import ConfigError, FormatError
 from qwen3_model.tokens import Manifest, TokenFile, open_tokens, read_manifest
-from qwen3_train.data.batches import Dataset
+from qwen3_train.data.batches import Dataset, foreign_id
 from qwen3_train.data.blend import Blend
 from qwen3_train.data.gpt_dataset import DocumentOptions, build_dataset
 from qwen3_train.data.run_data import RunData
@@ -18,7 +18,7 @@ from qwen3_train.settings.token_files import DataSettings
 FINGERPRINT_BYTES = 1 << 20
 """Bytes at either end of a token file that its fingerprint reads, besides all document lengths."""
 SCAN_LIMIT_BYTES = 2 << 30
-"""Token files without manifest are searched for too large ids up to here; later ones are met step by step."""
+"""Token files without manifest are searched for ids of no row up to here; later ones are met step by step."""
 SCAN_BLOCK = 1 << 24
 """Ids looked at at once."""
 
@@ -50,7 +50,7 @@ def _document_options(settings: TrainSettings, data: DataSettings, notes: list[s
             notes.append(
                 f"{prefix} has no manifest (.json), so its tokenizer and end-of-document id are not checked"
             )
-            _check_largest_id(tokens, prefix, settings.model.vocab_size)
+            _check_ids(tokens, prefix, settings.model.vocab_size, data.pad)
         else:
             _check_manifest(manifest, prefix, settings, data)
             manifests.append(manifest)
@@ -99,13 +99,16 @@ def _check_manifest(manifest: Manifest, prefix: str, settings: TrainSettings, da
             )
 
 
-def _check_largest_id(tokens: TokenFile, prefix: str, vocab_size: int) -> None:
+def _check_ids(tokens: TokenFile, prefix: str, vocab_size: int, pad: int) -> None:
     ids = tokens.ids[: SCAN_LIMIT_BYTES // tokens.dtype.itemsize]
     for first in range(0, len(ids), SCAN_BLOCK):
-        largest = int(ids[first : first + SCAN_BLOCK].max())
-        if largest >= vocab_size:
+        block = ids[first : first + SCAN_BLOCK]
+        if foreign_id(block, vocab_size) is None:
+            continue
+        # Padding needs no row: it is taken for 0 and carries no loss.
+        if (foreign := foreign_id(block[block != pad], vocab_size)) is not None:
             raise ConfigError(
-                f"{prefix}.bin holds id {largest}, but the model has vocab_size={vocab_size}; use data of "
+                f"{prefix}.bin holds id {foreign}, but the model has vocab_size={vocab_size}; use data of "
                 "the model's tokenizer or raise vocab_size"
             )
 
