@@ -80,6 +80,11 @@ def test_its_help_is_a_sentence_with_an_example_of_its_own(words):
 
 
 @pytest.mark.parametrize("words", ALL)
+def test_each_option_that_is_shown_is_explained(words):
+    assert not [option.opts for option in options(ALL[words]) if not option.hidden and not option.help]
+
+
+@pytest.mark.parametrize("words", ALL)
 def test_its_options_are_spelled_with_hyphens_and_may_be_written_with_underscores(words):
     for name in names(ALL[words]):
         assert re.fullmatch(r"-[a-z]|--[a-z0-9]+(-[a-z0-9]+)*", name)

@@ -93,7 +93,11 @@ def parse_parts(text: str) -> list[float]:
 
 @click.command("verify")
 @click.argument("prefixes", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--tokenizer-dir", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--tokenizer-dir",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="It must be the one that the manifest names.",
+)
 @click.option("--vocab-size", type=click.IntRange(min=1), help="Of the model; ids must be below.")
 @quiet_option()
 def verify_command(

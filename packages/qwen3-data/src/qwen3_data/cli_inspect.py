@@ -22,7 +22,14 @@ def strip_ending(ctx: click.Context, parameter: click.Parameter, value: Path) ->
 @click.option("--docs", type=click.IntRange(min=0), default=2, show_default=True, help="Sequences to show.")
 @click.option("--start", type=click.IntRange(min=0), default=0, show_default=True, help="First one to show.")
 @click.option("--tokens", "shown", type=click.IntRange(min=1), default=64, show_default=True, help="Of each.")
-@click.option("--seq-length", type=click.IntRange(min=1), multiple=True, default=(4096,), show_default=True)
+@click.option(
+    "--seq-length",
+    type=click.IntRange(min=1),
+    multiple=True,
+    default=(4096,),
+    show_default=True,
+    help="Count training samples of this length; may be repeated.",
+)
 @click.option(
     "--png", type=click.Path(dir_okay=False, path_type=Path), help="Draw the histogram of lengths there."
 )

@@ -64,7 +64,7 @@ NOT_NEEDED = {
     show_default=True,
     help="End each document with the EOD token.",
 )
-@click.option("--eod-token", default="<|endoftext|>", show_default=True)
+@click.option("--eod-token", default="<|endoftext|>", show_default=True, help="Token that ends a document.")
 @click.option("--workers", type=WORKERS, help="Encoding threads.  [default: all cores]")
 @click.option(
     "--engine",
@@ -73,13 +73,25 @@ NOT_NEEDED = {
     show_default=True,
     help="auto: fastokens where installed, a sample of it checked against tokenizers.",
 )
-@click.option("--dtype", type=click.Choice(["auto", "int32", "uint16"]), default="auto", show_default=True)
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "int32", "uint16"]),
+    default="auto",
+    show_default=True,
+    help="Of the ids; auto: uint16 where the vocabulary is small enough, as Megatron chooses.",
+)
 @click.option("--allow-special", is_flag=True, help="<|im_end|> and the like in the text mean the tokens.")
 @click.option(
     "--split-sentences", is_flag=True, help="One sequence per sentence; files are named PREFIX_KEY_sentence."
 )
 @click.option("--keep-newlines", is_flag=True, help="White space between sentences stays with the first.")
-@click.option("--on-error", type=click.Choice(["fail", "skip"]), default="fail", show_default=True)
+@click.option(
+    "--on-error",
+    type=click.Choice(["fail", "skip"]),
+    default="fail",
+    show_default=True,
+    help="At a bad record: stop with its file and line, or leave it out and count it.",
+)
 @click.option(
     "--rejects",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -92,11 +104,14 @@ NOT_NEEDED = {
     "shard_bytes",
     type=ByteSize(),
     default=256 << 20,
-    show_default="256M",
-    help="Output between two points that --resume can go on from.",
+    help="Output between two points that --resume can go on from.  [default: 256M]",
 )
-@click.option("--shard-index", type=int, default=0, show_default=True, help="Which part this machine takes.")
-@click.option("--num-shards", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option(
+    "--shard-index", type=int, default=0, show_default=True, help="Which part this machine takes, from 0."
+)
+@click.option(
+    "--num-shards", type=click.IntRange(min=1), default=1, show_default=True, help="How many parts there are."
+)
 @click.option("--lang", type=click.Choice(["english", "chinese"]), hidden=True)
 @click.option("--partitions", type=click.IntRange(min=1), hidden=True)
 @click.option("--log-interval", type=click.IntRange(min=1), hidden=True)

@@ -24,7 +24,9 @@ from qwen3_model.cli_base import force_option, quiet_option
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder with tokenizer.json and the chat template.",
 )
-@click.option("--seq-length", type=click.IntRange(min=16), default=4096, show_default=True)
+@click.option(
+    "--seq-length", type=click.IntRange(min=16), default=4096, show_default=True, help="Tokens of a sequence."
+)
 @click.option(
     "--pack/--no-pack", default=True, show_default=True, help="Several conversations in one sequence."
 )
@@ -51,9 +53,19 @@ from qwen3_model.cli_base import force_option, quiet_option
 )
 @click.option("--workers", type=WORKERS, help="Encoding threads.  [default: all cores]")
 @click.option(
-    "--engine", type=click.Choice(["auto", "fastokens", "tokenizers"]), default="auto", show_default=True
+    "--engine",
+    type=click.Choice(["auto", "fastokens", "tokenizers"]),
+    default="auto",
+    show_default=True,
+    help="auto: fastokens where installed, a sample of it checked against tokenizers.",
 )
-@click.option("--on-error", type=click.Choice(["fail", "skip"]), default="fail", show_default=True)
+@click.option(
+    "--on-error",
+    type=click.Choice(["fail", "skip"]),
+    default="fail",
+    show_default=True,
+    help="At a bad record: stop with its file and line, or leave it out and count it.",
+)
 @click.option(
     "--rejects", type=click.Path(dir_okay=False, path_type=Path), help="List of the skipped records."
 )

@@ -18,7 +18,13 @@ from qwen3_model.cli_base import force_option
     show_default=True,
     help="What becomes one document.",
 )
-@click.option("--headings", type=click.Choice(["keep", "drop"]), default="keep", show_default=True)
+@click.option(
+    "--headings",
+    type=click.Choice(["keep", "drop"]),
+    default="keep",
+    show_default=True,
+    help="What becomes of lines such as = Title =.",
+)
 @force_option()
 def wikitext_command(
     source: Path,
