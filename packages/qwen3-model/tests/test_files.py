@@ -183,3 +183,17 @@ def test_a_link_stays_and_the_file_that_it_names_is_replaced(tmp_path):
     assert link.is_symlink()
     assert file.read_text("utf-8") == "new"
     assert names(tmp_path / "far") == ["file"]
+
+
+def test_a_folder_that_appears_meanwhile_is_not_replaced_without_force(tmp_path):
+    out = tmp_path / "out"
+
+    def two_at_once():
+        with output_directory(out) as partial:
+            (partial / "ours").touch()
+            out.mkdir()
+            (out / "theirs").touch()
+
+    with pytest.raises(OutputExistsError):
+        two_at_once()
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "theirs"]

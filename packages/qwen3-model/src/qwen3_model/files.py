@@ -101,6 +101,7 @@ def output_directory(path: Path, *, force: bool = False) -> Iterator[Path]:
         yield temporary
         for file in temporary.rglob("*"):
             sync(file)
+        refuse_existing(path, force=force)  # another run may have made it meanwhile
         replace_directory(temporary, path)
         sync(path.parent)
     finally:
