@@ -3,7 +3,8 @@
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -37,15 +38,20 @@ class RunLog:
         """Write one line with the time in front."""
         to_terminal = to_terminal and not (self._quiet and level == "INFO")
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-        for stream in (self._stream if to_terminal else None, self._file):
-            if stream is not None:
-                stream.write(f"{stamp} - {level} - {text}\n")
-                stream.flush()
+        told = f"{stamp} - {level} - {text}\n"
+        if to_terminal:
+            self._stream.write(told)
+            self._stream.flush()
+        if self._file is not None:
+            with _named(self._file):
+                self._file.write(told)
+                self._file.flush()
 
     def close(self) -> None:
         """Close the log file."""
         if self._file is not None:
-            self._file.close()
+            with _named(self._file):
+                self._file.close()
 
 
 class Metrics:
@@ -61,14 +67,26 @@ class Metrics:
 
     def write(self, *, step: int, **values: float) -> None:
         """Write one line, at once."""
-        self._file.write(json.dumps({"step": step} | values) + "\n")
-        self._file.flush()
+        with _named(self._file):
+            self._file.write(json.dumps({"step": step} | values) + "\n")
+            self._file.flush()
         self._events.write(step, values)
 
     def close(self) -> None:
         """Close the files."""
-        self._file.close()
+        with _named(self._file):
+            self._file.close()
         self._events.close()
+
+
+@contextmanager
+def _named(file: TextIO) -> Iterator[None]:
+    """Say in an error of the block which file it is about, which writing, unlike opening, does not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or file.name
+        raise
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
