@@ -118,7 +118,7 @@ FAULT = """
 import errno, os, signal, sys
 from pathlib import Path
 import numpy as np
-import qwen3_model.files as files, qwen3_model.safetensors_file as format
+import qwen3_model.byte_writer as format, qwen3_model.files as files
 from qwen3_model.checkpoint_files import Place
 from qwen3_train.checkpoints.checkpoint import FloatTensor, TrainState
 from qwen3_train.checkpoints.writer import CheckpointWriter

@@ -11,10 +11,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen3_model.byte_writer import FileRange
 from qwen3_model.fused import Run
 from qwen3_model.safetensors_file import (
     NUMPY_DTYPES,
-    FileRange,
     SafetensorsFile,
     TensorPlan,
     from_float32,

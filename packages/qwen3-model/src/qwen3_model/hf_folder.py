@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from qwen3_model.byte_writer import Buffer
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import FormatError, WeightError
 from qwen3_model.safetensors_file import (
     FLOAT_DTYPES,
-    Buffer,
     SafetensorsFile,
     TensorInfo,
     TensorPlan,

@@ -4,33 +4,19 @@ Format: 8 bytes of little-endian header length, a JSON header, the data (README 
 Tensors are read through a memory map, so a file larger than memory costs nothing until it is touched.
 """
 
-import errno
 import json
 import math
 import mmap
-import os
 import struct
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from qwen3_model.byte_writer import Buffer, ByteWriter
 from qwen3_model.errors import FormatError
-
-
-@dataclass(frozen=True, slots=True)
-class FileRange:
-    """Bytes of another file, to be copied without passing through this process where the system can."""
-
-    path: Path
-    start: int
-    size_bytes: int
-
-
-Buffer = bytes | memoryview | np.ndarray | FileRange
 
 # numpy has no bfloat16 or float8, whose bits travel as unsigned integers.
 NUMPY_DTYPES: dict[str, np.dtype] = {
@@ -44,8 +30,6 @@ NUMPY_DTYPES: dict[str, np.dtype] = {
 FLOAT_DTYPES = ("BF16", "F16", "F32")
 # The reference implementation refuses longer headers.
 MAX_HEADER_BYTES = 100_000_000
-COPY_BYTES = 16 << 20
-FLUSH_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,62 +219,12 @@ def write_safetensors(
         FormatError: The pieces of a tensor do not add up to its size.
     """
     entries = list(tensors)
-    with path.open("wb", buffering=0) as file, ExitStack() as sources:
-        opened: dict[Path, BinaryIO] = {}
-        file.write(encode_header([plan for plan, _ in entries], metadata))
-        flushed = 0
+    with ByteWriter(path) as writer:
+        writer.write(encode_header([plan for plan, _ in entries], metadata))
         for plan, pieces in entries:
-            written = 0
-            for piece in pieces:
-                if isinstance(piece, FileRange):
-                    if piece.path not in opened:
-                        opened[piece.path] = sources.enter_context(piece.path.open("rb", buffering=0))
-                    written += _copy_range(opened[piece.path], file, piece)
-                else:
-                    written += _write_all(file, _bytes_of(piece))
-                flushed = _start_flush(file, flushed)
+            written = sum(map(writer.write, pieces))
             if written != plan.size_bytes:
                 raise FormatError(f"{path}: {plan.name} needs {plan.size_bytes} bytes, {written} came")
-
-
-def _start_flush(file: BinaryIO, flushed: int) -> int:
-    """Let the disk begin with what came since `flushed`, so that a later fsync has little left to do."""
-    position = file.tell()
-    if position - flushed < FLUSH_BYTES:
-        return flushed
-    # Linux starts to write dirty pages when told that they are not needed, and keeps them.
-    os.posix_fadvise(file.fileno(), flushed, position - flushed, os.POSIX_FADV_DONTNEED)
-    return position
-
-
-def _write_all(file: BinaryIO, data: bytes | memoryview) -> int:
-    rest = memoryview(data).cast("B") if len(data) else memoryview(b"")
-    while rest:
-        rest = rest[file.write(rest) :]
-    return memoryview(data).nbytes
-
-
-def _copy_range(source: BinaryIO, target: BinaryIO, piece: FileRange) -> int:
-    copied = 0
-    while copied < piece.size_bytes:
-        left = min(piece.size_bytes - copied, COPY_BYTES)
-        try:
-            count = os.copy_file_range(source.fileno(), target.fileno(), left, piece.start + copied)
-        except OSError as error:
-            if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
-            # Not between these file systems, or not on this kernel.
-            count = _write_all(target, os.pread(source.fileno(), left, piece.start + copied))
-        if count == 0:
-            raise FormatError(f"{piece.path} has become shorter while it was read")
-        copied += count
-    return copied
-
-
-def _bytes_of(piece: bytes | memoryview | np.ndarray) -> bytes | memoryview:
-    if isinstance(piece, np.ndarray):
-        return memoryview(np.ascontiguousarray(piece).reshape(-1).view(np.uint8))  # type: ignore[arg-type]
-    return piece
 
 
 def to_float32(raw: np.ndarray, dtype: str) -> np.ndarray:
