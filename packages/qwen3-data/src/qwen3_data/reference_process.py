@@ -6,6 +6,7 @@ text of what is wrong with the tokenizer.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,7 @@ class ReferenceProcess:
 def serve(path: str, mode: str) -> None:
     """Answer until the input ends, which it does when the parent is gone."""
     os.nice(NICENESS)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a parent that is gone hears no complaint
     from tokenizers import Tokenizer
 
     try:
