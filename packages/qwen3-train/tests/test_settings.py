@@ -105,7 +105,10 @@ def test_a_number_without_a_value_has_its_default(tmp_path):
     assert (settings.lora.rank, settings.lora.alpha, settings.lora.dropout) == (8, 16.0, 0.01)
 
 
+LOADER = "train_dataset__data_loader"
 REFUSED = (
+    ({f"{LOADER}__type": "HFDataLoader"}, "data_loader.sizes is a key of BlendedMegatron.*, not of HFData"),
+    ({f"{LOADER}__handler": [{"type": "take", "n": 2}]}, "data_loader.handler is a key of HFDataLoader, not"),
     ({"seed": -1}, "seed=-1 must be from 0 to 4294967295"),
     ({"train_dataset__data_loader__config__seed": 2**32}, "config.seed=4294967296 must be from 0"),
     ({"model__model_config__rope_scaling": "yarn"}, "rope_scaling='yarn' must be a section with keys"),

@@ -119,7 +119,10 @@ def test_a_run_on_conversations_learns_and_leaves_a_model_that_stops(tmp_path, d
         ({"model__model_config__vocab_size": 64}, "has 4096 tokens, but the model has vocab_size=64"),
         ({"do_eval": True}, "do_eval=True needs held-out conversations; describe them in eval_dataset"),
         ({"runner_config__batch_size": 7}, "one step takes 7 samples"),
-        ({"train_dataset__data_loader__type": "SftFileDataLoader"}, "json.json is missing"),
+        (
+            {"train_dataset__data_loader": {"type": "SftFileDataLoader", "path": "json"}},
+            "json.json is missing",
+        ),
     ],
 )
 def test_a_run_that_cannot_work_is_one_sentence(tmp_path, demo_tokenizer_dir, changes, sentence):

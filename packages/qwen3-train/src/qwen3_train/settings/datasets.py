@@ -11,6 +11,11 @@ from qwen3_train.settings.token_files import DataSettings, read_data
 
 Conversations = HfDataSettings | SftFileSettings
 
+TOKENS, SFT_FILE, HF = "BlendedMegatronDatasetDataLoader", "SftFileDataLoader", "HFDataLoader"
+# Keys that would change what is trained on, and whose they are; the rest do not differ or have no effect.
+OWNERS = dict.fromkeys(("sizes", "config"), (TOKENS,)) | {"path": (HF, SFT_FILE), "shuffle": (HF, SFT_FILE)}
+OWNERS |= dict.fromkeys(("load_func", "name", "data_dir", "split", "data_files", "handler"), (HF,))
+
 
 def read_dataset(section: Mapping[str, Any]) -> DataSettings | Conversations:
     """Read a section by the type of its loader.
@@ -18,10 +23,16 @@ def read_dataset(section: Mapping[str, Any]) -> DataSettings | Conversations:
     Raises:
         ConfigError: A value cannot work.
     """
-    kind = (section.get("data_loader") or {}).get("type")
-    if kind == "HFDataLoader":
+    loader = section.get("data_loader") or {}
+    kind = loader.get("type") or TOKENS
+    for key, owners in OWNERS.items():
+        if loader.get(key) and kind in (TOKENS, SFT_FILE, HF) and kind not in owners:
+            raise ConfigError(
+                f"data_loader.{key} is a key of {' and '.join(owners)}, not of {kind}; leave it out"
+            )
+    if kind == HF:
         return read_hf_data(section)
-    return read_sft_file(section) if kind == "SftFileDataLoader" else read_data(section)
+    return read_sft_file(section) if kind == SFT_FILE else read_data(section)
 
 
 def read_eval_dataset(config: RunConfig, train: DataSettings | Conversations) -> Conversations | None:
