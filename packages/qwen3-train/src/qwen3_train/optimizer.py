@@ -14,6 +14,8 @@ from qwen3_model.kernels import PortableKernels
 from qwen3_model.layers import Kernels
 from qwen3_train.settings.adam import AdamSettings
 
+BLOCK = 12
+"""Weights that are updated side by side: about a layer's."""
 # Before 2.9 MindSpore's product adds up a row in one go, and is 1e-5 off from some 50,000 elements on; since
 # then it does so in blocks, and many short rows take eight times as long as a few long ones.
 SUMS_IN_BLOCKS = tuple(int(part) for part in ms.__version__.split(".")[:2]) >= (2, 9)
@@ -39,8 +41,8 @@ class AdamW(nn.Cell):
         self.v = ParameterTuple([_moment(f"adam_v.{name}", weight) for name, weight in weights.items()])
         self.decays = tuple(len(weight.shape) > 1 for weight in weights.values())
         self.betas = settings.beta1, settings.beta2
-        # A loop nests each turn in the one before: over the weights of a deep model it takes several times as
-        # long to compile, then exceeds MindSpore's depth of calls.
+        # A loop nests each turn in the one before: a turn for each weight of a deep model would take several
+        # times as long to compile, then exceed MindSpore's depth of calls.
         self.each = ops.HyperMap()
 
     def construct(
@@ -51,8 +53,22 @@ class AdamW(nn.Cell):
         gradients: tuple[Tensor, ...],
         scale: Tensor | None = None,
     ) -> Tensor:
-        update = ops.partial(self._update_one, rate, eps, decay, scale)
-        return ops.depend(rate, self.each(update, self.decays, self.weights, self.m, self.v, gradients))
+        done = rate
+        for first in range(0, len(gradients), BLOCK):
+            end = first + BLOCK
+            # One block after the other: all scaled gradients at once take as much memory as the model.
+            own_scale = None if scale is None else ops.depend(scale, done)
+            update = ops.partial(self._update_one, ops.depend(rate, done), eps, decay, own_scale)
+            updated = self.each(
+                update,
+                self.decays[first:end],
+                self.weights[first:end],
+                self.m[first:end],
+                self.v[first:end],
+                gradients[first:end],
+            )
+            done = ops.depend(rate, updated)
+        return done
 
     def _update_one(  # noqa: PLR0913
         self,
