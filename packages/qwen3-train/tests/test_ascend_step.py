@@ -21,6 +21,7 @@ from qwen3_model.model import Qwen3ForCausalLM
 from qwen3_train.data.batches import Batch
 from qwen3_train.parallel.grid import WorldSum, make_grid
 from qwen3_train.settings.adam import AdamSettings
+from qwen3_train.settings.skip import SkipSettings
 from qwen3_train.step import Evaluation, TrainStep
 
 LENGTH = 64
@@ -59,15 +60,16 @@ def a_batch(*, documents=False):
     )  # fmt: skip
 
 
-def rank_of(size, layout, rank, *, passes=1, shares_moments=False, change=None):
+def rank_of(size, layout, rank, *, passes=1, shares_moments=False, skip=None, change=None):
     config = dataclasses.replace(CONFIGS[size], num_layers=layout.pp, max_position_embeddings=LENGTH)
     grid = make_grid("Ascend", config, layout, (), rank)
     model = Qwen3ForCausalLM(config, make_kernels("Ascend"), tp=grid.tp, part=grid.part)
     if change is not None:
         change(model)
     step = TrainStep(
-        model, ADAM, max_norm=1.0, num_micro_batches=passes, grid=grid, shares_moments=shares_moments
-    )
+        model, ADAM, max_norm=1.0, num_micro_batches=passes, grid=grid, shares_moments=shares_moments,
+        skip=skip,
+    )  # fmt: skip
     return model, grid, step
 
 
@@ -87,7 +89,12 @@ def test_a_rank_of_every_size_compiles_its_step(graphs, size, tp):
     assert ({"AllGather", "ReduceScatter"} <= found) == (tp > 2)
 
 
+SKIP = SkipSettings(norm_limit=3.0, most_in_row=10, stops_at_nan=False)
 PARTS = {
+    "one that skips steps": (Layout(), 0, {"skip": SKIP}, set()),
+    "several passes of shards that skip steps": (
+        Layout(dp=2, tp=2), 3, {"passes": 2, "shares_moments": True, "skip": SKIP}, {"AllGather"},
+    ),
     "replica with its share of the moments": (Layout(dp=2), 1, {"shares_moments": True}, {"AllGather"}),
     "several passes": (Layout(), 0, {"passes": 2}, set()),
     "several passes of shards": (Layout(dp=2, tp=2), 3, {"passes": 2, "shares_moments": True}, {"AllGather"}),

@@ -11,6 +11,7 @@ from qwen3_model.layout import Layout
 from qwen3_model.run_config import load_run_config, parse_run_config
 from qwen3_train.settings.run import read_settings
 from qwen3_train.settings.schema import TRAIN
+from qwen3_train.settings.skip import SkipSettings
 
 KEYS = Path(__file__).with_name("mindformers_keys.yaml")
 CONFIGS = Path(__file__).parents[3] / "configs" / "qwen3"
@@ -70,6 +71,20 @@ def test_defaults_are_those_of_one_short_run(tmp_path):
     assert (settings.adam.beta2, settings.adam.weight_decay) == (0.999, 0.0)
     assert settings.max_grad_norm is None
     assert (settings.save_every, settings.keep_max, settings.log_every) == (None, 1, 1)
+
+
+def test_steps_are_skipped_under_mindformers_keys(tmp_path):
+    assert settings_of(tiny_run(tmp_path, "prefix")).skip is None
+    on = {"use_skip_data_by_global_norm": True}
+    assert settings_of(tiny_run(tmp_path, "prefix", **on)).skip == SkipSettings(
+        norm_limit=3.0, most_in_row=10, stops_at_nan=False
+    )
+    own = {"global_norm_spike_threshold": 1e30, "global_norm_spike_count_threshold": 2}
+    skip = settings_of(tiny_run(tmp_path, "prefix", monitor_config=own, **on)).skip
+    assert (skip.norm_limit, skip.most_in_row) == (1e30, 2)
+    for key in own:
+        with pytest.raises(ConfigError, match=f"monitor_config.{key}=0 must be"):
+            settings_of(tiny_run(tmp_path, "prefix", monitor_config={key: 0}))
 
 
 def test_sizes_of_nothing_mean_one_pass(tmp_path):

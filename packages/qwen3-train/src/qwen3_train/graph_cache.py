@@ -70,6 +70,7 @@ def graph_cache(settings: TrainSettings, rank: int) -> GraphCache | None:
     facts = (
         rank, settings.device, settings.model, settings.layout, settings.offset, settings.passes,
         settings.parallel_optimizer, settings.adam, settings.max_grad_norm, settings.recompute, settings.lora,
+        settings.skip,
     )  # fmt: skip
     return GraphCache(settings.graph_cache, repr(facts))
 

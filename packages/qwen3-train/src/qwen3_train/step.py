@@ -2,7 +2,7 @@
 
 With gradient accumulation there are two graphs: one adds a micro-batch's gradients to a sum, one applies the
 sum. A pipeline stage has graphs of its own for the first of these. What other ranks have is summed by
-`gradients`; every rank then knows loss and norm of the whole step.
+`gradients`; every rank then knows loss and norm of the whole step, and `guarded_update` whether to apply it.
 """
 
 from collections.abc import Sequence
@@ -18,6 +18,7 @@ from qwen3_model.lora import LoraDropout
 from qwen3_model.model import Qwen3ForCausalLM
 from qwen3_train.data.batches import Batch
 from qwen3_train.graph_cache import GraphCache
+from qwen3_train.guarded_update import GuardedUpdate, clear, is_applied
 from qwen3_train.loss import TokenLoss, loss_arguments
 from qwen3_train.optimizer import AdamW, adam_scalars
 from qwen3_train.parallel.gradients import AddGradients, OwnGradients, SharedGradients
@@ -25,6 +26,7 @@ from qwen3_train.parallel.grid import Grid, single_grid
 from qwen3_train.parallel.pipeline import PipelineStage
 from qwen3_train.parallel.shared_adam import SharedAdamW
 from qwen3_train.settings.adam import AdamSettings
+from qwen3_train.settings.skip import SkipSettings
 from qwen3_train.shared_graphs import share_layer_graphs
 
 Optimizer = AdamW | SharedAdamW
@@ -39,12 +41,14 @@ class StepResult:
     """Mean over the unmasked tokens of the step, before its update, in nats."""
     grad_norm: float
     """Global norm of the gradients, before clipping."""
+    is_applied: bool = True
+    """False where the step was skipped: weights and moments are as before."""
 
 
 class TrainStep:
     """Update a model batch by batch; the only object of a run that has state besides the model."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         model: Qwen3ForCausalLM,
         settings: AdamSettings,
@@ -53,6 +57,7 @@ class TrainStep:
         num_micro_batches: int,
         grid: Grid | None = None,
         shares_moments: bool = False,
+        skip: SkipSettings | None = None,
         graphs: GraphCache | None = None,
     ) -> None:
         """Make ready for steps of `num_micro_batches`.
@@ -64,9 +69,12 @@ class TrainStep:
             num_micro_batches: Of each step, on this replica.
             grid: What this rank is; one process when left out.
             shares_moments: ZeRO-1.
+            skip: Which steps not to apply; None to apply all.
             graphs: Where the graph of forward and backward pass is kept; a pipeline's stages keep none.
         """
-        self.settings, self.grid = settings, grid or single_grid(model.config)
+        self.settings, self.grid, self.skip = settings, grid or single_grid(model.config), skip
+        self.num_skipped = 0
+        """Steps that were not applied, of the whole run; the bias correction does not count them."""
         share_layer_graphs(model)
         # What is frozen under adapters takes no gradient.
         self.weights: dict[str, Parameter] = {
@@ -84,18 +92,20 @@ class TrainStep:
             if self.is_alone
             else SharedGradients(self.weights, self.grid, max_norm)
         )
+        update = GuardedUpdate(self.adam, skip)
         self._graphs = graphs
+        self._sums: ParameterTuple | None = None
         self._whole: Any = None
         self._stage: PipelineStage | None = None
         if num_micro_batches == 1 and self.grid.layout.pp == 1:
-            self._whole = _WholeStep(TokenLoss(model), self.adam, finish)
+            self._whole = _WholeStep(TokenLoss(model), self.adam.weights, update, finish)
             return
         sums = ParameterTuple([_sum_of_gradients(name, weight) for name, weight in self.weights.items()])
         if self.grid.layout.pp == 1:
             self._add = _AddGradients(TokenLoss(model), self.adam.weights, sums)
         else:
             self._stage = PipelineStage(model, self.grid, sums)
-        self._apply = _ApplyGradients(self.adam, sums, finish)
+        self._sums, self._apply = sums, _ApplyGradients(update, sums, finish)
 
     def run(self, micro_batches: Sequence[Batch], lr: float, step: int) -> StepResult:
         """Take one step.
@@ -105,7 +115,7 @@ class TrainStep:
             lr: Learning rate of this step.
             step: Number of this step, counted from 1.
         """
-        scalars = adam_scalars(self.settings, lr, step)
+        scalars = adam_scalars(self.settings, lr, step - self.num_skipped)
 
         def before_pass(number: int) -> None:
             # Counted as if one process took the passes of all replicas in turn.
@@ -117,7 +127,7 @@ class TrainStep:
             before_pass(0)
             with self._compiling(micro_batches[0]):
                 loss, norm = self._whole(*scalars, *loss_arguments(micro_batches[0]))
-            return StepResult(float(loss.asnumpy()), float(norm.asnumpy()))
+            return self._result(float(loss.asnumpy()), float(norm.asnumpy()))
         # Float64 on the host: the sum then does not depend on how the step was cut.
         total = 0.0
         if self._stage is not None:
@@ -129,7 +139,15 @@ class TrainStep:
                     loss = self._add(*loss_arguments(batch))
                 total += float(loss.asnumpy())
         loss, norm = self._apply(*scalars, Tensor(np.float32(total)))
-        return StepResult(total if self.is_alone else float(loss.asnumpy()), float(norm.asnumpy()))
+        return self._result(total if self.is_alone else float(loss.asnumpy()), float(norm.asnumpy()))
+
+    def _result(self, loss: float, norm: float) -> StepResult:
+        result = StepResult(loss, norm, is_applied(self.skip, loss, norm))
+        if not result.is_applied:
+            self.num_skipped += 1
+            for total in self._sums or ():
+                clear(total)
+        return result
 
     def _compiling(self, batch: Batch) -> AbstractContextManager[None]:
         """Use the cache for the first call, which compiles."""
@@ -169,16 +187,18 @@ class _Forward(nn.Cell):
 
 
 class _WholeStep(nn.Cell):
-    def __init__(self, loss: TokenLoss, adam: Optimizer, finish: Finish) -> None:
+    def __init__(
+        self, loss: TokenLoss, weights: ParameterTuple, update: GuardedUpdate, finish: Finish
+    ) -> None:
         super().__init__(auto_prefix=False)
-        self.adam, self.finish = adam, finish
-        self.loss_and_gradients = ms.value_and_grad(loss, None, adam.weights)
+        self.update, self.finish = update, finish
+        self.loss_and_gradients = ms.value_and_grad(loss, None, weights)
 
     @ms.jit
     def construct(self, rate, eps, decay, ids, labels, weights, positions=None, segments=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202, PLR0913
         loss, gradients = self.loss_and_gradients(ids, labels, weights, positions, segments)
         gradients, scale, norm, loss = self.finish(gradients, loss)
-        done = self.adam(rate, eps, decay, gradients, scale)
+        done = self.update(rate, eps, decay, gradients, scale, loss, norm)
         return ops.depend(loss, done), norm
 
 
@@ -195,15 +215,15 @@ class _AddGradients(nn.Cell):
 
 
 class _ApplyGradients(nn.Cell):
-    def __init__(self, adam: Optimizer, sums: ParameterTuple, finish: Finish) -> None:
+    def __init__(self, update: GuardedUpdate, sums: ParameterTuple, finish: Finish) -> None:
         super().__init__(auto_prefix=False)
-        self.adam, self.sums, self.finish = adam, sums, finish
+        self.update, self.sums, self.finish = update, sums, finish
         self.assign, self.each = ops.Assign(), ops.HyperMap()
 
     @ms.jit
     def construct(self, rate, eps, decay, loss):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
         gradients, scale, norm, loss = self.finish(self.each(self._copy, self.sums), loss)
-        done = self.adam(rate, eps, decay, gradients, scale)
+        done = self.update(rate, eps, decay, gradients, scale, loss, norm)
         cleared = self.each(ops.partial(self._clear, done), self.sums, gradients)
         return loss, ops.depend(norm, cleared)
 
@@ -212,7 +232,7 @@ class _ApplyGradients(nn.Cell):
 
     def _clear(self, done, total, gradient):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
         # Not zeros_like, which is compiled into a constant as large as the weight. Of a gradient that is no
-        # number this is not zero, but there the trainer stops.
+        # number this is not zero, but there the run stops, or skips the step and clears on the host.
         gradient = ops.depend(gradient, done)
         return self.assign(total, gradient - gradient)
 

@@ -9,7 +9,6 @@ from mindspore.communication import init
 
 from qwen3_model.ascend_settings import AscendSettings, choose_device
 from qwen3_model.checkpoint_files import Place
-from qwen3_model.errors import Qwen3Error
 from qwen3_model.kernels import make_kernels
 from qwen3_model.model import Qwen3ForCausalLM
 from qwen3_train.checkpoints.checkpoint import FloatTensor, TrainState
@@ -27,7 +26,8 @@ from qwen3_train.prepare import PreparedRun
 from qwen3_train.recompute import apply_recompute
 from qwen3_train.reports.run_log import Metrics, RunLog, step_line
 from qwen3_train.run_folder import METRICS
-from qwen3_train.step import Evaluation, StepResult, TrainStep
+from qwen3_train.skipped_steps import SkippedSteps
+from qwen3_train.step import Evaluation, TrainStep
 
 RECENT_STEPS = 20
 """Steps that the estimate of the time left looks back on."""
@@ -63,6 +63,7 @@ def train(run: PreparedRun, log: RunLog, rank: int = 0) -> None:
         num_micro_batches=settings.passes,
         grid=grid,
         shares_moments=settings.parallel_optimizer,
+        skip=settings.skip,
         graphs=graph_cache(settings, rank),
     )
     step.dropout, done = dropout, 0
@@ -117,6 +118,7 @@ class _Loop:
         self.prepared, self.step, self.evaluation = run, step, evaluation
         self.grid, self.world, self.writer, self.metrics, self.log = grid, world, writer, metrics, log
         self.times_s: list[float] = []
+        self.skipped = SkippedSteps(run.settings.skip)
         # Rank 0 says it to all; float32 has these integers exactly.
         parts = (float(secrets.randbelow(1 << 24)) if grid.rank == 0 else 0.0 for _ in range(2))
         self.course = "".join(f"{int(world.add(part)[0]):06x}" for part in parts)
@@ -144,7 +146,7 @@ class _Loop:
         )
         result = self.step.run(batches, lr, number)
         step_time_s = time.perf_counter() - started_s
-        _refuse_spoilt(number, result)
+        warning = self.skipped.notice(number, result)
         self.times_s.append(step_time_s)
         speed = run.plan.global_batch * run.settings.data.seq_length / step_time_s
         values = {
@@ -152,12 +154,16 @@ class _Loop:
             "tokens_per_s": speed, "step_time_s": step_time_s,
             "memory_gb": peak_memory_gb(run.settings.device),
         }  # fmt: skip
+        if warning is not None:
+            self.log.line(warning, "WARNING")
+            values["skipped_in_row"] = self.skipped.in_row
         self._write(step=number, **values)
         return values
 
     def _write(self, *, step: int, **values: float) -> None:
         if self.metrics is not None:
-            self.metrics.write(step=step, **values)
+            # JSON has no other numbers.
+            self.metrics.write(step=step, **{k: v for k, v in values.items() if math.isfinite(v)})
 
     def _log_step(self, number: int, values: dict[str, float]) -> None:
         plan = self.prepared.plan
@@ -201,16 +207,7 @@ class _Loop:
                 run.plan.start,
                 data_facts(run.settings),
                 self.course,
+                skipped=self.step.num_skipped,
             ),
             [FloatTensor(name, tuple(held.shape), held.asnumpy) for name, held in parameters.items()],
         )
-
-
-def _refuse_spoilt(number: int, result: StepResult) -> None:
-    if math.isfinite(result.loss) and math.isfinite(result.grad_norm):
-        return
-    raise Qwen3Error(
-        f"step {number}: the loss is {result.loss} and the gradients' norm {result.grad_norm}, so the "
-        "weights are spoilt and were not saved; lower lr_schedule.learning_rate or turn on "
-        "runner_wrapper.use_clip_grad, then continue from the last checkpoint with --resume_training True"
-    )

@@ -58,6 +58,8 @@ class TrainState:
     course: str = ""
     """Of all ranks of one start of the run the same, so that files of two starts are told apart."""
     version: int = STATE_VERSION
+    skipped: int = 0
+    """Of the steps taken, those that were not applied."""
 
 
 def save_checkpoint(
@@ -116,6 +118,7 @@ def read_state(file: SafetensorsFile) -> TrainState:
         raw.get("facts", {}),
         raw.get("course", ""),
         raw.get("version", STATE_VERSION),
+        raw.get("skipped", 0),
     )
 
 
@@ -123,6 +126,8 @@ def _told(state: TrainState) -> dict[str, Any]:
     told: dict[str, Any] = {"version": STATE_VERSION, "data": state.data, "facts": dict(state.facts)}
     if state.base:
         told["base"] = state.base
+    if state.skipped:
+        told["skipped"] = state.skipped
     if state.course:
         told["course"] = state.course
     if state.global_batch is not None:

@@ -52,6 +52,8 @@ def resume_weights(
 ) -> int:
     """Fill weights and moments from the files of a run's ranks, before anything is compiled.
 
+    The step also learns how many steps of the run were skipped.
+
     Args:
         step: Has the moments.
         model: Has the weights; it may be cut otherwise than those who wrote the files.
@@ -66,7 +68,9 @@ def resume_weights(
     """
     tensors = unfused(open_rank_tensors(paths), model.config, layout)
     _assign(model, step.weights | step.moments(), tensors, step.grid.replica)
-    return read_state(tensors.first).global_step
+    state = read_state(tensors.first)
+    step.num_skipped = state.skipped
+    return state.global_step
 
 
 def _assign(

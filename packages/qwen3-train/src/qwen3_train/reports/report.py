@@ -32,12 +32,16 @@ def write_report(run_dir: Path, width: int) -> str:
     write_atomically(picture, lambda temporary: _draw_png(temporary, steps, evaluations))
     losses = [line["loss"] for line in steps]
     curve = draw_curve([line["step"] for line in steps], losses, width)
-    page, summary = run_dir / "report.html", _summary(steps, evaluations)
+    page, summary = run_dir / "report.html", _summary(lines, steps, evaluations)
     write_text_atomically(page, report_page(run_dir, lines, summary))
     return "\n".join([*summary, "", curve, "", f"picture: {picture}", f"page:    {page}"])
 
 
-def _summary(steps: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any]]) -> list[str]:
+def _summary(
+    lines: Sequence[dict[str, Any]],
+    steps: Sequence[dict[str, Any]],
+    evaluations: Sequence[dict[str, Any]],
+) -> list[str]:
     first, last = steps[0], steps[-1]
     total_s = sum(line["step_time_s"] for line in steps)
     # The first step compiles.
@@ -49,6 +53,8 @@ def _summary(steps: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, An
         f"speed       {speeds[len(speeds) // 2]:.0f} tokens/s (median)",
         f"time        {clock(total_s)} in steps, {steps[0]['step_time_s']:.1f} s for the first",
     ]
+    if skipped := sum("skipped_in_row" in line for line in lines):
+        text.append(f"skipped     {skipped} steps whose gradients were not usable")
     if "memory_gb" in last:
         text.append(f"memory      {last['memory_gb']:.2f} GB at the most")
     if evaluations:

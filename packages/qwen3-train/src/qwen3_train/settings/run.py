@@ -19,6 +19,7 @@ from qwen3_train.settings.hf_loader import HfDataSettings, SftFileSettings
 from qwen3_train.settings.lora import LoraSettings, read_lora, refuse_empty_stages
 from qwen3_train.settings.model import read_model
 from qwen3_train.settings.recompute import Recompute, read_recompute
+from qwen3_train.settings.skip import SkipSettings, read_skip
 from qwen3_train.settings.token_files import DataSettings
 
 
@@ -65,6 +66,8 @@ class TrainSettings:
     lr_schedule: Mapping[str, Any]
     max_grad_norm: float | None
     """Clip the global norm to this; None for no clipping."""
+    skip: SkipSettings | None
+    """Which steps not to apply; None to apply all."""
     data: DataSettings | HfDataSettings | SftFileSettings
     eval_data: HfDataSettings | SftFileSettings | None
     """Held-out conversations; None for none, or where token files are split."""
@@ -118,6 +121,7 @@ def read_settings(config: RunConfig, *, worker_num: int = 1) -> TrainSettings:
     num_stages = layout.pp if layout is not None else 1
     recompute = _collect(problems, read_recompute, config.get("recompute_config"), num_stages)
     problems += _number_problems(config) + _mode_problems(config)
+    skip = _collect(problems, read_skip, config)
     device = config.get("context.device_target") or default_device()
     ascend = _collect(problems, read_ascend_settings, config, device, worker_num)
     if model is not None and layout is not None and data is not None and offset is not None:
@@ -165,6 +169,7 @@ def read_settings(config: RunConfig, *, worker_num: int = 1) -> TrainSettings:
         adam=_adam(config.get("optimizer") or {}),
         lr_schedule=_lr_section(config),
         max_grad_norm=float(wrapper.get("max_grad_norm") or 1.0) if wrapper.get("use_clip_grad") else None,
+        skip=skip,
         data=data,
         eval_data=eval_data,
         do_eval=bool(config.get("do_eval", False)),

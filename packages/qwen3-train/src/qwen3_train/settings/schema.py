@@ -105,6 +105,17 @@ CALLBACK: dict[str, Any] = {
     "save_network_params": Key((bool,), (False,)), "exception_save": NO_EFFECT, "directory": NO_EFFECT,
 }  # fmt: skip
 
+MONITOR: dict[str, Any] = {
+    "global_norm_spike_threshold": NUMBER, "global_norm_spike_count_threshold": COUNT,
+    # That stops the run for another program to start it again.
+    "check_for_global_norm": Key((bool,), (False,)), "print_struct": Key((bool,), (False,)),
+    "monitor_on": NO_EFFECT, "dump_path": NO_EFFECT, "target": NO_EFFECT, "invert": NO_EFFECT,
+    "step_interval": NO_EFFECT, "local_loss_format": NO_EFFECT, "device_local_loss_format": NO_EFFECT,
+    "local_norm_format": NO_EFFECT, "device_local_norm_format": NO_EFFECT,
+    "optimizer_state_format": NO_EFFECT, "weight_state_format": NO_EFFECT, "throughput_baseline": NO_EFFECT,
+    "embedding_local_norm_threshold": NO_EFFECT,
+}  # fmt: skip
+
 TRAIN: dict[str, Any] = {
     "seed": SEED, "output_dir": TEXT, "run_mode": TEXT, "use_parallel": FLAG,
     "load_checkpoint": TEXT, "load_ckpt_format": Key((str,), ("safetensors",)), "pretrained_model_dir": TEXT,
@@ -153,6 +164,8 @@ TRAIN: dict[str, Any] = {
         "type": Key((str,), ("MFTrainOneStepCell",)), "scale_sense": NO_EFFECT, "use_clip_grad": FLAG,
         "max_grad_norm": NUMBER,
     },
+    "use_skip_data_by_global_norm": FLAG, "check_for_nan_in_loss_and_grad": FLAG, "monitor_config": MONITOR,
+    "use_checkpoint_health_monitor": NO_EFFECT, "tensorboard": NO_EFFECT,
     "profile": NO_EFFECT, "profile_start_step": NO_EFFECT, "profile_stop_step": NO_EFFECT,
     "init_start_profile": NO_EFFECT, "profile_communication": NO_EFFECT, "profile_memory": NO_EFFECT,
     "layer_scale": NO_EFFECT, "layer_decay": NO_EFFECT, "lr_scale_factor": NO_EFFECT,
