@@ -76,3 +76,24 @@ def test_messages_need_chat(make):
         FormatError, match="line 3 has messages or tools, which need the chat template; add --chat"
     ):
         make(Prompt(messages=({"role": "user", "content": "x"},), where="line 3"))
+
+
+def test_parts_of_text_and_a_developer_are_what_they_are_to_the_server(make):
+    parts = [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]
+    messages = ({"role": "developer", "content": "Be brief."}, {"role": "user", "content": parts})
+    plain = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"})
+    found, _ = make(Prompt(messages=messages), form=CHAT, max_new_tokens=1)
+    wanted, _ = make(Prompt(messages=plain), form=CHAT, max_new_tokens=1)
+    assert found.prompt_ids == wanted.prompt_ids
+
+
+@pytest.mark.parametrize(
+    ("message", "rule"),
+    [
+        ({"role": "robot", "content": "hi"}, r"here: messages\[0\].role: must be one of system"),
+        ({"role": "user", "content": 5}, r"here: messages\[0\].content: must be a text or a list of parts"),
+    ],
+)
+def test_a_message_that_the_template_would_drop_is_refused(make, message, rule):
+    with pytest.raises(FormatError, match=rule):
+        make(Prompt(messages=(message,), where="here"), form=CHAT)

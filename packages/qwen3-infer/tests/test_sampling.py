@@ -127,10 +127,26 @@ def test_log_probability_is_the_models_own():
         ({"top_p": 0.0}, "top_p=0.0 is no sampling value; it must be above 0 and at most 1"),
         ({"top_p": 1.5}, "top_p=1.5"),
         ({"min_p": 1.5}, "min_p=1.5 is no sampling value; it must be from 0 to 1"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty=0.0 is no sampling value; it must be above 0"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty=0.0 is no sampling value; it must be from 1e-06"),
         ({"presence_penalty": float("inf")}, "presence_penalty=inf"),
     ],
 )
 def test_values_out_of_range_are_refused(values, rule):
     with pytest.raises(ConfigError, match=rule.replace(".", r"\.").replace("(", r"\(")):
         Sampling(**values)
+
+
+@pytest.mark.parametrize("temperature", [1e-320, 1e308])
+def test_a_temperature_at_the_end_of_the_numbers_still_gives_a_distribution(temperature):
+    ids, values = distribution(LOGITS * 1000, Sampling(temperature=temperature))
+    assert ids[0] == 2
+    assert values.sum() == pytest.approx(1)
+    assert values[0] == pytest.approx(1 if temperature < 1 else 1 / 5)
+
+
+@pytest.mark.parametrize(
+    "penalty", [{"repetition_penalty": 1e-50}, {"repetition_penalty": 10**400}, {"presence_penalty": -1e39}]
+)
+def test_a_penalty_that_leaves_float32_is_refused(penalty):
+    with pytest.raises(ConfigError, match="it must be from"):
+        Sampling(**penalty)

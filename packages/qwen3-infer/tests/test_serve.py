@@ -191,6 +191,11 @@ def test_models_are_listed(client):
         ({"model": "gpt"}, openai.NotFoundError, "The model 'gpt' does not exist"),
         ({"messages": []}, openai.BadRequestError, "messages: must be a list of at least one message"),
         ({"messages": [{"role": "king", "content": ""}]}, openai.BadRequestError, "role: must be one of"),
+        ({"messages": [{"role": ["user"], "content": ""}]}, openai.BadRequestError, "role: must be one of"),
+        ({"tools": ["weather"]}, openai.BadRequestError, "must be of type function, with a function"),
+        ({"tools": [{"type": "function", "function": {"name": 5}}]}, openai.BadRequestError, "has a name"),
+        ({"stream": True, "stream_options": {"include_usage": 1}}, openai.BadRequestError, "true or false"),
+        ({"extra_body": {"repetition_penalty": 10**400}}, openai.BadRequestError, "a number from 1e-06"),
         ({"messages": [{"role": "user"}]}, openai.BadRequestError, "content: is missing"),
         ({"temperature": -1}, openai.BadRequestError, "temperature: must be a number from 0 to 2"),
         ({"temperature": True}, openai.BadRequestError, "temperature: must be a number"),
@@ -225,6 +230,7 @@ def test_a_request_that_cannot_work_is_refused_with_its_field(client, fields, er
         (b'{"model": "tiny"}', "application/json", 400, "messages: is missing"),
         (SURROGATE, "application/json", 400, "lone surrogate"),
         (NESTED, "application/json", 400, "nested too deeply"),
+        (b'{"\\ud800": 1}', "application/json", 400, "supplied: \\ud800"),
         (b"{}", "text/plain", 415, "Content-Type: application/json"),
     ],
 )
@@ -237,10 +243,12 @@ def test_a_body_that_is_no_request_is_refused(server, body, kind, status, words)
 def test_other_paths_and_methods_are_refused(server):
     assert post(server, "/v1/nothing", b"{}")[0] == 404
     assert get(server, "/v1/chat/completions")[0] == 405
+    assert post(server, "/health", b"{}") == (405, "this path does not take POST")
 
 
-def test_a_page_of_another_site_cannot_reach_the_model(server):
-    status, text = post(server, "/v1/chat/completions", b"{}", {"Host": "evil.example"})
+@pytest.mark.parametrize("host", ["evil.example", "a@evil.example", "evil.example#localhost", "[", ""])
+def test_a_page_of_another_site_cannot_reach_the_model(server, host):
+    status, text = post(server, "/v1/chat/completions", b"{}", {"Host": host})
     assert status == 403
     assert "localhost" in text
 

@@ -64,8 +64,29 @@ def test_who_waits_too_long_for_room_is_told_when_to_come_again(client, server):
 
 
 def test_more_choices_than_can_ever_wait_are_refused(client):
-    with pytest.raises(openai.RateLimitError, match="queue is full"):
+    # To come again, as a full queue says, would not help.
+    with pytest.raises(
+        openai.BadRequestError, match="5 completions at once are more than the 4 that may wait"
+    ):
         chat(client, "Good morning", n=5)
+
+
+def test_tokens_are_counted_whoever_is_gone(client, server, wait_until):
+    """What never got room was not read; what was made for a client that left was made."""
+    before = server.metrics()
+    streams = [chat(client, "a long one", stream=True) for _ in range(2)]
+    for stream in streams:
+        next(stream)
+    with pytest.raises(openai.RateLimitError, match="no room within"):
+        chat(client, "Good morning " * 50)
+    for stream in streams:
+        stream.close()
+    wait_until(lambda: server.metrics()["qwen3_requests_running"] == 0)
+    after = server.metrics()
+    made = after["qwen3_completion_tokens_total"] - before["qwen3_completion_tokens_total"]
+    read = after["qwen3_prompt_tokens_total"] - before["qwen3_prompt_tokens_total"]
+    assert made > 2
+    assert 0 < read < 50
 
 
 def test_a_model_that_fails_is_an_error_for_those_who_ran_and_works_for_the_next(client, server, wait_until):

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from qwen3_infer.chat.messages import read_messages
 from qwen3_infer.chat.prompt import encode_conversation
 from qwen3_infer.generate.prompts import Prompt
 from qwen3_infer.model_folder import ModelFolder
@@ -98,7 +99,8 @@ def encode_prompt(prompt: Prompt, tokenizer: Qwen3Tokenizer, form: PromptForm) -
     try:
         if form.chat:
             messages = prompt.messages or ({"role": "user", "content": prompt.text},)
-            return encode_conversation(tokenizer, messages, prompt.tools, thinking=form.thinking)
+            read = read_messages(messages)
+            return encode_conversation(tokenizer, read, prompt.tools, thinking=form.thinking)
         ids = tokenizer.encode(prompt.text or "", allow_special=form.allow_special)
     except FormatError as error:
         raise FormatError(f"{prompt.where}: {error}") from None

@@ -11,6 +11,9 @@ import numpy as np
 
 from qwen3_model.errors import ConfigError
 
+MOST_PENALTY = 1e6
+"""Beyond it penalised logits would leave float32."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
@@ -34,8 +37,14 @@ class Sampling:
         _require(isinstance(self.top_k, int) and self.top_k >= 0, "top_k", self.top_k, "a whole number >= 0")
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
         _require(0 <= self.min_p <= 1, "min_p", self.min_p, "from 0 to 1")
-        _require(self.repetition_penalty > 0, "repetition_penalty", self.repetition_penalty, "above 0")
-        _require(True, "presence_penalty", self.presence_penalty, "a number")
+        _require(
+            1 / MOST_PENALTY <= self.repetition_penalty <= MOST_PENALTY,
+            "repetition_penalty", self.repetition_penalty, f"from {1 / MOST_PENALTY:g} to {MOST_PENALTY:g}",
+        )  # fmt: skip
+        _require(
+            abs(self.presence_penalty) <= MOST_PENALTY,
+            "presence_penalty", self.presence_penalty, f"from -{MOST_PENALTY:g} to {MOST_PENALTY:g}",
+        )  # fmt: skip
 
     @property
     def is_greedy(self) -> bool:
@@ -105,8 +114,10 @@ def distribution(logits_V: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, 
     Cuts in transformers' order, each on the renormalised rest of the one before: top_k, top_p, min_p.
     """
     ids = _likeliest_first(logits_V, sampling.top_k)
-    scaled = logits_V[ids].astype(np.float64) / sampling.temperature
-    weights = np.exp(scaled - scaled[0])
+    # The difference first: a temperature near 0 must not make infinities of the logits themselves.
+    below = logits_V[ids].astype(np.float64) - np.float64(logits_V[ids[0]])
+    with np.errstate(over="ignore"):
+        weights = np.exp(below / sampling.temperature)
     if sampling.top_p < 1:
         before = np.cumsum(weights) - weights
         weights = weights[before < sampling.top_p * weights.sum()]

@@ -121,10 +121,11 @@ class Completions:
     async def _next_event(self, ticket: Ticket, deadline_s: float) -> Any:
         """Return the next event; `deadline_s` is the event loop's time by which the answer must be whole."""
         if not ticket.has_started and ticket.events.empty():
+            in_time_s = asyncio.get_running_loop().time() + self._limits.queue_timeout_s
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._limits.queue_timeout_s):
+                async with asyncio.timeout_at(min(in_time_s, deadline_s)):
                     return await ticket.events.get()
-            if not ticket.has_started:
+            if not ticket.has_started and in_time_s <= deadline_s:
                 raise self._worker.busy(f"there was no room within {self._limits.queue_timeout_s:g} s")
         try:
             async with asyncio.timeout_at(deadline_s):
@@ -138,9 +139,6 @@ class Completions:
         """Count a request that is over, whichever way."""
         elapsed_s = time.monotonic() - record.started_s
         metrics = self._metrics
-        metrics.prompt_tokens.inc(record.facts["prompt_tokens"])
-        metrics.shared_tokens.inc(answer.num_shared)
-        metrics.completion_tokens.inc(answer.num_tokens)
         metrics.request_s.observe(elapsed_s)
         record.facts |= {
             "completion_tokens": answer.num_tokens,

@@ -1,5 +1,6 @@
 """What can be wrong with an HTTP request, in OpenAI's form."""
 
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -14,15 +15,19 @@ class ApiError(Exception):
         param: str | None = None,
         code: str | None = None,
         retry_after_s: int | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.message, self.param, self.code = status, message, param, code
-        self.retry_after_s = retry_after_s
+        self.status, self.message, self.code = status, _sendable(message), code
+        self.param = None if param is None else _sendable(param)
+        self.retry_after_s, self._headers = retry_after_s, dict(headers or {})
 
     @property
     def headers(self) -> dict[str, str]:
         """Headers that belong to the answer."""
-        headers = {} if self.retry_after_s is None else {"retry-after": str(self.retry_after_s)}
+        headers = dict(self._headers)
+        if self.retry_after_s is not None:
+            headers["retry-after"] = str(self.retry_after_s)
         if self.status == 401:
             headers["www-authenticate"] = "Bearer"
         return headers
@@ -34,6 +39,11 @@ class ApiError(Exception):
         return {
             "error": {"message": self.message, "type": kind, "param": self.param, "code": self.code},
         }
+
+
+def _sendable(text: str) -> str:
+    """Return `text`, which may quote what a client sent, with its lone surrogates spelled out."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def invalid(param: str, message: str) -> ApiError:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qwen3_infer.engine.sampling import MOST_PENALTY
 from qwen3_infer.serve.errors import ApiError, invalid
 
 
@@ -50,7 +51,7 @@ COMMON: dict[str, Field] = {
     "safety_identifier": ANYTHING, "prompt_cache_key": ANYTHING, "prompt_cache_retention": ANYTHING,
     # Our own.
     "top_k": _count(0, 2**31 - 1), "min_p": _number(0, 1),
-    "repetition_penalty": Field((int, float), "must be above 0", lambda v: v > 0),
+    "repetition_penalty": _number(1 / MOST_PENALTY, MOST_PENALTY),
     "stop_token_ids": Field((list,), "must be a list of whole numbers"),
 }  # fmt: skip
 CHAT: dict[str, Field] = COMMON | {

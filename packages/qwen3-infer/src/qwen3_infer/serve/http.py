@@ -3,12 +3,14 @@
 import asyncio
 import hmac
 import json
+import re
 import time
 import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from qwen3_infer.serve.errors import ApiError
 from qwen3_infer.serve.metrics import Metrics
 
-LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
+LOCAL_HOST = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d*)?", re.IGNORECASE)
 PATHS = ("/", "/health", "/metrics", "/v1/models", "/v1/chat/completions", "/v1/completions")
 OPEN_PATHS = ("/", "/health")
 """What needs no key: the page, which asks for it, and the health."""
@@ -77,6 +79,7 @@ class Gate:
             return
         record = Record()
         scope["record"] = record
+        scope["app"] = self  # so that a router raises what it refuses, and this answers in the usual form
 
         async def note_status(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -89,24 +92,37 @@ class Gate:
         except ApiError as error:
             if record.status == 0:
                 await error_response(error)(scope, receive, note_status)
+        except HTTPException as error:
+            refusal = ApiError(
+                error.status_code,
+                f"this path does not take {scope['method']}",
+                code="method_not_allowed",
+                headers=error.headers,
+            )
+            await error_response(refusal)(scope, receive, note_status)
         except ClientGoneError:
             record.status = record.status or 499  # nobody sees it
             record.facts["client_gone"] = True
             self._metrics.disconnects.inc()
         except Exception as error:  # of our own making: said here, not to the client
             self._log(json.dumps({"error": repr(error), "traceback": traceback.format_exc()}))
-            record.status = record.status or 500
-            await error_response(ApiError(500, "the server failed; its log says why"))(scope, receive, send)
+            if record.status:
+                raise  # uvicorn closes the connection, so that the client knows
+            await error_response(ApiError(500, "the server failed; its log says why"))(
+                scope, receive, note_status
+            )
         finally:
             self._finish(scope, record)
 
     def _check(self, request: HttpRequest) -> None:
         """Raise unless the request may come in."""
         if self._key is None:
-            if self._is_local and request.url.hostname not in LOCAL_NAMES:
+            # As it was sent: what is no host at all must not count as this one. HTTP/1.0 may do without.
+            host = request.headers.get("host", "localhost")
+            if self._is_local and not LOCAL_HOST.fullmatch(host):
                 raise ApiError(403, "without an API key this server answers to localhost and 127.0.0.1 only")
             return
-        if request.url.path in OPEN_PATHS:
+        if request.scope["path"] in OPEN_PATHS:
             return
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         # In constant time, whatever the length.

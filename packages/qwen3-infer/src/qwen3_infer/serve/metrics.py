@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from qwen3_infer.engine.jobs import Event
+
 if TYPE_CHECKING:
     from qwen3_infer.serve.worker import Worker
 
@@ -23,7 +25,9 @@ class Metrics:
         self.disconnects = Counter(
             "qwen3_disconnects", "Clients that left before the end.", registry=registry
         )
-        self.prompt_tokens = Counter("qwen3_prompt_tokens", "Tokens of prompts.", registry=registry)
+        self.prompt_tokens = Counter(
+            "qwen3_prompt_tokens", "Tokens of prompts that were read.", registry=registry
+        )
         self.shared_tokens = Counter(
             "qwen3_prompt_tokens_shared", "Those of them that were in the cache already.", registry=registry
         )
@@ -41,8 +45,19 @@ class Metrics:
             buckets=SECONDS, registry=registry,
         )  # fmt: skip
 
+    def count(self, event: Event) -> None:
+        """Count a token that was generated, and with its first one a prompt that was read."""
+        if event.error:
+            return
+        self.completion_tokens.inc()
+        # The samples of a prompt share it.
+        if len(event.job.ids) == 1 and event.job.request.sample == 0:
+            self.prompt_tokens.inc(len(event.job.request.prompt_ids))
+            self.shared_tokens.inc(event.job.num_shared)
+
     def watch(self, worker: "Worker") -> None:
-        """Show the queue and the cache of `worker` at the time of asking."""
+        """Count what `worker` computes, and show its queue and cache at the time of asking."""
+        worker.count = self.count
         self._gauge("qwen3_requests_waiting", "Sequences in the queue.", lambda: worker.num_waiting)
         self._gauge("qwen3_requests_running", "Sequences in the cache.", lambda: worker.num_running)
         self._gauge("qwen3_cache_tokens_used", "Tokens of the cache in use.", lambda: worker.cache_tokens[0])

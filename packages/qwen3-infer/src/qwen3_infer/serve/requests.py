@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from qwen3_infer.chat.messages import MessageError, read_messages, read_tools
 from qwen3_infer.chat.prompt import encode_conversation
 from qwen3_infer.engine.sampling import Sampling
 from qwen3_infer.generate.prompts import Prompt
@@ -12,7 +13,6 @@ from qwen3_infer.model_folder import ModelFolder
 from qwen3_infer.requests import Request
 from qwen3_infer.serve.errors import ApiError, invalid
 from qwen3_infer.serve.fields import CHAT, COMPLETION, check_fields
-from qwen3_infer.serve.messages import read_messages, read_tools
 from qwen3_infer.settings import Decoding
 from qwen3_model.errors import Qwen3Error
 
@@ -72,12 +72,14 @@ def read_chat(body: Any, service: Service) -> ApiRequest:
         raise invalid("messages", "is missing")
     if "top_logprobs" in given and not given.get("logprobs"):
         raise invalid("top_logprobs", "needs logprobs: true")
-    messages = read_messages(given["messages"])
-    tools = read_tools(given.get("tools", [])) if given.get("tool_choice") != "none" else ()
     try:
+        messages = read_messages(given["messages"])
+        tools = read_tools(given.get("tools", [])) if given.get("tool_choice") != "none" else ()
         ids = encode_conversation(
             service.folder.tokenizer, messages, tools, thinking=_thinking(given, service)
         )
+    except MessageError as error:
+        raise invalid(error.where, error.rule) from None
     except Qwen3Error as error:
         raise ApiError(400, str(error), param="messages") from None
     except RecursionError:
@@ -154,6 +156,8 @@ def _include_usage(given: Mapping[str, Any]) -> bool:
         raise invalid("stream_options", "needs stream: true")
     if unknown := sorted(options.keys() - {"include_usage", "include_obfuscation"}):
         raise invalid("stream_options", f"has no {', '.join(unknown)}")
+    if not all(isinstance(value, bool | None) for value in options.values()):
+        raise invalid("stream_options", "must hold true or false alone")
     return bool(options.get("include_usage"))
 
 

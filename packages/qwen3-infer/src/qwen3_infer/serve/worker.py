@@ -34,11 +34,14 @@ class Worker:
         self._scheduler, self._max_queue, self._note = scheduler, max_queue, note
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._tickets: dict[Job, Ticket] = {}
-        # The event loop counts the one, the thread the other.
-        self._num_submitted = self._num_entered = 0
+        # The event loop counts the first, the thread the others. A job is never between two of them, as it is
+        # for a moment between the scheduler's lists.
+        self._num_submitted = self._num_entered = self._num_ended = 0
         self._seconds_per_job = 1.0
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self.count: Callable[[Event], None] = lambda _: None
+        """Is told of each event on the thread, also when nobody waits for it any more."""
         self.has_failed = False
         """Whether the model's last call raised; a call that succeeds takes it back."""
 
@@ -79,7 +82,11 @@ class Worker:
         except ConfigError as error:
             raise ApiError(400, str(error), code="context_length_exceeded") from None
         most = self._max_queue + self._scheduler.num_rows
-        if self.num_waiting + self.num_running + len(requests) > most:
+        if len(requests) > most:
+            raise ApiError(
+                400, f"{len(requests)} completions at once are more than the {most} that may wait here"
+            )
+        if self._num_submitted - self._num_ended + len(requests) > most:
             raise self.busy("the server's queue is full")
         ticket = Ticket()
         self._num_submitted += len(requests)
@@ -106,6 +113,7 @@ class Worker:
     def _enter(self, ticket: Ticket, requests: Sequence[Request]) -> None:
         self._num_entered += len(requests)
         if ticket.is_cancelled:
+            self._num_ended += len(requests)
             return
         for request in requests:
             job = self._scheduler.submit(request)
@@ -115,6 +123,7 @@ class Worker:
     def _leave(self, ticket: Ticket) -> None:
         for job in ticket.jobs:
             if self._tickets.pop(job, None):
+                self._num_ended += 1
                 self._scheduler.cancel(job)
 
     def _work(self) -> None:
@@ -143,9 +152,11 @@ class Worker:
         for event in events:
             ticket = self._tickets[event.job]
             ticket.has_started = True
+            self.count(event)
             tickets.append((ticket, event.error or event))
             if event.completion or event.error:
                 del self._tickets[event.job]
+                self._num_ended += 1
         self._send(tickets)
 
     def _fail(self, error: Exception) -> None:
@@ -154,6 +165,7 @@ class Worker:
         self.has_failed = True
         self._scheduler.cancel_all()
         tickets = set(self._tickets.values())
+        self._num_ended += len(self._tickets)
         self._tickets.clear()
         self._send([(ticket, error) for ticket in tickets])
 
