@@ -5,6 +5,7 @@ Tied models start from random weights, untied ones from a Hugging Face folder or
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -290,6 +291,19 @@ def test_one_process_goes_on_from_four(train, single):
     source = train("tp2 pp2 tied")
     moved = single("tied", *from_half(source), name="single from tp2 pp2")
     assert_same_run(moved, single("tied"), HALF)
+
+
+@pytest.mark.slow
+def test_strategies_that_lie_elsewhere_are_named(train, single, folder, values_of):
+    source = train("tp2 tied")
+    shutil.copytree(source, folder / "moved", ignore=shutil.ignore_patterns("strategy"))
+    arguments = [*from_half(folder / "moved"), "--src_strategy_path_or_dir"]
+    moved = single("tied", *arguments, str(source / "strategy"), name="single from moved")
+    assert_same_run(moved, single("tied"), HALF)
+    config = write_yaml(folder / "lost.yaml", values_of("lost", "tied", {}, {}))
+    refused = CliRunner().invoke(main, ["launch", "--config", str(config), *arguments, str(folder)])
+    assert refused.exit_code == 1
+    assert "ckpt_strategy_rank_0.ckpt is missing; without it nobody knows which part" in refused.output
 
 
 @pytest.mark.slow

@@ -40,6 +40,8 @@ class PreparedRun:
     """Of the data and their order; a resumed run must have the same."""
     resume_paths: Mapping[int, Path]
     """Checkpoint of each rank to continue from; empty for a new run."""
+    resume_strategy: Path | None
+    """Where its strategy files lie, if not in its run."""
     lora_base: Path | None
     """Weights under the adapters; None where the model itself trains."""
     lora_base_fingerprint: str
@@ -107,6 +109,7 @@ def prepare_run(settings: TrainSettings, *, force: bool) -> PreparedRun:
         schedule=make_schedule(settings.lr_schedule, plan.num_steps),
         fingerprint=data.fingerprint(None),
         resume_paths=resumed.paths,
+        resume_strategy=resumed.strategy,
         lora_base=base,
         lora_base_fingerprint=base_hash,
         stop_ids=data.stop_ids,

@@ -71,7 +71,7 @@ def train(run: PreparedRun, log: RunLog, rank: int = 0) -> None:
         told = f"{run.lora_base}, under fresh adapters" if settings.lora else start_weights(model, settings)
         log.line(f"weights: {told}")
     else:
-        done = resume_weights(step, model, run.resume_paths, settings.fused_layout)
+        done = resume_weights(step, model, run.resume_paths, settings.fused_layout, run.resume_strategy)
         log.line(f"resumed from {run.resume_paths.get(rank, run.resume_paths[0])} after step {done}")
     if settings.lora and run.lora_base and rank == 0:
         write_adapter_config(settings.lora, settings, run.lora_base)

@@ -22,6 +22,8 @@ class Resumed:
 
     paths: Mapping[int, Path]
     """Checkpoint of each rank; empty for a new run."""
+    strategy: Path | None = None
+    """Where strategy files are that do not lie in the checkpoint's run."""
     plan: BatchPlan
     steps_done: int
 
@@ -52,8 +54,11 @@ def find_resumed(
         source, name = source.parent.parent, source.name
     files, passed_over = choose_checkpoint(source, None, name)
     notes += [f"passed over: {problem}" for problem in passed_over]
-    open_rank_tensors(files)
-    if files[0].is_relative_to(settings.output_dir):
+    is_own = files[0].is_relative_to(settings.output_dir)
+    # The key is about a run that was moved or came from elsewhere; this one's strategies lie where it saved.
+    strategy = None if is_own else settings.strategy_from
+    open_rank_tensors(files, strategy)
+    if is_own:
         refuse_other_layout(settings)
     state = read_state(open_safetensors(files[0]))
     if state.base != base:
@@ -68,7 +73,8 @@ def find_resumed(
             f"{wanted}{_differences(state.facts, data_facts(settings))}); resume with the settings and files "
             "that it began with"
         )
-    return Resumed(paths=files, plan=_continued(plan, state, notes), steps_done=state.global_step)
+    continued = _continued(plan, state, notes)
+    return Resumed(paths=files, strategy=strategy, plan=continued, steps_done=state.global_step)
 
 
 def data_facts(settings: TrainSettings) -> dict[str, Any]:

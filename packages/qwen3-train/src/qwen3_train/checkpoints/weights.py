@@ -48,7 +48,11 @@ def load_weights(model: Qwen3ForCausalLM, source: Path, settings: TrainSettings)
 
 
 def resume_weights(
-    step: TrainStep, model: Qwen3ForCausalLM, paths: Mapping[int, Path], layout: FusedLayout
+    step: TrainStep,
+    model: Qwen3ForCausalLM,
+    paths: Mapping[int, Path],
+    layout: FusedLayout,
+    strategy: Path | None = None,
 ) -> int:
     """Fill weights and moments from the files of a run's ranks, before anything is compiled.
 
@@ -59,6 +63,7 @@ def resume_weights(
         model: Has the weights; it may be cut otherwise than those who wrote the files.
         paths: Each rank's file.
         layout: Order of rows in mindformers' fused weights, should they be such.
+        strategy: Where their strategy files are, if not in their run.
 
     Returns:
         The steps that the run took.
@@ -66,7 +71,7 @@ def resume_weights(
     Raises:
         WeightError: The checkpoint does not fit the model.
     """
-    tensors = unfused(open_rank_tensors(paths), model.config, layout)
+    tensors = unfused(open_rank_tensors(paths, strategy), model.config, layout)
     _assign(model, step.weights | step.moments(), tensors, step.grid.replica)
     state = read_state(tensors.first)
     step.num_skipped = state.skipped
