@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from qwen3_data.cli_types import WORKERS, ByteSize, ManyValues, OutputPrefix, TokenizerType
+from qwen3_data.cli_options import engine_option, on_error_option, workers_option
+from qwen3_data.cli_types import ByteSize, ManyValues, OutputPrefix, TokenizerType
 from qwen3_model.cli_base import force_option, quiet_option
 from qwen3_model.errors import UsageError
 
@@ -65,14 +66,8 @@ NOT_NEEDED = {
     help="End each document with the EOD token.",
 )
 @click.option("--eod-token", default="<|endoftext|>", show_default=True, help="Token that ends a document.")
-@click.option("--workers", type=WORKERS, help="Encoding threads.  [default: all cores]")
-@click.option(
-    "--engine",
-    type=click.Choice(["auto", "fastokens", "tokenizers"]),
-    default="auto",
-    show_default=True,
-    help="auto: fastokens where installed, a sample of it checked against tokenizers.",
-)
+@workers_option
+@engine_option
 @click.option(
     "--dtype",
     type=click.Choice(["auto", "int32", "uint16"]),
@@ -85,13 +80,7 @@ NOT_NEEDED = {
     "--split-sentences", is_flag=True, help="One sequence per sentence; files are named PREFIX_KEY_sentence."
 )
 @click.option("--keep-newlines", is_flag=True, help="White space between sentences stays with the first.")
-@click.option(
-    "--on-error",
-    type=click.Choice(["fail", "skip"]),
-    default="fail",
-    show_default=True,
-    help="At a bad record: stop with its file and line, or leave it out and count it.",
-)
+@on_error_option
 @click.option(
     "--rejects",
     type=click.Path(dir_okay=False, path_type=Path),

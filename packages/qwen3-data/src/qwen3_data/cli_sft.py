@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from qwen3_data.cli_types import WORKERS, ManyValues, OutputPrefix
+from qwen3_data.cli_options import engine_option, on_error_option, workers_option
+from qwen3_data.cli_types import ManyValues, OutputPrefix
 from qwen3_model.cli_base import force_option, quiet_option
 
 
@@ -51,21 +52,9 @@ from qwen3_model.cli_base import force_option, quiet_option
     show_default=True,
     help="What becomes of a conversation beyond --seq-length.",
 )
-@click.option("--workers", type=WORKERS, help="Encoding threads.  [default: all cores]")
-@click.option(
-    "--engine",
-    type=click.Choice(["auto", "fastokens", "tokenizers"]),
-    default="auto",
-    show_default=True,
-    help="auto: fastokens where installed, a sample of it checked against tokenizers.",
-)
-@click.option(
-    "--on-error",
-    type=click.Choice(["fail", "skip"]),
-    default="fail",
-    show_default=True,
-    help="At a bad record: stop with its file and line, or leave it out and count it.",
-)
+@workers_option
+@engine_option
+@on_error_option
 @click.option(
     "--rejects", type=click.Path(dir_okay=False, path_type=Path), help="List of the skipped records."
 )

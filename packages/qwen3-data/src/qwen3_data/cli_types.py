@@ -7,8 +7,6 @@ from typing import Any
 import click
 
 UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
-MAX_WORKERS = 1024
-"""The encoders would try to start any number of threads."""
 
 
 class ByteSize(click.ParamType):
@@ -52,9 +50,6 @@ class TokenizerType(click.ParamType):
                 ctx,
             )
         return self.known
-
-
-WORKERS = click.IntRange(min=1, max=MAX_WORKERS)
 
 
 class ManyValues(click.Command):
