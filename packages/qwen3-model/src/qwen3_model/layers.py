@@ -32,33 +32,42 @@ class Linear(nn.Cell):
         return self.kernels.linear(x_MD, self.weight)
 
 
-class Embedding(nn.Cell):
-    """Look up a row per id; with tensor parallelism each rank has its share of the vocabulary."""
+class LookUp(nn.Cell):
+    """A row per id; with tensor parallelism each rank has its share of the vocabulary."""
 
-    def __init__(self, num_rows: int, width: int, kernels: Kernels, dtype: ms.Type, tp: Tp) -> None:
+    def __init__(self, num_rows: int, tp: Tp) -> None:
+        """Take the number of rows that this rank has."""
         super().__init__()
-        self.kernels, self.tp = kernels, tp
-        self.num_rows = num_rows // tp.size
-        self.weight = make_parameter((self.num_rows, width), dtype)
+        self.num_rows, self.tp = num_rows, tp
 
     def construct(self, ids_M: Tensor) -> Tensor:
         if self.tp.size == 1:
-            return self.kernels.embed(self.weight, ids_M)
-        rows_M, is_here_M = own_rows(ids_M, self.num_rows, self.tp.index)
-        x_MD = self.kernels.embed(self.weight, rows_M)
+            return self.look_up(ids_M)
+        rows_M = ids_M - self.tp.index * self.num_rows
+        is_here_M = mint.logical_and(rows_M >= 0, rows_M < self.num_rows)
+        x_MD = self.look_up(rows_M * is_here_M.astype(ms.int32))
         # What another rank has counts as zero, and row 0, which stands in for it, gets no gradient.
         return self.tp.leave(x_MD * is_here_M.astype(x_MD.dtype).expand_dims(1))
+
+    def look_up(self, rows_M: Tensor) -> Tensor:
+        """Return rows that are here."""
+        raise NotImplementedError
+
+
+class Embedding(LookUp):
+    """Rows of a weight."""
+
+    def __init__(self, num_rows: int, width: int, kernels: Kernels, dtype: ms.Type, tp: Tp) -> None:
+        super().__init__(num_rows // tp.size, tp)
+        self.kernels = kernels
+        self.weight = make_parameter((self.num_rows, width), dtype)
+
+    def look_up(self, rows_M: Tensor) -> Tensor:
+        return self.kernels.embed(self.weight, rows_M)
 
     def project(self, hidden_MD: Tensor) -> Tensor:
         """Return the logits that the weight gives as the head of a tied model."""
         return self.kernels.linear(hidden_MD, self.weight)
-
-
-def own_rows(ids_M: Tensor, num_rows: int, index: int) -> tuple[Tensor, Tensor]:
-    """Return each id's row on the rank `index`, 0 where another has it, and whether it is here."""
-    rows_M = ids_M - index * num_rows
-    is_here_M = mint.logical_and(rows_M >= 0, rows_M < num_rows)
-    return rows_M * is_here_M.astype(ms.int32), is_here_M
 
 
 class RMSNorm(nn.Cell):

@@ -19,7 +19,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from qwen3_model.errors import ConfigError
-from qwen3_model.layers import Embedding, Linear, make_parameter, own_rows
+from qwen3_model.layers import Embedding, Linear, LookUp, make_parameter
 from qwen3_model.layout import placement, shard_slices, whole_shape
 from qwen3_model.loading import fill
 from qwen3_model.model import Qwen3ForCausalLM, name_parameters
@@ -114,28 +114,21 @@ class LoraLinear(nn.Cell):
         return out_MO + self.kernels.linear(low_MR, self.lora_B.weight)
 
 
-class LoraEmbedding(nn.Cell):
+class LoraEmbedding(LookUp):
     """An embedding and its adapter, which a tied head shares; without dropout, as in PEFT."""
 
     def __init__(self, base: Embedding, rank: int, scale: float, dtype: ms.Type) -> None:
-        super().__init__()
-        self.kernels, self.weight, self.scale, self.tp = base.kernels, base.weight, scale, base.tp
-        self.num_rows, width = base.weight.shape
+        super().__init__(base.num_rows, base.tp)
+        self.kernels, self.weight, self.scale = base.kernels, base.weight, scale
+        width = base.weight.shape[1]
         self.lora_A = Half((rank, self.num_rows), dtype)
         self.lora_B = Half((width, rank), dtype)
         self.widen = ops.MatMul(transpose_a=True, transpose_b=True)
         self.multiply = ops.MatMul()
 
-    def construct(self, ids_M: Tensor) -> Tensor:
-        if self.tp.size == 1:
-            return self._look_up(ids_M)
-        rows_M, is_here_M = own_rows(ids_M, self.num_rows, self.tp.index)
-        x_MD = self._look_up(rows_M)
-        return self.tp.leave(x_MD * is_here_M.astype(x_MD.dtype).expand_dims(1))
-
-    def _look_up(self, ids_M: Tensor) -> Tensor:
-        x_MD = self.kernels.embed(self.weight, ids_M)
-        low_RM = ops.gather(self.lora_A.weight, ids_M, 1).astype(x_MD.dtype) * self.scale
+    def look_up(self, rows_M: Tensor) -> Tensor:
+        x_MD = self.kernels.embed(self.weight, rows_M)
+        low_RM = ops.gather(self.lora_A.weight, rows_M, 1).astype(x_MD.dtype) * self.scale
         return x_MD + self.widen(low_RM, self.lora_B.weight.astype(x_MD.dtype))
 
     def project(self, hidden_MD: Tensor) -> Tensor:

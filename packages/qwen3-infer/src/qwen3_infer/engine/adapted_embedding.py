@@ -4,12 +4,12 @@ M rows, D width, R rank, V vocabulary of one rank.
 """
 
 import numpy as np
-from mindspore import Parameter, Tensor, nn
+from mindspore import Parameter, Tensor
 
-from qwen3_model.layers import Embedding, own_rows
+from qwen3_model.layers import Embedding, LookUp
 
 
-class AdaptedEmbedding(nn.Cell):
+class AdaptedEmbedding(LookUp):
     """Look up in W + scale A^T B^T, which is the head of a tied model, too.
 
     `qwen3_model.lora.LoraEmbedding` computes the same for training, out of A and B as they are trained.
@@ -19,25 +19,17 @@ class AdaptedEmbedding(nn.Cell):
         self, base: Embedding, a_RV: np.ndarray, b_DR: np.ndarray, scale: float, *, name: str
     ) -> None:
         """Take the weight of `base`, and float32 halves of which A is cut as its rows are."""
-        super().__init__()
-        self.kernels, self.tp, self.num_rows = base.kernels, base.tp, base.num_rows
-        self.weight, self.scale = base.weight, scale
+        super().__init__(base.num_rows, base.tp)
+        self.kernels, self.weight, self.scale = base.kernels, base.weight, scale
         halves = {"a_VR": np.ascontiguousarray(a_RV.T), "b_DR": b_DR, "b_RD": np.ascontiguousarray(b_DR.T)}
         self.a_VR, self.b_DR, self.b_RD = (
             Parameter(Tensor(values), name=f"{name}.{half}", requires_grad=False)
             for half, values in halves.items()
         )
 
-    def construct(self, ids_M: Tensor) -> Tensor:
-        if self.tp.size == 1:
-            return self._look_up(ids_M)
-        rows_M, is_here_M = own_rows(ids_M, self.num_rows, self.tp.index)
-        x_MD = self._look_up(rows_M)
-        return self.tp.leave(x_MD * is_here_M.astype(x_MD.dtype).expand_dims(1))
-
-    def _look_up(self, ids_M: Tensor) -> Tensor:
-        low_MR = self.kernels.embed(self.a_VR, ids_M) * self.scale
-        return self.kernels.embed(self.weight, ids_M) + self.kernels.linear(low_MR, self.b_DR)
+    def look_up(self, rows_M: Tensor) -> Tensor:
+        low_MR = self.kernels.embed(self.a_VR, rows_M) * self.scale
+        return self.kernels.embed(self.weight, rows_M) + self.kernels.linear(low_MR, self.b_DR)
 
     def project(self, hidden_MD: Tensor) -> Tensor:
         """Return the logits that the adapted weight gives as the head of a tied model."""
