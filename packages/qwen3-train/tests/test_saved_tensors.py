@@ -128,8 +128,9 @@ def test_parameters_and_optimizer_are_what_a_step_holds(num_micro_batches):
 
 def test_what_zero1_holds_is_what_the_planner_counts():
     adam = AdamSettings(beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1)
-    weights = dict(Qwen3ForCausalLM(CONFIG).parameters_and_names())
-    shared = SharedAdamW(weights, adam, SimpleNamespace(size=2, index=1))
+    model = Qwen3ForCausalLM(CONFIG)
+    weights = dict(model.parameters_and_names())
+    shared = SharedAdamW(weights, adam, SimpleNamespace(size=2, index=1), model.kernels)
     settings = make_settings(model=CONFIG, layout=Layout(dp=2), parallel_optimizer=True)
     (memory,) = plan_memory(settings)
     assert sum(moment.nbytes for moment in (*shared.m, *shared.v)) == memory.optimizer

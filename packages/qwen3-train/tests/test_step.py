@@ -153,7 +153,8 @@ class _Finish(ms.nn.Cell):
 
     def __init__(self, weights, max_norm):
         super().__init__(auto_prefix=False)
-        self.adam, self.finish = AdamW(weights, SETTINGS), OwnGradients(len(weights), max_norm)
+        self.adam = AdamW(weights, SETTINGS, PortableKernels())
+        self.finish = OwnGradients(len(weights), max_norm)
 
     @ms.jit
     def construct(self, rate, eps, decay, gradients):

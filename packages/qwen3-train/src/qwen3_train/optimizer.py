@@ -10,7 +10,6 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from qwen3_model.kernels import PortableKernels
 from qwen3_model.layers import Kernels
 from qwen3_train.settings.adam import AdamSettings
 
@@ -31,11 +30,9 @@ class AdamW(nn.Cell):
         scale: float32 scalar that they are multiplied by, each just before its own update; or None.
     """
 
-    def __init__(
-        self, weights: Mapping[str, Parameter], settings: AdamSettings, kernels: Kernels | None = None
-    ) -> None:
+    def __init__(self, weights: Mapping[str, Parameter], settings: AdamSettings, kernels: Kernels) -> None:
         super().__init__(auto_prefix=False)
-        self.kernels = PortableKernels() if kernels is None else kernels
+        self.kernels = kernels
         self.weights = ParameterTuple(list(weights.values()))
         self.m = ParameterTuple([_moment(f"adam_m.{name}", weight) for name, weight in weights.items()])
         self.v = ParameterTuple([_moment(f"adam_v.{name}", weight) for name, weight in weights.items()])

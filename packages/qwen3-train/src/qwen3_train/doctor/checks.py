@@ -165,10 +165,8 @@ def _disk(output_dir: Path) -> Finding:
     while not folder.exists():
         folder = folder.parent
     try:
-        with tempfile.TemporaryFile(
-            dir=folder
-        ):  # rights alone do not tell of a file system that is read-only
-            pass
+        # Rights alone do not tell of a file system that is read-only.
+        tempfile.TemporaryFile(dir=folder).close()
         free_gb = shutil.disk_usage(folder).free / 1e9
     except OSError as error:
         return Finding("disk", FAIL, f"{folder} cannot be written to: {error.strerror}", remedy)

@@ -25,7 +25,7 @@ class SharedAdamW(nn.Cell):
         weights: Mapping[str, Parameter],
         settings: AdamSettings,
         replicas: Group,
-        kernels: Kernels | None = None,
+        kernels: Kernels,
     ) -> None:
         super().__init__(auto_prefix=False)
         self.weights = ParameterTuple(list(weights.values()))
