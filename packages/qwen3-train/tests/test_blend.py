@@ -66,3 +66,44 @@ def test_exhaustive_order_serves_everything_once():
         (file, number) for file, size in enumerate([3, 5, 1]) for number in range(size)
     ]
     assert np.bincount(files).tolist() == [3, 5, 1]
+
+
+@pytest.mark.parametrize(
+    ("data_path", "sentence"),
+    [
+        (["0,3", "a", "0,7", "b"], "the weight '0,3' must be a number above 0"),
+        (["30%", "a", "70%", "b"], "the weight '30%'"),
+        (["1_0", "a"], "the weight '1_0'"),
+        (["0.3", "a", "x", "b"], "the weight 'x'"),
+        (["inf", "a", "1", "b"], "the weight 'inf'"),
+        (["0.3", "a", "b"], "has 3 items; give a weight before each prefix"),
+        ([True, "a"], "True is neither a prefix nor a weight"),
+        ([["a"]], r"\['a'\] is neither"),
+    ],
+)
+def test_what_is_no_weight_is_named(data_path, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        parse_blend(data_path, "data_path")
+
+
+@pytest.mark.parametrize(
+    ("split", "named"),
+    [
+        ("95.5.0", "'95.5.0'"), (".", "'.'"), ("95%, 5%", "'95%'"), ("-95, 5", "'-95'"), ("95, 5x", "'5x'"),
+        ("train", "'train'"), ("95,,x", "'x'"), ("nan, 1", "'nan'"), ("1e999, 1", "'1e999'"), ("", "''"),
+    ],
+)  # fmt: skip
+def test_what_is_no_proportion_is_named(split, named):
+    with pytest.raises(ConfigError, match=named):
+        split_bounds(split, 100)
+
+
+@pytest.mark.parametrize("split", ["90,5,5", "90, 5, 5", " 90 5 5 ", [90, 5, 5], "90/5/5", "9e1,5.,5.0"])
+def test_proportions_may_be_written_as_people_do(split):
+    assert split_bounds(split, 100) == [(0, 90), (90, 95), (95, 100)]
+
+
+def test_more_files_than_sixteen_bits_count_are_told_apart():
+    files, numbers = exhaustive_order([1] * 33_000)
+    assert sorted(files.tolist()) == list(range(33_000))
+    assert set(numbers.tolist()) == {0}

@@ -105,3 +105,11 @@ def test_padding_carries_no_loss_and_becomes_a_real_id():
     assert sample.loss_mask_L.tolist() == [1, 0, 0]
     assert sample.input_ids_L.tolist() == [5, 6, 0]
     assert sample.labels_L.tolist() == [6, 0, 0]
+
+
+def test_weights_without_a_number_of_samples_are_refused(tmp_path):
+    low, high = (write_tokens(tmp_path / name, [[2] * 100]) for name in ("low", "high"))
+    with pytest.raises(ConfigError, match="data_path has weights, which need a number of samples"):
+        build(Blend((str(low), str(high)), (0.99, 0.01)))
+    # A single file is read once whatever its weight says.
+    assert len(build(Blend((str(low),), (1.0,)))) == 12

@@ -95,6 +95,19 @@ def test_sizes_of_nothing_mean_one_pass(tmp_path):
         settings_of(tiny_run(tmp_path, "prefix", train_dataset__data_loader__sizes=["many"]))
 
 
+def test_weights_need_a_number_of_samples_for_each_part_that_is_used(tmp_path):
+    blend = {"train_dataset__data_loader__config__data_path": ["0.01", "a", "0.99", "b"]}
+    sizes, split = "train_dataset__data_loader__sizes", "train_dataset__data_loader__config__split"
+    for wanted in ([0, 0, 0], None, [-1, 8, 0]):
+        with pytest.raises(ConfigError, match="has weights in data_path, but sizes="):
+            settings_of(tiny_run(tmp_path, "prefix", **blend, **{sizes: wanted}))
+    evaluated = {**blend, sizes: [80, 0, 0], split: "95, 5, 0", "do_eval": True}
+    with pytest.raises(ConfigError, match=r"do_eval=True needs the second number of .*sizes"):
+        settings_of(tiny_run(tmp_path, "prefix", **evaluated))
+    for changes in ({"do_eval": False}, {sizes: [80, 8, 0]}):
+        assert settings_of(tiny_run(tmp_path, "prefix", **(evaluated | changes))).data.num_train == 80
+
+
 def test_files_of_their_own_exclude_a_split(tmp_path):
     own = {"train_dataset__data_loader__config__train_data_path": ["a"]}
     with pytest.raises(ConfigError, match="give one or the other"):

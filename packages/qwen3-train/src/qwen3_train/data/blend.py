@@ -15,6 +15,10 @@ from qwen3_model.errors import ConfigError
 SURPLUS = 1.005
 """Samples asked of each file over its share, so that none runs dry by rounding; part of Megatron's order."""
 
+DECIMAL = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+NUMERIC = re.compile(r"[-+.,%_0-9]*[0-9][-+.,%_0-9eE]*|[-+]?(nan|inf|infinity)", re.IGNORECASE)
+"""What is meant as a number, also where it is none: 0,3 or 30%."""
+
 
 @dataclass(frozen=True, slots=True)
 class Blend:
@@ -30,21 +34,32 @@ def parse_blend(data_path: Any, key: str) -> Blend:
     """Read `[prefix, ...]` or `[weight, prefix, weight, prefix, ...]`, also as one string with spaces.
 
     Raises:
-        ConfigError: The list is empty, or a weight is not above 0.
+        ConfigError: The list is empty, a weight is no number above 0, or a prefix has none.
     """
     items = data_path.split() if isinstance(data_path, str) else data_path
     if not isinstance(items, Sequence) or not items:
         raise ConfigError(
             f"{key}={data_path!r} names no data; give a prefix, or weights and prefixes in turn"
         )
+    wrong = [item for item in items if not isinstance(item, str | int | float) or isinstance(item, bool)]
+    if wrong:
+        raise ConfigError(f"{key}: {wrong[0]!r} is neither a prefix nor a weight")
     texts = [str(item) for item in items]
-    weights = [_number(text) for text in texts[::2]]
-    if len(texts) % 2 or any(weight is None for weight in weights):
+    if not any(NUMERIC.fullmatch(text) for text in texts[::2]):
         return Blend(tuple(texts), None)
+    if len(texts) % 2:
+        raise ConfigError(f"{key} has {len(texts)} items; give a weight before each prefix, or before none")
+    weights = [parse_number(text) for text in texts[::2]]
+    for text, weight in zip(texts[::2], weights, strict=True):
+        if weight is None or not 0 < weight < math.inf:
+            raise ConfigError(f"{key}: the weight {text!r} must be a number above 0, such as 0.3")
     numbers = np.array(weights, dtype=np.float64)
-    if not (np.isfinite(numbers).all() and (numbers > 0).all()):
-        raise ConfigError(f"{key}={data_path!r}: every weight must be a number above 0")
     return Blend(tuple(texts[1::2]), tuple((numbers / numbers.sum()).tolist()))
+
+
+def has_weights(blend: Blend) -> bool:
+    """Return whether weights decide what is read: the weight of a single file does not."""
+    return blend.weights is not None and len(blend.prefixes) > 1
 
 
 def split_bounds(split: Any, num_sequences: int) -> list[tuple[int, int] | None]:
@@ -55,9 +70,17 @@ def split_bounds(split: Any, num_sequences: int) -> list[tuple[int, int] | None]
         num_sequences: Sequences of the file.
 
     Raises:
-        ConfigError: `split` has no number above 0, or more than three.
+        ConfigError: `split` holds anything but numbers, none above 0, or more than three.
     """
-    parts = [float(text) for text in re.findall(r"[.0-9]+", str(split))]
+    entries = split if isinstance(split, list | tuple) else re.split(r"[\s,;:/]+", str(split).strip())
+    parts = []
+    for entry in entries:
+        part = parse_number(str(entry))
+        if part is None or not 0 <= part < math.inf:
+            raise ConfigError(
+                f"split={split!r}: {str(entry)!r} is no proportion; write for example '95, 5, 0'"
+            )
+        parts.append(part)
     if len(parts) > 3 or sum(parts) <= 0:
         raise ConfigError(
             f"split={split!r} must be up to three proportions of train, valid and test, like '95, 5, 0'"
@@ -82,14 +105,14 @@ def samples_per_file(blend: Blend, num_samples: int | None) -> list[int | None]:
     return [math.ceil(num_samples * weight * SURPLUS) for weight in blend.weights]
 
 
-def weighted_order(weights: Sequence[float], num_samples: int) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
+def weighted_order(weights: Sequence[float], num_samples: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Return for each sample its file and its number there, always serving the file most behind."""
     shares = np.array(weights, dtype=np.float64)
     # Megatron, when it blends, divides weights that sum to 1 by their sum once more; the last bit decides
     # between files that are equally far behind.
     shares /= shares.sum()
     served = np.zeros(len(shares), dtype=np.int64)
-    files = np.zeros(num_samples, dtype=np.int16)
+    files = np.zeros(num_samples, dtype=np.int32)
     numbers = np.zeros(num_samples, dtype=np.int64)
     for sample in range(num_samples):
         behind = int(np.argmax(shares * max(sample, 1.0) - served))
@@ -98,13 +121,13 @@ def weighted_order(weights: Sequence[float], num_samples: int) -> tuple[NDArray[
     return files, numbers
 
 
-def exhaustive_order(sizes: Sequence[int]) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
+def exhaustive_order(sizes: Sequence[int]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Return the order that serves every sample once, the files mixed in proportion to their sizes."""
     left = np.array(sizes, dtype=np.int64)
     total = int(left.sum())
     served = np.zeros(len(left), dtype=np.int64)
     shares = left / max(total, 1)
-    files = np.zeros(total, dtype=np.int16)
+    files = np.zeros(total, dtype=np.int32)
     numbers = np.zeros(total, dtype=np.int64)
     for sample in range(total):
         lag = np.where(served < left, shares * max(sample, 1.0) - served, -np.inf)
@@ -114,8 +137,6 @@ def exhaustive_order(sizes: Sequence[int]) -> tuple[NDArray[np.int16], NDArray[n
     return files, numbers
 
 
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
+def parse_number(text: str) -> float | None:
+    """Return the value of a decimal number as people write it; None for any other text."""
+    return float(text) if DECIMAL.fullmatch(text) else None

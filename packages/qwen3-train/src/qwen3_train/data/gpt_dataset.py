@@ -8,10 +8,19 @@ from numpy.typing import NDArray
 
 from qwen3_model.errors import ConfigError
 from qwen3_model.tokens import TokenFile, open_tokens
-from qwen3_train.data.blend import Blend, exhaustive_order, samples_per_file, split_bounds, weighted_order
+from qwen3_train.data.blend import (
+    Blend,
+    exhaustive_order,
+    has_weights,
+    samples_per_file,
+    split_bounds,
+    weighted_order,
+)
 from qwen3_train.data.gpt_index import SampleIndex, build_sample_index
 
 SPLITS = ("train", "valid", "test")
+MOST_SEQUENCES = 2**31 - 1
+"""Documents are counted in int32, as Megatron's index does."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +80,7 @@ class BlendedDataset:
     """The samples of several token files, mixed by weight."""
 
     def __init__(
-        self, datasets: list[GptDataset], files_N: NDArray[np.int16], numbers_N: NDArray[np.int64]
+        self, datasets: list[GptDataset], files_N: NDArray[np.int32], numbers_N: NDArray[np.int64]
     ) -> None:
         self.datasets, self.files_N, self.numbers_N = datasets, files_N, numbers_N
 
@@ -103,13 +112,23 @@ def build_dataset(
         The dataset, or None where the split leaves nothing for `part`.
 
     Raises:
-        ConfigError: A file's part is shorter than one sample.
+        ConfigError: A file's part is shorter than one sample, or weights come without a number of samples.
         FormatError: A file is missing or damaged.
     """
+    if num_samples is None and has_weights(blend):
+        raise ConfigError(
+            f"data_path has weights, which need a number of samples to take of the {part} part; set it in "
+            "sizes, or leave the weights out to read every sample once"
+        )
     datasets = []
     for prefix, wanted in zip(blend.prefixes, samples_per_file(blend, num_samples), strict=True):
         tokens = open_tokens(Path(prefix))
         count = len(tokens.sequence_lengths)
+        if count > MOST_SEQUENCES:
+            raise ConfigError(
+                f"{prefix} holds {count} documents, and one file may hold {MOST_SEQUENCES}; make several "
+                "with qwen3-data split"
+            )
         bounds = (0, count) if split is None else split_bounds(split, count)[SPLITS.index(part)]
         if bounds is None:
             return None
@@ -130,6 +149,7 @@ def build_dataset(
 
 def _mix(datasets: list[GptDataset], blend: Blend, num_samples: int | None) -> BlendedDataset:
     sizes = [len(dataset) for dataset in datasets]
+    # The weight of a single file decides nothing.
     if blend.weights is None or num_samples is None:
         files_N, numbers_N = exhaustive_order(sizes)
         files_N, numbers_N = files_N[:num_samples], numbers_N[:num_samples]

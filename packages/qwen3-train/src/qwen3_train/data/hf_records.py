@@ -1,6 +1,7 @@
 """Records of a dataset, through Hugging Face's `datasets`: files on this machine, or whatever it finds."""
 
 import glob
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,13 @@ from qwen3_train.settings.hf_loader import LOADER, HfDataSettings
 
 FILE_FORMATS = ("json", "csv", "parquet", "arrow", "text")
 """Values of `path` that name a format of `data_files`."""
+BUILDERS = (
+    "audiofolder", "cache", "eval", "generator", "hdf5", "imagefolder", "lance", "niftifolder", "pandas",
+    "pdffolder", "spark", "sql", "videofolder", "webdataset", "xml",
+)  # fmt: skip
+"""Words that `datasets` takes for builders of its own, even beside a folder of that name."""
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+SCHEMES = ("https://", "hf://")
 KINDS = (("messages",), ("conversations",), ("instances",), ("instruction", "output"))
 """Columns that make a record a conversation; see docs/formats/sft.md."""
 
@@ -67,11 +75,47 @@ def _check_files(data: HfDataSettings) -> None:
         if not Path(data.path).is_dir():
             raise ConfigError(f"{LOADER}.path={data.path} is no folder that datasets has saved")
         return
+    _refuse_word(data.path)
     if data.path in FILE_FORMATS and not data.data_files:
         raise ConfigError(f"{LOADER}.path={data.path} needs data_files, the paths of {data.path} files")
+    for path in [*_paths(data.data_files), *([data.data_dir] if data.data_dir else [])]:
+        if "://" in path or "::" in path:
+            _refuse_scheme(path)
     for path in _paths(data.data_files):
         if "://" not in path and not Path(path).exists() and not glob.glob(path):  # noqa: PTH207 - may be absolute
             raise ConfigError(f"{LOADER}.data_files: {path} does not exist")
+
+
+def _refuse_word(path: str) -> None:
+    """Refuse every `path` but a format of files, a folder, and a dataset of the hub.
+
+    `datasets` takes further words for its own builders; `pandas` unpickles files, which runs code of theirs.
+    """
+    known = ", ".join(FILE_FORMATS)
+    if path in FILE_FORMATS or HUB_NAME.fullmatch(path) or (Path(path).is_dir() and path not in BUILDERS):
+        return
+    raise ConfigError(
+        f"{LOADER}.path={path!r} is no format of data_files ({known}), no folder, and no owner/name of a "
+        "dataset on the hub; other builders of datasets are not run, since some run code of the files"
+    )
+
+
+def _refuse_builder(builder: Any, path: str) -> None:
+    """Refuse what `datasets` chose for a folder or a dataset of the hub, unless it reads text records."""
+    chosen = type(builder).__module__.rpartition(".")[2]
+    if chosen not in FILE_FORMATS:
+        raise ConfigError(
+            f"{LOADER}.path={path!r} holds data that datasets reads with its builder {chosen}; only "
+            f"{', '.join(FILE_FORMATS)} are read"
+        )
+
+
+def _refuse_scheme(path: str) -> None:
+    if not path.startswith(SCHEMES) or "::" in path:
+        raise ConfigError(
+            f"{LOADER}: {path} is not fetched; give a local path, or an address that begins with "
+            f"{' or '.join(SCHEMES)}"
+        )
 
 
 def _paths(files: Any) -> list[str]:
@@ -87,14 +131,18 @@ def _load(datasets: Any, data: HfDataSettings) -> Any:
         if data.load_func == "load_from_disk":
             loaded = datasets.load_from_disk(data.path)
             return loaded[data.split] if isinstance(loaded, datasets.DatasetDict) else loaded
-        return datasets.load_dataset(
+        builder = datasets.load_dataset_builder(
             data.path,
             name=data.name,
             data_dir=data.data_dir,
             data_files=data.data_files,
-            split=data.split,
             cache_dir=str(data.cache_dir) if data.cache_dir else None,
         )
+        _refuse_builder(builder, data.path)
+        builder.download_and_prepare()
+        return builder.as_dataset(split=data.split)
+    except ConfigError:
+        raise
     except Exception as error:  # datasets raises whatever its readers raise
         told = f"{type(error).__name__}: {str(error).strip() or error.__cause__}".splitlines()[0][:300]
         cause = error.__cause__

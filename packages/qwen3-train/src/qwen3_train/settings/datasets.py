@@ -5,6 +5,7 @@ from typing import Any
 
 from qwen3_model.errors import ConfigError
 from qwen3_model.run_config import RunConfig, section_problems
+from qwen3_train.data.blend import has_weights
 from qwen3_train.settings.hf_loader import HfDataSettings, SftFileSettings, read_hf_data, read_sft_file
 from qwen3_train.settings.schema import DATASET
 from qwen3_train.settings.token_files import DataSettings, read_data
@@ -41,6 +42,8 @@ def read_eval_dataset(config: RunConfig, train: DataSettings | Conversations) ->
     Raises:
         ConfigError: A key or value cannot work, or does not go with what is trained on.
     """
+    if config.get("do_eval") and isinstance(train, DataSettings):
+        _refuse_unsized_weights(train)
     section = config.get("eval_dataset")
     # mindformers' YAMLs have a section that they do not use, of other keys.
     if not config.get("do_eval") or not section:
@@ -64,3 +67,12 @@ def read_eval_dataset(config: RunConfig, train: DataSettings | Conversations) ->
             "the same"
         )
     return held_out
+
+
+def _refuse_unsized_weights(data: DataSettings) -> None:
+    if data.valid is not None and data.num_valid is None and has_weights(data.valid):
+        raise ConfigError(
+            "do_eval=True needs the second number of train_dataset.data_loader.sizes, since data_path has "
+            "weights: set it to the samples of an evaluation, for example sizes: [8000, 200, 0], or leave "
+            "the weights out to evaluate all"
+        )

@@ -54,6 +54,10 @@ GPT_DATASET: dict[str, Any] = {
     "create_attention_mask": NO_EFFECT, "create_compressed_eod_mask": FLAG,
     "eod_pad_length": NO_EFFECT, "compressed_eod_mask_length": NO_EFFECT,
     "path_to_cache": NO_EFFECT, "num_dataset_builder_threads": NO_EFFECT,
+    "mmap_bin_files": NO_EFFECT, "s3_cache_path": NO_EFFECT,
+    # Without them, samples would be others.
+    "drop_last_partial_validation_sequence": Key((bool,), (True,)),
+    "add_extra_token_to_sequence": Key((bool,), (True,)),
 }  # fmt: skip
 
 HANDLER: dict[str, Any] = {

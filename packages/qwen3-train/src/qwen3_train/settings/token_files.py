@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwen3_model.errors import ConfigError
-from qwen3_train.data.blend import Blend, parse_blend, split_bounds
+from qwen3_train.data.blend import Blend, has_weights, parse_blend, split_bounds
 
 LOADER = "train_dataset.data_loader"
 
@@ -52,6 +52,12 @@ def read_data(section: Mapping[str, Any]) -> DataSettings:
         raise ConfigError(f"{LOADER}.config.seq_length={seq_length} must be at least 1")
     train, valid, split = _files(config)
     num_train, num_valid = _sizes(loader.get("sizes"))
+    if num_train is None and has_weights(train):
+        raise ConfigError(
+            f"{LOADER} has weights in data_path, but sizes={loader.get('sizes')} does not say how many "
+            "samples to take; set sizes to for example [8000, 200, 0], or leave the weights out to read "
+            "every sample once"
+        )
     return DataSettings(
         train=train,
         valid=valid,
@@ -81,7 +87,9 @@ def _files(config: Mapping[str, Any]) -> tuple[Blend, Blend | None, str | None]:
         valid = parse_blend(own["valid"], f"{LOADER}.config.valid_data_path") if own["valid"] else None
         return train, valid, None
     blend = parse_blend(config.get("data_path"), f"{LOADER}.config.data_path")
-    split = str(config.get("split") or "1, 0, 0")
+    given = config.get("split")
+    split = "1, 0, 0" if given in (None, "") else given
+    split = ", ".join(map(str, split)) if isinstance(split, list | tuple) else str(split)
     bounds = split_bounds(split, 1_000_000)
     if bounds[0] is None:
         raise ConfigError(f"{LOADER}.config.split={split!r} leaves nothing to train on")
@@ -92,7 +100,7 @@ def _sizes(sizes: Any) -> tuple[int | None, int | None]:
     """Read `[train, valid, test]`; 0, -1 or none means one pass over the part."""
     if sizes is None:
         return None, None
-    if len(sizes) > 3 or not all(size is None or (isinstance(size, int) and size >= -1) for size in sizes):
+    if len(sizes) > 3 or not all(size is None or (type(size) is int and size >= -1) for size in sizes):
         raise ConfigError(f"{LOADER}.sizes={sizes} must be the numbers of train, valid and test samples")
     numbers = [*sizes, None, None, None]
     return _wanted(numbers[0]), _wanted(numbers[1])
