@@ -9,7 +9,7 @@ import pytest
 from qwen3_infer.device import Device
 from qwen3_infer.engine.engine import MindSporeEngine, choose_kernels
 from qwen3_infer.engine.loading import load_model
-from qwen3_infer.engine.pieces import PIECES, cut
+from qwen3_infer.engine.pieces import ALIGN, PIECES, cut
 from qwen3_infer.engine.scheduler import Scheduler
 from qwen3_infer.generate.generator import generate, run
 from qwen3_infer.native.kernels import NativeKernels
@@ -49,6 +49,22 @@ def test_a_prompt_is_cut_into_the_two_lengths_alone():
     assert list(cut(128)) == [(0, 128)]
     assert list(cut(300)) == [(0, 128), (128, 128), (256, 32), (288, 32)]
     assert {length for number in range(1, 400) for _, length in cut(number)} == set(PIECES)
+
+
+@pytest.mark.parametrize("num_tokens", [32, 64, 96, 128])
+def test_a_small_cache_warms_up_and_holds_what_fits(golden, cache_dir, make_request, num_tokens):
+    device = Device(target="CPU", kernels="native", num_threads=2, cache_dir=cache_dir)
+    small = load_model(golden.dir, choose_kernels(device, pytest.fail), quiet=True)
+    engine = MindSporeEngine(small, 2, num_tokens, num_tokens=num_tokens)
+    engine.warm_up()
+    case = min(golden.cases, key=lambda case: len(case["prompt"]))
+    wanted = make_request(case["prompt"], new_tokens=4)
+    (found,) = generate([wanted], engine, NoText())
+    assert list(found.ids) == case["greedy"][:4]
+    with pytest.raises(RuntimeError):
+        engine.decode(*np.array([[-ALIGN], [0], [0]], np.int32))
+    with pytest.raises(RuntimeError):
+        engine.decode(*np.array([[0], [0], [-1]], np.int32))
 
 
 def test_greedy_tokens_of_a_ragged_batch_are_those_of_transformers(golden, engine, make_request):

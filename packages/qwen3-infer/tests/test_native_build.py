@@ -168,9 +168,50 @@ def test_cached_attention_writes_and_reads_each_rows_own_slots(call):
                 np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("slots", "positions"),
+    [
+        ([[-1, 0]], [[0, 1]]),  # before the cache
+        ([[7, 8]], [[0, 1]]),  # behind it
+        ([[1, 2]], [[2, 3]]),  # the row begins before the cache
+        ([[2, 3]], [[-1, 0]]),
+        ([[3, 2]], [[2, 3]]),  # two rows at once
+        ([[0, 2**31 - 1]], [[0, 2**31 - 1]]),
+    ],
+)
+def test_cached_attention_refuses_slots_outside_and_writes_nothing(call, slots, positions):
+    q, k, v = (np.ones((2, 8), np.float32) for _ in range(3))
+    keys, values, found = np.zeros((8, 8), np.float32), np.zeros((8, 8), np.float32), np.zeros_like(q)
+    places = np.array(slots, np.int32).reshape(-1), np.array(positions, np.int32)
+    assert call("qwen3_cached_attention", q, k, v, keys, values, *places, found) == 1
+    assert not keys.any()
+    assert not values.any()
+    assert not found.any()
+
+
 def test_arguments_of_the_wrong_shape_are_refused(call):
     x, w, y = np.zeros((2, 4), np.float32), np.zeros((3, 5), np.float32), np.zeros((2, 3), np.float32)
     assert call("qwen3_linear", x, w, y) == 1
+    assert call("qwen3_swiglu", x, w, x.copy()) == 1
+    assert (
+        call("qwen3_rotate", x, np.zeros((1, 2, 3), np.float32), np.zeros((1, 2, 3), np.float32), x.copy())
+        == 1
+    )
+    keys, slots, positions = (
+        np.zeros((8, 4), np.float32),
+        np.arange(2, dtype=np.int32),
+        np.arange(2, dtype=np.int32),
+    )
+    arguments = [x, x, x, keys, keys, slots, positions[None], x.copy()]
+    assert call("qwen3_cached_attention", *arguments) == 0
+    for place, wrong in [
+        (1, w),
+        (2, x[:1]),
+        (3, np.zeros((8, 5), np.float32)),
+        (4, keys[:7]),
+        (5, slots[:1]),
+    ]:
+        assert call("qwen3_cached_attention", *arguments[:place], wrong, *arguments[place + 1 :]) == 1
 
 
 def test_the_library_is_compiled_once(tmp_path):

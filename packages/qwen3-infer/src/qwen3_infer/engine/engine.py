@@ -83,6 +83,7 @@ class MindSporeEngine:
         Returns:
             The logits after the last of `ids`, float32 (V,).
         """
+        assert start + position + length <= self.num_tokens, "a piece lies in the cache"
         ids_BL = np.zeros((1, length), np.int32)
         ids_BL[0, : len(ids)] = ids
         positions_BL = np.arange(position, position + length, dtype=np.int32)[None]
@@ -129,14 +130,15 @@ class MindSporeEngine:
 
     def warm_up(self) -> None:
         """Compile everything that requests may need."""
-        for length in PIECES:
-            self.read(self.num_tokens - length, [0], 0, length)
+        lengths = [length for length in PIECES if length <= self.num_tokens]
+        for length in lengths:
+            self.read(0, [0], 0, length)
         if not self._is_pooled:
             self.decode(*np.zeros((3, 1), np.int32))
             return
         for size in sorted({batch_size(count) for count in range(1, self.num_rows + 1)}):
             self.decode(*np.full((3, size), [[self.num_tokens], [0], [0]], np.int32))
-        for length in PIECES:
+        for length in lengths:
             if self.shares_beginnings and 2 * length <= self.num_tokens:
                 self.copy(0, length, length)
 

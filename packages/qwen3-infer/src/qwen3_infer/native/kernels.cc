@@ -18,6 +18,25 @@ using namespace qwen3;
 
 inline bool is_type(const char* found, const char* wanted) { return std::strcmp(found, wanted) == 0; }
 
+inline int64_t num_elements(int num_dims, const int64_t* shape) {
+  int64_t size = 1;
+  for (int i = 0; i < num_dims; ++i) size *= shape[i];
+  return size;
+}
+
+// Whether every new token lies in the cache, and with it all tokens before it, from position 0 of its row on.
+bool lie_in_cache(const int32_t* slots, const int32_t* positions, int64_t batch, int64_t num_kv_heads, int64_t length,
+                  int64_t num_slots) {
+  for (int64_t pair = 0; pair < batch * num_kv_heads; ++pair) {
+    const int32_t *own = slots + pair * length, *at = positions + pair / num_kv_heads * length;
+    for (int64_t l = 0; l < length; ++l) {
+      const int64_t start = static_cast<int64_t>(own[l]) - at[l];
+      if (at[l] < 0 || start < 0 || own[l] >= num_slots || start != static_cast<int64_t>(own[0]) - at[0]) return false;
+    }
+  }
+  return true;
+}
+
 }  // namespace
 
 extern "C" {
@@ -102,10 +121,10 @@ int qwen3_rms_norm(int num_params, void** params, int* num_dims, int64_t** shape
 // gate, up (M, F) to silu(gate) * up.
 int qwen3_swiglu(int num_params, void** params, int* num_dims, int64_t** shapes, const char**, void*, void*) {
   if (num_params != 3) return 1;
+  const int64_t size = num_elements(num_dims[0], shapes[0]);
+  if (num_elements(num_dims[1], shapes[1]) != size) return 1;
   const float *gate = static_cast<const float*>(params[0]), *up = static_cast<const float*>(params[1]);
   float* y = static_cast<float*>(params[2]);
-  int64_t size = 1;
-  for (int i = 0; i < num_dims[0]; ++i) size *= shapes[0][i];
   for_each((size + kLanes - 1) / kLanes, kSmall / kLanes, [=](int64_t number) {
     const int64_t at = number * kLanes, count = size - at < kLanes ? size - at : kLanes;
     Floats a = {}, b = {};
@@ -120,6 +139,8 @@ int qwen3_swiglu(int num_params, void** params, int* num_dims, int64_t** shapes,
 // x (M * heads, H), cos and sin (B, L, H / 2) to x with each pair (i, i + H / 2) turned.
 int qwen3_rotate(int num_params, void** params, int* num_dims, int64_t** shapes, const char**, void*, void*) {
   if (num_params != 4 || num_dims[0] != 2 || num_dims[1] != 3) return 1;
+  if (num_elements(num_dims[2], shapes[2]) != num_elements(3, shapes[1]) || shapes[0][1] != 2 * shapes[1][2]) return 1;
+  if (shapes[1][0] * shapes[1][1] < 1 || shapes[0][0] % (shapes[1][0] * shapes[1][1])) return 1;
   const float *x = static_cast<const float*>(params[0]), *cosines = static_cast<const float*>(params[1]),
               *sines = static_cast<const float*>(params[2]);
   float* y = static_cast<float*>(params[3]);
@@ -136,7 +157,8 @@ int qwen3_rotate(int num_params, void** params, int* num_dims, int64_t** shapes,
 }
 
 // q (B * L * N, H), k and v (B * L * J, H), the caches (slots, H), slots (B * J * L,), positions (B, L) to the
-// attention of each query to the slots 0 to its position of its row, (B * L * N, H). Writes k and v into the caches.
+// attention of each query to the slots 0 to its position of its row, (B * L * N, H). Writes k and v into the caches,
+// or nothing at all where a slot lies outside.
 int qwen3_cached_attention(int num_params, void** params, int* num_dims, int64_t** shapes, const char** types, void*,
                            void*) {
   if (num_params != 8 || num_dims[6] != 2 || !is_type(types[5], "int32") || !is_type(types[6], "int32")) return 1;
@@ -146,7 +168,13 @@ int qwen3_cached_attention(int num_params, void** params, int* num_dims, int64_t
   const int32_t *slots = static_cast<const int32_t*>(params[5]), *positions = static_cast<const int32_t*>(params[6]);
   float* out = static_cast<float*>(params[7]);
   const int64_t width = shapes[0][1], batch = shapes[6][0], length = shapes[6][1], tokens = batch * length;
+  if (tokens < 1 || shapes[0][0] % tokens || shapes[1][0] % tokens || shapes[1][0] < tokens) return 1;
   const int64_t num_heads = shapes[0][0] / tokens, num_kv_heads = shapes[1][0] / tokens;
+  if (num_heads % num_kv_heads || num_elements(num_dims[5], shapes[5]) != tokens * num_kv_heads) return 1;
+  if (shapes[2][0] != shapes[1][0] || shapes[4][0] != shapes[3][0]) return 1;
+  for (int i = 1; i < 5; ++i)
+    if (num_dims[i] != 2 || shapes[i][1] != width) return 1;
+  if (!lie_in_cache(slots, positions, batch, num_kv_heads, length, shapes[3][0])) return 1;
   const int64_t group = num_heads / num_kv_heads;
   const int64_t pairs = batch * num_kv_heads, queries = length * group, stride = round_up(width, kStep);
   for_each(pairs * length, kSmall / width + 1, [=](int64_t number) {
