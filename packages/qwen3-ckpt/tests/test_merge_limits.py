@@ -41,7 +41,7 @@ def test_a_merge_that_will_not_fit_is_refused_before_it_starts(tmp_path, monkeyp
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     result = CliRunner().invoke(main, flags_of(tmp_path / "run", tmp_path / "out"))
     assert result.exit_code == 1
-    assert "but 0.00 GB are free" in result.output
+    assert "needs 47.81 kB but 1.00 kB are free" in result.output
     assert not (tmp_path / "out").exists()
     assert made.checkpoint_dir.is_dir()
 

@@ -197,3 +197,76 @@ def test_a_folder_that_appears_meanwhile_is_not_replaced_without_force(tmp_path)
     with pytest.raises(OutputExistsError):
         two_at_once()
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "theirs"]
+
+
+def test_an_output_that_is_or_holds_a_source_is_refused_also_with_force(tmp_path):
+    source = tmp_path / "run" / "checkpoint" / "rank_0"
+    source.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    (tmp_path / "other").mkdir()
+    for output, what in (("run/checkpoint/rank_0", "is"), ("run", "holds"), ("link", "holds")):
+        with pytest.raises(OutputExistsError, match=f"{output} {what} .*rank_0, which is read, and is never"):
+            refuse_existing(tmp_path / output, force=True, sources=[tmp_path / "other", source])
+    refuse_existing(tmp_path / "run" / "merged", force=True, sources=[source])
+    refuse_existing(
+        tmp_path / "other", force=True, sources=[source, tmp_path / "not there", Path("a\0" * 999)]
+    )
+
+
+def test_a_source_is_known_by_its_link_too(tmp_path):
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "x").touch()
+    (tmp_path / "snapshot").mkdir()
+    weights = tmp_path / "snapshot" / "model.safetensors"
+    weights.symlink_to("../blobs/x")
+    for output in ("blobs", "snapshot", "blobs/x"):
+        with pytest.raises(OutputExistsError, match="which is read"):
+            refuse_existing(tmp_path / output, force=True, sources=[weights])
+
+
+def test_a_source_that_the_block_turns_into_the_output_is_refused_at_the_end(tmp_path):
+    source, output = tmp_path / "a", tmp_path / "b"
+    source.mkdir()
+
+    def fill():
+        with output_directory(output, force=True, sources=[output / "part"]):
+            source.rename(output)
+            (output / "part").touch()
+
+    with pytest.raises(OutputExistsError, match="holds"):
+        fill()
+    assert names(tmp_path) == ["b"]
+    assert names(output) == ["part"]
+
+
+def test_no_link_that_a_neighbour_has_put_there_is_followed(tmp_path, monkeypatch):
+    precious = tmp_path / "precious.txt"
+    precious.write_text("keep", encoding="utf-8")
+    first = files.temporary_neighbour(tmp_path / "a")
+    assert first != files.temporary_neighbour(tmp_path / "a"), "nobody can make the link beforehand"
+    monkeypatch.setattr(files, "temporary_neighbour", lambda path: first)
+    first.symlink_to(precious)
+    with pytest.raises(FileExistsError):
+        write_text_atomically(tmp_path / "a", "new")
+    assert precious.read_text(encoding="utf-8") == "keep"
+
+
+def test_a_link_to_nothing_and_the_longest_name_are_outputs_with_a_sentence_or_a_result(tmp_path):
+    (tmp_path / "dangling").symlink_to("nowhere")
+    with pytest.raises(OutputExistsError, match="is a link to nowhere, which is not there"):
+        refuse_existing(tmp_path / "dangling", force=True)
+    for name in ("n" * 255, "\u4e2d" * 85):
+        write_text_atomically(tmp_path / name, "text")
+        assert (tmp_path / name).read_text(encoding="utf-8") == "text"
+
+
+def test_a_replaced_folder_that_was_read_only_goes_too(tmp_path):
+    out = tmp_path / "out"
+    (out / "deep").mkdir(parents=True)
+    (out / "deep" / "a").touch()
+    (out / "deep").chmod(0o555)
+    out.chmod(0o555)
+    with output_directory(out, force=True) as partial:
+        (partial / "new").touch()
+    assert names(tmp_path) == ["out"]
+    assert names(out) == ["new"]

@@ -69,5 +69,5 @@ def reshard(  # noqa: PLR0913 - one parameter a flag
         list(checkpoint.tensors), Layout(dp=dp, tp=tp, pp=pp), shifts,
         shard_optimizer=shard_optimizer, remove_redundancy=remove_redundancy,
     )  # fmt: skip
-    count = run(checkpoint, cut, output, hf_dir=hf_dir, force=force, quiet=quiet)
+    count = run(checkpoint, cut, output, hf_dir=hf_dir, strategy=src_strategy_dirs, force=force, quiet=quiet)
     click.echo(f"resharded step {checkpoint.suffix} for {count} ranks: {output}")

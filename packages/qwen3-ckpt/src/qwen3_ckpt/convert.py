@@ -9,7 +9,7 @@ from qwen3_ckpt.hf_output import write_hf_folder
 from qwen3_ckpt.names import hf_tensors
 from qwen3_ckpt.rows import LazyTensor, cast, from_file
 from qwen3_ckpt.unified import NAME_MAP, UNIFIED, write_parts
-from qwen3_model.companions import copy_companions, find_companions
+from qwen3_model.companions import companion_files, copy_companions, find_companions
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError, FormatError
 from qwen3_model.files import output_directory, require_free_space
@@ -51,11 +51,19 @@ def convert(request: ConvertRequest, output_dir: Path, *, force: bool, quiet: bo
         raise ConfigError(f"no config.json lies beside {request.source}; name its folder with --hf-dir")
     config = Qwen3Config.from_dir(companions)
     tensors = hf_tensors(open_weights(folder), config, request.source_layout)
+    sources = [request.source, *weight_paths(folder)]
     if request.dtype:
         tensors = {name: cast(tensor, request.dtype) for name, tensor in tensors.items()}
     if request.target == "hf":
         write_hf_folder(
-            output_dir, tensors, config, companions, force=force, quiet=quiet, shard_bytes=shard_bytes
+            output_dir,
+            tensors,
+            config,
+            companions,
+            force=force,
+            quiet=quiet,
+            shard_bytes=shard_bytes,
+            sources=sources,
         )
         return
     if request.target == "mindformers":
@@ -63,7 +71,7 @@ def convert(request: ConvertRequest, output_dir: Path, *, force: bool, quiet: bo
     total = sum(tensor.plan.size_bytes for tensor in tensors.values())
     require_free_space(output_dir, total)
     with (
-        output_directory(output_dir, force=force) as out,
+        output_directory(output_dir, force=force, sources=(*sources, *companion_files(companions))) as out,
         Progress("write", total, "B", quiet=quiet) as progress,
     ):
         write_parts(out / UNIFIED, tensors, progress.advance)
@@ -91,6 +99,11 @@ def find_weights(source: Path) -> Path:
         )
         raise FormatError(f"{source} holds {listed}; give the folder with the weights")
     return found[0]
+
+
+def weight_paths(folder: Path) -> list[Path]:
+    """Return every file of weights that `find_weights` found."""
+    return [folder] if folder.is_file() else [*folder.glob("*.safetensors"), *folder.glob("*.json")]
 
 
 def open_weights(folder: Path) -> dict[str, LazyTensor]:

@@ -1,13 +1,14 @@
 """Write a Hugging Face folder: weights, index, config and tokenizer files, all or nothing."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from qwen3_ckpt.parallel import Count, run_all
 from qwen3_ckpt.rows import LazyTensor
-from qwen3_model.companions import copy_companions
+from qwen3_model.companions import companion_files, copy_companions
 from qwen3_model.config import Qwen3Config
 from qwen3_model.files import output_directory, require_free_space
 from qwen3_model.hf_folder import INDEX_FILE, encode_index, plan_shards, shard_names
@@ -26,6 +27,7 @@ def write_hf_folder(  # noqa: PLR0913 - the last four say how, not what
     force: bool,
     quiet: bool,
     shard_bytes: int,
+    sources: Iterable[Path],
     workers: int | None = None,
 ) -> None:
     """Write the model's weights and copy its small files from `companions`.
@@ -38,7 +40,7 @@ def write_hf_folder(  # noqa: PLR0913 - the last four say how, not what
     total = sum(tensor.plan.size_bytes for tensor in tensors.values())
     require_free_space(output_dir, total)
     with (
-        output_directory(output_dir, force=force) as folder,
+        output_directory(output_dir, force=force, sources=(*sources, *companion_files(companions))) as folder,
         Progress("write", total, "B", quiet=quiet) as progress,
     ):
         shards = plan_shards([tensor.plan for tensor in tensors.values()], shard_bytes)

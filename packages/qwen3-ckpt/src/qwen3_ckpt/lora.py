@@ -87,7 +87,7 @@ def fuse_lora(
     check_base_copies(adapters, weights)
     write_hf_folder(
         output_dir, fuse_adapters(weights, adapters), base.config, base_dir,
-        force=force, quiet=quiet, shard_bytes=shard_bytes,
+        force=force, quiet=quiet, shard_bytes=shard_bytes, sources=[base_dir, source.path],
     )  # fmt: skip
     return adapters
 
@@ -108,9 +108,10 @@ def export_lora(source: AdapterSource, output_dir: Path, base_model: str, *, for
             "whether the head is tied to the adapted embedding decides what PEFT must be told: name the "
             "base's folder with --hf-dir"
         )
+    sources = [path for path in (source.path, source.hf_dir) if path]
     is_tied = bool(config and config.tie_word_embeddings)
     base = base_model or _base_beside(source.path)
-    with output_directory(output_dir, force=force) as folder:
+    with output_directory(output_dir, force=force, sources=sources) as folder:
         write_safetensors(folder / WEIGHTS_FILE, peft_tensors(adapters, is_tied=is_tied), {"format": "pt"})
         text = json.dumps(peft_config(adapters, config, base, is_tied=is_tied), indent=2)
         (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")

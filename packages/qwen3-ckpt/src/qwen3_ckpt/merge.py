@@ -20,7 +20,7 @@ from qwen3_ckpt.replicas import check_replicas, check_samples, check_stage_twins
 from qwen3_ckpt.rows import LazyTensor, cast
 from qwen3_ckpt.strategies import Stages, merged_strategy, read_stages
 from qwen3_ckpt.unified import UNIFIED, write_parts, write_run_state
-from qwen3_model.companions import copy_companions, find_companions
+from qwen3_model.companions import companion_files, copy_companions, find_companions
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError
 from qwen3_model.files import output_directory, refuse_existing, require_free_space
@@ -63,6 +63,12 @@ class Prepared:
     config: Qwen3Config | None
     layout: FusedLayout
     dtype: str | None
+
+    def sources(self) -> list[Path]:
+        """Return every file and folder that the merge reads."""
+        found = [file.path for file in self.ranks.files.values()]
+        found += [self.strategy] if self.strategy else []
+        return found + (companion_files(self.companions) if self.companions else [])
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +136,7 @@ def plan_output(prepared: Prepared, output_dir: Path, target: str, *, force: boo
     else:
         folder = output_dir / f"{prepared.ranks.suffix}_ckpt_convert"
         output = Output(folder, prepared.checkpoint.tensors, is_hf=False)
-    refuse_existing(output.folder, force=force)
+    refuse_existing(output.folder, force=force, sources=prepared.sources())
     require_free_space(output_dir, output.size_bytes)
     return output
 
@@ -143,10 +149,11 @@ def write_output(
         write_hf_folder(
             output.folder, output.tensors, prepared.config, prepared.companions,
             force=force, quiet=quiet, shard_bytes=shard_bytes, workers=workers,
+            sources=prepared.sources(),
         )  # fmt: skip
         return
     with (
-        output_directory(output.folder, force=force) as folder,
+        output_directory(output.folder, force=force, sources=prepared.sources()) as folder,
         Progress("merge", output.size_bytes, "B", quiet=quiet) as progress,
     ):
         write_parts(folder / UNIFIED, output.tensors, progress.advance, workers)

@@ -14,7 +14,7 @@ from pathlib import Path
 from qwen3_ckpt.placements import Cut, bare_name, stage_of, tensor_layout
 from qwen3_ckpt.rows import LazyTensor, PickedColumns, PickedRows, RowSource
 from qwen3_ckpt.tensor_sets import Checkpoint
-from qwen3_model.companions import copy_companions, find_companions
+from qwen3_model.companions import companion_files, copy_companions, find_companions
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError
 from qwen3_model.files import output_directory, refuse_existing, require_free_space
@@ -35,7 +35,14 @@ class _Rank:
 
 
 def reshard(
-    checkpoint: Checkpoint, cut: Cut, output_dir: Path, *, hf_dir: Path | None, force: bool, quiet: bool
+    checkpoint: Checkpoint,
+    cut: Cut,
+    output_dir: Path,
+    *,
+    hf_dir: Path | None,
+    strategy: Path | None,
+    force: bool,
+    quiet: bool,
 ) -> int:
     """Write the checkpoint under another layout and return the number of ranks.
 
@@ -44,8 +51,10 @@ def reshard(
         WeightError: A tensor has no place in the layout, since its name is unknown.
         OutputExistsError: `output_dir` is there and `force` is false.
     """
-    refuse_existing(output_dir, force=force)
     companions = hf_dir or find_companions(checkpoint.path)
+    sources = [checkpoint.path, *checkpoint.path.rglob("*.safetensors"), *([strategy] if strategy else [])]
+    sources += companion_files(companions) if companions else []
+    refuse_existing(output_dir, force=force, sources=sources)
     config = Qwen3Config.from_dir(companions) if companions else None
     layouts = {name: tensor_layout(tensor.plan, cut) for name, tensor in checkpoint.tensors.items()}
     _check(checkpoint, cut.layout, config, layouts)
@@ -57,7 +66,7 @@ def reshard(
     )
     require_free_space(output_dir, needed)
     with (
-        output_directory(output_dir, force=force) as folder,
+        output_directory(output_dir, force=force, sources=sources) as folder,
         Progress("reshard", needed, "B", quiet=quiet) as progress,
     ):
         for number, rank in enumerate(_ranks(cut.layout)):

@@ -45,6 +45,6 @@ def wikitext_command(
     from qwen3_data.wikitext import convert_wikitext
     from qwen3_model.files import refuse_existing
 
-    refuse_existing(output, force=force)
+    refuse_existing(output, force=force, sources=[source])
     counts = convert_wikitext(source, output, unit=unit, keep_headings=headings == "keep")
     click.echo(f"{output}: {counts.num_records} records from {counts.num_articles} articles")

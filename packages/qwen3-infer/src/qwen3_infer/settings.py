@@ -62,6 +62,11 @@ class RunSettings:
     notes: tuple[str, ...]
     """What to tell the user about keys without effect."""
 
+    def sources(self) -> list[Path]:
+        """Return every path that is read, prompts that are texts among them."""
+        paths = (self.load_checkpoint, self.strategy, self.adapter)
+        return [self.model_dir, *filter(None, paths), *map(Path, self.predict_data)]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decoding:

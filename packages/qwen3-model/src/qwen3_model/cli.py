@@ -85,10 +85,13 @@ def init(
     Example:
       qwen3-model init 0.6B fresh-0.6B --seed 1 --dtype bfloat16
     """
+    from qwen3_model.config import SIZES
     from qwen3_model.describe import find_config
+    from qwen3_model.files import refuse_existing
     from qwen3_model.write_fresh import write_fresh
 
     config = find_config(source)
+    refuse_existing(out_dir, force=force, sources=[] if source in SIZES else [Path(source)])
     write_fresh(
         config,
         out_dir,

@@ -17,9 +17,13 @@ def find_companions(source: Path) -> Path | None:
     return None
 
 
+def companion_files(source: Path) -> list[Path]:
+    """Return those that `source` has."""
+    return [path for name in COMPANION_FILES if (path := source / name).is_file()]
+
+
 def copy_companions(source: Path, target: Path) -> None:
     """Copy those that `source` has into `target`, which is made when needed."""
     target.mkdir(exist_ok=True)
-    for name in COMPANION_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+    for path in companion_files(source):
+        shutil.copyfile(path, target / path.name)

@@ -1,31 +1,69 @@
 """Outputs that appear whole or not at all, also after a kill at any moment."""
 
 import ctypes
+import glob
 import os
+import secrets
 import shutil
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from qwen3_model.errors import OutputExistsError, Qwen3Error
 
 # From linux/fcntl.h and linux/fs.h.
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
+MAX_NAME_BYTES = 255
+UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "bytes"))
 
 
-def refuse_existing(path: Path, *, force: bool) -> None:
-    """Raise OutputExistsError when `path` exists without `force`, or holds the working or home folder.
+def refuse_existing(path: Path, *, force: bool, sources: Iterable[Path] = ()) -> None:
+    """Refuse an output that may not be replaced.
 
-    Also when it is a device or a pipe, with or without `force`: a rename would put a file in its place.
+    Raises:
+        OutputExistsError: `path` exists without `force`; or, with or without it, `path` is or holds one of
+            the `sources` that the command reads, or the working or the home folder; or it is a device, a
+            pipe or a link to nothing, which a rename would replace.
     """
     _refuse_special(path)
-    if path.exists() and any(place.is_relative_to(path.resolve()) for place in (Path.cwd(), Path.home())):
+    if path.is_symlink() and not path.exists():
+        raise OutputExistsError(
+            f"{path} is a link to {path.readlink()}, which is not there; remove it or choose another output"
+        )
+    if not path.exists():
+        return
+    if any(place.is_relative_to(path.resolve()) for place in (Path.cwd(), Path.home())):
         raise OutputExistsError(
             f"{path} holds the working or the home folder and is never replaced; name another"
         )
-    if path.exists() and not force:
+    if source := _source_in(path, sources):
+        what = "is" if source.samefile(path) else "holds"
+        raise OutputExistsError(
+            f"{path} {what} {source}, which is read, and is never replaced; choose another output"
+        )
+    if not force:
         raise OutputExistsError(f"{path} already exists; choose another output or pass --force to replace it")
+
+
+def _source_in(path: Path, sources: Iterable[Path]) -> Path | None:
+    """Return the first source that is `path` or lies below it, by any name that either has."""
+    output, known = path.stat(), dict[Path, bool]()
+
+    def is_output(place: Path) -> bool:
+        if place not in known:
+            try:
+                known[place] = os.path.samestat(place.stat(), output)
+            except (OSError, ValueError):  # it is not there, or no name at all
+                known[place] = False
+        return known[place]
+
+    for source in sources:
+        names = {source.absolute(), Path(os.path.realpath(source)) if "\0" not in str(source) else source}
+        if any(is_output(place) for name in names for place in (name, *name.parents)):
+            return source
+    return None
 
 
 def _refuse_special(path: Path) -> None:
@@ -42,9 +80,10 @@ def require_free_space(directory: Path, needed_bytes: int) -> None:
         existing = existing.parent
     free_bytes = shutil.disk_usage(existing).free
     if free_bytes < needed_bytes:
+        size, unit = next((size, unit) for size, unit in UNITS if needed_bytes >= size)
+        needed, free = f"{needed_bytes / size:.2f} {unit}", f"{free_bytes / size:.2f} {unit}"
         raise Qwen3Error(
-            f"{directory} needs {needed_bytes / 1e9:.2f} GB but {free_bytes / 1e9:.2f} GB are free; "
-            "make room or choose another output"
+            f"{directory} needs {needed} but {free} are free; make room or choose another output"
         )
 
 
@@ -52,7 +91,7 @@ def require_writable(path: Path) -> None:
     """Raise Qwen3Error or OSError now when `path`, meant for later, cannot be written; makes its folder."""
     _make_parent(path)
     temporary = temporary_neighbour(path)
-    temporary.touch()
+    _create(temporary)
     temporary.unlink()
 
 
@@ -70,6 +109,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         path = path.resolve()
     _make_parent(path)
     temporary = temporary_neighbour(path)
+    _create(temporary)
     try:
         write(temporary)
         sync(temporary)
@@ -85,15 +125,16 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 
 @contextmanager
-def output_directory(path: Path, *, force: bool = False) -> Iterator[Path]:
+def output_directory(path: Path, *, force: bool = False, sources: Iterable[Path] = ()) -> Iterator[Path]:
     """Yield an empty temporary folder that becomes `path` when the block ends without an error.
 
     An existing `path` is replaced (with `force`) only after the new one is whole.
 
     Raises:
-        OutputExistsError: `path` exists and `force` is false.
+        OutputExistsError: `path` exists and `force` is false, or it is or holds one of the `sources`.
     """
-    refuse_existing(path, force=force)
+    sources = list(sources)
+    refuse_existing(path, force=force, sources=sources)
     _make_parent(path)
     temporary = temporary_neighbour(path)
     temporary.mkdir()
@@ -101,11 +142,13 @@ def output_directory(path: Path, *, force: bool = False) -> Iterator[Path]:
         yield temporary
         for file in temporary.rglob("*"):
             sync(file)
-        refuse_existing(path, force=force)  # another run may have made it meanwhile
+        refuse_existing(path, force=force, sources=sources)  # another run may have made it meanwhile
         replace_directory(temporary, path)
         sync(path.parent)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary.exists():
+            _make_removable(temporary)
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def replace_directory(new: Path, path: Path) -> None:
@@ -122,10 +165,27 @@ def replace_directory(new: Path, path: Path) -> None:
             old.rename(path)
             raise
         old.rename(new)
-    if new.is_dir() and not new.is_symlink():
-        shutil.rmtree(new)
-    else:
+    if new.is_symlink() or not new.is_dir():
         new.unlink()
+        return
+    _make_removable(new)
+    try:
+        shutil.rmtree(new)
+    except OSError as error:
+        raise Qwen3Error(
+            f"the new {path} is whole and in place, but what it replaced could not be removed and is left as "
+            f"{new}: {error.strerror} ({error.filename})"
+        ) from None
+
+
+def _make_removable(folder: Path) -> None:
+    """Let the owner change every folder in `folder`, where the system allows it."""
+    for place, folders, _ in os.walk(folder):
+        for name in (".", *folders):
+            inner = Path(place, name)
+            if not inner.is_symlink() and not os.access(inner, os.W_OK | os.X_OK):
+                with suppress(OSError):
+                    inner.chmod(stat.S_IRWXU)
 
 
 def _exchange(a: Path, b: Path) -> bool:
@@ -137,12 +197,23 @@ def _exchange(a: Path, b: Path) -> bool:
 
 
 def temporary_neighbour(path: Path, *, suffix: str = "tmp") -> Path:
-    """Return a hidden name beside `path`, after removing what dead processes of this host left."""
-    host = socket.gethostname()
+    """Return a hidden name beside `path` that nobody can guess, after removing what dead processes left.
+
+    The name states host and process, so that a later run knows which leftovers are abandoned.
+    """
+    host, stem = socket.gethostname(), os.fsencode(path.name)
+    rest = f".{host}.{secrets.token_hex(8)}.{os.getpid()}.{suffix}"
+    stem = stem[: MAX_NAME_BYTES - 1 - len(os.fsencode(rest))]
+    start = f".{os.fsdecode(stem)}"
     if path.parent.is_dir():
-        for stale in path.parent.glob(f".{path.name}.{host}.*.tmp"):
+        for stale in path.parent.glob(f"{glob.escape(start)}.{glob.escape(host)}.*.tmp"):
             _remove_if_abandoned(stale)
-    return path.with_name(f".{path.name}.{host}.{os.getpid()}.{suffix}")
+    return path.with_name(start + rest)
+
+
+def _create(temporary: Path) -> None:
+    """Make the file, which must be new: no link that a neighbour has put there is ever followed."""
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_WRONLY, 0o666))
 
 
 def _make_parent(path: Path) -> None:

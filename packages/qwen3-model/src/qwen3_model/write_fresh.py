@@ -35,11 +35,12 @@ def write_fresh(
     """Write config.json, weights of `dtype` and, from `tokenizer_dir`, the tokenizer's files to `out_dir`.
 
     Raises:
-        OutputExistsError: `out_dir` exists and `force` is false.
+        OutputExistsError: `out_dir` exists and `force` is false, or it is or holds `tokenizer_dir`.
         FormatError: `tokenizer_dir` has no tokenizer.json.
         Qwen3Error: The disk is too full.
     """
-    refuse_existing(out_dir, force=force)
+    sources = [tokenizer_dir] if tokenizer_dir else []
+    refuse_existing(out_dir, force=force, sources=sources)
     if tokenizer_dir is not None and not (tokenizer_dir / "tokenizer.json").is_file():
         raise FormatError(f"{tokenizer_dir} has no tokenizer.json; give a folder with a tokenizer")
     stored = STORED_AS[dtype]
@@ -47,7 +48,7 @@ def write_fresh(
     total_bytes = sum(plan.size_bytes for plan in plans)
     require_free_space(out_dir.parent, total_bytes)
     with (
-        output_directory(out_dir, force=force) as partial_dir,
+        output_directory(out_dir, force=force, sources=sources) as partial_dir,
         Progress("weights", total_bytes, "B", quiet=quiet) as progress,
     ):
         text = json.dumps(replace(config, dtype=dtype).to_hf(), indent=2) + "\n"

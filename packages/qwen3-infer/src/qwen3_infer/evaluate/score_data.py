@@ -91,6 +91,16 @@ def read_documents(values: Sequence[str], folder: ModelFolder, reading: Reading)
             yield document
 
 
+def data_files(values: Sequence[str]) -> list[Path]:
+    """Return the files that the sources are read from, so that no output replaces one."""
+    files = []
+    for value in values:
+        prefix = _token_prefix(value)
+        endings = (".bin", ".idx", ".json")
+        files += [Path(value)] if prefix is None else [sibling(prefix, ending) for ending in endings]
+    return files
+
+
 def _token_prefix(value: str) -> Path | None:
     """Return the prefix of token files, None for a text."""
     for ending in (".bin", ".idx"):

@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwen3_infer.device import Device
-from qwen3_infer.evaluate.score_data import Document, Reading, check_sources, read_documents
+from qwen3_infer.evaluate.score_data import (
+    Document,
+    Reading,
+    check_sources,
+    data_files,
+    read_documents,
+)
 from qwen3_infer.evaluate.score_windows import Score, cut_windows
 from qwen3_infer.model_folder import ModelFolder
 from qwen3_infer.settings import RunSettings, open_run_folder
@@ -57,7 +63,8 @@ def run_score(settings: ScoreSettings, device: Device, note: Callable[[str], Non
     if settings.output is not None:
         if settings.output.is_dir():
             raise UsageError(f"{settings.output} is a folder; --output takes a file")
-        refuse_existing(settings.output, force=settings.force)
+        sources = [*settings.model.sources(), *data_files(settings.data)]
+        refuse_existing(settings.output, force=settings.force, sources=sources)
     folder = open_run_folder(settings.model)
     window, stride = _window(settings, folder)
     for text in check_sources(settings.data, folder):

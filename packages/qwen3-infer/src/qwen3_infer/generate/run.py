@@ -162,7 +162,7 @@ def _refuse_outputs(settings: RunSettings, output: Output) -> None:
     for path in paths:
         if path.is_dir():
             raise UsageError(f"{path} is a folder; results are written to a file")
-        refuse_existing(path, force=output.force)
+        refuse_existing(path, force=output.force, sources=settings.sources())
 
 
 def _generate_all(
