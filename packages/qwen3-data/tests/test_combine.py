@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import resource
 
 import numpy as np
 import pytest
@@ -121,6 +122,10 @@ def test_split_parts_merge_back_to_the_whole(run, whole, tmp_path, parts):
         ("1", 2, "must be two parts or more"),
         ("5,-1", 2, "must be two parts or more"),
         ("a", 2, "is neither a number of parts"),
+        ("95,5x", 2, "'5x' is neither a number of parts nor a weight"),
+        ("95,5_0", 2, "'5_0' is neither"),
+        ("95,", 2, "'' is neither"),
+        ("95;5", 2, "'95;5' is neither"),
         ("nan,1", 2, "must be two parts or more"),
     ],
 )
@@ -192,3 +197,113 @@ def test_inspect_draws_the_lengths(run, whole, tmp_path):
     result = run("inspect", whole, "--png", tmp_path / "lengths.png")
     assert result.exit_code == 0, result.output
     assert (tmp_path / "lengths.png").read_bytes().startswith(b"\x89PNG")
+
+
+def shares(preprocess, source, count, *words, prefix="part"):
+    for index in range(count):
+        result = preprocess(source, "--shard-index", index, "--num-shards", count, *words, prefix=prefix)
+        assert result.exit_code == 0, result.output
+
+
+@pytest.fixture
+def corpus(write_jsonl):
+    return write_jsonl([{"text": f"word {number} <|im_end|>"} for number in range(60)])
+
+
+@pytest.mark.parametrize("with_manifest", [True, False])
+@pytest.mark.parametrize(
+    ("picked", "sentence"),
+    [
+        ([0, 2], "of 3 shares of a run, 1 are missing"),
+        ([1, 2], "of 3 shares of a run, 0 are missing"),
+        ([0, 1, 1, 2], "are both share 1 of 3; name each once"),
+        ([0, 2, 1], "is share 1 of 3 and stands after share 2"),
+    ],
+)
+def test_an_incomplete_repeated_or_unsorted_set_of_shares_is_refused(
+    run, preprocess, corpus, tmp_path, picked, sentence, with_manifest
+):
+    shares(preprocess, corpus, 3)
+    parts = sorted(tmp_path.glob("part_*.idx"))
+    if not with_manifest:
+        for part in parts:
+            part.with_suffix(".json").unlink()
+    result = run("merge", *[parts[number] for number in picked], "--output-prefix", tmp_path / "merged")
+    assert result.exit_code == 1
+    assert sentence in result.stderr
+    assert not list(tmp_path.glob("*merged*"))
+
+
+def test_shares_of_other_runs_do_not_fill_a_gap(run, preprocess, corpus, tmp_path):
+    shares(preprocess, corpus, 3, prefix="a")
+    shares(preprocess, corpus, 4, prefix="b")
+    shares(preprocess, corpus, 3, "--allow-special", prefix="c")
+
+    def merge(*names):
+        parts = [tmp_path / f"{name}_text_document.idx" for name in names]
+        return run("merge", *parts, "--output-prefix", tmp_path / "merged", "--force")
+
+    for first, *others in (
+        ("a_00000-of-00003", "b_00001-of-00004", "b_00002-of-00004"),
+        ("a_00000-of-00003", "c_00001-of-00003", "c_00002-of-00003"),
+    ):
+        result = merge(first, *others)
+        assert result.exit_code == 1
+        assert "of runs with different inputs or settings" in result.stderr
+    both = [f"a_0000{number}-of-00003" for number in range(3)]
+    both += [f"b_0000{number}-of-00004" for number in range(4)]
+    assert merge(*both).exit_code == 0
+    assert read_manifest(tmp_path / "merged").num_documents == 120
+
+
+def test_a_set_that_may_be_incomplete_says_so(run, preprocess, corpus, tmp_path):
+    shares(preprocess, corpus, 3)
+    parts = sorted(tmp_path.glob("part_*.idx"))[:2]
+    words = ("--output-prefix", tmp_path / "merged", "--allow-incomplete")
+    assert run("merge", *parts, *words).exit_code == 0
+    merged = read_manifest(tmp_path / "merged")
+    assert merged.settings is None
+    assert merged.num_documents == sum(read_manifest(part.with_suffix("")).num_documents for part in parts)
+
+
+def test_parts_do_not_claim_the_counts_of_the_whole_and_give_them_back(run, preprocess, tmp_path):
+    lines = [json.dumps({"text": f"text {number} " + "<|im_end|>" * (number < 7)}) for number in range(40)]
+    (tmp_path / "in.jsonl").write_text("\n".join([*lines, "bad"]))
+    assert preprocess(tmp_path / "in.jsonl", "--on-error", "skip").exit_code == 0
+    whole = tmp_path / "out_text_document"
+    manifest = read_manifest(whole)
+    assert (manifest.num_special_texts, manifest.num_skipped_records) == (7, 1)
+    assert run("split", whole, "--parts", "50,50").exit_code == 0
+    parts = [tmp_path / f"out_text_document_0000{number}" for number in range(2)]
+    for part in parts:
+        held = read_manifest(part)
+        assert (held.num_special_texts, held.num_skipped_records) == (None, None)
+        assert "an unknown number of bad records" in run("inspect", part).stdout
+    # Parts of a part give back the part, and all parts the whole.
+    assert run("split", parts[0], "--parts", "3").exit_code == 0
+    thirds = sorted(tmp_path.glob("out_text_document_00000_*.idx"))
+    assert run("merge", *thirds, "--output-prefix", tmp_path / "half").exit_code == 0
+    assert read_manifest(tmp_path / "half") == read_manifest(parts[0])
+    assert run("merge", tmp_path / "half", parts[1], "--output-prefix", tmp_path / "again").exit_code == 0
+    assert read_manifest(tmp_path / "again") == manifest
+    assert bytes_of(tmp_path / "again") == bytes_of(whole)
+    # Parts out of order are another file, of which only sums are known.
+    assert run("merge", parts[1], parts[0], "--output-prefix", tmp_path / "turned").exit_code == 0
+    turned = read_manifest(tmp_path / "turned")
+    assert (turned.num_documents, turned.num_special_texts, turned.settings) == (40, None, None)
+
+
+def test_more_files_than_a_process_may_open_are_merged(run, tmp_path):
+    documents = [[number, number + 1] for number in range(300)]
+    for number, document in enumerate(documents):
+        write_reference(tmp_path / f"many_{number:03d}", [document])
+    write_reference(tmp_path / "whole", documents)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(128, soft), hard))
+    try:
+        parts = sorted(tmp_path.glob("many_*.idx"))
+        result = run("merge", *parts, "--output-prefix", tmp_path / "merged")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert result.exit_code == 0, result.output
+    assert bytes_of(tmp_path / "merged") == bytes_of(tmp_path / "whole")

@@ -120,7 +120,7 @@ def test_an_interrupted_run_is_not_forgotten(preprocess, corpus, monkeypatch, tm
     assert "pass --resume to go on with it, or --force to begin anew" in result.stderr
     result = preprocess(corpus, *SKIP, "--resume", "--no-append-eod")
     assert result.exit_code == 1
-    assert "had another eod-token; resume it with the same" in result.stderr
+    assert "had another append-eod; resume it with the same" in result.stderr
     assert preprocess(corpus, *SKIP, "--resume").exit_code == 0
 
 

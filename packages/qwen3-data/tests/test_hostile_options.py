@@ -1,10 +1,12 @@
 """Values on the command line that cannot work, or would lose something."""
 
 import json
+import os
 import random
 
 import pytest
 
+from qwen3_data import blocks
 from qwen3_data.sentences import split_sentences
 from qwen3_data.wikitext import read_articles
 from qwen3_model.tokens import open_tokens, read_manifest
@@ -196,3 +198,85 @@ def test_sentences_joined_are_the_text():
         )
         if text.strip():
             assert "".join(split_sentences(text, keep_newlines=True)) == text
+
+
+@pytest.mark.parametrize(
+    ("made", "asked", "named"),
+    [
+        (["--max-docs", "2"], [], "max-docs"),
+        ([], ["--max-docs", "2"], "max-docs"),
+        ([], ["--allow-special"], "allow-special"),
+        (["--allow-special"], [], "allow-special"),
+        (["--split-sentences"], ["--split-sentences", "--keep-newlines"], "keep-newlines"),
+        ([], ["--no-append-eod"], "append-eod"),
+        (["--no-append-eod"], ["--no-append-eod", "--eod-token", "<|im_end|>"], "eod-token"),
+        ([], ["--dtype", "int32"], "dtype"),
+        (["--json-keys", "text"], ["--json-keys", "text", "title"], "json-keys"),
+    ],
+)
+def test_resume_names_the_setting_in_which_a_finished_output_differs(
+    preprocess, tmp_path, made, asked, named
+):
+    line = json.dumps({"text": "One. Two.\n Three <|im_end|>", "title": "t"}) + "\n"
+    (tmp_path / "in.jsonl").write_text(line * 4)
+    assert preprocess(tmp_path / "in.jsonl", *made).exit_code == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("out*")}
+    result = preprocess(tmp_path / "in.jsonl", *asked, "--resume")
+    assert result.exit_code == 1
+    assert f"already exists and was made with another {named}" in result.stderr
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("out*")} == before
+    assert "already whole (" in preprocess(tmp_path / "in.jsonl", *made, "--resume").stdout
+
+
+def test_resume_of_a_finished_output_keeps_to_what_bad_records_were_to_do(preprocess, tmp_path):
+    (tmp_path / "in.jsonl").write_text(GOOD + "bad\n" + GOOD)
+    skip, rejects = ("--on-error", "skip"), ("--rejects", tmp_path / "r.jsonl")
+    assert preprocess(tmp_path / "in.jsonl", *skip).exit_code == 0
+    assert "made with another on-error" in preprocess(tmp_path / "in.jsonl", "--resume").stderr
+    assert (
+        "made with another rejects" in preprocess(tmp_path / "in.jsonl", *skip, *rejects, "--resume").stderr
+    )
+    assert not (tmp_path / "r.jsonl").exists()
+    assert "already whole" in preprocess(tmp_path / "in.jsonl", *skip, "--resume").stdout
+
+
+def test_a_list_of_no_rejects_is_written_when_a_finished_output_is_resumed(preprocess, tmp_path):
+    (tmp_path / "in.jsonl").write_text(GOOD)
+    assert preprocess(tmp_path / "in.jsonl").exit_code == 0
+    words = ("--on-error", "skip", "--rejects", tmp_path / "r.jsonl", "--resume")
+    assert "already whole" in preprocess(tmp_path / "in.jsonl", *words).stdout
+    assert (tmp_path / "r.jsonl").read_bytes() == b""
+
+
+@pytest.mark.parametrize("change", ["cut", "grow", "touch", "remove"])
+def test_an_input_that_changes_while_it_is_read_is_an_error(
+    preprocess, tmp_path, monkeypatch, outputs, change
+):
+    source = tmp_path / "in.jsonl"
+    source.write_text(GOOD * 100)
+
+    def read_and_change(*words, **options):
+        if change == "cut":
+            source.write_text(GOOD * 50)
+        elif change == "grow":
+            source.write_text(GOOD * 150)
+        elif change == "touch":
+            os.utime(source, ns=(1, 1))
+        yield from blocks.read_blocks(*words, **options)
+        if change == "remove":
+            source.unlink()
+
+    monkeypatch.setattr("qwen3_data.encode_run.read_blocks", read_and_change)
+    result = preprocess(source)
+    assert result.exit_code == 1
+    assert f"{source} changed while it was read" in result.stderr
+    assert outputs() == []
+
+
+def test_a_wrong_end_of_document_token_is_answered_with_the_special_ones(preprocess, tmp_path):
+    (tmp_path / "in.jsonl").write_text(GOOD)
+    result = preprocess(tmp_path / "in.jsonl", "--eod-token", "<|nope|>")
+    assert "is no token of" in result.stderr
+    assert "<|endoftext|>" in result.stderr
+    assert "<|im_end|>" in result.stderr
+    assert "<think>" not in result.stderr

@@ -1,8 +1,10 @@
 """The token file reader against bytes laid out by hand from the format's table."""
 
 import dataclasses
+import gc
 import json
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,6 +89,13 @@ def test_a_missing_half_is_named(pair, ending):
         (lambda raw: raw[:-1], "cut or damaged"),
         (lambda raw: raw[:34] + struct.pack("<i", 6) + raw[38:], "sequence 0 .* leaves its .bin"),
         (lambda raw: raw[:34] + struct.pack("<i", -1) + raw[38:], "sequence 0 .* leaves its .bin"),
+        # A pointer near 2^63, whose sum with the length would wrap.
+        (
+            lambda raw: raw[:34] + struct.pack("<iiq", 2**31 - 1, 2, 2**63 - 8) + raw[50:],
+            "sequence 0 .* leaves",
+        ),
+        (lambda raw: raw[:42] + struct.pack("<q", -(2**63)) + raw[50:], "sequence 0 .* leaves its .bin"),
+        (lambda raw: raw[:42] + struct.pack("<q", 24) + raw[50:], "sequence 0 .* leaves its .bin"),
         (lambda raw: raw[:-8] + struct.pack("<q", 3), "not from 0 to 2"),
         (lambda raw: raw[:-24] + struct.pack("<qqq", 2, 1, 2), "go backwards"),
     ],
@@ -114,6 +123,30 @@ def test_the_manifest_comes_back(pair):
     assert read_manifest(pair) == MANIFEST
 
 
+def test_a_manifest_of_version_1_is_read(pair):
+    raw = json.loads(manifest_json(MANIFEST))
+    del raw["settings"], raw["part"]
+    pair.with_name(pair.name + ".json").write_text(json.dumps(raw))
+    assert read_manifest(pair) == MANIFEST
+
+
+def test_many_open_token_files_need_no_descriptors(pair):
+    descriptors = Path("/proc/self/fd")
+    before = len(list(descriptors.iterdir()))
+    held = [open_tokens(pair) for _ in range(50)]
+    assert len(list(descriptors.iterdir())) == before
+    assert all(tokens.sequence(1).tolist() == [70000, 9] for tokens in held)
+
+
+def test_an_array_of_a_map_outlives_its_file_object(pair):
+    part = open_tokens(pair).sequence(0)
+    pair.with_name(pair.name + ".bin").unlink()
+    gc.collect()
+    assert part.tolist() == [1, 2, 9]
+    with pytest.raises(ValueError, match="read-only"):
+        part[0] = 3
+
+
 def test_a_manifest_of_another_run_is_refused(pair):
     path = pair.with_name(pair.name + ".json")
     path.write_text(manifest_json(dataclasses.replace(MANIFEST, num_tokens=6)))
@@ -124,10 +157,11 @@ def test_a_manifest_of_another_run_is_refused(pair):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, "version 2"),
+        ({"version": 3}, "version 3"),
         ({"version": "1"}, "has no version"),
         ({"eod_id": None}, r"wrong type in \['eod_id'\]"),
         ({"eod_appended": 1}, r"wrong type in \['eod_appended'\]"),
+        ({"settings": []}, r"wrong type in \['settings'\]"),
         ({"colour": "red"}, r"unknown \['colour'\]"),
     ],
 )

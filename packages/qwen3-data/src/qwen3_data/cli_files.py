@@ -1,5 +1,6 @@
 """`qwen3-data merge`, `split` and `verify`."""
 
+import re
 from pathlib import Path
 
 import click
@@ -7,6 +8,7 @@ import click
 from qwen3_data.cli_types import OutputPrefix
 from qwen3_model.cli_base import force_option, quiet_option
 
+DECIMAL = re.compile(r"[-+]?(nan|inf|[0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 MAX_PARTS = 100_000
 """Numbers of five digits keep the parts in order by name."""
 
@@ -26,11 +28,19 @@ MAX_PARTS = 100_000
     type=OutputPrefix(),
     help="Path of the result without ending.",
 )
+@click.option("--allow-incomplete", is_flag=True, help="Shares of a run (--num-shards) may be missing.")
 @force_option()
 def merge_command(
-    inputs: tuple[Path, ...], more_inputs: tuple[Path, ...], output_prefix: Path, *, force: bool
+    inputs: tuple[Path, ...],
+    more_inputs: tuple[Path, ...],
+    output_prefix: Path,
+    *,
+    allow_incomplete: bool,
+    force: bool,
 ) -> None:
-    """Join token files, in the order given; of the parts of one run it makes the bytes of that run.
+    """Join token files, in the order given; of the shares of one run it makes the bytes of that run.
+
+    A set of shares that is incomplete, repeated, out of order or of several runs is refused.
 
     \b
     Example:
@@ -43,7 +53,7 @@ def merge_command(
     prefixes = find_token_files([*inputs, *more_inputs])
     if not prefixes:
         raise UsageError("name the token files to merge, or a folder of them")
-    merge_tokens(prefixes, output_prefix, force=force)
+    merge_tokens(prefixes, output_prefix, force=force, allow_incomplete=allow_incomplete)
     click.echo("\n".join(describe(inspect_tokens(output_prefix))[:4]))
 
 
@@ -78,10 +88,13 @@ def parse_parts(text: str) -> list[float]:
     """
     from qwen3_model.errors import UsageError
 
-    try:
-        weights = [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise UsageError(f"--parts {text} is neither a number of parts nor weights like 95,5") from error
+    parts = [part.strip() for part in text.split(",")]
+    if wrong := [part for part in parts if not DECIMAL.fullmatch(part)]:
+        raise UsageError(
+            f"--parts {text}: {wrong[0]!r} is neither a number of parts nor a weight; write for example 3 "
+            "or 95,5"
+        )
+    weights = [float(part) for part in parts]
     if len(weights) == 1 and weights[0].is_integer() and weights[0] <= MAX_PARTS:
         weights = [1.0] * int(weights[0])
     if len(weights) < 2 or not all(0 < weight < float("inf") for weight in weights):

@@ -93,7 +93,8 @@ NOT_NEEDED = {
     "shard_bytes",
     type=ByteSize(),
     default=256 << 20,
-    help="Output between two points that --resume can go on from.  [default: 256M]",
+    help="Output between two points that --resume can go on from, one for each 4 MB of input at most.  "
+    "[default: 256M]",
 )
 @click.option(
     "--shard-index", type=int, default=0, show_default=True, help="Which part this machine takes, from 0."

@@ -3,13 +3,14 @@
 import itertools
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen3_data.provenance import joint_manifest, part_manifest
 from qwen3_data.token_writer import idx_header
 from qwen3_data.workspace import Workspace, refuse_existing_outputs
 from qwen3_model.errors import ConfigError, FormatError
@@ -44,6 +45,17 @@ class Part:
         end = int(pointers[last]) if last < len(pointers) else self.tokens.ids.nbytes
         return (begin, end) if first < last else (begin, begin)
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """What a manifest counts."""
+        first, last = self.sequences
+        begin, end = self.bytes
+        return {
+            "num_documents": self.last - self.first,
+            "num_sequences": last - first,
+            "num_tokens": (end - begin) // self.tokens.dtype.itemsize,
+        }
+
 
 def find_token_files(inputs: Sequence[Path]) -> list[Path]:
     """Return the prefixes that `inputs` name, those in a folder sorted.
@@ -63,11 +75,19 @@ def find_token_files(inputs: Sequence[Path]) -> list[Path]:
     return prefixes
 
 
-def merge_tokens(prefixes: Sequence[Path], output: Path, *, force: bool) -> Path:
+def merge_tokens(
+    prefixes: Sequence[Path], output: Path, *, force: bool, allow_incomplete: bool = False
+) -> Path:
     """Write the documents of all `prefixes`, in order, to the token file `output`.
 
+    Args:
+        prefixes: Of the token files.
+        output: Prefix of the result.
+        force: Replace an existing one.
+        allow_incomplete: Shares of a run may be missing.
+
     Raises:
-        ConfigError: The output is one of the inputs.
+        ConfigError: The output is one of the inputs, or shares of a run are missing, repeated or mixed.
         FormatError: They differ in token type or tokenizer, or one is damaged.
     """
     if output.resolve() in [prefix.resolve() for prefix in prefixes]:
@@ -81,7 +101,8 @@ def merge_tokens(prefixes: Sequence[Path], output: Path, *, force: bool) -> Path
                 f"{file.prefix} has {file.dtype} tokens, but {files[0].prefix} has {files[0].dtype}; make "
                 "them with the same --dtype"
             )
-    manifest = _joint_manifest(prefixes)
+    manifests = [read_manifest(prefix) for prefix in prefixes]
+    manifest = joint_manifest(prefixes, manifests, allow_incomplete=allow_incomplete)
     parts = [Part(file, 0, file.num_documents) for file in files]
     _write([(output, parts, manifest)], output, force=force)
     return output
@@ -107,10 +128,11 @@ def split_tokens(prefix: Path, output: Path, weights: Sequence[float], *, force:
             )
     outputs = [output.with_name(f"{output.name}_{number:05d}") for number in range(len(weights))]
     refuse_existing_outputs(outputs, force=force)
-    jobs = []
+    jobs: list[tuple[Path, list[Part], Manifest | None]] = []
     for name, first, last in zip(outputs, borders[:-1], borders[1:], strict=True):
         part = Part(tokens, first, last)
-        jobs.append((name, [part], manifest and _part_manifest(manifest, part)))
+        own = manifest and part_manifest(manifest, len(jobs), len(outputs), part.counts)
+        jobs.append((name, [part], own))
     _write(jobs, output, force=force)
     return outputs
 
@@ -123,49 +145,13 @@ def _document_borders(tokens: TokenFile, weights: Sequence[float]) -> list[int]:
     return [0, *places, tokens.num_documents]
 
 
-def _joint_manifest(prefixes: Sequence[Path]) -> Manifest | None:
-    manifests = [read_manifest(prefix) for prefix in prefixes]
-    known = [manifest for manifest in manifests if manifest is not None]
-    if len(known) < len(manifests):
-        return None
-    first = known[0]
-    for prefix, manifest in zip(prefixes, known, strict=True):
-        for name in ("tokenizer_sha256", "vocab_size", "eod_id", "eod_appended"):
-            if getattr(manifest, name) != getattr(first, name):
-                raise FormatError(
-                    f"{prefix} has {name} {getattr(manifest, name)}, but {prefixes[0]} has "
-                    f"{getattr(first, name)}; only files of one tokenizer and end-of-document rule can be "
-                    "merged"
-                )
-    sums = {
-        name: sum(getattr(manifest, name) for manifest in known)
-        for name in (
-            "num_documents",
-            "num_sequences",
-            "num_tokens",
-            "num_skipped_records",
-            "num_special_texts",
-        )
-    }
-    sources = tuple(dict.fromkeys(source for manifest in known for source in manifest.sources))
-    return replace(first, sources=sources, **sums)
-
-
-def _part_manifest(manifest: Manifest, part: Part) -> Manifest:
-    first, last = part.sequences
-    begin, end = part.bytes
-    return replace(
-        manifest,
-        num_documents=part.last - part.first,
-        num_sequences=last - first,
-        num_tokens=(end - begin) // part.tokens.dtype.itemsize,
-    )
-
-
 def _write(jobs: list[tuple[Path, list[Part], Manifest | None]], output: Path, *, force: bool) -> None:
     """Write several token files, which appear together after all are whole."""
     needed_bytes = sum(part.bytes[1] - part.bytes[0] for _, parts, _ in jobs for part in parts)
     require_free_space(output.parent, needed_bytes)
+    inputs = {sibling(part.tokens.prefix, ".bin") for _, parts, _ in jobs for part in parts}
+    inputs |= {path.with_name(path.name.removesuffix(".bin") + ".idx") for path in inputs}
+    found = {path: _state(path) for path in inputs}
     workspace = Workspace(output, force=force, resume=False)
     try:
         for name, parts, manifest in jobs:
@@ -180,9 +166,19 @@ def _write(jobs: list[tuple[Path, list[Part], Manifest | None]], output: Path, *
                 os.fsync(index.fileno())
             if manifest is not None:
                 sibling(grown, ".json").write_text(manifest_json(manifest), encoding="utf-8")
+        if changed := [path for path, state in found.items() if _state(path) != state]:
+            raise FormatError(f"{changed[0]} changed while it was read; begin anew when nobody writes to it")
         workspace.commit([name.name for name, _, _ in jobs])
     finally:
         workspace.remove()
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def _copy_range(path: Path, output: IO[bytes], begin: int, end: int) -> None:

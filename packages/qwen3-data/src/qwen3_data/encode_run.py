@@ -16,7 +16,7 @@ from qwen3_data.engines import Encoders
 from qwen3_data.records import RecordParser, Reject
 from qwen3_data.sentences import split_sentences
 from qwen3_data.shares import Share
-from qwen3_data.sources import Source
+from qwen3_data.sources import Source, refuse_changed
 from qwen3_data.token_writer import TokenWriter, WriterState, choose_dtype
 from qwen3_data.tokenizer_facts import TokenizerFacts
 from qwen3_data.workspace import Workspace
@@ -28,6 +28,8 @@ from qwen3_model.tokens import MANIFEST_VERSION, Manifest, manifest_json, siblin
 if TYPE_CHECKING:
     from qwen3_data.preprocess import Settings
 
+RESUME_FORMAT = 3
+"""Of a resume point."""
 AHEAD = 2
 """Blocks between two stages."""
 PARSED_AHEAD = 12
@@ -73,13 +75,13 @@ class EncodeRun:
         tokenizer: TokenizerFacts,
         share: Share,
         workspace: Workspace,
-        run_key: dict[str, Any],
+        run_settings: dict[str, Any],
         encoders: Encoders,
     ) -> None:
         self.settings, self.sources, self.tokenizer = settings, sources, tokenizer
         self.share, self.workspace = share, workspace
         self.names = output_names(workspace.prefix, settings.json_keys, sentences=settings.split_sentences)
-        self.run_key, self.encoders = run_key, encoders
+        self.run_settings, self.encoders = run_settings, encoders
         self.engine_name = ""
         self.busy_s: dict[str, float] = {}
         self.totals = Totals()
@@ -110,6 +112,7 @@ class EncodeRun:
         }
         try:
             self._pump(writers)
+            refuse_changed(self.sources)
             if not self.totals.num_documents and settings.num_shards == 1:
                 raise FormatError(self._nothing_found())
             for key, writer in writers.items():
@@ -213,6 +216,7 @@ class EncodeRun:
             sources=tuple(source.name for source in self.sources),
             num_skipped_records=self.totals.num_skipped,
             num_special_texts=self.totals.num_special.get(key, 0),
+            settings=self.run_settings,
         )
         name = self.names[self.settings.json_keys.index(key)]
         write_text_atomically(sibling(self.workspace.folder / name, ".json"), manifest_json(manifest))
@@ -223,7 +227,8 @@ class EncodeRun:
                 writer.sync()
         self.workspace.save_progress(
             {
-                "run": self.run_key,
+                "format": RESUME_FORMAT,
+                "run": self.run_settings,
                 "finished": finished,
                 "position": dataclasses.astuple(self.position),
                 "totals": dataclasses.asdict(self.totals),

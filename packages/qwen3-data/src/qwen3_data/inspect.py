@@ -71,8 +71,8 @@ def describe(inspection: Inspection) -> list[str]:
             f"  tokenizer  {manifest.tokenizer_name}, vocabulary {manifest.vocab_size:,}, "
             f"sha256 {manifest.tokenizer_sha256[:12]}",
             f"  EOD        {manifest.eod_id} {ends}",
-            f"  skipped    {manifest.num_skipped_records:,} bad records; {manifest.num_special_texts:,} "
-            "documents spell special tokens",
+            f"  skipped    {_count(manifest.num_skipped_records)} bad records; "
+            f"{_count(manifest.num_special_texts)} documents spell special tokens",
             f"  sources    {', '.join(manifest.sources[:4])}{' ...' if len(manifest.sources) > 4 else ''}",
         ]
     if inspection.quantiles:
@@ -82,6 +82,10 @@ def describe(inspection: Inspection) -> list[str]:
         lines.append(f"  lengths    {shown}")
         lines += _histogram(inspection)
     return lines
+
+
+def _count(number: int | None) -> str:
+    return "an unknown number of" if number is None else f"{number:,}"
 
 
 def _histogram(inspection: Inspection) -> list[str]:

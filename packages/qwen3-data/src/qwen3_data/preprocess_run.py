@@ -6,18 +6,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from qwen3_data.encode_run import EncodeRun, Totals, output_names
+from qwen3_data.encode_run import RESUME_FORMAT, EncodeRun, Totals, output_names
 from qwen3_data.engines import Encoders
 from qwen3_data.preprocess import Settings
+from qwen3_data.provenance import changed_settings, run_settings
 from qwen3_data.shares import find_share
 from qwen3_data.sources import Source
 from qwen3_data.token_writer import choose_dtype
-from qwen3_data.tokenizer_facts import TokenizerFacts, TokenizerFile
+from qwen3_data.tokenizer_facts import TokenizerFile
 from qwen3_data.workspace import Workspace, check_rejects, refuse_existing_outputs, refuse_inputs
 from qwen3_model.errors import ConfigError, Qwen3Error
-from qwen3_model.tokens import Manifest, read_idx_header, read_manifest, sibling
+from qwen3_model.files import write_text_atomically
+from qwen3_model.tokens import Manifest, read_manifest, sibling
 
 
 @dataclass(slots=True)
@@ -58,11 +58,14 @@ def run_preprocess(
         for name in output_names(prefix, settings.json_keys, sentences=settings.split_sentences)
     ]
     refuse_inputs(sources, outputs, settings.rejects)
+    asked = run_settings(settings, sources, tokenizer, str(dtype))
     resumes = settings.resume and Workspace.has_progress(prefix)
     if settings.resume and not resumes:
-        manifests = _finished(outputs, settings, sources, tokenizer, dtype)
+        manifests = _finished(outputs, asked, force=settings.force)
         if manifests is not None:
             Workspace.sweep(prefix)
+            if settings.rejects is not None and not settings.rejects.exists():
+                _write_no_rejects(settings.rejects, manifests[0])
             totals = Totals(
                 num_documents=manifests[0].num_documents, num_tokens=sum(one.num_tokens for one in manifests)
             )
@@ -71,10 +74,9 @@ def run_preprocess(
         refuse_existing_outputs(outputs, force=settings.force)
     check_rejects(settings.rejects, may_exist=settings.force or resumes)
     workspace = Workspace(prefix, force=settings.force, resume=settings.resume)
-    run_key = _run_key(settings, sources, tokenizer)
     try:
-        _check_same_run(workspace, run_key)
-        run = EncodeRun(settings, sources, tokenizer, share, workspace, run_key, encoders)
+        _check_same_run(workspace, asked)
+        run = EncodeRun(settings, sources, tokenizer, share, workspace, asked, encoders)
         run.execute()
     except BaseException as error:
         kept = workspace.leave()
@@ -83,26 +85,22 @@ def run_preprocess(
     return Result(outputs, run.totals, run.engine_name, time.monotonic() - started_s, busy_s=run.busy_s)
 
 
-def _run_key(settings: Settings, sources: list[Source], tokenizer: TokenizerFacts) -> dict[str, Any]:
-    """Return what must not change when a run is resumed, for its bytes to be those of an unbroken run."""
-    return {
-        "format of the resume point": 2,
-        "input": [[str(source.path), source.size_bytes, source.changed_ns] for source in sources],
-        "tokenizer": tokenizer.sha256,
-        "json-keys": list(settings.json_keys),
-        "eod-token": tokenizer.eod_id if settings.append_eod else None,
-        "split-sentences": [settings.split_sentences, settings.keep_newlines],
-        "allow-special": settings.allow_special,
-        "dtype": settings.dtype,
-        "max-docs": settings.max_docs,
-        "shard": [settings.shard_index, settings.num_shards],
-    }
+def _write_no_rejects(rejects: Path, manifest: Manifest) -> None:
+    if manifest.num_skipped_records:
+        raise ConfigError(
+            f"{rejects} is gone, and the finished output does not hold the skipped records; pass --force "
+            "without --resume to make both anew"
+        )
+    write_text_atomically(rejects, "")
 
 
-def _check_same_run(workspace: Workspace, run_key: dict[str, Any]) -> None:
+def _check_same_run(workspace: Workspace, asked: dict[str, Any]) -> None:
     if workspace.progress is None:
         return
-    changed = sorted(key for key, value in run_key.items() if workspace.progress["run"].get(key) != value)
+    made, skipped = workspace.progress["run"], workspace.progress["totals"]["num_skipped"]
+    changed = changed_settings(asked, made, skipped, finished=False)
+    if workspace.progress.get("format") != RESUME_FORMAT:
+        changed.append("version of qwen3-data")
     if changed:
         raise ConfigError(
             f"the interrupted run in {workspace.folder} had another {', '.join(changed)}; resume it with the "
@@ -110,28 +108,27 @@ def _check_same_run(workspace: Workspace, run_key: dict[str, Any]) -> None:
         )
 
 
-def _finished(
-    outputs: list[Path],
-    settings: Settings,
-    sources: list[Source],
-    tokenizer: TokenizerFacts,
-    dtype: np.dtype[Any],
-) -> list[Manifest] | None:
-    """Return the manifests of outputs that are what this run would make, or None, as far as files tell."""
-    newest_ns = max(source.changed_ns for source in sources)
-    names = tuple(source.name for source in sources)
-    wanted = (names, tokenizer.sha256, settings.append_eod, tokenizer.eod_id)
+def _finished(outputs: list[Path], asked: dict[str, Any], *, force: bool) -> list[Manifest] | None:
+    """Return the manifests of finished outputs of this run; None where they are missing or do not tell.
+
+    Raises:
+        ConfigError: They were made with other settings or inputs, and `force` is false.
+    """
     found = []
     for output in outputs:
         index = sibling(output, ".idx")
-        if not index.exists() or index.stat().st_mtime_ns < newest_ns:
+        manifest = read_manifest(output) if index.exists() else None
+        if manifest is None or manifest.settings is None:
             return None
-        manifest = read_manifest(output)
-        if manifest is None or read_idx_header(index)[0] != dtype:
+        skipped = manifest.num_skipped_records or 0
+        changed = changed_settings(asked, manifest.settings, skipped, finished=True)
+        if changed and force:
             return None
-        told = (manifest.sources, manifest.tokenizer_sha256, manifest.eod_appended, manifest.eod_id)
-        if told != wanted:
-            return None
+        if changed:
+            raise ConfigError(
+                f"{output} already exists and was made with another {', '.join(changed)}; choose another "
+                "output, or pass --force to replace it"
+            )
         found.append(manifest)
     return found
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 
 from qwen3_data.blocks import Position
@@ -20,20 +21,17 @@ class Share:
     start: Position
     end: tuple[int, int] | None
     """File and byte where the next share begins; None for the end of the last file."""
-    sizes: tuple[int, ...]
-    """Bytes of each file."""
+    begins: tuple[int, ...]
+    """Bytes of all files before each, and of all files."""
 
     @property
     def size_bytes(self) -> int:
         """Bytes of input in this share."""
-        stop = sum(self.sizes) if self.end is None else sum(self.sizes[: self.end[0]]) + self.end[1]
-        return stop - sum(self.sizes[: self.start.source]) - self.start.offset
+        return self.read_before(*(self.end or (len(self.begins) - 1, 0)))
 
     def read_before(self, source: int, read_bytes: int) -> int:
         """Return how many bytes of the share lie before byte `read_bytes` of file `source`."""
-        return (
-            sum(self.sizes[:source]) + read_bytes - sum(self.sizes[: self.start.source]) - self.start.offset
-        )
+        return self.begins[source] + read_bytes - self.begins[self.start.source] - self.start.offset
 
     def name_of(self, prefix: Path) -> Path:
         """Return the output prefix of this share."""
@@ -51,19 +49,19 @@ def find_share(sources: list[Source], index: int, num_shares: int) -> Share:
     Raises:
         ConfigError: There is no such share, or stdin is to be shared.
     """
-    sizes = tuple(source.size_bytes for source in sources)
+    begins = tuple(accumulate((source.size_bytes for source in sources), initial=0))
     if not 0 <= index < num_shares:
         raise ConfigError(
             f"--shard-index {index} is not one of 0 to {num_shares - 1} (--num-shards {num_shares})"
         )
     if num_shares == 1:
-        return Share(0, 1, Position(), None, sizes)
+        return Share(0, 1, Position(), None, begins)
     if any(source.is_stdin for source in sources):
         raise ConfigError("stdin cannot be shared among --num-shards; give files")
-    total = sum(sizes)
+    total = begins[-1]
     start = _border(sources, total * index // num_shares)
     end = None if index == num_shares - 1 else _border(sources, total * (index + 1) // num_shares)
-    return Share(index, num_shares, Position(*start), end, sizes)
+    return Share(index, num_shares, Position(*start), end, begins)
 
 
 def _border(sources: list[Source], at: int) -> tuple[int, int]:

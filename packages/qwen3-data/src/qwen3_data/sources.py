@@ -150,6 +150,22 @@ def open_source(source: Source) -> IO[bytes]:
     return cast(IO[bytes], openers[source.compression](source.path))
 
 
+def refuse_changed(sources: Sequence[Source]) -> None:
+    """Raise ConfigError where a file is not as it was found; part of it may have been read before."""
+    for source in sources:
+        if source.is_stdin:
+            continue
+        try:
+            found = source.path.stat()
+        except FileNotFoundError:
+            found = None
+        if found is None or (found.st_size, found.st_mtime_ns) != (source.size_bytes, source.changed_ns):
+            raise ConfigError(
+                f"{source.path} changed while it was read; wait until nobody writes to it, then begin anew "
+                "with --force"
+            )
+
+
 def describe_read_error(source: Source, error: Exception) -> Qwen3Error | None:
     """Return a sentence for what a decompressor raises about damaged data, None for other errors."""
     kind = type(error)

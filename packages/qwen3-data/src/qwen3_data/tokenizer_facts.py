@@ -86,9 +86,10 @@ class TokenizerFile:
         if vocab is None:
             vocab = self._parse()["model"]["vocab"]
         if eod_token not in vocab:
+            special = [entry["content"] for entry in self._parse()["added_tokens"] if entry["special"]]
             raise ConfigError(
                 f"--eod-token {eod_token} is no token of {self.path.parent}; its special tokens are "
-                f"{sorted(added)[:6]}"
+                f"{', '.join(special[:6]) or 'none'}"
             )
         return vocab[eod_token]
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3_model.errors import FormatError
+from qwen3_model.file_map import map_file
 from qwen3_model.tokens import TokenFile, open_tokens, sibling
 
 SFT_VERSION = 1
@@ -97,12 +98,7 @@ def open_sft(prefix: Path) -> SftFile:
             f"{prefix}: packs, samples, tokens and mask bytes are {found}, but the manifest says {told}; "
             "the files are of different runs, so make them again"
         )
-    mask_T = (
-        np.memmap(path, dtype=np.uint8, mode="r").view(np.ndarray)
-        if manifest.num_tokens
-        else np.empty(0, "u1")
-    )
-    return SftFile(tokens, mask_T, manifest)
+    return SftFile(tokens, map_file(path, manifest.num_tokens), manifest)
 
 
 def read_sft_manifest(path: Path) -> SftManifest:

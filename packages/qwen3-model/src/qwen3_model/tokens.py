@@ -6,6 +6,7 @@ docs/formats/tokens.md describes both byte for byte.
 import dataclasses
 import json
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3_model.errors import ConfigError, FormatError
+from qwen3_model.file_map import map_file
 
 MAGIC = b"MMIDIDX\x00\x00"
 IDX_VERSION = 1
@@ -30,7 +32,15 @@ DTYPE_OF_CODE: dict[int, np.dtype[Any]] = {
 }
 CODE_OF_DTYPE = {dtype: code for code, dtype in DTYPE_OF_CODE.items()}
 
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
+"""Version 1 lacks `settings` and `part`."""
+COUNT_OR_NONE, OBJECT_OR_NONE = (int, type(None)), (dict, type(None))
+MANIFEST_TYPES: Mapping[str, tuple[type, ...]] = {
+    "tokenizer_name": (str,), "tokenizer_sha256": (str,), "eod_appended": (bool,), "sources": (list,),
+    "num_skipped_records": COUNT_OR_NONE, "num_special_texts": COUNT_OR_NONE,
+    "settings": OBJECT_OR_NONE, "part": OBJECT_OR_NONE,
+}  # fmt: skip
+"""Of a manifest's fields in JSON; the others are int."""
 CHECK_BLOCK = 1 << 20
 """Sequences whose pointers are checked at once; bounds the memory of opening a large index."""
 
@@ -59,10 +69,14 @@ class Manifest:
     """End-of-document tokens included."""
     sources: tuple[str, ...]
     """Names of the input files, in order."""
-    num_skipped_records: int = 0
-    """Bad records left out under `--on-error skip`."""
-    num_special_texts: int = 0
-    """Documents whose text spells a special token."""
+    num_skipped_records: int | None = 0
+    """Bad records left out under `--on-error skip`; None where only those of a whole are known."""
+    num_special_texts: int | None = 0
+    """Documents whose text spells a special token; None where only those of a whole are known."""
+    settings: Mapping[str, Any] | None = None
+    """What the run was asked to do, as `qwen3-data preprocess --resume` compares it; None where not known."""
+    part: Mapping[str, Any] | None = None
+    """Of a file that `split` made: its `index`, `of` how many, and what the `whole` manifest said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,13 +141,14 @@ def open_tokens(prefix: Path) -> TokenFile:
     bin_bytes = bin_path.stat().st_size
     if bin_bytes % dtype.itemsize:
         raise FormatError(f"{bin_path} has {bin_bytes} bytes, which is no whole number of {dtype} tokens")
+    index = map_file(idx_path, end)
     tokens = TokenFile(
         prefix=prefix,
         dtype=dtype,
-        sequence_lengths=_map(idx_path, np.dtype("<i4"), lengths_at, num_sequences),
-        pointers=_map(idx_path, np.dtype("<i8"), pointers_at, num_sequences),
-        document_indices=_map(idx_path, np.dtype("<i8"), indices_at, num_indices),
-        ids=_map(bin_path, dtype, 0, bin_bytes // dtype.itemsize),
+        sequence_lengths=np.frombuffer(index, "<i4", num_sequences, lengths_at),
+        pointers=np.frombuffer(index, "<i8", num_sequences, pointers_at),
+        document_indices=np.frombuffer(index, "<i8", num_indices, indices_at),
+        ids=map_file(bin_path, bin_bytes).view(dtype),
     )
     _check_index(tokens, idx_path)
     return tokens
@@ -170,13 +185,6 @@ def sibling(prefix: Path, ending: str) -> Path:
     return prefix.with_name(prefix.name + ending)
 
 
-def _map(path: Path, dtype: np.dtype[Any], offset: int, count: int) -> NDArray[Any]:
-    if count == 0:
-        return np.empty(0, dtype=dtype)
-    mapped = np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=(count,))
-    return mapped.view(np.ndarray)
-
-
 def _check_index(tokens: TokenFile, path: Path) -> None:
     """Refuse an index whose sequences leave the `.bin` or whose documents are out of order."""
     bin_bytes = tokens.num_tokens * tokens.dtype.itemsize
@@ -184,8 +192,10 @@ def _check_index(tokens: TokenFile, path: Path) -> None:
     for first in range(0, count, CHECK_BLOCK):
         lengths = tokens.sequence_lengths[first : first + CHECK_BLOCK]
         begins = tokens.pointers[first : first + CHECK_BLOCK]
-        ends = begins + lengths.astype(np.int64) * tokens.dtype.itemsize
-        bad = (lengths < 0) | (begins < 0) | (ends > bin_bytes) | (begins % tokens.dtype.itemsize != 0)
+        # Room is compared, since a pointer near 2^63 and its length would wrap.
+        room = (bin_bytes - np.clip(begins, 0, bin_bytes)) // tokens.dtype.itemsize
+        bad = (lengths < 0) | (begins < 0) | (begins > bin_bytes) | (lengths > room)
+        bad |= begins % tokens.dtype.itemsize != 0
         if bad.any():
             place = first + int(np.argmax(bad))
             raise FormatError(
@@ -247,9 +257,10 @@ def _parse_manifest(raw: object, path: Path) -> Manifest:
     ]
     unknown = sorted(raw.keys() - fields.keys())
     if missing or unknown:
-        raise FormatError(f"{path} is no manifest of version 1: missing {missing}, unknown {unknown}")
-    types = {"tokenizer_name": str, "tokenizer_sha256": str, "eod_appended": bool, "sources": list}
-    wrong = [name for name in raw if type(raw[name]) is not types.get(name, int)]
+        raise FormatError(
+            f"{path} is no manifest of version {raw['version']}: missing {missing}, unknown {unknown}"
+        )
+    wrong = [name for name in raw if type(raw[name]) not in MANIFEST_TYPES.get(name, (int,))]
     if wrong:
         raise FormatError(f"{path} has values of a wrong type in {wrong}")
     return Manifest(**{**raw, "sources": tuple(raw["sources"])})
