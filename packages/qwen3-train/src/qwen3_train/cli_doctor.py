@@ -55,10 +55,10 @@ def doctor(
       qwen3-train doctor --worker-num 8
       qwen3-train doctor --worker-num 16 --local-worker-num 8 --master-addr 10.0.0.1 --node-rank 0
     """
+    from qwen3_model.simulation import default_device, read_simulation
     from qwen3_train.doctor.doctor import examine
-    from qwen3_train.settings.run import default_device
 
-    device = default_device() if device == "auto" else device
+    device = default_device(read_simulation(os.environ)) if device == "auto" else device
     failures = 0
     for finding in examine(device, make_launch(output_dir), output_dir, os.environ, time_out_s=time_out_s):
         failures += finding.state == "fail"

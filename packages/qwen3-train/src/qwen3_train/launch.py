@@ -13,6 +13,7 @@ from qwen3_model.files import write_text_atomically
 from qwen3_model.msrun.checks import LaunchSettings, check_launch, count_ascend_devices
 from qwen3_model.msrun.launcher import Job, launch_workers
 from qwen3_model.run_config import RunConfig, load_run_config, parse_dotted
+from qwen3_model.simulation import Simulation, read_simulation
 from qwen3_train.launch_status import status_of
 from qwen3_train.prepare import PreparedRun, prepare_run
 from qwen3_train.reports.run_log import WORKER_LOG, RunLog
@@ -43,7 +44,7 @@ def launch_run(
         config_path: The YAML.
         arguments: Dotted keys with values.
         make_launch: Gives the workers' settings for a run folder.
-        environment: Of this process, for the workers.
+        environment: Of this process, for the workers; may ask for a dry run, see `read_simulation`.
         force: Replace the run in the output folder.
         quiet: Show no steps, only warnings; the logs have all.
 
@@ -53,12 +54,12 @@ def launch_run(
     """
     config = read_config(config_path, arguments)
     launch = make_launch(Path())
-    settings = read_settings(config, worker_num=launch.worker_num)
+    simulation = read_simulation(environment)
+    worker_num = simulation.num_ranks if simulation else launch.worker_num
+    settings = read_settings(config, worker_num=worker_num, simulation=simulation)
     launch = make_launch(settings.output_dir)
-    devices = None
-    if settings.device == "Ascend":
-        devices = count_ascend_devices(environment.get("ASCEND_RT_VISIBLE_DEVICES"))
-    is_alone = launch.worker_num == 1
+    devices = _num_devices(settings, environment) if simulation is None else None
+    is_alone = worker_num == 1 or simulation is not None
     if not is_alone and force and not launch.join:
         raise UsageError(
             "--force cannot go with --join False; remove the old run yourself, or wait for the job"
@@ -67,7 +68,7 @@ def launch_run(
     owns_folder = launch.node_rank == 0
     if owns_folder:
         refuse_live_run(settings.output_dir)
-    run = prepare_run(settings, force=force or not owns_folder)
+    run = prepare_run(settings, force=force or not owns_folder, saves=simulation is None)
     if not is_alone:
         check_launch(launch, num_devices=devices)
     replacing = force and not settings.resume and settings.output_dir.exists() and owns_folder
@@ -81,7 +82,7 @@ def launch_run(
             if owns_folder:
                 _write_run(run, config, log)
             if is_alone:
-                _train_here(run, config, log)
+                _train_here(run, config, log, simulation)
             else:
                 argv = ["-m", "qwen3_train.cli_rank", "--config", str(config_path), *arguments, *_pinned(run)]
                 job = Job(
@@ -99,6 +100,12 @@ def launch_run(
             raise
         finally:
             log.close()
+
+
+def _num_devices(settings: TrainSettings, environment: Mapping[str, str]) -> int | None:
+    if settings.device != "Ascend":
+        return None
+    return count_ascend_devices(environment.get("ASCEND_RT_VISIBLE_DEVICES"))
 
 
 def read_config(config_path: Path, arguments: Sequence[str]) -> RunConfig:
@@ -123,20 +130,36 @@ def run_rank(config_path: Path, arguments: Sequence[str], *, rank: int, worker_n
     log = RunLog(None, append=True)
     stage, replica, shard = settings.layout.place(rank)
     log.line(f"rank {rank}: pipeline stage {stage}, replica {replica}, shard {shard}")
-    _train(run, config, log, rank=rank)
+    _train(run, config, log, rank, is_worker=True)
 
 
-def _train_here(run: PreparedRun, config: RunConfig, log: RunLog) -> None:
-    log.line("importing MindSpore and compiling; the first step takes a while")
-    _train(run, config, log, rank=None)
+def _train_here(run: PreparedRun, config: RunConfig, log: RunLog, simulation: Simulation | None) -> None:
+    if simulation is None:
+        log.line("importing MindSpore and compiling; the first step takes a while")
+        _train(run, config, log)
+        return
+    log.line(
+        f"dry run of rank {simulation.rank} of {simulation.num_ranks}: nothing is computed or saved, no loss "
+        "below means anything",
+        "WARNING",
+    )
+    _train(run, config, log, simulation.rank, is_worker=simulation.num_ranks > 1, saves=False)
 
 
-def _train(run: PreparedRun, config: RunConfig, log: RunLog, *, rank: int | None) -> None:
+def _train(
+    run: PreparedRun,
+    config: RunConfig,
+    log: RunLog,
+    rank: int = 0,
+    *,
+    is_worker: bool = False,
+    saves: bool = True,
+) -> None:
     from qwen3_train.trainer import set_up_device, train
 
     graph_mode = config.get("context.mode", 0) == 0
-    set_up_device(run.settings.device, run.settings.ascend, graph_mode=graph_mode, is_worker=rank is not None)
-    train(run, log, rank or 0)
+    set_up_device(run.settings.device, run.settings.ascend, graph_mode=graph_mode, is_worker=is_worker)
+    train(run, log, rank, saves=saves)
 
 
 def _write_run(run: PreparedRun, config: RunConfig, log: RunLog) -> None:

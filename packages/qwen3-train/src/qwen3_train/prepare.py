@@ -51,8 +51,13 @@ class PreparedRun:
     """Sentences for the log."""
 
 
-def prepare_run(settings: TrainSettings, *, force: bool) -> PreparedRun:
+def prepare_run(settings: TrainSettings, *, force: bool, saves: bool = True) -> PreparedRun:
     """Check a run against its files and index its data.
+
+    Args:
+        settings: Of the run.
+        force: Whether the output folder may hold another run.
+        saves: Whether checkpoints will be written, which need space.
 
     Raises:
         ConfigError: Settings do not fit the data.
@@ -97,7 +102,8 @@ def prepare_run(settings: TrainSettings, *, force: bool) -> PreparedRun:
                 "freeze_exclude say; qwen3-ckpt lora takes the adapters alone"
             )
     checkpoint_bytes = (lora.num_trained if lora else num_parameters) * 12
-    require_free_space(settings.output_dir, checkpoint_bytes * (settings.keep_max + 1))
+    if saves:
+        require_free_space(settings.output_dir, checkpoint_bytes * (settings.keep_max + 1))
     return PreparedRun(
         settings=settings,
         train=data.train,

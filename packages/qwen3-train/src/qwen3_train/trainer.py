@@ -43,8 +43,14 @@ def set_up_device(
         init()
 
 
-def train(run: PreparedRun, log: RunLog, rank: int = 0) -> None:
+def train(run: PreparedRun, log: RunLog, rank: int = 0, *, saves: bool = True) -> None:
     """Take every step of `run` that is left, as one of its ranks, evaluating and saving on the way.
+
+    Args:
+        run: What to do.
+        log: Of this rank.
+        rank: Its number.
+        saves: Whether to write checkpoints.
 
     Raises:
         WeightError: Weights to start from do not fit the model.
@@ -87,18 +93,21 @@ def train(run: PreparedRun, log: RunLog, rank: int = 0) -> None:
     # Every rank knows the loss of all; one writes it down.
     metrics = Metrics(settings.output_dir / METRICS, after_step=done) if rank == 0 else None
     world = WorldSum(grid.world)
-    writer = CheckpointWriter(
-        settings.output_dir / "checkpoint" / f"rank_{rank}",
-        f"{settings.prefix}_rank_{rank}",
-        settings.keep_max,
-        in_thread=settings.async_save,
-        wait_for_others=lambda: world.add(0.0),
-        log=log.line,
-    )
+    writer = None
+    if saves:
+        writer = CheckpointWriter(
+            settings.output_dir / "checkpoint" / f"rank_{rank}",
+            f"{settings.prefix}_rank_{rank}",
+            settings.keep_max,
+            in_thread=settings.async_save,
+            wait_for_others=lambda: world.add(0.0),
+            log=log.line,
+        )
     try:
         _Loop(run, step, Evaluation(model, grid), grid, world, writer, metrics, log).run(done)
     finally:
-        writer.close()
+        if writer is not None:
+            writer.close()
         if metrics is not None:
             metrics.close()
 
@@ -111,7 +120,7 @@ class _Loop:
         evaluation: Evaluation,
         grid: Grid,
         world: WorldSum,
-        writer: CheckpointWriter,
+        writer: CheckpointWriter | None,
         metrics: Metrics | None,
         log: RunLog,
     ) -> None:
@@ -128,7 +137,8 @@ class _Loop:
         if done == 0:
             self._evaluate(0)
         for number in range(done + 1, last + 1):
-            self.writer.check()
+            if self.writer is not None:
+                self.writer.check()
             values = self._step(number)
             if number % settings.log_every == 0 or number in (done + 1, last):
                 self._log_step(number, values)
@@ -136,7 +146,8 @@ class _Loop:
                 self._evaluate(number)
             if number == last or (settings.save_every and number % settings.save_every == 0):
                 self._save(number)
-        self.writer.finish()
+        if self.writer is not None:
+            self.writer.finish()
 
     def _step(self, number: int) -> dict[str, float]:
         run, started_s = self.prepared, time.perf_counter()
@@ -195,6 +206,8 @@ class _Loop:
         self.log.line(f"step {number}: {told}")
 
     def _save(self, number: int) -> None:
+        if self.writer is None:
+            return
         run = self.prepared
         parameters = self.step.weights | self.step.moments()
         self.writer.save(

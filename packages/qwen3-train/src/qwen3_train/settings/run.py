@@ -11,6 +11,7 @@ from qwen3_model.errors import ConfigError
 from qwen3_model.fused import FusedLayout
 from qwen3_model.layout import Layout
 from qwen3_model.run_config import RunConfig
+from qwen3_model.simulation import Simulation, default_device
 from qwen3_train.parallel.layout_checks import layout_problems, process_problems
 from qwen3_train.parallel.offset import read_offset
 from qwen3_train.settings.adam import AdamSettings
@@ -101,8 +102,15 @@ class TrainSettings:
         return self.accumulation * self.micro_batch_num
 
 
-def read_settings(config: RunConfig, *, worker_num: int = 1) -> TrainSettings:
+def read_settings(
+    config: RunConfig, *, worker_num: int = 1, simulation: Simulation | None = None
+) -> TrainSettings:
     """Turn a YAML that the schema has passed into settings.
+
+    Args:
+        config: The YAML.
+        worker_num: Processes of the job.
+        simulation: The dry run that this is; None for a real run.
 
     Raises:
         ConfigError: Values that cannot work; all that can be found at once are named.
@@ -120,9 +128,10 @@ def read_settings(config: RunConfig, *, worker_num: int = 1) -> TrainSettings:
     offset = _collect(problems, read_offset, config.get("model.model_config.offset"))
     num_stages = layout.pp if layout is not None else 1
     recompute = _collect(problems, read_recompute, config.get("recompute_config"), num_stages)
-    problems += _number_problems(config) + _mode_problems(config)
+    available = default_device(simulation)
+    problems += _number_problems(config) + _mode_problems(config, available)
     skip = _collect(problems, read_skip, config)
-    device = config.get("context.device_target") or default_device()
+    device = config.get("context.device_target") or available
     ascend = _collect(problems, read_ascend_settings, config, device, worker_num)
     if model is not None and layout is not None and data is not None and offset is not None:
         pipes = layout.pp > 1
@@ -185,11 +194,6 @@ def read_settings(config: RunConfig, *, worker_num: int = 1) -> TrainSettings:
     )
 
 
-def default_device() -> str:
-    """Return Ascend where the driver's device file is, else CPU."""
-    return "Ascend" if Path("/dev/davinci_manager").exists() else "CPU"
-
-
 def _micro_batch_num(config: RunConfig) -> int:
     value = config.get("parallel_config.micro_batch_num")
     return 1 if value is None else int(value)
@@ -246,7 +250,7 @@ def _optimizer_problems(section: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _mode_problems(config: RunConfig) -> list[str]:
+def _mode_problems(config: RunConfig, available: str) -> list[str]:
     problems = []
     mode = config.get("run_mode", "train")
     if mode not in ("train", "finetune"):
@@ -255,7 +259,7 @@ def _mode_problems(config: RunConfig) -> list[str]:
         )
     if mode == "finetune" and not (config.get("load_checkpoint") or config.get("pretrained_model_dir")):
         problems.append("run_mode=finetune needs weights; give pretrained_model_dir or load_checkpoint")
-    if config.get("context.device_target") == "Ascend" and default_device() != "Ascend":
+    if config.get("context.device_target") == "Ascend" and available != "Ascend":
         problems.append(
             "context.device_target=Ascend but this machine has none; use --context.device_target CPU"
         )
