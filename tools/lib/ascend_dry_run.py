@@ -1,0 +1,105 @@
+"""Run one of our commands through MindSpore's Ascend backend as one rank of a job; report on its graphs."""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ascend_report import Report, make_report, text_of
+from ascend_stand_in import mindspore_folder, stand_in, stand_in_environment
+
+PROBE = Path(__file__).with_name("ascend_probe.py")
+SOCS = {"Ascend910B2": "A2", "Ascend910_9391": "A3"}
+CANN_VARIABLES = ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME")
+LEFT_OUT = ("PYTHONPATH", "MS_ROLE", "MS_WORKER_NUM", "MS_SCHED_HOST", "MS_SCHED_PORT", "RANK_TABLE_FILE")
+
+
+def dry_run(
+    command: Sequence[str],
+    *,
+    rank: int = 0,
+    ranks: int = 1,
+    soc: str = "Ascend910B2",
+    cwd: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Report:
+    """Run `command` as `rank` of `ranks` and return what MindSpore's backend made of it.
+
+    Args:
+        command: One of our commands with its arguments; what it prints goes to stderr.
+        rank: The one that is played.
+        ranks: Of the job.
+        soc: What the device says it is.
+        cwd: Working directory; None for this process's.
+        environment: Of this process when left out.
+    """
+    given = dict(os.environ if environment is None else environment)
+    cann = real_cann(given)
+    with tempfile.TemporaryDirectory(prefix="qwen3-dry-run-") as folder:
+        graphs, logs = Path(folder) / "graphs.jsonl", Path(folder) / "log"
+        logs.mkdir()
+        variables = {name: value for name, value in given.items() if name not in LEFT_OUT}
+        if cann is None:
+            variables |= stand_in_environment(stand_in(), mindspore_folder())
+        elif "PYTHONPATH" in given:
+            variables["PYTHONPATH"] = given["PYTHONPATH"]  # CANN's set_env.sh puts its packages there
+        variables |= {
+            "MS_SIMULATION_LEVEL": "1", "RANK_ID": str(rank), "RANK_SIZE": str(ranks),
+            "QWEN3_DRY_RUN_SOC": soc,
+            # With two cores, MindSpore 2.10 waits for itself in graphs with a branch that is inlined.
+            "MS_DEV_RUNTIME_CONF": "switch_inline:False",
+            "GLOG_v": "2", "MS_SUBMODULE_LOG_v": "{DEVICE:1}", "GLOG_logtostderr": "0",
+            "GLOG_stderrthreshold": "4", "GLOG_log_dir": str(logs),
+        }  # fmt: skip
+        started_s = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-s", PROBE, graphs, *command],
+            env=variables, cwd=cwd, stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False,
+        )  # fmt: skip
+        facts = {
+            "command": list(command), "rank": rank, "ranks": ranks, "soc": soc,
+            "mindspore": importlib.metadata.version("mindspore"), "cann": cann or "stand-ins",
+            "exit_code": done.returncode, "seconds": round(time.monotonic() - started_s, 1),
+        }  # fmt: skip
+        return make_report(facts, graphs, logs)
+
+
+def real_cann(environment: Mapping[str, str]) -> str | None:
+    """Return the folder of the CANN whose environment is set; None without one."""
+    named = next((environment[name] for name in CANN_VARIABLES if environment.get(name)), None)
+    return named if named and list(Path(named).glob("**/lib64/libascendcl.so")) else None
+
+
+def main() -> int:
+    """Run what the command line says."""
+    if sys.argv[1:] == ["make"]:
+        print(stand_in())
+        return 0
+    parser = argparse.ArgumentParser(
+        prog="tools/ascend_dry_run", description=__doc__, usage="%(prog)s [options] -- COMMAND ... | make"
+    )
+    parser.add_argument("--rank", type=int, default=0, help="the rank that is played (default 0)")
+    parser.add_argument("--ranks", type=int, default=1, help="ranks of the job (default 1)")
+    parser.add_argument("--soc", choices=SOCS, default="Ascend910B2", help="Ascend910_9391 is an A3")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there, too")
+    parser.add_argument("command", nargs="*", help="qwen3-train launch ..., qwen3-infer generate ...")
+    options = parser.parse_args()
+    if not options.command:
+        parser.error("give a command after --, or make")
+    if not 0 <= options.rank < options.ranks:
+        parser.error(f"--rank {options.rank} is none of --ranks {options.ranks}; count from 0")
+    report = dry_run(options.command, rank=options.rank, ranks=options.ranks, soc=options.soc)
+    if options.json:
+        options.json.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
+    print(text_of(report))
+    return 1 if report.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
