@@ -29,6 +29,9 @@ MARKUP = (
 )
 HELLO = "<think>\nA greeting; I answer in kind.\n</think>\n\nHello! I am Qwen3. What would you like to know?"
 LONG = "and again " * 300
+EMOJI = "<think>\n\U0001f469\u200d\U0001f469\n</think>\n\n\U00020bb7 \U0001f1f3\U0001f1f4"
+SAY = "Say exactly: "
+"""What follows it in a question is the answer."""
 
 
 class Script:
@@ -45,9 +48,10 @@ class Script:
         self.prompts[start] = [*known, *ids]
         text = self.tokenizer.decode(self.prompts[start])
         asked = text.rpartition("user\n")[2]
-        answer = next(
-            (a for word, a in (("markup", MARKUP), ("long", LONG), ("break", None)) if word in asked), HELLO
-        )
+        scripts = (("markup", MARKUP), ("long", LONG), ("break", None), ("emoji", EMOJI))
+        answer = next((a for word, a in scripts if word in asked), HELLO)
+        if SAY in asked:
+            answer = asked.partition(SAY)[2].partition("\nassistant\n")[0]
         if "crash" in asked:
             raise RuntimeError("the device is gone")
         self.scripts[start] = (
@@ -83,11 +87,12 @@ def main():
         ),
         thinking=True,
         context_tokens=4096,
+        token_bytes=folder.tokenizer.longest_token_bytes(),
     )
     settings = ServeSettings(
         host="127.0.0.1", port=0, api_key=None, insecure=False, model_name=None, max_requests=4,
-        max_tokens_in_cache=8192, max_queue=8, max_body_bytes=2**20, request_timeout_s=60, queue_timeout_s=10,
-        send_timeout_s=10, drain_timeout_s=5,
+        max_tokens_in_cache=8192, max_queue=8, max_connections=1000, max_body_bytes=2**20,
+        request_timeout_s=60, queue_timeout_s=10, send_timeout_s=10, drain_timeout_s=5,
     )  # fmt: skip
     if len(sys.argv) > 2:
         settings = replace(settings, **json.loads(sys.argv[2]))

@@ -40,6 +40,10 @@ CASES = {
     "no adapter": (1, "holds no adapter"),
     "existing result": (1, "mine.txt already exists; choose another output or pass --force to replace it"),
     "existing records": (1, "mine.jsonl already exists; choose another output or pass --force to replace it"),
+    "file in the way": (1, "since mine.txt is a file; choose another output"),
+    "no place for records": (2, "--output /proc/nope/x.jsonl cannot be written: No such file or directory;"),
+    "numbers as prompts": (1, "predict_data: entry 2 is None, which is no text; put a prompt or a file's"),
+    "no prompt": (2, "there is no prompt; give --predict-data a text, a .txt file or a .jsonl file"),
     "folder for a result": (2, "folder is a folder; results are written to a file"),
 }
 
@@ -50,6 +54,7 @@ def arguments(make_demo_folder, tmp_path, request):
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
     for name in ("mine.txt", "mine.jsonl"):
         (tmp_path / name).write_text("mine", "utf-8")
+    (tmp_path / "numbers.yaml").write_text("predict_data: ['1', null]", "utf-8")
     (tmp_path / "folder").mkdir()
     folder = make_demo_folder()
     deeper = shutil.copytree(folder, tmp_path / "deeper")
@@ -84,6 +89,10 @@ def arguments(make_demo_folder, tmp_path, request):
         "no adapter": of("--adapter", other_run),
         "existing result": of("--save-file", tmp_path / "mine.txt"),
         "existing records": of("--output", tmp_path / "mine.jsonl"),
+        "file in the way": of("--save-file", "mine.txt/x.txt"),
+        "no place for records": of("--save-file", "new.txt", "--output", "/proc/nope/x.jsonl"),
+        "numbers as prompts": of("--config", tmp_path / "numbers.yaml", data=[]),
+        "no prompt": of(data=[]),
         "folder for a result": of("--save-file", tmp_path / "folder"),
     }
 
@@ -103,3 +112,5 @@ def test_each_is_one_sentence(arguments, tmp_path):
             wrong[name] = results[name]
     assert not wrong
     assert not (tmp_path / "text_generation_result.txt").exists()
+    assert not list(tmp_path.glob("*.tmp"))
+    assert not (tmp_path / "new.txt").exists()

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from qwen3_infer.chat.output import ChatOutput
+from qwen3_infer.chat.output import ChatOutput, split_answer
 
 THOUGHT = "<think>\nIs 2 < 3?\n\nYes.\n</think>\n\nIt is."
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "K\u00f6ln"}}\n</tool_call>'
@@ -59,6 +59,20 @@ class TestAnyPieces:
         assert take_apart(text, size, has_tools=True) == (
             "Look it up.", "", [("weather", {"city": "K\u00f6ln"})],
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("plain", ("", "plain")),
+        ("<think>\nhm\n</think>\n\nyes", ("hm", "yes")),
+        ("hm\n</think>\nyes", ("", "hm\n</think>\nyes")),
+        ("<think>a</think>b</think>c", ("a", "b</think>c")),
+        ("<think>\nnever ends", ("never ends", "")),
+    ],
+)
+def test_a_whole_text_is_divided_as_a_stream(text, expected):
+    assert split_answer(text, starts_in_thought=False) == expected
 
 
 def test_what_is_certain_comes_at_once():

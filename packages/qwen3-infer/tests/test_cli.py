@@ -125,6 +125,37 @@ def test_bad_input_is_one_sentence_without_traceback(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
+def test_the_default_result_replaces_its_like_and_nothing_else(run, make_demo_folder, tmp_path):
+    arguments = (
+        "--pretrained-model-dir",
+        make_demo_folder(),
+        "--predict-data",
+        "Once",
+        "--max-new-tokens",
+        2,
+    )
+    result = tmp_path / "text_generation_result.txt"
+    result.write_text("my notes", "utf-8")
+    refused = run(*arguments)
+    assert refused.exit_code == 1
+    assert "text_generation_result.txt already exists; choose another output" in refused.stderr
+    assert result.read_text("utf-8") == "my notes"
+    result.unlink()
+    assert [run(*arguments, "--seed", seed).exit_code for seed in (1, 2)] == [0, 0]
+    assert ast.literal_eval(result.read_text("utf-8"))[0]["text_generation_text"][0].startswith("Once")
+
+
+@pytest.mark.parametrize("stream", ["--stream", "--no-stream"])
+def test_a_chat_shows_the_answer_alone(run, make_demo_folder, tmp_path, stream):
+    found = run(
+        "--pretrained-model-dir", make_demo_folder(), "--predict-data", "Who are you?", "--chat",
+        "--no-thinking", "--max-new-tokens", 8, "--output", "out.jsonl", stream, "--quiet",
+    )  # fmt: skip
+    assert found.exit_code == 0, found.output
+    (line,) = (tmp_path / "out.jsonl").read_text("utf-8").splitlines()
+    assert found.stdout == json.loads(line)["completion"] + "\n"
+
+
 def test_a_file_of_prompts_gives_text_and_records(run, make_demo_folder, tmp_path):
     (tmp_path / "prompts.txt").write_text("Once upon a time\nThe game\n茶 is\n", "utf-8")
     arguments = (

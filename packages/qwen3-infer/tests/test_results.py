@@ -6,7 +6,7 @@ import pytest
 
 from qwen3_infer.generate.generator import Completion
 from qwen3_infer.generate.prompts import Prompt
-from qwen3_infer.generate.results import make_record, split_reasoning, write_records, write_result_text
+from qwen3_infer.generate.results import is_own_result, make_record, write_records, write_result_text
 from qwen3_model.tokenizer import Qwen3Tokenizer
 
 
@@ -36,7 +36,7 @@ def test_result_text_is_mindformers_list_of_batches(tmp_path, completions):
 
 def test_records_are_json_lines_in_the_order_of_the_input(tmp_path, completions):
     path = tmp_path / "results.jsonl"
-    write_records(path, completions[1], chat=False)
+    write_records(path, completions[1], completions[0], chat=False)
     records = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     assert [record["index"] for record in records] == [0, 1, 2]
     assert records[0] == {
@@ -47,20 +47,22 @@ def test_records_are_json_lines_in_the_order_of_the_input(tmp_path, completions)
 
 def test_a_chat_record_divides_reasoning_from_answer(completions):
     done = replace(completions[1][0], text="<think>\nWhy? \n</think>\n\nBecause.")
-    record = make_record(done, chat=True)
+    record = make_record(done, completions[0], chat=True)
     assert (record["reasoning"], record["completion"]) == ("Why?", "Because.")
-    assert make_record(done, chat=False)["completion"] == done.text
+    assert make_record(done, completions[0], chat=False)["completion"] == done.text
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("plain", (None, "plain")),
-        ("<think>\nhm\n</think>\n\nyes", ("hm", "yes")),
-        ("hm\n</think>\nyes", ("hm", "yes")),
-        ("<think>a</think>b</think>c", ("a</think>b", "c")),
-        ("<think>\nnever ends", ("never ends", "")),
-    ],
-)
-def test_the_last_end_of_thought_divides(text, expected):
-    assert split_reasoning(text) == expected
+def test_a_record_reads_a_thought_that_the_prompt_began(completions):
+    tokenizer, (first, *_) = completions
+    request = replace(first.request, prompt_ids=tuple(tokenizer.encode("<think>\n")))
+    done = replace(first, request=request, text="Why?\n</think>\nBecause.")
+    record = make_record(done, tokenizer, chat=True)
+    assert (record["reasoning"], record["completion"]) == ("Why?", "Because.")
+
+
+def test_only_a_text_result_is_taken_for_one(tmp_path, completions):
+    write_result_text(tmp_path / "own.txt", completions[1], completions[0], batch_size=1)
+    (tmp_path / "mine.txt").write_text("mine", "utf-8")
+    assert [is_own_result(tmp_path / name) for name in ("own.txt", "mine.txt", "none.txt")] == [
+        True, False, False,
+    ]  # fmt: skip

@@ -55,6 +55,16 @@ def test_decode_inverts_encode_and_can_keep_special_tokens(tokenizer):
     assert tokenizer.decode([151644, 9707, 151645], skip_special=False) == "<|im_start|>Hello<|im_end|>"
 
 
+def test_the_bytes_of_tokens_join_to_the_text(tokenizer):
+    text = "Gr\u00fc\u00dfe\x00\x7f\u00a0, \u4e16\u754c \U00020bb7 \U0001f469\u200d\U0001f469 <think>"
+    ids = tokenizer.encode(text)
+    assert b"".join(map(tokenizer.token_bytes, ids)) == text.encode("utf-8")
+    assert any(tokenizer.decode([number]) == "\ufffd" for number in ids)  # a part of a character alone
+    assert tokenizer.token_bytes(151645) is tokenizer.token_bytes(151935) is None
+    every = {tokenizer.token_bytes(number) for number in range(256)}
+    assert every == {bytes([number]) for number in range(256)}
+
+
 def test_a_lone_surrogate_is_named(tokenizer):
     with pytest.raises(FormatError, match=r"text 1 holds a lone surrogate U\+D800 at character 2"):
         tokenizer.encode_batch(["fine", "ab\ud800"])

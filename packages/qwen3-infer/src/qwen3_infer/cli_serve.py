@@ -54,6 +54,10 @@ SECONDS = click.FloatRange(0, min_open=True)
     help="Seconds for what runs when SIGTERM or Ctrl-C comes.",
 )  # fmt: skip
 @click.option(
+    "--max-connections", type=click.IntRange(2), default=1000, show_default=True,
+    help="Open connections, half of them of one address; fewer where ulimit -n is low.",
+)  # fmt: skip
+@click.option(
     "--max-body-bytes", type=click.IntRange(1), default=4 * 2**20, show_default=True, help="Largest request."
 )
 @with_options(SAMPLING_OPTIONS)
@@ -89,7 +93,7 @@ def serve(
         raise UsageError("the API key is empty; leave it out to have none")
     kernels, threads = options.pop("kernels"), options.pop("threads")
     names = ("host", "port", "insecure", "model_name", "max_requests", "max_queue",
-             "max_body_bytes")  # fmt: skip
+             "max_connections", "max_body_bytes")  # fmt: skip
     times = ("queue_timeout", "request_timeout", "send_timeout", "drain_timeout")
     own = {name: options.pop(name) for name in names} | {f"{name}_s": options.pop(name) for name in times}
     settings = read_settings(config_path, options, overrides)

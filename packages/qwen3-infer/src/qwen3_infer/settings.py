@@ -148,7 +148,7 @@ def read_settings(
         adapter=paths["adapter"],
         model_parallel=_model_parallel(run, worker_num),
         output_dir=Path(value_of("output_dir", "output")),
-        predict_data=(data,) if isinstance(data, str) else tuple(map(str, data)),
+        predict_data=_texts(data),
         batch_size=batch_size,
         max_tokens_in_cache=max_tokens,
         result_path=Path(value_of("save_file", DEFAULT_RESULT)),
@@ -160,6 +160,17 @@ def read_settings(
         generation=generation,
         notes=run.notes + _unused_layout(run),
     )
+
+
+def _texts(data: Any) -> tuple[str, ...]:
+    values = (data,) if isinstance(data, str) else tuple(data)
+    for number, value in enumerate(values, start=1):
+        if not isinstance(value, str):
+            raise ConfigError(
+                f"predict_data: entry {number} is {value!r}, which is no text; put a prompt or a file's name "
+                "in quotes"
+            )
+    return values
 
 
 def _model_parallel(run: RunConfig, worker_num: int) -> int:

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from tokenizers import Tokenizer
 
+from qwen3_model.byte_level import letter_bytes
 from qwen3_model.chat_template import render_chat_template
 from qwen3_model.errors import FormatError
 
@@ -48,10 +49,9 @@ class Qwen3Tokenizer:
         """Of tokenizer.json, in hexadecimal."""
         self.vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
         """Entries, added tokens included."""
+        self._added = tokenizer.get_added_tokens_decoder()
         self.special_tokens = {
-            added.content: number
-            for number, added in sorted(tokenizer.get_added_tokens_decoder().items())
-            if added.special
+            added.content: number for number, added in sorted(self._added.items()) if added.special
         }
         """Text and id of the tokens that raw text never means; `<think>` and the like are not among them."""
         self.eos_id = self.token_id(self._named_token("eos_token") or END_OF_TURN)
@@ -111,6 +111,27 @@ class Qwen3Tokenizer:
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Return the text of `ids`; bytes that are no UTF-8 become U+FFFD, unknown ids nothing."""
         return self._tokenizer.decode(list(map(int, ids)), skip_special_tokens=skip_special)
+
+    def token_bytes(self, number: int) -> bytes | None:
+        """Return the bytes of one token, which may be a part of a character; None for special ones.
+
+        Those of all tokens of a text together are the text in UTF-8.
+        """
+        if number in self._added:
+            added = self._added[number]
+            return None if added.special else added.content.encode("utf-8")
+        token = self._tokenizer.id_to_token(number)
+        return None if token is None else bytes(letter_bytes()[letter] for letter in token)
+
+    def longest_token_bytes(self) -> int:
+        """Return the most bytes of a token; a text has at least its bytes divided by this many tokens."""
+        special = (len(text.encode("utf-8")) for text in self.special_tokens)
+        others = (len(self.token_bytes(number) or b"") for number in range(self.vocab_size))
+        return max(*special, *others)
+
+    def to_json(self) -> str:
+        """Return what `tokenizer.json` says, for libraries that read it themselves."""
+        return self._tokenizer.to_str()
 
     def token_id(self, token: str) -> int:
         """Return the id of one token.

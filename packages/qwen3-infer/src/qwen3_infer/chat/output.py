@@ -1,12 +1,17 @@
-"""An assistant's text as it comes, taken apart into thought, answer and calls of tools."""
+"""An assistant's text as it comes, taken apart into thought, answer and calls of tools.
 
-import json
+docs/serving.md has the grammar.
+"""
+
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+
+from qwen3_infer.chat.calls import NO_JSON, ValueEnd, parse_calls
 
 THINK, THOUGHT_END = "<think>", "</think>"
 CALL, CALL_END = "<tool_call>", "</tool_call>"
+# Models close a bracket too many now and then.
+_AFTER_VALUE = "}] \t\r\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +35,14 @@ class ChatOutput:
 
     def __init__(self, *, has_tools: bool, starts_in_thought: bool = False) -> None:
         self._has_tools = has_tools
-        self._state = "thought" if starts_in_thought else "start"
+        self._state = "start"
+        self._starts_in_thought = starts_in_thought
         self._held = ""
         # Right after a tag white space belongs to neither side.
-        self._skips_space = starts_in_thought
+        self._skips_space = False
+        self._value_end = ValueEnd()
+        self._space = ""
+        """Before the tag of what may be a call, to which it then belongs."""
         self.num_calls = 0
         """Calls found so far."""
 
@@ -42,9 +51,9 @@ class ChatOutput:
         self._held += piece
         parts: list[Part] = []
         state = None
-        while state != self._state:
-            state = self._state
-            parts += getattr(self, f"_{state}")(is_last)
+        while state != (self._state, self._held):
+            state = (self._state, self._held)
+            parts += getattr(self, f"_{self._state}")(is_last)
         return parts
 
     def _start(self, is_last: bool) -> Iterator[Part]:
@@ -52,7 +61,11 @@ class ChatOutput:
         if text.startswith(THINK):
             self._enter("thought", text[len(THINK) :])
         elif is_last or not THINK.startswith(text):
-            self._state = "answer"
+            # A thought that the prompt began may begin with its tag once more, or without.
+            if self._starts_in_thought:
+                self._enter("thought", self._held)
+            else:
+                self._state = "answer"
         return iter(())
 
     def _thought(self, is_last: bool) -> Iterator[Part]:
@@ -71,27 +84,42 @@ class ChatOutput:
         self._skip_space()
         if self._has_tools and CALL in self._held:
             before, _, rest = self._held.partition(CALL)
-            self._enter("call", rest)
-            yield from _text("content", before.rstrip())
+            self._state, self._held, self._value_end = "call", rest, ValueEnd()
+            text = before.rstrip()
+            self._space = before[len(text) :]
+            yield from _text("content", text)
             return
         certain = len(self._held) if is_last or not self._has_tools else _certain(self._held, CALL)
         shown = self._held[:certain]
         if self._has_tools and not is_last:
-            shown = shown.rstrip()  # white space before a call belongs to it
+            shown = shown.rstrip()
         self._held = self._held[len(shown) :]
         yield from _text("content", shown)
 
     def _call(self, is_last: bool) -> Iterator[Part]:
-        inner, end, rest = self._held.partition(CALL_END)
-        if not end and not is_last:
+        end = self._value_end.find(self._held)
+        if end is None and not is_last:
             return
-        self._enter("answer", rest)
-        call = _parse_call(inner) if end else None
-        if call is None:
-            yield Part("content", f"{CALL}{inner}{end}")
-        else:
-            self.num_calls += 1
-            yield Part("call", json.dumps(call["arguments"], ensure_ascii=False), call["name"])
+        if end is None or end == NO_JSON:
+            yield from self._no_call()
+            return
+        behind = self._held[end:].lstrip(_AFTER_VALUE)
+        if not is_last and any(tag.startswith(behind) and tag != behind for tag in (CALL, CALL_END)):
+            return
+        is_closed = behind.startswith((CALL, CALL_END)) or (is_last and not behind)
+        calls = parse_calls(self._held[:end]) if is_closed else ()
+        if not calls:
+            yield from self._no_call()
+            return
+        self._enter("answer", behind.removeprefix(CALL_END))
+        self.num_calls += len(calls)
+        for call in calls:
+            yield Part("call", call.arguments, call.name)
+
+    def _no_call(self) -> Iterator[Part]:
+        """Let the tag be text; behind it another call may begin."""
+        self._state, self._skips_space = "answer", False
+        yield Part("content", self._space + CALL)
 
     def _enter(self, state: str, rest: str) -> None:
         self._state, self._held, self._skips_space = state, rest, True
@@ -100,6 +128,15 @@ class ChatOutput:
         if self._skips_space:
             self._held = self._held.lstrip()
             self._skips_space = not self._held
+
+
+def split_answer(text: str, *, starts_in_thought: bool) -> tuple[str, str]:
+    """Return the thought, "" if there is none, and the answer of a whole text; calls stay in the answer."""
+    parts = ChatOutput(has_tools=False, starts_in_thought=starts_in_thought).push(text, is_last=True)
+    thought, answer = (
+        "".join(part.text for part in parts if part.kind == kind) for kind in ("reasoning", "content")
+    )
+    return thought, answer
 
 
 def _text(kind: str, text: str) -> Iterator[Part]:
@@ -113,13 +150,3 @@ def _certain(text: str, tag: str) -> int:
         if text.endswith(tag[:length]):
             return len(text) - length
     return len(text)
-
-
-def _parse_call(text: str) -> dict[str, Any] | None:
-    try:
-        call = json.loads(text)
-    except ValueError:
-        return None
-    if isinstance(call, dict) and isinstance(call.get("name"), str):
-        return {"name": call["name"], "arguments": call.get("arguments", {})}
-    return None

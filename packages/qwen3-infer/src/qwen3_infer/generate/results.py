@@ -5,29 +5,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from qwen3_infer.chat.output import split_answer
+from qwen3_infer.chat.prompt import ends_in_thought
 from qwen3_infer.engine.jobs import Completion
 from qwen3_model.files import write_text_atomically
 from qwen3_model.tokenizer import Qwen3Tokenizer
 
-THOUGHT_END = "</think>"
-THOUGHT_BEGIN = "<think>"
+RESULT_BEGIN = b"[{'text_generation_text': ["
 
 
-def split_reasoning(text: str) -> tuple[str | None, str]:
-    """Return what the model thought, None if it did not, and what it answered.
-
-    The last `</think>` divides them; a thought that never ended is all there is.
-    """
-    thought, end, answer = text.rpartition(THOUGHT_END)
-    if end:
-        return thought.replace(THOUGHT_BEGIN, "", 1).strip(), answer.lstrip("\n")
-    if text.lstrip().startswith(THOUGHT_BEGIN):
-        return text.replace(THOUGHT_BEGIN, "", 1).strip(), ""
-    return None, text
-
-
-def make_record(completion: Completion, *, chat: bool) -> dict[str, Any]:
-    """Return one line of the results file."""
+def make_record(completion: Completion, tokenizer: Qwen3Tokenizer, *, chat: bool) -> dict[str, Any]:
+    """Return one line of the results file; `chat` takes the thought out of the completion."""
     request = completion.request
     record: dict[str, Any] = {"index": request.index}
     if request.decoding.num_sequences > 1:
@@ -38,9 +26,9 @@ def make_record(completion: Completion, *, chat: bool) -> dict[str, Any]:
         record["prompt"] = request.prompt.text
     else:
         record["messages"] = list(request.prompt.messages)
-    reasoning, answer = split_reasoning(completion.text) if chat else (None, completion.text)
+    reasoning, answer = answer_of(completion, tokenizer) if chat else ("", completion.text)
     record["completion"] = answer
-    if reasoning is not None:
+    if reasoning:
         record["reasoning"] = reasoning
     record |= {
         "finish_reason": completion.finish_reason,
@@ -52,15 +40,29 @@ def make_record(completion: Completion, *, chat: bool) -> dict[str, Any]:
     return record
 
 
-def write_records(path: Path, completions: Sequence[Completion], *, chat: bool) -> None:
+def answer_of(completion: Completion, tokenizer: Qwen3Tokenizer) -> tuple[str, str]:
+    """Return the thought, "" if there is none, and the answer of a completion in a chat."""
+    starts_in_thought = ends_in_thought(tokenizer, completion.request.prompt_ids)
+    return split_answer(completion.text, starts_in_thought=starts_in_thought)
+
+
+def write_records(
+    path: Path, completions: Sequence[Completion], tokenizer: Qwen3Tokenizer, *, chat: bool
+) -> None:
     """Write JSON lines in the order of the input."""
-    lines = [json.dumps(make_record(each, chat=chat), ensure_ascii=False) for each in completions]
+    records = (make_record(each, tokenizer, chat=chat) for each in completions)
+    lines = [json.dumps(record, ensure_ascii=False) for record in records]
     write_text_atomically(path, "".join(line + "\n" for line in lines))
 
 
 def full_text(completion: Completion, tokenizer: Qwen3Tokenizer) -> str:
     """Return prompt and completion as one text, without special tokens."""
     return tokenizer.decode(completion.request.prompt_ids) + completion.text
+
+
+def is_own_result(path: Path) -> bool:
+    """Return whether a file is such a text result, which another one may replace."""
+    return path.is_file() and path.open("rb").read(len(RESULT_BEGIN)) == RESULT_BEGIN
 
 
 def write_result_text(

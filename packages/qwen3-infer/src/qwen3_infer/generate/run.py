@@ -7,15 +7,16 @@ from pathlib import Path
 
 from qwen3_infer.device import Device
 from qwen3_infer.engine.jobs import BatchLimits, Completion, tokens_needed
+from qwen3_infer.generate.display import Display
 from qwen3_infer.generate.generator import generate
 from qwen3_infer.generate.prompts import read_prompts
-from qwen3_infer.generate.results import full_text, write_records, write_result_text
+from qwen3_infer.generate.results import is_own_result, write_records, write_result_text
 from qwen3_infer.generate.shown import ShownWriter
 from qwen3_infer.model_folder import ModelFolder
 from qwen3_infer.requests import PromptForm, Request, make_requests, special_texts
-from qwen3_infer.settings import RunSettings, make_decoding, open_run_folder
+from qwen3_infer.settings import DEFAULT_RESULT, RunSettings, make_decoding, open_run_folder
 from qwen3_model.errors import ConfigError, UsageError
-from qwen3_model.files import refuse_existing
+from qwen3_model.files import refuse_existing, require_writable
 from qwen3_model.layout_checks import split_problems
 from qwen3_model.progress import Progress
 
@@ -65,9 +66,9 @@ def prepare_generate(
     Raises:
         Qwen3Error: Something in the settings, the prompts, the folder or the outputs cannot work.
     """
+    prompts = read_prompts(settings.predict_data)
     if writes:
         _refuse_outputs(settings, output)
-    prompts = read_prompts(settings.predict_data)
     folder = open_run_folder(settings)
     if problems := split_problems(folder.config, settings.model_parallel):
         raise ConfigError("; ".join(problems))
@@ -150,19 +151,30 @@ def run_rank(
 def _write(
     settings: RunSettings, prepared: PreparedGeneration, output: Output, completions: list[Completion]
 ) -> None:
-    write_result_text(settings.result_path, completions, prepared.folder.tokenizer, settings.batch_size)
+    tokenizer = prepared.folder.tokenizer
+    write_result_text(settings.result_path, completions, tokenizer, settings.batch_size)
     if output.records_path:
-        write_records(output.records_path, completions, chat=settings.chat)
+        write_records(output.records_path, completions, tokenizer, chat=settings.chat)
 
 
 def _refuse_outputs(settings: RunSettings, output: Output) -> None:
-    paths = [settings.result_path] + ([output.records_path] if output.records_path else [])
-    if len({path.absolute() for path in paths}) < len(paths):
+    """Raise when a result cannot be written where it shall be; only the default one replaces its like."""
+    paths = {"--save-file": settings.result_path}
+    if output.records_path:
+        paths["--output"] = output.records_path
+    if len({path.absolute() for path in paths.values()}) < len(paths):
         raise UsageError(f"{settings.result_path} cannot be both the text result and --output")
-    for path in paths:
+    for option, path in paths.items():
         if path.is_dir():
             raise UsageError(f"{path} is a folder; results are written to a file")
-        refuse_existing(path, force=output.force, sources=settings.sources())
+        is_replaced = path == Path(DEFAULT_RESULT) and is_own_result(path)
+        refuse_existing(path, force=output.force or is_replaced, sources=settings.sources())
+        try:
+            require_writable(path)
+        except OSError as error:
+            raise UsageError(
+                f"{option} {path} cannot be written: {error.strerror or error}; name a file elsewhere"
+            ) from None
 
 
 def _generate_all(
@@ -185,15 +197,16 @@ def _generate_all(
     streams = output.stream and len(requests) == 1
     started_s = time.monotonic()
     completions = []
+    note = (lambda _: None) if output.quiet else output.note
+    display = Display(folder.tokenizer, chat=settings.chat, say=output.say, note=note)
     with Progress("prompts", len(requests), "prompt", quiet=output.quiet or streams) as progress:
-        on_text = (lambda _, piece: output.say(piece)) if streams else None
-        for completion in generate(requests, engine, folder.tokenizer, on_text):
+        for completion in generate(requests, engine, folder.tokenizer, display.piece if streams else None):
             completions.append(completion)
             progress.advance()
             if not streams:
-                output.say(f"{full_text(completion, folder.tokenizer)}\n")
+                display.whole(completion)
     if streams:
-        output.say("\n")
+        display.end()
     if not output.quiet:
         output.note(_speed(completions, time.monotonic() - started_s))
     return sorted(completions, key=lambda done: (done.request.index, done.request.sample))

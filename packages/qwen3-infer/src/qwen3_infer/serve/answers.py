@@ -1,5 +1,6 @@
 """Tokens as OpenAI's objects: whole answers and the chunks of streams."""
 
+import codecs
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,10 @@ class Choice:
     num_tokens: int = 0
     offset: int = 0
     """Characters of the tokens so far, for the offsets of legacy log-probabilities."""
+    characters: codecs.IncrementalDecoder = field(
+        default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace")
+    )
+    """Counts those whose bytes are spread over several tokens once."""
 
 
 class Answer:
@@ -161,25 +166,43 @@ class Answer:
         return {"content": [entry], "refusal": None}
 
     def _entry(self, token: int, logprob: float) -> dict[str, Any]:
-        text = self._token_text(token)
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode("utf-8"))}
+        raw = self._tokenizer.token_bytes(token)
+        return {
+            "token": self._token_text(token),
+            "logprob": logprob,
+            "bytes": None if raw is None else list(raw),
+        }
 
     def _legacy_logprobs(self, choice: Choice, event: Event) -> dict[str, Any] | None:
         if event.logprob is None:
             return None
-        text = self._token_text(event.token)
         entry = {
-            "tokens": [text],
+            "tokens": [self._legacy_text(event.token)],
             "token_logprobs": [event.logprob],
-            "top_logprobs": [{self._token_text(token): logprob for token, logprob in event.top_logprobs}],
+            "top_logprobs": [{self._legacy_text(token): logprob for token, logprob in event.top_logprobs}],
             "text_offset": [choice.offset],
         }
-        choice.offset += len(text)
+        raw = self._tokenizer.token_bytes(event.token)
+        choice.offset += len(choice.characters.decode(raw or b""))
         choice.logprobs.append(entry)
         return entry
 
     def _token_text(self, token: int) -> str:
-        return self._tokenizer.decode([token], skip_special=False)
+        r"""Return the text of a token, the bytes of a part of a character as `\xf0\x9f`."""
+        raw = self._tokenizer.token_bytes(token)
+        if raw is None:
+            return self._tokenizer.decode([token], skip_special=False)
+        return raw.decode("utf-8", "backslashreplace")
+
+    def _legacy_text(self, token: int) -> str:
+        r"""Return the same as the older endpoint has it: `bytes:\xf0\x9f` for such parts."""
+        raw = self._tokenizer.token_bytes(token)
+        try:
+            if raw is not None:
+                raw.decode("utf-8")
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw or b"")
+        return self._token_text(token)
 
 
 def _joined(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
@@ -19,11 +19,34 @@ from qwen3_infer.serve.requests import ApiRequest, Service
 from qwen3_infer.serve.worker import Ticket, Worker
 from qwen3_model.errors import Qwen3Error
 
+MOST_READ_AT_ONCE = 2
+T = TypeVar("T")
 STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # a proxy in between must not collect the pieces
 ]
+
+
+class Reading:
+    """The stage before the queue, in which prompts are tokenised: a few at a time, no more than may wait."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker, self._room, self._num = worker, asyncio.Semaphore(MOST_READ_AT_ONCE), 0
+
+    async def run(self, understand: Callable[[], T]) -> T:
+        """Return what `understand` does on a thread: long prompts take a while, others' tokens must not wait.
+
+        Raises:
+            ApiError: Too many requests are in this stage or behind it.
+        """
+        self._worker.check_room(self._num + 1)
+        self._num += 1
+        try:
+            async with self._room:
+                return await asyncio.to_thread(understand)
+        finally:
+            self._num -= 1
 
 
 class Completions:
@@ -36,7 +59,9 @@ class Completions:
         worker: Worker,
         metrics: Metrics,
         limits: Limits,
+        reading: "Reading",
     ) -> None:
+        self._reading = reading
         self._understand, self._service, self._worker = understand, service, worker
         self._metrics, self._limits = metrics, limits
 
@@ -45,8 +70,7 @@ class Completions:
         if scope["method"] != "POST":
             raise ApiError(405, "this path takes POST alone", code="method_not_allowed")
         body = await read_json(HttpRequest(scope, receive), self._limits)
-        # Long prompts take a while to tokenise; others' tokens must not wait.
-        request = await asyncio.to_thread(self._understand, body, self._service)
+        request = await self._reading.run(lambda: self._understand(body, self._service))
         answer = Answer(request, self._service.name, self._service.folder.tokenizer)
         record.facts |= {
             "id": answer.id,

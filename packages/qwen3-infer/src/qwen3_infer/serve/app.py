@@ -13,7 +13,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from qwen3_infer.serve.api import Completions
+from qwen3_infer.serve.api import Completions, Reading
 from qwen3_infer.serve.errors import ApiError
 from qwen3_infer.serve.http import Gate, Limits
 from qwen3_infer.serve.metrics import CONTENT_TYPE, Metrics
@@ -68,7 +68,9 @@ def make_app(
     async def show_page(request: HttpRequest) -> Response:
         return page
 
-    completions = partial(Completions, service=service, worker=worker, metrics=metrics, limits=limits)
+    completions = partial(
+        Completions, service=service, worker=worker, metrics=metrics, limits=limits, reading=Reading(worker)
+    )
     routes = [
         Route("/", show_page),
         Route("/health", health),

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from qwen3_infer.serve.errors import ApiError
 from qwen3_infer.serve.metrics import Metrics
 
+MOST_HEADER_BYTES, MOST_HEADERS = 32 * 1024, 200
 LOCAL_HOST = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d*)?", re.IGNORECASE)
 PATHS = ("/", "/health", "/metrics", "/v1/models", "/v1/chat/completions", "/v1/completions")
 OPEN_PATHS = ("/", "/health")
@@ -116,6 +117,11 @@ class Gate:
 
     def _check(self, request: HttpRequest) -> None:
         """Raise unless the request may come in."""
+        headers = request.headers.raw
+        if len(headers) > MOST_HEADERS or sum(len(n) + len(v) for n, v in headers) > MOST_HEADER_BYTES:
+            raise ApiError(
+                431, f"more than {MOST_HEADERS} headers, or more than {MOST_HEADER_BYTES} bytes of them"
+            )
         if self._key is None:
             # As it was sent: what is no host at all must not count as this one. HTTP/1.0 may do without.
             host = request.headers.get("host", "localhost")
@@ -154,7 +160,7 @@ class Gate:
 def error_response(error: ApiError) -> JSONResponse:
     """Return the answer that says what is wrong."""
     headers = error.headers
-    if error.status in (408, 413):
+    if error.status in (408, 413, 431):
         headers["connection"] = "close"  # the rest of the body is not wanted
     return JSONResponse(error.body(), error.status, headers)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qwen3_infer.chat.messages import MessageError, read_messages, read_tools
-from qwen3_infer.chat.prompt import encode_conversation
+from qwen3_infer.chat.prompt import TooLongError, check_length, encode_conversation, ends_in_thought
 from qwen3_infer.engine.sampling import Sampling
 from qwen3_infer.generate.prompts import Prompt
 from qwen3_infer.model_folder import ModelFolder
@@ -35,6 +35,13 @@ class Service:
     """Whether the model thinks when a request does not say."""
     context_tokens: int
     """Longest prompt and completion together."""
+    token_bytes: int
+    """Of the longest token, so that a text has at least its bytes divided by this many tokens."""
+
+    @property
+    def max_prompt_bytes(self) -> int:
+        """A longer text cannot fit, however it is tokenised."""
+        return self.context_tokens * self.token_bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,8 +83,11 @@ def read_chat(body: Any, service: Service) -> ApiRequest:
         messages = read_messages(given["messages"])
         tools = read_tools(given.get("tools", [])) if given.get("tool_choice") != "none" else ()
         ids = encode_conversation(
-            service.folder.tokenizer, messages, tools, thinking=_thinking(given, service)
-        )
+            service.folder.tokenizer, messages, tools, thinking=_thinking(given, service),
+            max_bytes=service.max_prompt_bytes,
+        )  # fmt: skip
+    except TooLongError as error:
+        raise _too_long(error, "messages", service) from None
     except MessageError as error:
         raise invalid(error.where, error.rule) from None
     except Qwen3Error as error:
@@ -90,14 +100,13 @@ def read_chat(body: Any, service: Service) -> ApiRequest:
         top_logprobs=given.get("top_logprobs", 0),
     )
     length = given.get("max_completion_tokens", given.get("max_tokens"))
-    ending = service.folder.tokenizer.decode(ids[-8:], skip_special=False).rstrip()
     return ApiRequest(
         is_chat=True,
         requests=_requests([ids], given, decoding, length, service),
         stream=bool(given.get("stream")),
         include_usage=_include_usage(given),
         has_tools=bool(tools),
-        starts_in_thought=ending.endswith("<think>"),
+        starts_in_thought=ends_in_thought(service.folder.tokenizer, ids),
     )
 
 
@@ -199,7 +208,11 @@ def _prompt_ids(prompt: Any, service: Service) -> list[list[int]]:
         raise invalid("prompt", f"must be 1 to {MOST_SEQUENCES} prompts")
     if all(isinstance(text, str) for text in prompt):
         try:
+            for text in prompt:
+                check_length(text, service.max_prompt_bytes)
             found = service.folder.tokenizer.encode_batch(prompt)
+        except TooLongError as error:
+            raise _too_long(error, "prompt", service) from None
         except Qwen3Error as error:
             raise ApiError(400, str(error), param="prompt") from None
     else:
@@ -211,6 +224,17 @@ def _prompt_ids(prompt: Any, service: Service) -> list[list[int]]:
     if not all(found):
         raise invalid("prompt", "is empty; the model needs at least one token to go on from")
     return found
+
+
+def _too_long(error: TooLongError, param: str, service: Service) -> ApiError:
+    fewest = -(-error.num_bytes // service.token_bytes)
+    return ApiError(
+        400,
+        f"a request has room for {service.context_tokens} tokens, but the prompt has {error.num_bytes} "
+        f"bytes, which are at least {fewest} tokens; shorten it",
+        param=param,
+        code="context_length_exceeded",
+    )
 
 
 def _requests(

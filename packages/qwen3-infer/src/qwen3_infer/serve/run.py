@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ipaddress
+import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from qwen3_infer.device import Device
+from qwen3_infer.serve.log import one_line
 from qwen3_infer.settings import RunSettings, make_decoding, open_run_folder
 from qwen3_model.errors import UsageError
 
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
     from qwen3_infer.serve.requests import Service
     from qwen3_infer.serve.worker import Worker
 
-MOST_HEADER_BYTES = 32 * 1024
+HEAD_TIMEOUT_S = 10.0
+"""For the head of a request; `send_timeout_s` when that is shorter."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +43,8 @@ class ServeSettings:
     """Room for all of them."""
     max_queue: int
     """Sequences that wait for room."""
+    max_connections: int
+    """Connections that are open together."""
     max_body_bytes: int
     """Largest body of a request."""
     request_timeout_s: float
@@ -66,6 +71,7 @@ def run_serve(
         Qwen3Error: The settings, the folder or the address cannot work.
     """
     _refuse_open_door(serve)
+    say, note = note, lambda text: say(one_line(text))
     folder = open_run_folder(settings)
     decoding = replace(make_decoding(settings, folder.defaults, folder.config.vocab_size), num_sequences=1)
     folder.tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}])
@@ -93,6 +99,7 @@ def run_serve(
             defaults=decoding,
             thinking=settings.thinking,
             context_tokens=context_tokens,
+            token_bytes=folder.tokenizer.longest_token_bytes(),
         )
         worker = Worker(Scheduler(engine, folder.tokenizer), max_queue=serve.max_queue, note=note)
         note(
@@ -151,9 +158,11 @@ def serve_app(
     import uvicorn
 
     from qwen3_infer.serve.app import make_app
-    from qwen3_infer.serve.http import Limits
-    from qwen3_infer.serve.protocol import make_protocol
+    from qwen3_infer.serve.http import MOST_HEADER_BYTES, Limits
+    from qwen3_infer.serve.log import LINES_AT_ONCE, LINES_PER_S, Throttle, write_faults
+    from qwen3_infer.serve.protocol import connection_limits, make_protocol
 
+    connections = connection_limits(serve.max_connections)
     limits = Limits(
         max_body_bytes=serve.max_body_bytes,
         body_timeout_s=serve.send_timeout_s,
@@ -168,11 +177,12 @@ def serve_app(
         api_key=serve.api_key,
         is_local=is_loopback(serve.host),
         is_draining=lambda: server.should_exit,
-        log=note,
+        log=Throttle(note, at_once=LINES_AT_ONCE, per_s=LINES_PER_S),
     )
     config = uvicorn.Config(
         app,
-        http=make_protocol(serve.send_timeout_s),
+        http=make_protocol(connections, min(HEAD_TIMEOUT_S, serve.send_timeout_s)),
+        backlog=connections.backlog,
         ws="none",
         lifespan="off",
         loop="asyncio",
@@ -189,6 +199,7 @@ def serve_app(
 
     async def run() -> None:
         loop = asyncio.get_running_loop()
+        write_faults(loop, logging.getLogger("uvicorn.error"), note)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, server.handle_exit, number, None)
         worker.start(loop)

@@ -81,17 +81,26 @@ class Worker:
                 self._scheduler.check(request)
         except ConfigError as error:
             raise ApiError(400, str(error), code="context_length_exceeded") from None
-        most = self._max_queue + self._scheduler.num_rows
-        if len(requests) > most:
+        if len(requests) > self.most_jobs:
             raise ApiError(
-                400, f"{len(requests)} completions at once are more than the {most} that may wait here"
+                400,
+                f"{len(requests)} completions at once are more than the {self.most_jobs} that may wait here",
             )
-        if self._num_submitted - self._num_ended + len(requests) > most:
-            raise self.busy("the server's queue is full")
+        self.check_room(len(requests))
         ticket = Ticket()
         self._num_submitted += len(requests)
         self._inbox.put(lambda: self._enter(ticket, requests))
         return ticket
+
+    def check_room(self, count: int) -> None:
+        """Raise ApiError when so many more jobs would be more than may wait. Called on the event loop."""
+        if self._num_submitted - self._num_ended + count > self.most_jobs:
+            raise self.busy("the server's queue is full")
+
+    @property
+    def most_jobs(self) -> int:
+        """Jobs that may wait or run."""
+        return self._max_queue + self._scheduler.num_rows
 
     def busy(self, reason: str) -> ApiError:
         """Return the answer to a request that cannot be served now, with an estimate of when it can."""
