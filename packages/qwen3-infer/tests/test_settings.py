@@ -135,6 +135,27 @@ def test_neutral_keys_of_transformers_are_accepted(tmp_path):
     assert defaults(tmp_path, {"num_beams": 1, "num_return_sequences": 1, "min_p": None}).do_sample is False
 
 
+def test_the_device_is_ascend_where_there_is_one_and_cann_is_asked_for_there(tmp_path, monkeypatch):
+    file = tmp_path / "davinci_manager"
+    monkeypatch.setattr("qwen3_model.simulation.DEVICE_FILE", file)
+    monkeypatch.setattr("ctypes.util.find_library", lambda name: None)
+    yaml = Path(__file__).parents[3] / "configs/qwen3/predict_qwen3.yaml"
+
+    def device(environment, **flags):
+        return read_settings(yaml, FLAGS | flags, (), environment=environment).device_target
+
+    assert device({}) == "CPU"
+    assert device({"MS_SIMULATION_LEVEL": "1"}) == "Ascend"
+    with pytest.raises(ConfigError, match="device_target=Ascend but this machine has none"):
+        device({}, device_target="Ascend")
+    file.touch()
+    assert device({}, device_target="CPU") == "CPU"
+    with pytest.raises(ConfigError, match="CANN is not set up"):
+        device({})
+    (tmp_path / "libascendcl.so").touch()
+    assert device({"LD_LIBRARY_PATH": str(tmp_path)}) == "Ascend"
+
+
 def test_a_layout_has_no_effect_without_use_parallel():
     overrides = ("--use_parallel", "False", "--parallel_config.model_parallel", "2")
     settings = read_settings(None, FLAGS, overrides)

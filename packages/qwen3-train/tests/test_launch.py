@@ -227,6 +227,21 @@ def test_no_space_is_refused_before_anything_is_written(tmp_path, prefix, monkey
     assert not (tmp_path / "out").exists()
 
 
+def test_an_npu_without_cann_is_a_sentence_and_leaves_no_folder(tmp_path, prefix, monkeypatch):
+    (tmp_path / "davinci_manager").touch()
+    monkeypatch.setattr("qwen3_model.simulation.DEVICE_FILE", tmp_path / "davinci_manager")
+    monkeypatch.setattr("ctypes.util.find_library", lambda name: None)
+    monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
+    values = tiny_run(tmp_path / "out", prefix)
+    del values["context"]
+    result = launch(tmp_path, values)
+    assert result.exit_code == 1
+    assert re.search(
+        r"Error: this machine has an NPU but CANN is not set up; `source .*doctor", result.output
+    )
+    assert not (tmp_path / "out").exists()
+
+
 def test_refusals_and_help_do_not_import_mindspore(tmp_path, prefix):
     config = write_yaml(tmp_path / "config.yaml", tiny_run(tmp_path / "out", prefix, run_mode="predict"))
     program = (

@@ -100,6 +100,7 @@ def generate(
     from qwen3_infer.generate.run import Output, run_generate, run_rank
     from qwen3_infer.generate.shown import ShownWriter
     from qwen3_infer.settings import read_settings
+    from qwen3_model.simulation import read_simulation
 
     kernels, threads = options.pop("kernels"), options.pop("threads")
     how = {name: options.pop(name) for name in ("truncate", "allow_special")}
@@ -111,9 +112,16 @@ def generate(
         say=lambda text: click.echo(text, nl=False),
         note=lambda text: click.echo(text, err=True),
     )
-    worker_num = make_launch(Path()).worker_num
-    settings = read_settings(config_path, options, overrides, worker_num=worker_num)
+    simulation = read_simulation(os.environ)
+    worker_num = simulation.num_ranks if simulation else make_launch(Path()).worker_num
+    settings = read_settings(config_path, options, overrides, worker_num=worker_num, environment=os.environ)
     rank: Rank | None = context.obj
+    if simulation is not None:
+        where.note(
+            f"Dry run of rank {simulation.rank} of {simulation.num_ranks}: nothing is computed or written."
+        )
+        run_rank(settings, make_device(settings, kernels, threads), where, None, simulation.rank, **how)
+        return
     if rank is None and worker_num > 1:
         launch = make_launch(settings.output_dir)
         launch_generate(settings, where, launch, context.meta[ARGUMENTS], os.environ, **how)
@@ -158,7 +166,7 @@ def chat(
     from qwen3_infer.settings import read_settings
 
     kernels, threads = options.pop("kernels"), options.pop("threads")
-    settings = read_settings(config_path, options, overrides)
+    settings = read_settings(config_path, options, overrides, environment=os.environ)
     terminal = Terminal(
         lines=_typed_lines(),
         say=lambda text: click.echo(text, nl=False),

@@ -1,6 +1,7 @@
 """The commands that measure a model: `score` and `eval`."""
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,9 @@ def score(config_path: Path | None, as_json: bool, **options: Any) -> None:
     from qwen3_infer.settings import read_settings
 
     kernels, threads = options.pop("kernels"), options.pop("threads")
-    run = read_settings(config_path, {name: options.pop(name) for name in MODEL_KEYS}, ())
+    run = read_settings(
+        config_path, {name: options.pop(name) for name in MODEL_KEYS}, (), environment=os.environ
+    )
     names = ("json_key", "allow_special", "limit")
     reading = Reading(**{name: options.pop(name) for name in names})
     settings = ScoreSettings(model=run, reading=reading, **options)
@@ -102,5 +105,5 @@ def evaluate(
     from qwen3_infer.evaluate.harness_run import run_harness
     from qwen3_infer.settings import read_settings
 
-    run = read_settings(config_path, model, ())
+    run = read_settings(config_path, model, (), environment=os.environ)
     run_harness(run, make_device(run, kernels, threads), arguments)

@@ -46,7 +46,11 @@ MODEL_OPTIONS = (
         help="Weights in place of the folder's: a training run, a checkpoint of any layout, merged or not.",
     ),
     click.option("--adapter", metavar="DIR", help="LoRA adapter: PEFT's folder, or a run that trained one."),
-    click.option("--device-target", type=click.Choice(["CPU", "Ascend"]), help="Device.  [default: CPU]"),
+    click.option(
+        "--device-target",
+        type=click.Choice(["CPU", "Ascend"]),
+        help="Device.  [default: Ascend where there is one]",
+    ),
     click.option(
         "--kernels",
         type=click.Choice(["auto", "native", "native-bf16", "portable"]),

@@ -1,5 +1,6 @@
 """The command line of `qwen3-infer serve`."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def serve(
              "max_connections", "max_body_bytes")  # fmt: skip
     times = ("queue_timeout", "request_timeout", "send_timeout", "drain_timeout")
     own = {name: options.pop(name) for name in names} | {f"{name}_s": options.pop(name) for name in times}
-    settings = read_settings(config_path, options, overrides)
+    settings = read_settings(config_path, options, overrides, environment=os.environ)
     serving = ServeSettings(
         api_key=api_key, max_tokens_in_cache=settings.max_tokens_in_cache or DEFAULT_TOKENS, **own
     )

@@ -10,10 +10,12 @@ from qwen3_infer.generation_config import SAMPLING_KEYS, GenerationConfig
 from qwen3_infer.model_folder import ModelFolder, open_model_folder
 from qwen3_infer.schema import FLAG_KEYS, PREDICT
 from qwen3_model.ascend_settings import AscendSettings, read_ascend_settings
+from qwen3_model.cann import require_cann
 from qwen3_model.companions import find_companions
 from qwen3_model.errors import ConfigError, UsageError
 from qwen3_model.fused import FusedLayout
 from qwen3_model.run_config import RunConfig, load_run_config, parse_dotted, parse_run_config
+from qwen3_model.simulation import default_device, read_simulation
 from qwen3_model.weight_files import is_distributed
 
 DEFAULT_NEW_TOKENS = 512
@@ -91,7 +93,12 @@ class Decoding:
 
 
 def read_settings(
-    config_path: Path | None, flags: Mapping[str, Any], overrides: tuple[str, ...], *, worker_num: int = 1
+    config_path: Path | None,
+    flags: Mapping[str, Any],
+    overrides: tuple[str, ...],
+    *,
+    worker_num: int = 1,
+    environment: Mapping[str, str] | None = None,
 ) -> RunSettings:
     """Join the YAML, dotted overrides and flags; a flag that is None or () was not given.
 
@@ -100,6 +107,7 @@ def read_settings(
         flags: By their names in Python.
         overrides: `--section.key value`.
         worker_num: Processes that the command starts; 1 for a command that runs in one alone.
+        environment: Of the process; may ask for a dry run, see `read_simulation`.
 
     Raises:
         UsageError: A flag or an override is no key, or something needed is not given.
@@ -136,7 +144,10 @@ def read_settings(
     max_tokens = value_of("max_tokens_in_cache")
     if max_tokens is not None and max_tokens < 64:
         raise UsageError(f"--max-tokens-in-cache {max_tokens} must be at least 64")
-    generation, device = _generation(run, given), value_of("context.device_target", "CPU")
+    generation, device = (
+        _generation(run, given),
+        _device(value_of("context.device_target"), environment or {}),
+    )
     return RunSettings(
         model_dir=model_dir,
         load_checkpoint=checkpoint,
@@ -171,6 +182,18 @@ def _texts(data: Any) -> tuple[str, ...]:
                 "in quotes"
             )
     return values
+
+
+def _device(wanted: str | None, environment: Mapping[str, str]) -> str:
+    """Return CPU or Ascend, which must be there unless the environment asks for a dry run."""
+    simulation = read_simulation(environment)
+    available = default_device(simulation)
+    device = wanted or available
+    if device == "Ascend" and available != "Ascend":
+        raise ConfigError("context.device_target=Ascend but this machine has none; use --device-target CPU")
+    if device == "Ascend" and simulation is None:
+        require_cann(environment)
+    return device
 
 
 def _model_parallel(run: RunConfig, worker_num: int) -> int:

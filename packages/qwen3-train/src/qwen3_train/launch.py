@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
+from qwen3_model.cann import require_cann
 from qwen3_model.errors import UsageError
 from qwen3_model.files import write_text_atomically
 from qwen3_model.msrun.checks import LaunchSettings, check_launch, count_ascend_devices
@@ -103,8 +104,10 @@ def launch_run(
 
 
 def _num_devices(settings: TrainSettings, environment: Mapping[str, str]) -> int | None:
+    """Return the NPUs of this machine; None where the run needs none."""
     if settings.device != "Ascend":
         return None
+    require_cann(environment)
     return count_ascend_devices(environment.get("ASCEND_RT_VISIBLE_DEVICES"))
 
 
