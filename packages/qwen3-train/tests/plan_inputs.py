@@ -21,5 +21,6 @@ def make_settings(size="0.6B", **changes):
         "is_fused": True,
         "compute_bytes": 2,
         "adapters": None,
+        "separate_documents": False,
     }
     return PlanSettings(**(values | changes))

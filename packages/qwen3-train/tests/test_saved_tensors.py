@@ -16,7 +16,9 @@ from qwen3_model.config import SIZES
 from qwen3_model.kernels import PortableKernels
 from qwen3_model.layout import Layout
 from qwen3_model.model import Qwen3ForCausalLM
+from qwen3_train.parallel.grid import make_grid
 from qwen3_train.parallel.shared_adam import SharedAdamW
+from qwen3_train.plan.groups import groups_of_stage
 from qwen3_train.plan.memory import plan_memory
 from qwen3_train.plan.saved_tensors import head_tensors, layer_tensors, shared_tensors
 from qwen3_train.settings.adam import AdamSettings
@@ -136,3 +138,16 @@ def test_what_zero1_holds_is_what_the_planner_counts():
     assert sum(moment.nbytes for moment in (*shared.m, *shared.v)) == memory.optimizer
     own = sum(piece.nbytes for piece, cut in zip(shared.pieces, shared.cut, strict=True) if cut)
     assert own == memory.updated_rows > 0
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_the_groups_that_a_rank_makes_are_those_of_the_plan(monkeypatch, stage, is_tied):
+    made = []
+    monkeypatch.setattr("qwen3_model.collectives.create_group", lambda name, ranks: made.append(name))
+    layout = Layout(dp=2, tp=2, pp=3)
+    model = replace(CONFIG, num_layers=3, tie_word_embeddings=is_tied)
+    make_grid("CPU", model, layout, (), layout.rank(stage=stage, replica=1, shard=1))
+    settings = make_settings(model=model, layout=layout, micro_batch_num=3)
+    # MindSpore's own, of all ranks, comes with `init`.
+    assert len(groups_of_stage(settings, stage)) == len(set(made)) + 1

@@ -1,16 +1,21 @@
 """The memory of a device, part by part, for each pipeline stage.
 
 Parameters, gradients and the optimizer's state are counted from the weights' shapes and exact. Activations,
-logits and working memory are sums over listed tensors (`saved_tensors`). The rest is named below with its
-assumption. All shards and replicas of a stage need the same, since every split dimension divides.
+logits and working memory are sums over listed tensors (`saved_tensors`). All shards and replicas of a stage
+need the same, since every split dimension divides.
+
+On Ascend MindSpore gives a tensor's memory back after its last reader, so a device is fullest at one of a few
+moments of a step, and the parts that are there at that moment count. A process on a CPU does not shrink: its
+parts are added up.
 """
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from qwen3_train.lora.shapes import adapter_shapes
 from qwen3_train.parallel.stages import EMBEDDING, HEAD, stage_layers, stage_weights
+from qwen3_train.plan.groups import buffer_bytes, groups_of_stage
 from qwen3_train.plan.saved_tensors import (
     SavedTensor,
     backward_tensors,
@@ -25,8 +30,15 @@ WEIGHT_BYTES = 4
 """params_dtype float32; gradients and both moments have the same type."""
 BUCKET_BYTES = 64 * 2**20
 """Gradients that travel together in one all-reduce, copied into one buffer."""
-HCCL_BUFFER_BYTES = 2 * 200 * 2**20
-"""Ascend's collectives keep two buffers of HCCL_BUFFSIZE, 200 MiB unless set, for each group of ranks."""
+LOSS, BACKWARD, UPDATE, WHOLE = "loss", "end of the backward pass", "update", "whole step"
+"""Moments: the gradient of the logits is made; that of the first layer and the embedding; the first weight is
+updated. A CPU has the whole step alone."""
+
+PARTS = (
+    "parameters", "optimizer", "gradient_sums", "updated_rows", "gradients", "gradient_work", "weight_copies",
+    "activations", "working", "logits", "communication",
+)  # fmt: skip
+"""The fields of `StageMemory` that are bytes of max_device_memory, in the order in which they are shown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,12 +67,23 @@ class StageMemory:
     logits: int
     """Vocabulary-wide tensors of the last stage."""
     communication: int
-    """Buffers of the collectives."""
+    """Gradients that travel together, copied into one buffer."""
+    moments: Mapping[str, int]
+    """What is there at each moment that can be the fullest, of those parts."""
+    groups: tuple[str, ...]
+    """What each of its communication groups is for."""
+    outside: int
+    """Buffers of the collectives on Ascend, which lie outside of MindSpore's memory."""
 
     @property
     def total(self) -> int:
-        """Sum of all parts."""
-        return sum(getattr(self, field.name) for field in fields(self))
+        """What is there at the fullest moment, of max_device_memory."""
+        return max(self.moments.values())
+
+    @property
+    def fullest(self) -> str:
+        """The moment at which that is."""
+        return max(self.moments, key=lambda moment: self.moments[moment])
 
 
 def plan_memory(settings: PlanSettings) -> list[StageMemory]:
@@ -103,40 +126,60 @@ def _stage_memory(settings: PlanSettings, stage: int) -> StageMemory:
     trained = adapters if settings.adapters else weights
     dp = layout.dp if settings.parallel_optimizer else 1
     gradients = WEIGHT_BYTES * _elements(trained)
-    activations, working = _activations(settings, stage)
+    layer = _layer_bytes(settings)
+    parts = {
+        "parameters": WEIGHT_BYTES * (_elements(weights) + _elements(adapters)),
+        "optimizer": 2 * WEIGHT_BYTES * optimizer_elements(trained.values(), dp),
+        "gradient_sums": gradients if settings.passes > 1 else 0,
+        "updated_rows": WEIGHT_BYTES * updated_elements(trained.values(), dp),
+        "gradients": gradients,
+        "gradient_work": _gradient_work(trained, is_tied=settings.model.tie_word_embeddings),
+        "weight_copies": _weight_copies(settings, weights),
+        "activations": _activations(settings, stage),
+        "working": sum(layer) - layer[0],
+        "logits": _bytes(logits_tensors(settings)) if is_last else 0,
+        "communication": min(BUCKET_BYTES, gradients) if layout.dp > 1 else 0,
+    }
+    moments = {WHOLE: sum(parts.values())}
+    if settings.is_fused:
+        held = sum(parts[part] for part in ("parameters", "optimizer", "gradient_sums", "updated_rows"))
+        # A step of several passes adds each gradient to its sum as soon as it is there.
+        passing = (
+            gradients if settings.passes == 1 else max(WEIGHT_BYTES * math.prod(s) for s in trained.values())
+        )
+        moments = {
+            LOSS: held + parts["weight_copies"] + parts["activations"] + parts["logits"],
+            BACKWARD: held + passing + sum(layer) + parts["gradient_work"],
+            UPDATE: held + gradients + parts["gradient_work"] + parts["communication"],
+        }
     return StageMemory(
-        parameters=WEIGHT_BYTES * (_elements(weights) + _elements(adapters)),
-        gradients=gradients,
-        gradient_sums=gradients if settings.passes > 1 else 0,
-        gradient_work=_gradient_work(trained, is_tied=settings.model.tie_word_embeddings),
-        optimizer=2 * WEIGHT_BYTES * optimizer_elements(trained.values(), dp),
-        updated_rows=WEIGHT_BYTES * updated_elements(trained.values(), dp),
-        weight_copies=_weight_copies(settings, weights),
-        activations=activations,
-        working=working,
-        logits=_bytes(logits_tensors(settings)) if is_last else 0,
-        communication=_communication(settings, gradients),
+        **parts,
+        moments=moments,
+        groups=groups_of_stage(settings, stage),
+        outside=buffer_bytes(settings, stage),
     )
 
 
-def _activations(settings: PlanSettings, stage: int) -> tuple[int, int]:
-    """Bytes kept for the backward pass, and bytes that the layer in its backward pass adds.
+def _layer_bytes(settings: PlanSettings) -> tuple[int, int, int]:
+    """Bytes of one layer: kept for its backward pass, made again there, and of the gradients in it."""
+    every = layer_tensors(settings)
+    kept = _bytes(tensor for tensor in every if tensor.is_kept(settings.recompute))
+    return kept, _bytes(every) - kept, _bytes(backward_tensors(settings))
+
+
+def _activations(settings: PlanSettings, stage: int) -> int:
+    """Bytes kept for the backward pass.
 
     A stage of a pipeline keeps the inputs of its micro-batches in flight and nothing else of them: all but
     the last compute forward again at the beginning of the backward pass, and the last does both at once.
     """
     layout, is_last = settings.layout, stage == settings.layout.pp - 1
     num_layers = len(stage_layers(settings.model.num_layers, layout.pp, settings.offset)[stage])
-    every = layer_tensors(settings)
-    kept = [tensor for tensor in every if tensor.is_kept(settings.recompute)]
-    of_one = num_layers * _bytes(kept) + (_bytes(head_tensors(settings)) if is_last else 0)
+    of_one = num_layers * _layer_bytes(settings)[0] + (_bytes(head_tensors(settings)) if is_last else 0)
     # The first stage's inputs are ids.
     waiting = micro_batches_in_flight(stage, layout.pp, settings.micro_batch_num) if stage else 0
     stream = settings.rows // settings.sequence_split * settings.model.hidden_size * settings.compute_bytes
-    repeated = _bytes(every) - _bytes(kept)
-    return waiting * stream + of_one + _bytes(shared_tensors(settings)), repeated + _bytes(
-        backward_tensors(settings)
-    )
+    return waiting * stream + of_one + _bytes(shared_tensors(settings))
 
 
 def _weight_copies(settings: PlanSettings, weights: Mapping[str, tuple[int, ...]]) -> int:
@@ -157,13 +200,6 @@ def _weight_copies(settings: PlanSettings, weights: Mapping[str, tuple[int, ...]
 def _gradient_work(trained: Mapping[str, tuple[int, ...]], *, is_tied: bool) -> int:
     name, shape = max(trained.items(), key=lambda weight: math.prod(weight[1]))
     return WEIGHT_BYTES * math.prod(shape) * (2 if is_tied and name == EMBEDDING else 1)
-
-
-def _communication(settings: PlanSettings, gradients: int) -> int:
-    layout = settings.layout
-    bucket = min(BUCKET_BYTES, gradients) if layout.dp > 1 else 0
-    groups = sum(degree > 1 for degree in (layout.tp, layout.dp, layout.pp)) + (layout.num_ranks > 1)
-    return bucket + (HCCL_BUFFER_BYTES * groups if settings.is_fused else 0)
 
 
 def _elements(shapes: Mapping[str, tuple[int, ...]]) -> int:

@@ -12,6 +12,7 @@ from qwen3_train.plan.memory import StageMemory, plan_memory
 from qwen3_train.plan.notes import plan_notes
 from qwen3_train.plan.saved_tensors import layer_tensors
 from qwen3_train.plan.settings import PlanSettings
+from qwen3_train.plan.totals import Totals, count_totals
 
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -30,6 +31,8 @@ class Plan:
     """Empty when the layout does not divide."""
     traffic: list[list[Traffic]]
     """For each stage."""
+    totals: Totals | None
+    """Of the whole job; None when the layout does not divide."""
     notes: list[str]
     search: Search
 
@@ -40,6 +43,7 @@ def make_plan(settings: PlanSettings, *, num_devices: int | None, memory_bytes: 
     search = search_layouts(settings, devices, memory_bytes)
     stages: list[StageMemory] = []
     traffic: list[list[Traffic]] = []
+    totals: Totals | None = None
     notes: list[str] = []
     problems = layout_problems(
         settings.model,
@@ -56,6 +60,7 @@ def make_plan(settings: PlanSettings, *, num_devices: int | None, memory_bytes: 
     if not problems:
         stages = plan_memory(settings)
         traffic = [plan_traffic(settings, stage) for stage in range(settings.layout.pp)]
+        totals = count_totals(settings, stages, traffic)
         notes = plan_notes(settings, memory_bytes)
         fullest = max(stage.total for stage in stages)
         if memory_bytes is not None and fullest > memory_bytes:
@@ -66,7 +71,7 @@ def make_plan(settings: PlanSettings, *, num_devices: int | None, memory_bytes: 
     problem = "; ".join(problems)
     return Plan(
         settings=settings, problem=problem, memory_bytes=memory_bytes, num_devices=devices, stages=stages,
-        traffic=traffic, notes=notes, search=search,
+        traffic=traffic, totals=totals, notes=notes, search=search,
     )  # fmt: skip
 
 
@@ -95,8 +100,9 @@ def plan_values(plan: Plan) -> dict[str, Any]:
             "steps_per_epoch": settings.steps_per_epoch,
             "epochs": settings.epochs,
         },
-        "stages": [asdict(stage) | {"total": stage.total} for stage in plan.stages],
+        "stages": [asdict(stage) | {"total": stage.total, "fullest": stage.fullest} for stage in plan.stages],
         "traffic": [[asdict(item) for item in items] for items in plan.traffic],
+        "totals": asdict(plan.totals) | {"checkpoint_s": plan.totals.checkpoint_s} if plan.totals else None,
         "layer_tensors": [
             {
                 "name": tensor.name,

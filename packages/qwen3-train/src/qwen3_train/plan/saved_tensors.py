@@ -29,6 +29,7 @@ from qwen3_train.plan.settings import PlanSettings
 
 FLASH_STATISTIC = 8
 """Columns of each statistic of FlashAttentionScore, float32."""
+LOG_SOFTMAX = ("log_probabilities", "log_probabilities.gradient", "logits.gradient")
 COMPRESSED_MASK = 2048
 """Rows and columns of its causal mask, uint8."""
 
@@ -79,33 +80,34 @@ def head_tensors(settings: PlanSettings) -> list[SavedTensor]:
 def logits_tensors(settings: PlanSettings) -> list[SavedTensor]:
     """Return the vocabulary-wide tensors that are alive at once at the start of the backward pass."""
     shape = (settings.rows, settings.model.vocab_size // settings.layout.tp)
-    tensors = [
-        SavedTensor("loss.log_probabilities", shape, 4, ""),
-        SavedTensor("loss.log_probabilities.gradient", shape, 4, ""),
-        SavedTensor("loss.logits.gradient", shape, 4, ""),
-    ]
-    if settings.compute_bytes != 4:
-        tensors.append(SavedTensor("lm_head.output.gradient", shape, settings.compute_bytes, ""))
-    return tensors
+    # With tensor parallelism the loss takes exp(logits - maximum), otherwise log_softmax(logits).
+    names = ("logits", "logits - maximum", "exponentials") if settings.layout.tp > 1 else LOG_SOFTMAX
+    return [SavedTensor(f"loss.{name}", shape, 4, "") for name in names]
 
 
 def shared_tensors(settings: PlanSettings) -> list[SavedTensor]:
     """Return what all layers of a stage read: ids, rotary tables and the causal mask.
 
-    The plain kernels repeat the tables for every head; the fused operator's mask has one size.
+    The plain kernels repeat the tables for every head. The fused operator's causal mask has one size; where
+    documents are kept apart it is given the whole mask.
     """
     model, tp, rows = settings.model, settings.layout.tp, settings.rows
     ids = SavedTensor("ids", (rows,), 4, "")
     if settings.is_fused:
         table = (settings.micro_batch, settings.seq_length, 1, model.head_dim)
         tables = [SavedTensor(name, table, settings.compute_bytes, "") for name in ("cos", "sin")]
-        return [ids, *tables, SavedTensor("mask", (COMPRESSED_MASK, COMPRESSED_MASK), 1, "")]
+        side = settings.seq_length if settings.separate_documents else COMPRESSED_MASK
+        rows_of_mask = settings.micro_batch * side if settings.separate_documents else side
+        return [ids, *tables, SavedTensor("mask", (rows_of_mask, side), 1, "")]
     tables = [
         SavedTensor(f"{name} of {heads}", (rows * count // tp, model.head_dim), 4, "")
         for heads, count in (("queries", model.num_heads), ("keys", model.num_kv_heads))
         for name in ("cos", "sin")
     ]
-    return [ids, *tables, SavedTensor("mask", (settings.seq_length, settings.seq_length), 4, "")]
+    # Where rows differ in what they may see, so do their masks, and each head has its own copy.
+    copies = settings.micro_batch * model.num_heads // tp if settings.separate_documents else 1
+    mask = SavedTensor("mask", (copies * settings.seq_length, settings.seq_length), 4, "")
+    return [ids, *tables, mask]
 
 
 def backward_tensors(settings: PlanSettings) -> list[SavedTensor]:
@@ -140,8 +142,8 @@ def _attention_tensors(settings: PlanSettings) -> list[SavedTensor]:
         tensors += [
             SavedTensor("attention.softmax_max", statistic, 4, "full"),
             SavedTensor("attention.softmax_sum", statistic, 4, "full"),
-            SavedTensor("attention.output", (b, n, length, h), c, "full"),
-            SavedTensor("o_proj.input", (rows, n * h), c, "full"),
+            # It is o_proj's input as it is.
+            SavedTensor("attention.output", (b, length, n * h), c, "full"),
         ]
     else:
         tensors += [
@@ -177,7 +179,8 @@ def _norm_tensors(
     input_dropped_by: str,
     rest_dropped_by: str = "full",
 ) -> list[SavedTensor]:
-    tensors = [SavedTensor(f"{name}.input", (rows, width), settings.compute_bytes, input_dropped_by)]
+    # The fused operator is given float32.
+    tensors = [SavedTensor(f"{name}.input", (rows, width), 4, input_dropped_by)]
     if settings.is_fused:
         tensors.append(SavedTensor(f"{name}.inverse_rms", (rows, 1), 4, rest_dropped_by))
     return tensors

@@ -10,6 +10,7 @@ from qwen3_model.layout import Layout
 from qwen3_model.run_config import Key, RunConfig
 from qwen3_train.lora.shapes import Adapters
 from qwen3_train.parallel.offset import read_offset
+from qwen3_train.settings.datasets import TOKENS
 from qwen3_train.settings.model import read_model
 from qwen3_train.settings.recompute import read_recompute
 from qwen3_train.settings.schema import MODEL_CONFIG, TRAIN
@@ -49,6 +50,8 @@ class PlanSettings:
     """Bytes of an activation's element: 2 for bfloat16, 4 for float32."""
     adapters: Adapters | None
     """LoRA adapters, which then alone are trained."""
+    separate_documents: bool
+    """No attention from one document or conversation of a row to another."""
 
     @property
     def rows(self) -> int:
@@ -121,6 +124,7 @@ def read_plan_settings(config: RunConfig) -> PlanSettings:
         is_fused=is_fused,
         compute_bytes=ITEM_BYTES[compute] if is_fused else 4,
         adapters=read_adapters(config.get("model.model_config.pet_config")),
+        separate_documents=_separates_documents(config),
     )
 
 
@@ -140,6 +144,15 @@ def read_adapters(section: Any) -> Adapters | None:
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
         raise ConfigError(f"pet_config.lora_rank={rank!r} must be a whole number of at least 1")
     return Adapters(rank, section.get("target_modules") or ".*")
+
+
+def _separates_documents(config: RunConfig) -> bool:
+    """Token files are separated where their keys say so, conversations in any case."""
+    loader = config.get("train_dataset.data_loader") or {}
+    if (loader.get("type") or TOKENS) != TOKENS:
+        return True
+    keys = ("reset_attention_mask", "create_compressed_eod_mask")
+    return any(config.get(f"train_dataset.data_loader.config.{key}") for key in keys)
 
 
 def _layout(config: RunConfig) -> Layout:

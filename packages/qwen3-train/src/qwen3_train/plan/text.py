@@ -1,12 +1,11 @@
 """A plan as text for a terminal."""
 
-from dataclasses import fields
-
 from qwen3_train.parallel.stages import stage_layers
 from qwen3_train.plan.layout_search import Candidate
-from qwen3_train.plan.memory import StageMemory
+from qwen3_train.plan.memory import PARTS
 from qwen3_train.plan.plan import Plan, gib
 from qwen3_train.plan.settings import PlanSettings
+from qwen3_train.plan.totals import DISK_BYTES_PER_S
 
 SHOWN = 8
 """Layouts that are listed; the JSON has all."""
@@ -14,7 +13,9 @@ SHOWN = 8
 
 def plan_text(plan: Plan) -> str:
     """Return the plan for a terminal."""
-    return "\n".join([*_head(plan), *_memory(plan), *_traffic(plan), *_notes(plan), *_layouts(plan)])
+    return "\n".join(
+        [*_head(plan), *_memory(plan), *_traffic(plan), *_totals(plan), *_notes(plan), *_layouts(plan)]
+    )
 
 
 def _head(plan: Plan) -> list[str]:
@@ -40,25 +41,42 @@ def _memory(plan: Plan) -> list[str]:
         return ["", f"Not possible: {plan.problem}"]
     unit, size = ("GiB", 2**30) if max(stage.total for stage in plan.stages) >= 2**30 else ("MiB", 2**20)
     layers = stage_layers(plan.settings.model.num_layers, plan.settings.layout.pp, plan.settings.offset)
-    names = [field.name for field in fields(StageMemory)]
     lines = ["", f"Memory of a device in {unit}, for each pipeline stage"]
     rows = [
         ["", *(f"stage {stage}" for stage in range(len(layers)))],
         ["layers", *(str(len(part)) for part in layers)],
     ]
+    values = [(part, [getattr(stage, part) for stage in plan.stages]) for part in PARTS]
+    moments = plan.stages[0].moments
+    if len(moments) > 1:
+        values += [
+            (f"at the {moment}", [stage.moments[moment] for stage in plan.stages]) for moment in moments
+        ]
+    values.append(("total", [stage.total for stage in plan.stages]))
     rows += [
-        [name.replace("_", " "), *(f"{getattr(stage, name) / size:.2f}" for stage in plan.stages)]
-        for name in names
-        if any(getattr(stage, name) for stage in plan.stages)
+        [name.replace("_", " "), *(f"{value / size:.2f}" for value in of_stages)]
+        for name, of_stages in values
+        if any(of_stages)
     ]
-    rows.append(["total", *(f"{stage.total / size:.2f}" for stage in plan.stages)])
     lines += _table(rows)
+    lines += _outside(plan)
     if plan.problem:
         return [*lines, f"Does not fit: {plan.problem}"]
     if plan.memory_bytes is None:
         return [*lines, "No limit is given; --max-device-memory 58GB checks one."]
     fullest = max(stage.total for stage in plan.stages)
     return [*lines, f"Fits: {gib(fullest)} of {gib(plan.memory_bytes)} GiB on the fullest device."]
+
+
+def _outside(plan: Plan) -> list[str]:
+    """What MindSpore's memory does not have, and no dry run shows."""
+    stage = max(plan.stages, key=lambda stage: stage.outside)
+    if not stage.outside:
+        return []
+    return [
+        f"Beside it: {gib(stage.outside)} GiB for HCCL's buffers of {len(stage.groups)} groups "
+        f"({', '.join(stage.groups)}), and what kernels need while they run, which the device alone knows.",
+    ]
 
 
 def _traffic(plan: Plan) -> list[str]:
@@ -76,6 +94,26 @@ def _traffic(plan: Plan) -> list[str]:
         f"Sent by a device in a step (stage {stage}, which sends most)",
         *_table(rows, text_columns=3),
     ]
+
+
+def _totals(plan: Plan) -> list[str]:
+    totals = plan.totals
+    if totals is None:
+        return []
+    lines = [
+        f"Checkpoint: {totals.checkpoint_bytes / 1e9:,.1f} GB in {_files(plan.settings.layout.num_ranks)}, "
+        f"{totals.checkpoint_s:,.0f} s at {DISK_BYTES_PER_S / 1e9:.0f} GB/s"
+    ]
+    if totals.num_groups:
+        lines.append(
+            f"All devices: {totals.sent_bytes / 2**30:,.1f} GiB sent in a step, {totals.num_groups} "
+            f"communication groups, {totals.idle_share:.0%} of a step idle in the pipeline"
+        )
+    return ["", *lines]
+
+
+def _files(number: int) -> str:
+    return f"{number:,} file" + ("s" if number > 1 else "")
 
 
 def _notes(plan: Plan) -> list[str]:

@@ -1,0 +1,55 @@
+"""What a whole job writes, sends and sets up, which grows with the number of devices."""
+
+from dataclasses import dataclass
+
+from qwen3_train.plan.communication import Traffic
+from qwen3_train.plan.memory import StageMemory
+from qwen3_train.plan.settings import PlanSettings
+
+DISK_BYTES_PER_S = 2e10
+"""Assumed of the file system that all nodes share."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Totals:
+    """Sums over all ranks of a job."""
+
+    checkpoint_bytes: int
+    """Of one checkpoint: every rank writes the weights that it trains and its moments."""
+    unique_bytes: int
+    """Of one of its replicas without ZeRO-1: what there is to save."""
+    sent_bytes: int
+    """In a step."""
+    num_groups: int
+    """Communication groups of the job."""
+    idle_share: float
+    """Part of a step in which a stage of the pipeline waits for it to fill and drain (1F1B)."""
+
+    @property
+    def checkpoint_s(self) -> float:
+        """Seconds that a checkpoint takes at `DISK_BYTES_PER_S`."""
+        return self.checkpoint_bytes / DISK_BYTES_PER_S
+
+
+def count_totals(settings: PlanSettings, stages: list[StageMemory], traffic: list[list[Traffic]]) -> Totals:
+    """Add up what the ranks of each stage do."""
+    layout = settings.layout
+    ranks_of_stage = layout.dp * layout.tp
+    # A gradient is as large as what it is of, and so is each of the two moments.
+    return Totals(
+        checkpoint_bytes=ranks_of_stage * sum(stage.gradients + stage.optimizer for stage in stages),
+        unique_bytes=layout.tp * sum(3 * stage.gradients for stage in stages),
+        sent_bytes=ranks_of_stage * sum(item.sent_bytes for items in traffic for item in items),
+        num_groups=_num_groups(settings),
+        idle_share=(layout.pp - 1) / (settings.micro_batch_num + layout.pp - 1),
+    )
+
+
+def _num_groups(settings: PlanSettings) -> int:
+    layout = settings.layout
+    dp, tp, pp = layout.dp, layout.tp, layout.pp
+    if layout.num_ranks == 1:
+        return 0
+    links = (pp - 1) * dp * tp
+    ends = dp * tp if settings.model.tie_word_embeddings and pp > 1 else 0
+    return 2 + (dp * pp if tp > 1 else 0) + (tp * pp if dp > 1 else 0) + links + ends
