@@ -126,7 +126,7 @@ def test_a_run_resumed_with_another_batch_goes_on_after_the_samples_that_it_had(
     assert [line["step"] for line in read_metrics(out / "metrics.jsonl")] == [1, 2, 3, 4]
     whole = last_weights(out)
     # Where the batch changed is in the checkpoint, so that going on from a later one is bit for bit, too.
-    result = launch(tmp_path, larger, "--resume_training", "qwen3_rank_0-1_3")
+    result = launch(tmp_path, larger, "--resume_training", "qwen3_rank_0-1_3", "--force")
     assert result.exit_code == 0, result.output
     assert "where it was" not in result.output
     for name, value in last_weights(out).items():

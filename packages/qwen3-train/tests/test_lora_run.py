@@ -100,7 +100,7 @@ def test_the_first_loss_is_the_bases_and_the_adapters_learn(finished, inputs):
 def test_a_resumed_run_equals_the_unbroken_one_also_in_what_it_drops(finished, inputs):
     run_dir, _ = finished
     shutil.copytree(run_dir, inputs[0] / "parts")
-    result = launch(inputs, lora_run(inputs, "parts"), "--resume_training", "qwen3_rank_0-1_4")
+    result = launch(inputs, lora_run(inputs, "parts"), "--resume_training", "qwen3_rank_0-1_4", "--force")
     assert result.exit_code == 0, result.output
     assert "after step 4" in result.output
     assert losses(inputs[0] / "parts") == losses(run_dir)

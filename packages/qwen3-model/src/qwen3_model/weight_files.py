@@ -33,7 +33,7 @@ def open_weight_files(source: Path, strategy: Path | None = None) -> RankTensors
         return open_rank_tensors(checkpoint_files(source), strategy)
     if any((source / name).is_file() for name in (SINGLE_FILE, INDEX_FILE)):
         return open_whole_tensors({id(file): file for file in open_hf_tensors(source).values()}.values())
-    return open_whole_tensors(open_safetensors(path) for path in _merged_files(source))
+    return open_whole_tensors(open_safetensors(path) for path in merged_files(source))
 
 
 def is_distributed(source: Path) -> bool:
@@ -41,8 +41,13 @@ def is_distributed(source: Path) -> bool:
     return any(next(folder.glob("rank_[0-9]*/"), None) for folder in (source, source / "checkpoint"))
 
 
-def _merged_files(source: Path) -> list[Path]:
-    """Return the parts of the one merged checkpoint in `source` or up to two folders below it."""
+def merged_files(source: Path) -> list[Path]:
+    """Return the parts of the one merged checkpoint in `source` or up to two folders below it.
+
+    Raises:
+        ConfigError: There is none, or more than one.
+        FormatError: Its map of names is damaged, or names a file that is not there.
+    """
     maps = [path for depth in ("", "*/", "*/*/") for path in sorted(source.glob(f"{depth}{NAME_MAP}"))]
     if len(maps) != 1:
         found = f"{len(maps)} files {NAME_MAP}" if maps else f"no {SINGLE_FILE}, {NAME_MAP} or rank_0"

@@ -4,8 +4,10 @@ One process trains in place. With several, this one checks and watches, and each
 the checks from the same command line and takes its rank's part.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from qwen3_model.cann import require_cann
@@ -26,6 +28,7 @@ from qwen3_train.run_folder import (
     replaced_run,
     write_model_files,
 )
+from qwen3_train.settings.resume import ResumeSettings
 from qwen3_train.settings.run import TrainSettings, read_settings
 from qwen3_train.settings.schema import FLAG_ALIASES, TRAIN
 
@@ -69,30 +72,35 @@ def launch_run(
     owns_folder = launch.node_rank == 0
     if owns_folder:
         refuse_live_run(settings.output_dir)
+    if force and settings.resume.mode == "auto":
+        settings = replace(settings, resume=ResumeSettings(mode="never"))
     run = prepare_run(settings, force=force or not owns_folder, saves=simulation is None)
+    if run.is_finished:
+        _say_finished(run)
+        return
     if not is_alone:
         check_launch(launch, num_devices=devices)
-    replacing = force and not settings.resume and settings.output_dir.exists() and owns_folder
-    with (
-        only_run(settings.output_dir) if owns_folder else nullcontext(),
-        replaced_run(settings.output_dir) if replacing else nullcontext(),
-    ):
-        path = settings.output_dir / WORKER_LOG if is_alone else launch.log_dir / _log_name(launch)
-        log = RunLog(path, append=settings.resume, quiet=quiet)
+
+    def work(log: RunLog) -> None:
+        if is_alone:
+            _train_here(run, config, log, simulation)
+            return
+        command = ["-m", "qwen3_train.cli_rank", "--config", str(config_path), *arguments, *_pinned(run)]
+        job = Job(
+            argv=command,
+            environment=environment,
+            status=status_of(settings.output_dir / METRICS, run.last_step),
+            quiet=quiet,
+        )
+        launch_workers(job, launch, num_devices=devices)
+
+    log_path = settings.output_dir / WORKER_LOG if is_alone else launch.log_dir / _log_name(launch)
+    with _folder_of(run, owns_folder=owns_folder, force=force):
+        log = RunLog(log_path, append=run.source is not None, quiet=quiet)
         try:
             if owns_folder:
                 _write_run(run, config, log)
-            if is_alone:
-                _train_here(run, config, log, simulation)
-            else:
-                argv = ["-m", "qwen3_train.cli_rank", "--config", str(config_path), *arguments, *_pinned(run)]
-                job = Job(
-                    argv=argv,
-                    environment=environment,
-                    status=status_of(settings.output_dir / METRICS, run.last_step),
-                    quiet=quiet,
-                )
-                launch_workers(job, launch, num_devices=devices)
+            work(log)
             if is_alone or launch.join:
                 log.line(f"finished; everything is in {settings.output_dir}")
         except BaseException as error:
@@ -101,6 +109,18 @@ def launch_run(
             raise
         finally:
             log.close()
+
+
+@contextmanager
+def _folder_of(run: PreparedRun, *, owns_folder: bool, force: bool) -> Iterator[None]:
+    """Keep other starts out of the run's folder, and the run before aside until this one has a checkpoint."""
+    output_dir = run.settings.output_dir
+    if not owns_folder:
+        yield
+        return
+    replacing = force and not run.settings.resume.is_on and output_dir.exists()
+    with only_run(output_dir), replaced_run(output_dir) if replacing else nullcontext():
+        yield
 
 
 def _num_devices(settings: TrainSettings, environment: Mapping[str, str]) -> int | None:
@@ -196,7 +216,21 @@ def _layout_words(settings: TrainSettings) -> str:
 
 def _pinned(run: PreparedRun) -> list[str]:
     """Name the checkpoint that was chosen, so that all workers take the same."""
-    return ["--resume_training", run.resume_paths[0].name] if run.resume_paths else []
+    source = run.source
+    if source is None:
+        return ["--resume_training", "False", "--ignore_data_skip", "False", "--data_skip_steps", "0"]
+    if source.merged is not None:
+        return ["--resume_training", "True", "--load_checkpoint", str(source.merged)]
+    return ["--resume_training", str(source.first.absolute())]
+
+
+def _say_finished(run: PreparedRun) -> None:
+    assert run.source is not None
+    sys.stderr.write(
+        f"{run.settings.output_dir} is finished: {run.source.first.name} is its step {run.last_step} of "
+        f"{run.last_step}. To train longer raise runner_config.epochs or stop_step; to begin anew choose "
+        "another --output_dir, or pass --force\n"
+    )
 
 
 def _log_name(launch: LaunchSettings) -> str:

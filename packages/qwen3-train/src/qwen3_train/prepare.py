@@ -1,6 +1,5 @@
 """All that can be known and refused before MindSpore is imported: data, steps, learning rates, space."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,7 +8,8 @@ from qwen3_model.checkpoint_files import is_hf_folder
 from qwen3_model.errors import ConfigError
 from qwen3_model.files import require_free_space
 from qwen3_model.weight_files import open_weight_files
-from qwen3_train.checkpoints.resume import find_resumed
+from qwen3_train.checkpoints.resume import Resumed, continue_plan
+from qwen3_train.checkpoints.source import ResumeSource, find_source
 from qwen3_train.data.batch_plan import BatchPlan
 from qwen3_train.data.batches import Dataset
 from qwen3_train.data.gpt_dataset import DocumentOptions
@@ -38,10 +38,10 @@ class PreparedRun:
     schedule: Schedule
     fingerprint: str
     """Of the data and their order; a resumed run must have the same."""
-    resume_paths: Mapping[int, Path]
-    """Checkpoint of each rank to continue from; empty for a new run."""
-    resume_strategy: Path | None
-    """Where its strategy files lie, if not in its run."""
+    source: ResumeSource | None
+    """Checkpoint to continue from; None for a run that begins."""
+    is_finished: bool
+    """Whether that checkpoint is the run's end, which is no error where `resume_training` is auto."""
     lora_base: Path | None
     """Weights under the adapters; None where the model itself trains."""
     lora_base_fingerprint: str
@@ -64,12 +64,13 @@ def prepare_run(settings: TrainSettings, *, force: bool, saves: bool = True) -> 
         FormatError: A token file or checkpoint is damaged.
         OutputExistsError: The output folder holds a run.
     """
-    if settings.resume:
-        restore_replaced(settings.output_dir)
-    refuse_used_folder(settings.output_dir, force=force, resume=settings.resume)
-    _check_weights(settings)
     notes: list[str] = []
-    base = find_base(settings) if settings.lora else None
+    if settings.resume.is_on:
+        restore_replaced(settings.output_dir)
+    refuse_used_folder(settings.output_dir, force=force, resume=settings.resume.is_on)
+    source = find_source(settings, force=force, notes=notes)
+    _check_weights(settings, is_start=source is None)
+    base = find_base(settings, source.run_dir if source else None) if settings.lora else None
     base_hash = base_fingerprint(base) if base else ""
     if isinstance(settings.data, DataSettings):
         data = prepare_tokens(settings, settings.data, notes)
@@ -78,14 +79,12 @@ def prepare_run(settings: TrainSettings, *, force: bool, saves: bool = True) -> 
     if settings.model.eos_token_id is None and data.eos_id is not None:
         # Text ends where documents or answers end, so generation should stop there.
         settings = replace(settings, model=replace(settings.model, eos_token_id=data.eos_id))
-    resumed = find_resumed(settings, _plan(settings, data.train), data.fingerprint, base_hash, notes)
+    resumed = continue_plan(settings, source, _plan(settings, data.train), data.fingerprint, base_hash, notes)
     plan = resumed.plan
     last_step = min(plan.num_steps, settings.stop_step or plan.num_steps)
-    if resumed.paths and resumed.steps_done >= last_step:
-        raise ConfigError(
-            f"{resumed.paths[0].name} has finished step {resumed.steps_done} of {last_step}; there is "
-            "nothing left to train, raise runner_config.epochs or sizes"
-        )
+    is_finished = source is not None and resumed.steps_done >= last_step
+    if source is not None and is_finished and settings.resume.mode != "auto":
+        raise ConfigError(f"{source.first.name} {_finished(resumed, last_step)}")
     # Weights and two moments in float32, and one more checkpoint while the new one is written.
     lora, num_parameters = settings.lora, settings.model.num_parameters()
     if lora is not None:
@@ -114,8 +113,8 @@ def prepare_run(settings: TrainSettings, *, force: bool, saves: bool = True) -> 
         last_step=last_step,
         schedule=make_schedule(settings.lr_schedule, plan.num_steps),
         fingerprint=data.fingerprint(None),
-        resume_paths=resumed.paths,
-        resume_strategy=resumed.strategy,
+        source=source,
+        is_finished=is_finished,
         lora_base=base,
         lora_base_fingerprint=base_hash,
         stop_ids=data.stop_ids,
@@ -123,8 +122,16 @@ def prepare_run(settings: TrainSettings, *, force: bool, saves: bool = True) -> 
     )
 
 
-def _check_weights(settings: TrainSettings) -> None:
-    source = settings.weights_from
+def _finished(resumed: Resumed, last_step: int) -> str:
+    if last_step < resumed.plan.num_steps:
+        remedy = f"raise stop_step of the callback TrainCallBack, up to {resumed.plan.num_steps}"
+    else:
+        remedy = "raise runner_config.epochs to train longer on the same data"
+    return f"has finished step {resumed.steps_done} of {last_step}; there is nothing left to train, {remedy}"
+
+
+def _check_weights(settings: TrainSettings, *, is_start: bool) -> None:
+    source = settings.weights_from if is_start else None
     if source is not None and not source.exists():
         raise ConfigError(
             f"{source} does not exist; give a Hugging Face folder or a checkpoint to start from"

@@ -35,12 +35,23 @@ def refuse_used_folder(output_dir: Path, *, force: bool, resume: bool) -> None:
     """Raise OutputExistsError when `output_dir` holds a run that is neither replaced nor resumed."""
     if force or resume:
         return
-    held = [name for name in ARTEFACTS if (output_dir / name).exists()]
-    if held:
+    held = [name for name in ARTEFACTS if _has_content(output_dir / name)]
+    if held and not _is_failed_start(output_dir):
         raise OutputExistsError(
             f"{output_dir} holds a run already ({', '.join(held)}); choose another --output_dir, "
-            "continue it with --resume_training True, or pass --force to replace it"
+            "continue it with --resume_training auto, or pass --force to replace it"
         )
+
+
+def _has_content(path: Path) -> bool:
+    return any(path.iterdir()) if path.is_dir() else path.exists()
+
+
+def _is_failed_start(output_dir: Path) -> bool:
+    """Say whether a start of a run has left its description alone: no step and no checkpoint."""
+    metrics = output_dir / METRICS
+    has_steps = metrics.exists() and metrics.stat().st_size > 0
+    return (output_dir / RESOLVED_CONFIG).is_file() and not has_steps and not _has_checkpoint(output_dir)
 
 
 def refuse_live_run(output_dir: Path) -> None:

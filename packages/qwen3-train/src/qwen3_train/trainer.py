@@ -12,7 +12,7 @@ from qwen3_model.checkpoint_files import Place
 from qwen3_model.kernels import make_kernels
 from qwen3_model.model import Qwen3ForCausalLM
 from qwen3_train.checkpoints.checkpoint import FloatTensor, TrainState
-from qwen3_train.checkpoints.resume import data_facts
+from qwen3_train.checkpoints.resume import data_facts, run_facts
 from qwen3_train.checkpoints.strategy_files import write_strategies
 from qwen3_train.checkpoints.weights import resume_weights, start_weights
 from qwen3_train.checkpoints.writer import CheckpointWriter
@@ -73,12 +73,12 @@ def train(run: PreparedRun, log: RunLog, rank: int = 0, *, saves: bool = True) -
         graphs=graph_cache(settings, rank),
     )
     step.dropout, done = dropout, 0
-    if not run.resume_paths:
+    if run.source is None:
         told = f"{run.lora_base}, under fresh adapters" if settings.lora else start_weights(model, settings)
         log.line(f"weights: {told}")
     else:
-        done = resume_weights(step, model, run.resume_paths, settings.fused_layout, run.resume_strategy)
-        log.line(f"resumed from {run.resume_paths.get(rank, run.resume_paths[0])} after step {done}")
+        done = resume_weights(step, model, run.source, settings.fused_layout)
+        log.line(f"resumed from {run.source.files.get(rank, run.source.first)} after step {done}")
     if settings.lora and run.lora_base and rank == 0:
         write_adapter_config(settings.lora, settings, run.lora_base)
     write_strategies(
@@ -221,6 +221,7 @@ class _Loop:
                 data_facts(run.settings),
                 self.course,
                 skipped=self.step.num_skipped,
+                settings=run_facts(run.settings),
             ),
             [FloatTensor(name, tuple(held.shape), held.asnumpy) for name, held in parameters.items()],
         )

@@ -60,6 +60,8 @@ class TrainState:
     version: int = STATE_VERSION
     skipped: int = 0
     """Of the steps taken, those that were not applied."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Rates, betas and the like of the run, by key."""
 
 
 def save_checkpoint(
@@ -108,9 +110,8 @@ def read_state(file: SafetensorsFile) -> TrainState:
         raise FormatError(f"{file.path} was written by a newer qwen3-train; upgrade to resume from it")
     if "global_step" not in file.tensors:
         raise FormatError(f"{file.path} has no global_step; it is no training checkpoint")
-    step = int(np.asarray(file.raw("global_step")).reshape(-1)[0])
     return TrainState(
-        step,
+        _scalar(file, "global_step"),
         raw.get("data", ""),
         raw.get("base", ""),
         raw.get("global_batch"),
@@ -119,13 +120,25 @@ def read_state(file: SafetensorsFile) -> TrainState:
         raw.get("course", ""),
         raw.get("version", STATE_VERSION),
         raw.get("skipped", 0),
+        raw.get("settings", {}),
     )
+
+
+def read_epoch(file: SafetensorsFile) -> int:
+    """Return the epoch, counted from 1, in which a checkpoint was taken; 1 where it does not say."""
+    return _scalar(file, "epoch_num") if "epoch_num" in file.tensors else 1
+
+
+def _scalar(file: SafetensorsFile, name: str) -> int:
+    return int(np.asarray(file.raw(name)).reshape(-1)[0])
 
 
 def _told(state: TrainState) -> dict[str, Any]:
     told: dict[str, Any] = {"version": STATE_VERSION, "data": state.data, "facts": dict(state.facts)}
     if state.base:
         told["base"] = state.base
+    if state.settings:
+        told["settings"] = dict(state.settings)
     if state.skipped:
         told["skipped"] = state.skipped
     if state.course:

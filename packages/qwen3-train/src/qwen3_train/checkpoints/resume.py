@@ -1,80 +1,116 @@
-"""From which checkpoint a run goes on, and where in its data that is."""
+"""Whether a checkpoint belongs to the run that is to continue, and where the run then goes on."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from qwen3_model.checkpoint_files import choose_checkpoint
 from qwen3_model.errors import ConfigError
-from qwen3_model.rank_tensors import open_rank_tensors
 from qwen3_model.safetensors_file import open_safetensors
-from qwen3_train.checkpoints.checkpoint import TrainState, read_state
+from qwen3_train.checkpoints.checkpoint import TrainState, read_epoch, read_state
+from qwen3_train.checkpoints.source import ResumeSource
 from qwen3_train.checkpoints.strategy_files import refuse_other_layout
-from qwen3_train.data.batch_plan import BatchPlan
+from qwen3_train.data.batch_plan import BatchPlan, Start
 from qwen3_train.settings.hf_loader import HfDataSettings, SftFileSettings
 from qwen3_train.settings.run import TrainSettings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Resumed:
-    """What a run goes on from."""
+    """How a run goes on."""
 
-    paths: Mapping[int, Path]
-    """Checkpoint of each rank; empty for a new run."""
-    strategy: Path | None = None
-    """Where strategy files are that do not lie in the checkpoint's run."""
     plan: BatchPlan
-    steps_done: int
+    steps_done: int = 0
 
 
-def find_resumed(
+def continue_plan(
     settings: TrainSettings,
+    source: ResumeSource | None,
     plan: BatchPlan,
     fingerprint: Callable[[int | None], str],
     base: str,
     notes: list[str],
 ) -> Resumed:
-    """Choose the newest whole checkpoint, or the one that is named, and check that it belongs to the run.
+    """Check that a checkpoint belongs to the run, and let its plan begin where the checkpoint stands.
 
     Args:
         settings: Of the run that is to go on.
+        source: The checkpoint; None for a run that begins.
         plan: As if it began anew.
         fingerprint: Of its data; see `RunData`.
         base: Fingerprint of the weights under adapters.
-        notes: Gets sentences for the log.
+        notes: Gets sentences for the log, one for each setting that changed.
 
     Raises:
-        ConfigError: There is none, or it is of other data, of another base or of another layout.
+        ConfigError: The checkpoint is of other data, of another base or of another layout.
     """
-    if not settings.resume:
-        return Resumed(paths={}, plan=plan, steps_done=0)
-    source, name = settings.resume_from or settings.output_dir, settings.resume_file
-    if source.is_file():
-        source, name = source.parent.parent, source.name
-    files, passed_over = choose_checkpoint(source, None, name)
-    notes += [f"passed over: {problem}" for problem in passed_over]
-    is_own = files[0].is_relative_to(settings.output_dir)
-    # The key is about a run that was moved or came from elsewhere; this one's strategies lie where it saved.
-    strategy = None if is_own else settings.strategy_from
-    open_rank_tensors(files, strategy)
-    if is_own:
+    if source is None:
+        return Resumed(plan=plan)
+    source.open()
+    if source.is_own:
         refuse_other_layout(settings)
-    state = read_state(open_safetensors(files[0]))
+    state = read_state(open_safetensors(source.first))
     if state.base != base:
         raise ConfigError(
-            f"{files[0]} belongs to another base (fingerprint {state.base or 'none'}, now {base or 'none'}); "
-            "name the folder that its adapters were trained on as pretrained_model_dir"
+            f"{source.first} belongs to another base (fingerprint {state.base or 'none'}, now "
+            f"{base or 'none'}); name the folder that its adapters were trained on as pretrained_model_dir"
         )
+    notes += changed_settings(state.settings, run_facts(settings))
     wanted = fingerprint(plan.global_batch if state.version == 1 else None)
-    if state.data and state.data != wanted:
-        raise ConfigError(
-            f"{files[0]} was trained on other data or in another order (fingerprint {state.data}, now "
-            f"{wanted}{_differences(state.facts, data_facts(settings))}); resume with the settings and files "
-            "that it began with"
+    if not state.data:
+        notes.append(f"{source.first} does not say on which data it was trained, so they are not compared")
+    elif state.data != wanted:
+        difference = _differences(state.facts, data_facts(settings))
+        if not settings.resume.ignore_data_skip:
+            raise ConfigError(
+                f"{source.first} was trained on other data or in another order (fingerprint {state.data}, "
+                f"now {wanted}{difference}); resume with the data and settings that it began with, or set "
+                "ignore_data_skip: True to go on with these data from their first sample"
+            )
+        epoch = read_epoch(open_safetensors(source.first))
+        changed = _other_data(plan, state.global_step, epoch, settings.resume.data_skip_steps)
+        notes.append(
+            f"ignore_data_skip: the data are others{difference}; epoch {changed.start.epoch + 1} begins with "
+            f"their sample {changed.start.samples}, and the run will have {changed.num_steps} steps"
         )
-    continued = _continued(plan, state, notes)
-    return Resumed(paths=files, strategy=strategy, plan=continued, steps_done=state.global_step)
+        return Resumed(plan=changed, steps_done=state.global_step)
+    return Resumed(plan=_continued(plan, state, notes), steps_done=state.global_step)
+
+
+def run_facts(settings: TrainSettings) -> dict[str, Any]:
+    """Return the settings that change what later steps compute, by key, as JSON reads them back."""
+    adam, skip = settings.adam, settings.skip
+    facts: dict[str, Any] = {f"lr_schedule.{key}": value for key, value in settings.lr_schedule.items()}
+    facts |= {
+        "optimizer.betas": [adam.beta1, adam.beta2],
+        "optimizer.eps": adam.eps,
+        "optimizer.weight_decay": adam.weight_decay,
+        "runner_wrapper.max_grad_norm": settings.max_grad_norm,
+        "runner_config.epochs": settings.epochs,
+        "seed": settings.seed,
+        "monitor_config.global_norm_spike_threshold": None if skip is None else skip.norm_limit,
+        "model.model_config.rope_theta": settings.model.rope_theta,
+        "model.model_config.rms_norm_eps": settings.model.rms_norm_eps,
+        "model.model_config.max_position_embeddings": settings.model.max_position_embeddings,
+    }
+    read_back: dict[str, Any] = json.loads(json.dumps(facts, default=str))
+    return read_back
+
+
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each setting that differs; none where the checkpoint does not say."""
+    if not before:
+        return []
+    keys = dict.fromkeys((*before, *now))
+    return [
+        f"{key} was {_told(before.get(key))}, is {_told(now.get(key))} from here on"
+        for key in keys
+        if before.get(key) != now.get(key)
+    ]
+
+
+def _told(value: Any) -> str:
+    return "not set" if value is None else str(value)
 
 
 def data_facts(settings: TrainSettings) -> dict[str, Any]:
@@ -98,6 +134,23 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         return ""
     parts = [f"{key} was {before[key]}, is {now.get(key)}" for key in before if before[key] != now.get(key)]
     return f": {', '.join(parts)}" if parts else ": the settings are the same, the files are not"
+
+
+def _other_data(plan: BatchPlan, steps: int, epochs: int, skip: int) -> BatchPlan:
+    """Let the epoch after those begun begin with the first sample of other data, or `skip` steps later."""
+    start = Start(steps, epochs, samples=skip * plan.global_batch)
+    if start.samples >= plan.num_samples:
+        raise ConfigError(
+            f"data_skip_steps={skip} leaves nothing of {plan.num_samples} samples in steps of "
+            f"{plan.global_batch}"
+        )
+    if start.epoch >= plan.num_epochs:
+        raise ConfigError(
+            f"other data begin with an epoch of their own, number {start.epoch + 1}, but "
+            f"runner_config.epochs is {plan.num_epochs}; raise runner_config.epochs to {start.epoch + 1} "
+            "or more"
+        )
+    return replace(plan, start=start)
 
 
 def _continued(plan: BatchPlan, state: TrainState, notes: list[str]) -> BatchPlan:

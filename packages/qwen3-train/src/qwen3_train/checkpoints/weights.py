@@ -11,9 +11,10 @@ from qwen3_model.fused import FusedLayout, Tensors, unfused
 from qwen3_model.layout import shard_slices, whole_shape
 from qwen3_model.loading import fill, init_model, load_hf
 from qwen3_model.model import Qwen3ForCausalLM
-from qwen3_model.rank_tensors import open_rank_tensors
+from qwen3_model.safetensors_file import open_safetensors
 from qwen3_model.weight_files import open_weight_files
 from qwen3_train.checkpoints.checkpoint import read_state
+from qwen3_train.checkpoints.source import ResumeSource
 from qwen3_train.settings.run import TrainSettings
 from qwen3_train.step import TrainStep
 
@@ -48,22 +49,17 @@ def load_weights(model: Qwen3ForCausalLM, source: Path, settings: TrainSettings)
 
 
 def resume_weights(
-    step: TrainStep,
-    model: Qwen3ForCausalLM,
-    paths: Mapping[int, Path],
-    layout: FusedLayout,
-    strategy: Path | None = None,
+    step: TrainStep, model: Qwen3ForCausalLM, source: ResumeSource, layout: FusedLayout
 ) -> int:
-    """Fill weights and moments from the files of a run's ranks, before anything is compiled.
+    """Fill weights and moments from a checkpoint, before anything is compiled.
 
     The step also learns how many steps of the run were skipped.
 
     Args:
         step: Has the moments.
         model: Has the weights; it may be cut otherwise than those who wrote the files.
-        paths: Each rank's file.
+        source: The checkpoint.
         layout: Order of rows in mindformers' fused weights, should they be such.
-        strategy: Where their strategy files are, if not in their run.
 
     Returns:
         The steps that the run took.
@@ -71,9 +67,9 @@ def resume_weights(
     Raises:
         WeightError: The checkpoint does not fit the model.
     """
-    tensors = unfused(open_rank_tensors(paths, strategy), model.config, layout)
+    tensors = unfused(source.open(), model.config, layout)
     _assign(model, step.weights | step.moments(), tensors, step.grid.replica)
-    state = read_state(tensors.first)
+    state = read_state(open_safetensors(source.first))
     step.num_skipped = state.skipped
     return state.global_step
 

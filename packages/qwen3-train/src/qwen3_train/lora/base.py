@@ -14,24 +14,30 @@ from qwen3_train.settings.lora import LoraSettings, peft_targets
 from qwen3_train.settings.run import TrainSettings
 
 
-def find_base(settings: TrainSettings) -> Path:
+def find_base(settings: TrainSettings, run_dir: Path | None) -> Path:
     """Return the folder or file with the weights under the adapters.
+
+    Args:
+        settings: Of the run.
+        run_dir: Folder of the run that goes on; None for one that begins.
 
     Raises:
         ConfigError: None is named, or a resumed run asks for other adapters than it has.
     """
     assert settings.lora is not None
-    if not settings.resume:
+    if run_dir is None:
         if settings.weights_from is None:
             raise ConfigError(
                 "adapters need a base: give pretrained_model_dir with run_mode finetune, or load_checkpoint"
             )
         return settings.weights_from
-    path = _run_dir(settings) / CONFIG_FILE
+    path = run_dir / CONFIG_FILE
     if not path.is_file():
-        raise ConfigError(
-            f"{path} does not exist; what is resumed is no run of adapters, leave pet_config out"
-        )
+        if run_dir == settings.output_dir:
+            remedy = "leave pet_config out, or choose another --output_dir"
+        else:
+            remedy = "to begin adapters on its weights use --resume_training auto"
+        raise ConfigError(f"{path} does not exist, so {run_dir} is no run of adapters; {remedy}")
     held = json.loads(path.read_text(encoding="utf-8"))
     asked = adapter_config(settings.lora, settings, Path(held["base_model_name_or_path"]))
     changed = [key for key in asked if held.get(key) != asked[key]]
@@ -67,10 +73,3 @@ def write_adapter_config(lora: LoraSettings, settings: TrainSettings, base: Path
     """Write it into the run's folder, where qwen3-ckpt looks for alpha."""
     text = json.dumps(adapter_config(lora, settings, base.absolute()), indent=2) + "\n"
     write_text_atomically(settings.output_dir / CONFIG_FILE, text)
-
-
-def _run_dir(settings: TrainSettings) -> Path:
-    source = settings.resume_from or settings.output_dir
-    if source.is_file():
-        source = source.parent.parent
-    return source.parent if source.name == "checkpoint" else source

@@ -20,6 +20,7 @@ from qwen3_train.settings.hf_loader import HfDataSettings, SftFileSettings
 from qwen3_train.settings.lora import LoraSettings, read_lora, refuse_empty_stages
 from qwen3_train.settings.model import read_model
 from qwen3_train.settings.recompute import Recompute, read_recompute
+from qwen3_train.settings.resume import ResumeSettings, read_resume
 from qwen3_train.settings.skip import SkipSettings, read_skip
 from qwen3_train.settings.token_files import DataSettings
 
@@ -51,11 +52,7 @@ class TrainSettings:
     """Strategy files of that checkpoint, where they are not beside it."""
     fused_layout: FusedLayout
     """Order of rows in mindformers' fused weights, should the checkpoint be mindformers'."""
-    resume: bool
-    resume_from: Path | None
-    """Run, checkpoint folder or file to continue; None for the run in `output_dir`."""
-    resume_file: str | None
-    """Name of one checkpoint file; None for the newest whole one."""
+    resume: ResumeSettings
     batch_size: int
     """Rows of a forward pass on each replica."""
     accumulation: int
@@ -131,6 +128,7 @@ def read_settings(
     available = default_device(simulation)
     problems += _number_problems(config) + _mode_problems(config, available)
     skip = _collect(problems, read_skip, config)
+    resume = _collect(problems, read_resume, config)
     device = config.get("context.device_target") or available
     ascend = _collect(problems, read_ascend_settings, config, device, worker_num)
     if model is not None and layout is not None and data is not None and offset is not None:
@@ -147,9 +145,10 @@ def read_settings(
     assert model is not None
     assert layout is not None
     assert ascend is not None
+    assert resume is not None
     if lora is not None:
         refuse_empty_stages(lora, model, layout, offset)
-    monitor, resume = _callback(config, "CheckpointMonitor"), config.get("resume_training", False)
+    monitor = _callback(config, "CheckpointMonitor")
     wrapper = config.get("runner_wrapper") or {}
     return TrainSettings(
         seed=config.get("seed", 0),
@@ -162,15 +161,13 @@ def read_settings(
         parallel_optimizer=bool(config.get("parallel.enable_parallel_optimizer", False)) and layout.dp > 1,
         model=model,
         hf_dir=hf_dir,
-        weights_from=None if resume else _weights(config, hf_dir),
+        weights_from=_weights(config, hf_dir, resume),
         strategy_from=_path(config.get("src_strategy_path_or_dir")),
         fused_layout=FusedLayout(
             contiguous_qkv=config.get("model.model_config.use_contiguous_weight_layout_attention", False),
             interleaved_mlp=config.get("model.model_config.use_interleaved_weight_layout_mlp", True),
         ),
-        resume=bool(resume),
-        resume_from=_path(config.get("load_checkpoint")) if resume else None,
-        resume_file=resume if isinstance(resume, str) else None,
+        resume=resume,
         batch_size=config.get("runner_config.batch_size", 1),
         accumulation=config.get("runner_config.gradient_accumulation_steps", 1),
         epochs=config.get("runner_config.epochs", 1),
@@ -283,8 +280,9 @@ def _lr_section(config: RunConfig) -> Mapping[str, Any]:
     return {"type": "ConstantWarmUpLR", "learning_rate": config.get("optimizer.learning_rate", 1e-3)}
 
 
-def _weights(config: RunConfig, hf_dir: Path | None) -> Path | None:
-    if config.get("load_checkpoint"):
+def _weights(config: RunConfig, hf_dir: Path | None, resume: ResumeSettings) -> Path | None:
+    # What is to be resumed has the state of a run, not only weights to begin with.
+    if config.get("load_checkpoint") and resume.mode != "always":
         return _path(config.get("load_checkpoint"))
     # As in mindformers: a run from scratch takes the folder's config and tokenizer only.
     wanted = config.get("run_mode", "train") == "finetune" or config.get("auto_trans_ckpt", False)

@@ -124,6 +124,7 @@ TRAIN: dict[str, Any] = {
     "seed": SEED, "output_dir": TEXT, "run_mode": TEXT, "use_parallel": FLAG,
     "load_checkpoint": TEXT, "load_ckpt_format": Key((str,), ("safetensors",)), "pretrained_model_dir": TEXT,
     "auto_trans_ckpt": FLAG, "resume_training": Key((bool, str)),
+    "ignore_data_skip": FLAG, "data_skip_steps": COUNT,
     "src_strategy_path_or_dir": TEXT, "only_save_strategy": Key((bool,), (False,)),
     "use_legacy": Key((bool,), (False,)),
     "trainer": {"type": Key((str,), ("CausalLanguageModelingTrainer",)), "model_name": NO_EFFECT},

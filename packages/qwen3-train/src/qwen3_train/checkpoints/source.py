@@ -1,0 +1,156 @@
+"""Which checkpoint a start of a run continues: its own newest whole one first, whatever else is named."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qwen3_model.checkpoint_files import checkpoints_of, choose_checkpoint, count_ranks
+from qwen3_model.errors import ConfigError, OutputExistsError
+from qwen3_model.rank_tensors import RankTensors, open_rank_tensors
+from qwen3_model.safetensors_file import open_safetensors
+from qwen3_model.weight_files import is_distributed, merged_files, open_weight_files
+from qwen3_train.settings.run import TrainSettings
+
+HYPER_FILE = "hyper_param.safetensors"
+"""Scalars of the run, beside the parts of a merged checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResumeSource:
+    """A checkpoint with weights, moments and step."""
+
+    files: Mapping[int, Path]
+    """File of each rank that wrote it; of a merged checkpoint the one with the step."""
+    is_own: bool
+    """Whether it lies in the run's own folder."""
+    merged: Path | None = None
+    """Folder of a merged checkpoint; None where each rank has a file."""
+    strategy: Path | None = None
+    """Where strategy files are that do not lie in the checkpoint's run."""
+
+    @property
+    def first(self) -> Path:
+        """The file that says which step it is."""
+        return self.files[min(self.files)]
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of the run that wrote it."""
+        return self.merged or self.first.parent.parent.parent
+
+    def open(self) -> RankTensors:
+        """Open its tensors.
+
+        Raises:
+            ConfigError, FormatError: A file is missing or damaged, or files and strategies do not fit.
+        """
+        if self.merged is not None:
+            return open_weight_files(self.merged, self.strategy)
+        return open_rank_tensors(self.files, self.strategy)
+
+
+def find_source(settings: TrainSettings, *, force: bool, notes: list[str]) -> ResumeSource | None:
+    """Return the checkpoint to continue from, or None where the run begins.
+
+    Args:
+        settings: Of the run.
+        force: Allow an older checkpoint than the newest, which a name may ask for.
+        notes: Gets sentences for the log.
+
+    Raises:
+        ConfigError: There is none although `resume_training` asks for one, or the own ones are damaged.
+        OutputExistsError: The named one is older than the run's newest.
+    """
+    resume = settings.resume
+    if not resume.is_on:
+        return None
+    own = _newest(settings.output_dir, notes)
+    if resume.file is not None:
+        return _named(settings, resume.file, own, force=force, notes=notes)
+    if own is not None:
+        if resume.source is not None and not _is_same(resume.source, settings.output_dir):
+            notes.append(f"load_checkpoint is where the run began; it goes on from {own.first}")
+        return own
+    if resume.mode == "auto":
+        return None
+    source = resume.source
+    if source is None:
+        choose_checkpoint(settings.output_dir, None, None)  # says what is missing
+    if source is None or _is_empty(source, settings.output_dir):
+        notes.append(f"{source} holds no checkpoint yet, so the run begins")
+        return None
+    return _other(settings, source, None, notes)
+
+
+def _newest(run_dir: Path, notes: list[str]) -> ResumeSource | None:
+    """Return the newest whole checkpoint in `run_dir`; None where none was ever finished.
+
+    Raises:
+        ConfigError: There are checkpoints and none can be read.
+    """
+    held = [checkpoints_of(folder) for folder in (run_dir / "checkpoint").glob("rank_*/")]
+    if not any(held):
+        return None
+    common = set.intersection(*(set(places) for places in held))
+    is_unfinished = not common or len(held) < count_ranks(run_dir / "checkpoint")
+    if is_unfinished and len(set().union(*held)) <= 1:
+        # The first checkpoint was under way when the run ended.
+        notes.append(f"no checkpoint in {run_dir} was finished on every rank, so the run begins anew")
+        return None
+    files, passed_over = choose_checkpoint(run_dir, None, None)
+    notes += [f"passed over: {problem}" for problem in passed_over]
+    return ResumeSource(files=files, is_own=True)
+
+
+def _named(
+    settings: TrainSettings, name: str, own: ResumeSource | None, *, force: bool, notes: list[str]
+) -> ResumeSource:
+    other = settings.resume.source
+    if other is not None and not _is_same(other, settings.output_dir):
+        if own is None or force:
+            return _other(settings, other, name, notes)
+        notes.append(f"{name} of {other} is where the run began; it goes on from {own.first}")
+        return own
+    files, passed_over = choose_checkpoint(settings.output_dir, None, name)
+    notes += [f"passed over: {problem}" for problem in passed_over]
+    if own is not None and own.files != files and not force:
+        raise OutputExistsError(
+            f"{settings.output_dir} has {own.first.name}, which is newer than {files[0].name}; leave the "
+            "name out to go on from the newest (--resume_training auto), or pass --force to give up the "
+            "steps after the named one"
+        )
+    return ResumeSource(files=files, is_own=True)
+
+
+def _other(settings: TrainSettings, source: Path, name: str | None, notes: list[str]) -> ResumeSource:
+    """Return a checkpoint of another run, or a merged one."""
+    if not source.exists():
+        raise ConfigError(f"{source} does not exist; give a run or a checkpoint to go on from")
+    if name is None and not is_distributed(source):
+        parts = merged_files(source)
+        scalars = parts[0].parent / HYPER_FILE
+        names = {name for path in parts for name in open_safetensors(path).tensors}
+        if not scalars.is_file() or not any(name.startswith("adam_m.") for name in names):
+            raise ConfigError(
+                f"{source} has no optimizer state ({HYPER_FILE} with global_step, and adam_m and adam_v of "
+                "each weight), so it cannot be resumed from; to begin with its weights use "
+                "--resume_training auto"
+            )
+        return ResumeSource(files={0: scalars}, is_own=False, merged=source)
+    files, passed_over = choose_checkpoint(source, None, name)
+    notes += [f"passed over: {problem}" for problem in passed_over]
+    return ResumeSource(files=files, is_own=False, strategy=settings.strategy_from)
+
+
+def _is_same(source: Path, output_dir: Path) -> bool:
+    places: Sequence[Path] = (output_dir, output_dir / "checkpoint")
+    return source.resolve() in {place.resolve() for place in places}
+
+
+def _is_empty(source: Path, output_dir: Path) -> bool:
+    """Say whether `source` is a place for checkpoints that has none: the run's own, or an empty folder."""
+    if source.is_dir():
+        return not any(path.is_file() for path in source.rglob("*.safetensors")) and (
+            _is_same(source, output_dir) or not any(source.iterdir())
+        )
+    return not source.exists() and source.resolve().is_relative_to(output_dir.resolve())
