@@ -95,20 +95,29 @@ def launch_run(
         launch_workers(job, launch, num_devices=devices)
 
     log_path = settings.output_dir / WORKER_LOG if is_alone else launch.log_dir / _log_name(launch)
-    with _folder_of(run, owns_folder=owns_folder, force=force):
-        log = RunLog(log_path, append=run.source is not None, quiet=quiet)
-        try:
-            if owns_folder:
-                _write_run(run, config, log)
-            work(log)
-            if is_alone or launch.join:
-                log.line(f"finished; everything is in {settings.output_dir}")
-        except BaseException as error:
-            with suppress(OSError):  # a full disk must not hide the error
-                log.line(f"stopped: {error or type(error).__name__}", "ERROR", to_terminal=False)
-            raise
-        finally:
-            log.close()
+    with (
+        _folder_of(run, owns_folder=owns_folder, force=force),
+        _open_log(log_path, append=run.source is not None, quiet=quiet) as log,
+    ):
+        if owns_folder:
+            _write_run(run, config, log)
+        work(log)
+        if is_alone or launch.join:
+            log.line(f"finished; everything is in {settings.output_dir}")
+
+
+@contextmanager
+def _open_log(path: Path, *, append: bool, quiet: bool) -> Iterator[RunLog]:
+    """Give the log of the run, in which an error of the block is said, too."""
+    log = RunLog(path, append=append, quiet=quiet)
+    try:
+        yield log
+    except BaseException as error:
+        with suppress(OSError):  # a full disk must not hide the error
+            log.line(f"stopped: {error or type(error).__name__}", "ERROR", to_terminal=False)
+        raise
+    finally:
+        log.close()
 
 
 @contextmanager
