@@ -94,7 +94,9 @@ def test_the_prompt_of_generation_is_the_part_without_loss(sft, tokenizer):
 
 def test_all_answers_or_the_last_carry_loss(sft, tokenizer):
     thought = "<think>\nEasy.\n</think>\n\n4<|im_end|>"
-    assert learned(sft([{"messages": CHAT}]), tokenizer) == ["Hello!<|im_end|>", thought]
+    assert learned(sft([{"messages": CHAT}]), tokenizer) == [EMPTY + "Hello!<|im_end|>", thought]
+    as_rendered = sft([{"messages": CHAT}], "--thoughts", "template")
+    assert learned(as_rendered, tokenizer) == ["Hello!<|im_end|>", thought]
     assert learned(sft([{"messages": CHAT}], "--loss-on", "last"), tokenizer) == [thought]
 
 
@@ -127,7 +129,7 @@ def test_history_and_system_of_alpaca_are_turns(sft, tokenizer):
     file = sft([record])
     text = tokenizer.decode(file.pack(0)[0], skip_special=False)
     assert text.startswith("<|im_start|>system\ns<|im_end|>\n<|im_start|>user\na<|im_end|>")
-    assert learned(file, tokenizer) == ["b<|im_end|>", EMPTY + "d<|im_end|>"]
+    assert learned(file, tokenizer) == [EMPTY + "b<|im_end|>", EMPTY + "d<|im_end|>"]
 
 
 def test_packs_hold_every_conversation_once_within_the_length(

@@ -27,6 +27,36 @@ def test_answers_are_marked_and_documents_and_padding_told_apart(tmp_path, demo_
     assert not (tmp_path / "out").exists()
 
 
+def test_what_becomes_of_thoughts_is_said_and_seen(tmp_path, demo_tokenizer_dir):
+    turns = [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "1", "reasoning_content": "r1"},
+    ]
+    data = write_records(tmp_path / "records.jsonl", [{"messages": turns * 2}])
+    for thoughts, samples in (("keep", 1), ("split", 2), ("template", 1)):
+        section = loader(data, tmp_path / "cache", pack=None, thoughts=thoughts)
+        output = inspect(tmp_path, sft_run(tmp_path / "out", demo_tokenizer_dir, section)).output
+        assert (
+            f"{samples} samples of 128 tokens; loss_on all, thoughts {thoughts}, empty_think train" in output
+        )
+        assert output.count("[[<think>\nr1\n</think>\n\n1<|im_end|>]]") == (
+            1 if thoughts == "template" else 2
+        )
+        noted = "1 answers are learned without the thought of their record" in output
+        assert noted == (thoughts == "template")
+
+
+def test_bytes_of_a_record_do_not_reach_the_terminal_as_commands(tmp_path, demo_tokenizer_dir):
+    record = {"instruction": "\x1b]0;title\x07\x1b[31m", "output": "red\r\x9b1m"}
+    data = write_records(tmp_path / "records.jsonl", [record])
+    output = inspect(
+        tmp_path, sft_run(tmp_path / "out", demo_tokenizer_dir, loader(data, tmp_path / "c"))
+    ).output
+    assert not set("\x1b\x07\r\x9b") & set(output)
+    assert "\\x1b]0;title\\x07\\x1b[31m" in output
+    assert "red\\x0d\\x9b1m" in output
+
+
 def test_the_table_has_the_next_token_as_label(tmp_path, demo_tokenizer_dir):
     data = write_records(tmp_path / "records.jsonl", RECORDS[:1])
     values = sft_run(tmp_path / "out", demo_tokenizer_dir, loader(data, tmp_path / "cache", pack=None))

@@ -12,9 +12,9 @@ from qwen3_model.errors import ConfigError, FormatError
 from qwen3_model.packing import ChatSample
 from qwen3_model.tokenizer import Qwen3Tokenizer
 from qwen3_train.data.batches import BatchPlan, step_batches
-from qwen3_train.data.chat_encoding import SYSTEM
 from qwen3_train.data.sft_dataset import SHIFTED, SftDataset, SftSamples
 from qwen3_train.data.sft_samples import make_samples, pack_samples
+from qwen3_train.data.vicuna_prompt import SYSTEM
 from qwen3_train.settings.hf_loader import ChatSettings, read_hf_data
 
 # tools/parity names a file that transformers has just made.
@@ -55,7 +55,7 @@ def learned(samples, tokenizer, index=0):
 @pytest.mark.parametrize("number", range(len(GOLDEN["samples"])))
 def test_ids_and_labels_equal_those_of_transformers(samples_of, tokenizer, number):
     golden = GOLDEN["samples"][number]
-    samples, notes = samples_of([{"messages": golden["messages"]}], seq_length=256)
+    samples, notes = samples_of([{"messages": golden["messages"]}], seq_length=256, thoughts="template")
     ids, labels = unshifted(SftDataset(samples, 256, tokenizer.pad_id, None).sample(0))
     count = len(golden["ids"])
     assert ids[:count] == golden["ids"]
@@ -96,7 +96,8 @@ def test_data_that_fit_in_one_pack_give_one_sample(samples_of, tokenizer):
 
 def test_truncate_cuts_where_a_sample_is_full_and_forgets_nothing():
     chat = ChatSettings(
-        seq_length=5, prompt_style="qwen", loss_on="all", empty_think="train", too_long="truncate",
+        seq_length=5, prompt_style="qwen", loss_on="all", empty_think="train", thoughts="keep",
+        too_long="truncate",
         on_bad_record="fail", pack_strategy="truncate",
     )  # fmt: skip
     parts = [ChatSample(np.arange(n, dtype=np.int32), np.ones(n, np.uint8)) for n in (3, 4, 3)]
@@ -109,9 +110,11 @@ def test_truncate_cuts_where_a_sample_is_full_and_forgets_nothing():
 def test_every_answer_or_the_last_and_the_empty_thought_as_asked(samples_of, tokenizer):
     messages = GOLDEN["samples"][1]["messages"]
     thought = "<think>\nTwice 4 is 8.\n</think>\n\n8<|im_end|>"
-    assert learned(samples_of([{"messages": messages}])[0], tokenizer) == "4<|im_end|>" + thought
-    assert learned(samples_of([{"messages": messages}], loss_on="last")[0], tokenizer) == thought
     empty = "<think>\n\n</think>\n\n"
+    assert learned(samples_of([{"messages": messages}])[0], tokenizer) == empty + "4<|im_end|>" + thought
+    as_rendered = samples_of([{"messages": messages}], thoughts="template")[0]
+    assert learned(as_rendered, tokenizer) == "4<|im_end|>" + thought
+    assert learned(samples_of([{"messages": messages}], loss_on="last")[0], tokenizer) == thought
     answer = "one, as you wish.<|im_end|>"
     assert learned(samples_of(RECORDS[:1])[0], tokenizer) == empty + answer
     assert learned(samples_of(RECORDS[:1], empty_think="mask")[0], tokenizer) == answer

@@ -46,6 +46,14 @@ from qwen3_model.cli_base import force_option, quiet_option
     help="train: the model learns to begin an answer without thought by an empty one.",
 )
 @click.option(
+    "--thoughts",
+    type=click.Choice(["keep", "split", "template"]),
+    default="keep",
+    show_default=True,
+    help="Of answers before the last. keep: each with its thought; split: a sample per answer, as the model "
+    "sees it; template: as the chat template renders them, and Qwen3's leaves them out.",
+)
+@click.option(
     "--too-long",
     type=click.Choice(["truncate", "drop"]),
     default="truncate",
@@ -75,7 +83,7 @@ def sft_command(workers: int | None, **options: Any) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     from qwen3_data.sft import SftSettings, write_sft
 
-    output, manifest, dropped = write_sft(SftSettings(**options))
+    output, manifest, totals = write_sft(SftSettings(**options))
     fill = manifest.num_tokens / (manifest.num_packs * manifest.seq_length)
     click.echo(
         f"{manifest.num_samples} conversations in {manifest.num_packs} sequences, {manifest.num_tokens} "
@@ -86,7 +94,12 @@ def sft_command(workers: int | None, **options: Any) -> None:
     if manifest.num_dropped:
         click.echo(
             f"{manifest.num_dropped} conversations left out, too long for {manifest.seq_length}: "
-            f"{', '.join(dropped)}"
+            f"{', '.join(totals.fit.dropped)}"
+        )
+    if totals.num_without_thought:
+        click.echo(
+            f"{totals.num_without_thought} answers are learned without the thought of their record, since "
+            "the template takes it out; --thoughts keep or split has them"
         )
     if manifest.num_skipped_records:
         click.echo(f"{manifest.num_skipped_records} bad records skipped")

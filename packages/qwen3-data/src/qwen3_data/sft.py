@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
@@ -18,12 +19,13 @@ from qwen3_data.encoding import Checker
 from qwen3_data.engines import choose_engine, make_engine
 from qwen3_data.records import BadRecordError, OnError, Reject, load_record, reject_record
 from qwen3_data.shares import find_share
-from qwen3_data.sources import Source, find_sources, input_size
+from qwen3_data.sources import Source, find_sources, input_size, refuse_changed
 from qwen3_data.token_writer import TokenWriter, choose_dtype
 from qwen3_data.tokenizer_facts import TokenizerFile
 from qwen3_data.workspace import Workspace, check_rejects, refuse_existing_outputs, refuse_inputs
-from qwen3_model.chat_pieces import ChatRenderer, EmptyThink, LossOn, Piece
-from qwen3_model.conversations import ConversationError, read_conversations
+from qwen3_model.chat_encoding import FitCounts, encode_samples, fit_samples
+from qwen3_model.chat_pieces import ChatRenderer, EmptyThink, LossOn, Piece, Thoughts
+from qwen3_model.conversations import ConversationError
 from qwen3_model.errors import FormatError
 from qwen3_model.files import write_text_atomically
 from qwen3_model.packing import ChatSample, Packer
@@ -44,6 +46,7 @@ class SftSettings:
     pack: bool = True
     loss_on: LossOn = "all"
     empty_think: EmptyThink = "train"
+    thoughts: Thoughts = "keep"
     too_long: str = "truncate"
     """Or "drop"."""
     engine: str = "auto"
@@ -57,23 +60,17 @@ class SftSettings:
 class SftTotals:
     """Counts of a run."""
 
-    num_samples: int = 0
-    num_loss_tokens: int = 0
-    num_truncated: int = 0
-    num_dropped: int = 0
+    fit: FitCounts = field(default_factory=FitCounts)
     rejects: list[Reject] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)
-    """Places of the first samples that were dropped."""
+    num_without_thought: int = 0
+    """Answers that are learned without the thought of their record."""
 
 
-SHOWN_DROPPED = 3
-
-
-def write_sft(settings: SftSettings) -> tuple[Path, SftManifest, list[str]]:
+def write_sft(settings: SftSettings) -> tuple[Path, SftManifest, SftTotals]:
     """Encode the conversations and write `<prefix>_sft.{bin,idx,mask,json}`.
 
     Returns:
-        The prefix of the files, their manifest, and the places of the first dropped samples.
+        The prefix of the files, their manifest, and the counts of the run.
 
     Raises:
         Qwen3Error: Anything that cannot work; no output is left then.
@@ -96,7 +93,7 @@ def write_sft(settings: SftSettings) -> tuple[Path, SftManifest, list[str]]:
             write_text_atomically(settings.rejects, "".join(lines))
     finally:
         workspace.remove()
-    return output, manifest, run.totals.dropped
+    return output, manifest, run.totals
 
 
 class _Reference:
@@ -122,7 +119,12 @@ class _SftRun:
         facts = file.facts(None)
         self.vocab_size = facts.vocab_size
         self.engine = make_engine(engine, file, allow_special=False)
-        self.renderer = ChatRenderer(tokenizer, loss_on=settings.loss_on, empty_think=settings.empty_think)
+        self.renderer = ChatRenderer(
+            tokenizer,
+            loss_on=settings.loss_on,
+            empty_think=settings.empty_think,
+            thoughts=settings.thoughts,
+        )
         self.totals = SftTotals()
         self.checker: Checker | None = None
         if engine != "tokenizers":
@@ -157,63 +159,45 @@ class _SftRun:
         ):
             for block in read:
                 places: list[str] = []
-                conversations: list[list[Piece]] = []
+                samples: list[list[Piece]] = []
                 for number, raw in enumerate(block.records, block.first_record):
                     try:
                         record = load_record(raw)
-                        found = [] if record is None else read_conversations(record)
-                        pieces = [self.renderer.pieces(conversation) for conversation in found]
+                        pieces = [] if record is None else self.renderer.samples_of(record)
                     except (BadRecordError, ConversationError) as error:
                         reject = reject_record(block, number, str(error), self.settings.on_error)
                         self.totals.rejects.append(reject)
                         continue
-                    conversations += pieces
+                    samples += pieces
                     places += [f"{block.source.name}, record {number}"] * len(pieces)
-                yield from self._encode(conversations, places)
+                yield from self._encode(samples, places)
                 done = share.read_before(block.after.source, block.read_bytes)
                 progress.advance(done - progress.done)
+        refuse_changed(self.sources)
+        self.totals.num_without_thought = self.renderer.num_without_thought
 
-    def _encode(self, conversations: list[list[Piece]], places: list[str]) -> Iterator[ChatSample]:
-        """Encode the texts of many conversations in one call."""
-        texts = [piece.text for pieces in conversations for piece in pieces if not piece.is_special]
+    def _encode(self, samples: list[list[Piece]], places: list[str]) -> Iterator[ChatSample]:
+        """Encode the texts of many samples in one call."""
+        encoded = encode_samples(samples, self._ids, self.tokenizer.special_tokens)
+        yield from fit_samples(
+            encoded,
+            places,
+            self.totals.fit,
+            limit=self.settings.seq_length,
+            drop=self.settings.too_long == "drop",
+        )
+
+    def _ids(self, texts: list[str]) -> tuple[NDArray[Any], NDArray[np.int64]]:
         ids_T, offsets = self.engine.encode(texts)
         if self.checker is not None:
             self.checker.confirm(self.checker.ask(texts, ids_T, offsets))
-        number = 0
-        for pieces, place in zip(conversations, places, strict=True):
-            ids: list[NDArray[np.uint32]] = []
-            masks: list[NDArray[np.uint8]] = []
-            for piece in pieces:
-                if piece.is_special:
-                    part = np.array([self.tokenizer.special_tokens[piece.text]], dtype=np.uint32)
-                else:
-                    part = ids_T[offsets[number] : offsets[number + 1]]
-                    number += 1
-                ids.append(part)
-                masks.append(np.full(len(part), piece.carries_loss, dtype=np.uint8))
-            sample = self._fit(ChatSample(np.concatenate(ids), np.concatenate(masks)), place)
-            if sample is not None:
-                self.totals.num_samples += 1
-                self.totals.num_loss_tokens += int(sample.mask_L.sum())
-                yield sample
-
-    def _fit(self, sample: ChatSample, place: str) -> ChatSample | None:
-        """Cut a sample to the sequence length; None where nothing to learn is left."""
-        limit = self.settings.seq_length
-        if len(sample.ids_L) <= limit:
-            return sample
-        # The first token of a sequence is predicted from nothing, so its mask does not count.
-        if self.settings.too_long == "truncate" and sample.mask_L[1:limit].any():
-            self.totals.num_truncated += 1
-            return ChatSample(sample.ids_L[:limit], sample.mask_L[:limit])
-        self.totals.num_dropped += 1
-        if len(self.totals.dropped) < SHOWN_DROPPED:
-            self.totals.dropped.append(f"{place} ({len(sample.ids_L)} tokens)")
-        return None
+        return ids_T, offsets
 
     def _nothing_left(self) -> str:
         totals = self.totals
-        what = f"{len(totals.rejects)} bad records, {totals.num_dropped} samples too long for --seq-length"
+        what = (
+            f"{len(totals.rejects)} bad records, {totals.fit.num_dropped} samples too long for --seq-length"
+        )
         names = ", ".join(source.name for source in self.sources[:3])
         return f"{names} gave no sample ({what} {self.settings.seq_length}); check the input"
 
@@ -230,12 +214,13 @@ class _SftRun:
             packed=settings.pack,
             loss_on=settings.loss_on,
             empty_think=settings.empty_think,
+            thoughts=settings.thoughts,
             num_packs=writer.num_documents,
-            num_samples=totals.num_samples,
+            num_samples=totals.fit.num_samples,
             num_tokens=writer.num_tokens,
-            num_loss_tokens=totals.num_loss_tokens,
-            num_truncated=totals.num_truncated,
-            num_dropped=totals.num_dropped,
+            num_loss_tokens=totals.fit.num_loss_tokens,
+            num_truncated=totals.fit.num_truncated,
+            num_dropped=totals.fit.num_dropped,
             num_skipped_records=len(totals.rejects),
             sources=tuple(source.name for source in self.sources),
         )

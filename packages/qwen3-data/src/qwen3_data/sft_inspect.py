@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from qwen3_model.plain_text import without_controls
 from qwen3_model.sft import IGNORED_LABEL, SftFile
 from qwen3_model.tokenizer import Qwen3Tokenizer
 
@@ -19,7 +20,7 @@ def describe_sft(file: SftFile) -> list[str]:
         f"  conversations  {manifest.num_samples:,} ({manifest.num_truncated:,} cut, "
         f"{manifest.num_dropped:,} left out, {manifest.num_skipped_records:,} bad records skipped)",
         f"  tokens         {manifest.num_tokens:,}, {share:.1%} carry loss ({manifest.loss_on} answers, "
-        f"empty thought: {manifest.empty_think})",
+        f"empty thought: {manifest.empty_think}, earlier thoughts: {manifest.thoughts})",
         f"  tokenizer      {manifest.tokenizer_name}, sha256 {manifest.tokenizer_sha256[:12]}",
     ]
 
@@ -43,7 +44,7 @@ def show_pack(file: SftFile, index: int, tokenizer: Qwen3Tokenizer | None) -> It
             if tokenizer is None:
                 shown = " ".join(map(str, ids[first:last])) + " "
             else:
-                shown = tokenizer.decode(ids[first:last], skip_special=False)
+                shown = without_controls(tokenizer.decode(ids[first:last], skip_special=False))
             text += (LEARNED if is_learned else PLAIN) + shown + RESET
         yield text
 

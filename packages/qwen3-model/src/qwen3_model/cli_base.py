@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from qwen3_model.errors import Qwen3Error, UsageError
+from qwen3_model.plain_text import without_controls
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -39,13 +40,13 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except UsageError as error:
-            raise click.UsageError(str(error)) from error
+            raise click.UsageError(without_controls(str(error))) from error
         except Qwen3Error as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(without_controls(str(error))) from error
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise click.ClickException(_os_sentence(error)) from error
+            raise click.ClickException(without_controls(_os_sentence(error))) from error
         except MemoryError as error:
             raise click.ClickException(
                 "out of memory; use a smaller batch or sequence, or more memory"

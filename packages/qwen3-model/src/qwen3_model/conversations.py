@@ -1,7 +1,7 @@
 """Instruction records of four kinds to OpenAI messages; one reading for data files and for training."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from qwen3_model.errors import Qwen3Error
@@ -17,6 +17,17 @@ ROLE_OF_SPEAKER = {
     "observation": "tool",
 }
 ROLES = ("system", "user", "assistant", "tool")
+TEXT_KEYS = ("role", "content", "reasoning_content", "tool_call_id", "name")
+FLAG_KEYS = ("weight", "loss", "train")
+"""Whether a message is learned: OpenAI's fine-tuning format, ms-swift and axolotl."""
+MESSAGE_KEYS = (*TEXT_KEYS, "tool_calls", *FLAG_KEYS)
+KEYS_OF_ROLE = {
+    "system": ("role", "content", *FLAG_KEYS),
+    "user": ("role", "content", *FLAG_KEYS),
+    "assistant": ("role", "content", "reasoning_content", "tool_calls", *FLAG_KEYS),
+    "tool": ("role", "content", "tool_call_id", "name", *FLAG_KEYS),
+}
+"""What is rendered, and the two of a tool's answer that name its call, which the answer's place says, too."""
 
 Message = dict[str, Any]
 
@@ -31,6 +42,8 @@ class Conversation:
 
     messages: list[Message]
     tools: list[Any] | None = None
+    unlearned: frozenset[int] = field(default=frozenset())
+    """Answers, by the number of their message, whose record says that they are not to be learned."""
 
 
 def read_conversations(record: object) -> list[Conversation]:
@@ -40,103 +53,182 @@ def read_conversations(record: object) -> list[Conversation]:
     `input`, `output`, `history`, `system`) and seed tasks (`instruction`, `instances`).
 
     Raises:
-        ConversationError: The record is of no known kind, or misses a part.
+        ConversationError: The record is of no known kind, misses a part, or holds what would be lost.
     """
     if not isinstance(record, dict):
         raise ConversationError("is no JSON object")
     if "messages" in record:
-        found = [Conversation(_openai(record["messages"]), _tools(record))]
+        found = [(_objects(record["messages"], "messages"), _tools(record))]
     elif "conversations" in record:
-        found = [Conversation(_share_gpt(record), _tools(record))]
+        found = [(_share_gpt(record), _tools(record))]
     elif "instances" in record:
-        found = _seed_task(record)
+        found = [(messages, None) for messages in _seed_task(record)]
     elif "instruction" in record:
-        found = [Conversation(_alpaca(record))]
+        found = [(_alpaca(record), None)]
     else:
         raise ConversationError(
             f"has none of messages, conversations, instruction; its keys are {sorted(record)[:8]}"
         )
-    for conversation in found:
-        _check(conversation.messages)
-    return found
+    return [_checked(messages, tools) for messages, tools in found]
 
 
-def _openai(messages: object) -> list[Message]:
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise ConversationError("has 'messages' that are no list of objects")
-    return [dict(message) for message in messages]
+def _objects(value: object, name: str) -> list[Message]:
+    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+        raise ConversationError(f"has {name!r} that are no list of objects")
+    return [dict(entry) for entry in value]
 
 
 def _share_gpt(record: Mapping[str, Any]) -> list[Message]:
-    turns = record["conversations"]
-    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        raise ConversationError("has 'conversations' that are no list of objects")
-    messages = [{"role": "system", "content": record["system"]}] if record.get("system") else []
-    for number, turn in enumerate(turns):
-        speaker = turn.get("from", turn.get("role"))
-        if speaker not in ROLE_OF_SPEAKER:
+    messages = _system(record)
+    for number, turn in enumerate(_objects(record["conversations"], "conversations")):
+        for ours, theirs in (("role", "from"), ("content", "value")):
+            value = turn.pop(theirs, None)
+            if value is not None and turn.get(ours) is not None:
+                raise ConversationError(f"has both {theirs!r} and {ours!r} in turn {number}")
+            turn[ours] = turn.get(ours) if value is None else value
+        speaker = turn.get("role")
+        if not isinstance(speaker, str) or speaker not in ROLE_OF_SPEAKER:
             raise ConversationError(
                 f"has the speaker {speaker!r} in turn {number}; known are {sorted(ROLE_OF_SPEAKER)}"
             )
-        messages.append({"role": ROLE_OF_SPEAKER[speaker], "content": turn.get("value", turn.get("content"))})
+        messages.append({**turn, "role": ROLE_OF_SPEAKER[speaker]})
     return messages
 
 
+def _system(record: Mapping[str, Any]) -> list[Message]:
+    system = _text_or_nothing(record, "system")
+    return [{"role": "system", "content": system}] if system else []
+
+
+def _text_or_nothing(record: Mapping[str, Any], key: str) -> str:
+    value = record.get(key)
+    if value is not None and not isinstance(value, str):
+        raise ConversationError(f"has under {key!r} {value!r:.40}, which is no text")
+    return value or ""
+
+
 def _alpaca(record: Mapping[str, Any]) -> list[Message]:
-    messages = [{"role": "system", "content": record["system"]}] if record.get("system") else []
-    for pair in record.get("history") or []:
+    messages = _system(record)
+    history = record.get("history")
+    if history not in (None, "") and not isinstance(history, list):
+        raise ConversationError("has a 'history' that is no list of question and answer")
+    for pair in history or []:
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise ConversationError("has a 'history' that is no list of question and answer")
         messages.append({"role": "user", "content": pair[0]})
         messages.append({"role": "assistant", "content": pair[1]})
     if "output" not in record:
         raise ConversationError("has an 'instruction' but no 'output'")
-    return messages + _question_and_answer(record["instruction"], record.get("input"), record["output"])
+    return messages + _question_and_answer(record["instruction"], record)
 
 
-def _seed_task(record: Mapping[str, Any]) -> list[Conversation]:
-    instances = record["instances"]
-    if (
-        not isinstance(instances, list)
-        or not instances
-        or not all(isinstance(one, dict) for one in instances)
-    ):
+def _seed_task(record: Mapping[str, Any]) -> list[list[Message]]:
+    instances = _objects(record["instances"], "instances")
+    if not instances:
         raise ConversationError("has 'instances' that are no list of objects")
-    return [
-        Conversation(_question_and_answer(record.get("instruction"), one.get("input"), one.get("output")))
-        for one in instances
-    ]
+    return [_question_and_answer(record.get("instruction"), one) for one in instances]
 
 
-def _question_and_answer(instruction: Any, given: Any, output: Any) -> list[Message]:
-    if given and isinstance(instruction, str) and isinstance(given, str):
+def _question_and_answer(instruction: Any, record: Mapping[str, Any]) -> list[Message]:
+    given = _text_or_nothing(record, "input")
+    if given and isinstance(instruction, str):
         instruction = f"{instruction}\n\n{given}"
-    return [{"role": "user", "content": instruction}, {"role": "assistant", "content": output}]
+    return [{"role": "user", "content": instruction}, {"role": "assistant", "content": record.get("output")}]
 
 
 def _tools(record: Mapping[str, Any]) -> list[Any] | None:
     tools = record.get("tools")
     if tools in (None, "", []):
         return None
-    if not isinstance(tools, list):
-        raise ConversationError("has 'tools' that are no list")
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise ConversationError("has 'tools' that are no list of objects")
     return tools
 
 
-def _check(messages: list[Message]) -> None:
+def _checked(messages: list[Message], tools: list[Any] | None) -> Conversation:
+    """Return a conversation of which nothing is lost when it is rendered."""
+    rendered: list[Message] = []
+    unlearned: set[int] = set()
     for number, message in enumerate(messages):
-        role, content = message.get("role"), message.get("content")
+        kept = {key: value for key, value in message.items() if not _is_nothing(key, value)}
+        role = message.get("role")
         if role not in ROLES:
             raise ConversationError(f"has the role {role!r} in message {number}; known are {list(ROLES)}")
-        if content is None and message.get("tool_calls"):
-            message["content"] = content = ""
-        if not isinstance(content, str):
-            raise ConversationError(f"has a content in message {number} ({role}) that is no text")
-        is_empty = role == "assistant" and not content.strip() and not message.get("tool_calls")
-        if is_empty or (role == "user" and not content.strip()):
-            what = "answer" if role == "assistant" else "question"
-            raise ConversationError(f"has an empty {what} in message {number}")
-    if not any(message["role"] == "assistant" for message in messages):
+        place = f"message {number} ({role})"
+        _check_keys(kept, role, place)
+        if not _is_learned(kept, role, place):
+            unlearned.add(number)
+        kept["content"] = _content(message, role, place)
+        rendered.append({key: value for key, value in kept.items() if key not in FLAG_KEYS})
+    _check_order(rendered, unlearned)
+    return Conversation(rendered, tools, frozenset(unlearned))
+
+
+def _is_nothing(key: str, value: object) -> bool:
+    """Return whether a key says nothing: formats that know every key write null or an empty list."""
+    return value is None or (value in ("", [], {}) and key not in TEXT_KEYS)
+
+
+def _check_keys(message: Message, role: str, place: str) -> None:
+    for key, value in message.items():
+        if key not in KEYS_OF_ROLE[role]:
+            known = "is not known" if key not in MESSAGE_KEYS else "is not rendered in such a message"
+            raise ConversationError(
+                f"has the key {key!r} in {place}, which {known}; known are {', '.join(KEYS_OF_ROLE[role])}"
+            )
+        if key in TEXT_KEYS and key != "content" and not isinstance(value, str):
+            raise ConversationError(f"has a {key} in {place} that is no text")
+    for call in message.get("tool_calls", []):
+        function = call.get("function", call) if isinstance(call, dict) else None
+        if (
+            not isinstance(function, dict)
+            or not isinstance(function.get("name"), str)
+            or not isinstance(function.get("arguments"), str | dict)
+        ):
+            raise ConversationError(
+                f"has tool_calls in {place} that are no functions with name and arguments"
+            )
+
+
+def _is_learned(message: Message, role: str, place: str) -> bool:
+    """Return whether an answer is to be learned, which it is unless its record says otherwise."""
+    said = {}
+    for key in FLAG_KEYS:
+        if key not in message:
+            continue
+        value = message[key]
+        if not isinstance(value, int | float) or value not in (0, 1):
+            raise ConversationError(
+                f"has {key} {value!r:.40} in {place}; only 0 and 1 (false, true) are known"
+            )
+        said[key] = bool(value)
+    if len(set(said.values())) > 1:
+        raise ConversationError(f"has {' and '.join(said)} in {place} that contradict each other")
+    if role != "assistant" and any(said.values()):
+        raise ConversationError(
+            f"has {next(iter(said))} in {place}, which would be learned; only the assistant's words are"
+        )
+    return all(said.values())
+
+
+def _content(message: Message, role: str, place: str) -> str:
+    content, calls = message.get("content"), message.get("tool_calls")
+    if content is None and calls:
+        content = ""
+    if not isinstance(content, str):
+        raise ConversationError(f"has a content in {place} that is no text")
+    is_empty = role == "assistant" and not content.strip() and not calls
+    if is_empty or (role == "user" and not content.strip()):
+        what = "answer" if role == "assistant" else "question"
+        raise ConversationError(f"has an empty {what} in message {place.split()[1]}")
+    return content
+
+
+def _check_order(messages: list[Message], unlearned: set[int]) -> None:
+    answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+    if not answers:
         raise ConversationError("has no answer of the assistant")
-    if messages[-1]["role"] != "assistant":
+    if answers[-1] != len(messages) - 1:
         raise ConversationError(f"ends with a message of the {messages[-1]['role']}, not with an answer")
+    if unlearned.issuperset(answers):
+        raise ConversationError("has no answer that is to be learned: weight, loss or train rules out all")

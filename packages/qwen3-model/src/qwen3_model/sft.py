@@ -15,7 +15,8 @@ from qwen3_model.errors import FormatError
 from qwen3_model.file_map import map_file
 from qwen3_model.tokens import TokenFile, open_tokens, sibling
 
-SFT_VERSION = 1
+SFT_VERSION = 2
+"""Version 1 lacks `thoughts`, which were what the template left of them."""
 KIND = "sft"
 IGNORED_LABEL = -100
 
@@ -39,6 +40,8 @@ class SftManifest:
     """"all" or "last": the assistant's turns that carry loss."""
     empty_think: str
     """"train" or "mask": whether an empty thought before an answer carries loss."""
+    thoughts: str
+    """"keep", "split" or "template": what became of the thoughts of answers before the last."""
     num_packs: int
     num_samples: int
     num_tokens: int
@@ -115,8 +118,12 @@ def read_sft_manifest(path: Path) -> SftManifest:
         raise FormatError(f"{path} is no JSON ({error}); make the instruction data again") from error
     if not isinstance(raw, dict) or raw.get("kind") != KIND:
         raise FormatError(f"{path} is no manifest of instruction data")
-    if raw.get("version") != SFT_VERSION:
-        raise FormatError(f"{path} has version {raw.get('version')}; this program reads {SFT_VERSION}")
+    if raw.get("version") not in range(1, SFT_VERSION + 1):
+        raise FormatError(
+            f"{path} has version {raw.get('version')}; this program reads up to {SFT_VERSION}, so update it"
+        )
+    if raw["version"] == 1:
+        raw = {"thoughts": "template"} | raw
     names = {field.name for field in dataclasses.fields(SftManifest)}
     if raw.keys() != names:
         raise FormatError(

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from qwen3_model.errors import ConfigError
+from qwen3_model.plain_text import without_controls
 from qwen3_model.run_config import load_run_config, parse_dotted
 from qwen3_model.tokenizer import Qwen3Tokenizer
 from qwen3_train.data.batches import read_sample
@@ -17,6 +18,7 @@ from qwen3_train.data.gpt_dataset import Sample
 from qwen3_train.data.run_data import RunData
 from qwen3_train.data.sft_prepare import prepare_sft
 from qwen3_train.data.token_data import prepare_tokens
+from qwen3_train.settings.hf_loader import HfDataSettings
 from qwen3_train.settings.run import read_settings
 from qwen3_train.settings.schema import FLAG_ALIASES, TRAIN
 from qwen3_train.settings.token_files import DataSettings
@@ -50,9 +52,19 @@ def inspect_data(
     yield from notes
     if tokenizer is None:
         yield "no tokenizer (give --pretrained_model_dir), so ids are shown"
-    yield f"{len(data.train)} samples of {settings.data.seq_length} tokens"
+    yield f"{len(data.train)} samples of {settings.data.seq_length} tokens{_choices(settings.data)}"
     for number in range(first, min(first + count, len(data.train))):
         yield from show_sample(data, number, tokenizer, table=table, color=color)
+
+
+def _choices(data: object) -> str:
+    """Return what a loader of conversations makes of them, for people."""
+    if not isinstance(data, HfDataSettings):
+        return ""
+    chat = data.chat
+    if chat.prompt_style == "vicuna":
+        return "; prompt_style vicuna"
+    return f"; loss_on {chat.loss_on}, thoughts {chat.thoughts}, empty_think {chat.empty_think}"
 
 
 def show_sample(
@@ -117,4 +129,4 @@ def _shown(token: int, tokenizer: Qwen3Tokenizer | None) -> str:
 def _text(ids: list[int], tokenizer: Qwen3Tokenizer | None) -> str:
     if tokenizer is None:
         return " ".join(map(str, ids)) + " "
-    return tokenizer.decode(ids, skip_special=False)
+    return without_controls(tokenizer.decode(ids, skip_special=False))

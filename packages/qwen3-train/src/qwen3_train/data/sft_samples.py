@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -9,18 +10,20 @@ from typing import Any
 
 import numpy as np
 
+from qwen3_model.chat_encoding import FitCounts, encode_samples, encode_with, fit_samples
+from qwen3_model.chat_pieces import ChatRenderer, Piece
 from qwen3_model.conversations import ConversationError
 from qwen3_model.errors import FormatError
 from qwen3_model.files import write_atomically
 from qwen3_model.packing import ChatSample, Packer
 from qwen3_model.progress import Progress
 from qwen3_model.tokenizer import Qwen3Tokenizer
-from qwen3_train.data.chat_encoding import QwenChat, VicunaPrompt, encode_conversations
 from qwen3_train.data.hf_records import load_records, read_rows
 from qwen3_train.data.sft_dataset import SftSamples
+from qwen3_train.data.vicuna_prompt import VicunaPrompt
 from qwen3_train.settings.hf_loader import LOADER, ChatSettings, HfDataSettings
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 """Raised whenever the same records would give other samples."""
 BLOCK_RECORDS = 1000
 SHOWN = 3
@@ -31,25 +34,30 @@ SHOWN = 3
 class SampleCounts:
     """What became of the records."""
 
-    num_samples: int = 0
-    num_truncated: int = 0
-    dropped: list[str] = field(default_factory=list)
-    """Each conversation whose answer lies beyond the sequence length."""
+    fit: FitCounts = field(default_factory=FitCounts)
+    num_bad: int = 0
     bad: list[str] = field(default_factory=list)
-    """Each record that was skipped, and why."""
+    """The first records that were skipped, and why."""
+    num_without_thought: int = 0
+    """Answers that are learned without the thought of their record."""
 
     def notes(self, seq_length: int) -> list[str]:
         """Return what a user must know, as sentences."""
         notes = []
-        if self.dropped:
+        if self.fit.num_dropped:
             notes.append(
-                f"{len(self.dropped)} conversations are left out, since no token to learn lies within "
-                f"seq_length {seq_length}: {_first(self.dropped)}"
+                f"{self.fit.num_dropped} conversations are left out, since no token to learn lies within "
+                f"seq_length {seq_length}: {_first(self.fit.dropped, self.fit.num_dropped)}"
             )
-        if self.num_truncated:
-            notes.append(f"{self.num_truncated} conversations are cut to seq_length {seq_length}")
-        if self.bad:
-            notes.append(f"{len(self.bad)} records are skipped: {_first(self.bad)}")
+        if self.fit.num_truncated:
+            notes.append(f"{self.fit.num_truncated} conversations are cut to seq_length {seq_length}")
+        if self.num_bad:
+            notes.append(f"{self.num_bad} records are skipped: {_first(self.bad, self.num_bad)}")
+        if self.num_without_thought:
+            notes.append(
+                f"{self.num_without_thought} answers are learned without the thought of their record, which "
+                "the chat template takes out of earlier turns; thoughts: keep or split has them"
+            )
         return notes
 
 
@@ -113,45 +121,43 @@ def _encode(
     counts: SampleCounts,
     progress: Progress,
 ) -> Iterator[ChatSample]:
-    style = VicunaPrompt(tokenizer) if chat.prompt_style == "vicuna" else QwenChat(tokenizer, chat)
+    style = _style(chat, tokenizer)
+    encode, special_ids = encode_with(tokenizer), tokenizer.special_tokens
+    limit = None if chat.pack_strategy == "truncate" else chat.seq_length
+
+    def encoded(waiting: list[list[Piece]], places: list[str]) -> Iterator[ChatSample]:
+        samples = encode_samples(waiting, encode, special_ids)
+        yield from fit_samples(samples, places, counts.fit, limit=limit, drop=chat.too_long == "drop")
+
     places: list[str] = []
-    waiting: list[list[Any]] = []
+    waiting: list[list[Piece]] = []
     for number, record in enumerate(read_rows(records)):
         try:
-            found = style.stretches(record)
+            found = style.samples_of(record)
         except ConversationError as error:
             if chat.on_bad_record == "fail":
                 raise FormatError(
                     f"{LOADER}: record {number} {error}; mend it, or set on_bad_record: skip in its handler"
                 ) from error
-            counts.bad.append(f"record {number} {error}")
+            counts.num_bad += 1
+            if len(counts.bad) < SHOWN:
+                counts.bad.append(f"record {number} {error}")
             continue
         waiting += found
         places += [f"record {number}"] * len(found)
         if len(waiting) >= BLOCK_RECORDS:
-            yield from _fit(encode_conversations(style, waiting), places, chat, counts)
+            yield from encoded(waiting, places)
             waiting, places = [], []
             progress.advance(number + 1 - progress.done)
-    yield from _fit(encode_conversations(style, waiting), places, chat, counts)
+    yield from encoded(waiting, places)
+    counts.num_without_thought = style.num_without_thought
     progress.advance(len(records) - progress.done)
 
 
-def _fit(
-    samples: list[ChatSample], places: list[str], chat: ChatSettings, counts: SampleCounts
-) -> Iterator[ChatSample]:
-    """Cut samples to the sequence length and leave out those with nothing to learn in it."""
-    limit = chat.seq_length
-    for sample, place in zip(samples, places, strict=True):
-        fitted, length = sample, len(sample.ids_L)
-        if length > limit and chat.pack_strategy != "truncate":
-            # The first token of a row is predicted from nothing.
-            if chat.too_long == "drop" or not sample.mask_L[1:limit].any():
-                counts.dropped.append(f"{place} ({length} tokens)")
-                continue
-            counts.num_truncated += 1
-            fitted = ChatSample(sample.ids_L[:limit], sample.mask_L[:limit])
-        counts.num_samples += 1
-        yield fitted
+def _style(chat: ChatSettings, tokenizer: Qwen3Tokenizer) -> ChatRenderer | VicunaPrompt:
+    if chat.prompt_style == "vicuna":
+        return VicunaPrompt(tokenizer)
+    return ChatRenderer(tokenizer, loss_on=chat.loss_on, empty_think=chat.empty_think, thoughts=chat.thoughts)
 
 
 def _key(records: Any, chat: ChatSettings, tokenizer: Qwen3Tokenizer) -> str:
@@ -179,9 +185,10 @@ def _write_cache(path: Path, samples: SftSamples, counts: SampleCounts) -> None:
 def _read_cache(path: Path) -> tuple[SftSamples, SampleCounts] | None:
     try:
         with np.load(path) as held:
-            counts = SampleCounts(**json.loads(str(held["counts"])))
+            told = json.loads(str(held["counts"]))
+            counts = SampleCounts(**{**told, "fit": FitCounts(**told["fit"])})
             return SftSamples(held["ids_T"], held["mask_T"], held["lengths_S"], held["firsts_P"]), counts
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
         return None  # not there, or damaged: made again
 
 
@@ -189,6 +196,6 @@ def _join(parts: list[Any], dtype: type) -> Any:
     return np.concatenate(parts) if parts else np.empty(0, dtype)
 
 
-def _first(places: list[str]) -> str:
-    more = f" and {len(places) - SHOWN} more" if len(places) > SHOWN else ""
-    return ", ".join(places[:SHOWN]) + more
+def _first(places: list[str], count: int) -> str:
+    more = f" and {count - len(places)} more" if count > len(places) else ""
+    return ", ".join(places) + more

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from qwen3_model.chat_pieces import EmptyThink, LossOn
+from qwen3_model.chat_pieces import EmptyThink, LossOn, Thoughts
 from qwen3_model.errors import ConfigError
 
 LOADER = "train_dataset.data_loader"
@@ -24,7 +24,7 @@ METHODS: dict[str, tuple[str, ...]] = {
 }
 """Methods of `datasets.Dataset` that a handler may name, with their arguments."""
 CHAT_KEYS = (
-    "seq_length", "padding", "tokenizer", "prompt_style", "loss_on", "empty_think", "too_long",
+    "seq_length", "padding", "tokenizer", "prompt_style", "loss_on", "empty_think", "thoughts", "too_long",
     "on_bad_record",
 )  # fmt: skip
 PACKING_KEYS = ("seq_length", "pack_strategy")
@@ -34,6 +34,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "prompt_style": ("qwen", "vicuna"),
     "loss_on": ("all", "last"),
     "empty_think": ("train", "mask"),
+    "thoughts": ("keep", "split", "template"),
     "too_long": ("truncate", "drop"),
     "on_bad_record": ("fail", "skip"),
     "pack_strategy": ("pack", "truncate"),
@@ -52,6 +53,8 @@ class ChatSettings:
     loss_on: LossOn
     empty_think: EmptyThink
     """Whether the empty thought that the template puts before an answer carries loss."""
+    thoughts: Thoughts
+    """Of answers before the last: "keep", "split" (a sample per answer) or "template"."""
     too_long: str
     """"truncate" or "drop": a conversation of more than `seq_length` tokens."""
     on_bad_record: str
@@ -210,6 +213,10 @@ def _chat(chat: Mapping[str, Any], packing: Mapping[str, Any] | None) -> ChatSet
         raise ConfigError(
             f"{LOADER}.handler: {CHAT_HANDLER} and {PACKING_HANDLER} need one common seq_length of at least "
             f"2, found {sorted(lengths) or 'none'}"
+        )
+    if chat.get("prompt_style") == "vicuna" and (unused := sorted({"empty_think", "thoughts"} & chat.keys())):
+        raise ConfigError(
+            f"{LOADER}.handler: {unused[0]} is of the chat template, not of prompt_style vicuna; leave it out"
         )
     chosen: dict[str, Any] = {key: _choice(chat, key) for key in CHOICES if key != "pack_strategy"}
     return ChatSettings(

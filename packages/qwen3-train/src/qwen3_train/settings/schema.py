@@ -63,7 +63,7 @@ GPT_DATASET: dict[str, Any] = {
 HANDLER: dict[str, Any] = {
     "type": TEXT,
     "seq_length": COUNT, "padding": FLAG, "pack_strategy": TEXT, "prompt_style": TEXT, "loss_on": TEXT,
-    "empty_think": TEXT, "too_long": TEXT, "on_bad_record": TEXT,
+    "empty_think": TEXT, "thoughts": TEXT, "too_long": TEXT, "on_bad_record": TEXT,
     "tokenizer": {
         "pretrained_model_dir": TEXT, "trust_remote_code": NO_EFFECT, "padding_side": NO_EFFECT,
         "type": NO_EFFECT,
