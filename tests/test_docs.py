@@ -23,7 +23,10 @@ DEFAULT_YAML = "pretrain_qwen3_32b_4k.yaml"
 
 def _shell_lines(page):
     """Yield the commands in the fenced shell blocks of a page, continued lines joined."""
-    for block in re.findall(r"```(?:sh|bash|shell)?\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+    fenced = re.findall(
+        r"^ *```(\w*)\n(.*?)^ *```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
+    for block in (block for language, block in fenced if language in ("", "sh", "bash", "shell")):
         for line in block.replace("\\\n", " ").splitlines():
             if line.strip() and not line.startswith("#"):
                 yield line

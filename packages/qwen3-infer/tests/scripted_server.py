@@ -69,12 +69,21 @@ class Script:
         script = self.scripts[start]
         logits = np.full(self.tokenizer.vocab_size, np.nan if script is None else 0, np.float32)
         if script is not None:
-            logits[script[place]] = 1
+            logits[script[min(place, len(script) - 1)]] = 1
         return logits
 
 
 def main():
     folder = open_model_folder(Path(sys.argv[1]))
+    settings = ServeSettings(
+        host="127.0.0.1", port=0, api_key=None, insecure=False, model_name=None, max_requests=4,
+        max_tokens_in_cache=8192, max_queue=8, max_connections=1000, max_body_bytes=2**20,
+        request_timeout_s=60, queue_timeout_s=10, send_timeout_s=10, drain_timeout_s=5,
+    )  # fmt: skip
+    if len(sys.argv) > 2:
+        settings = replace(settings, **json.loads(sys.argv[2]))
+
+    scheduler = Scheduler(Script(folder.tokenizer, settings.max_requests), folder.tokenizer)
     service = Service(
         folder=folder,
         name="Qwen3-scripted",
@@ -87,20 +96,13 @@ def main():
         ),
         thinking=True,
         context_tokens=4096,
+        grammars=scheduler.grammars,
         token_bytes=folder.tokenizer.longest_token_bytes(),
     )
-    settings = ServeSettings(
-        host="127.0.0.1", port=0, api_key=None, insecure=False, model_name=None, max_requests=4,
-        max_tokens_in_cache=8192, max_queue=8, max_connections=1000, max_body_bytes=2**20,
-        request_timeout_s=60, queue_timeout_s=10, send_timeout_s=10, drain_timeout_s=5,
-    )  # fmt: skip
-    if len(sys.argv) > 2:
-        settings = replace(settings, **json.loads(sys.argv[2]))
 
     def note(text):
         click.echo(text, err=True)
 
-    scheduler = Scheduler(Script(folder.tokenizer, settings.max_requests), folder.tokenizer)
     worker = Worker(scheduler, max_queue=settings.max_queue, note=note)
     with bound(settings.host, settings.port) as door:
         serve_app(service, worker, settings, door, note)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qwen3_infer.engine.grammar import Grammar
 from qwen3_infer.engine.sampling import Sampling
 from qwen3_infer.generation_config import SAMPLING_KEYS, GenerationConfig
 from qwen3_infer.model_folder import ModelFolder, open_model_folder
@@ -90,6 +91,10 @@ class Decoding:
     """Whether the model's log-probability of each token is kept."""
     top_logprobs: int = 0
     """Of how many of the likeliest tokens it is kept besides."""
+    min_tokens: int = 0
+    """None of `stop_ids` is chosen before so many tokens."""
+    grammar: Grammar | None = None
+    """What the completion must be."""
 
 
 def read_settings(

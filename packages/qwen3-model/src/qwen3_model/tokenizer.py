@@ -123,6 +123,10 @@ class Qwen3Tokenizer:
         token = self._tokenizer.id_to_token(number)
         return None if token is None else bytes(letter_bytes()[letter] for letter in token)
 
+    def added_token_id(self, text: str) -> int | None:
+        """Return the id of an added token such as `<think>`, None when the vocabulary has none."""
+        return next((number for number, added in self._added.items() if added.content == text), None)
+
     def longest_token_bytes(self) -> int:
         """Return the most bytes of a token; a text has at least its bytes divided by this many tokens."""
         special = (len(text.encode("utf-8")) for text in self.special_tokens)

@@ -6,9 +6,13 @@ from typing import Any
 from qwen3_model.errors import FormatError
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
-MESSAGE_KEYS = {
-    "role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "refusal", "audio",
-    "annotations", "function_call",
+READ_KEYS = {"role", "content", "tool_calls", "reasoning_content", "reasoning"}
+# What clients send back of other servers' answers, and who speaks; Qwen3's template reads none of it.
+IGNORED_KEYS = {
+    "name", "tool_call_id", "refusal", "annotations", "id", "object", "created", "model", "status", "index",
+    "finish_reason", "stop_reason", "logprobs", "usage", "provider", "provider_specific_fields",
+    "reasoning_details", "reasoning_signature", "reasoning_opaque", "thinking_blocks", "thought_signature",
+    "cache_control", "metadata", "citations", "timestamp", "tool_name", "is_error", "additional_kwargs",
 }  # fmt: skip
 
 
@@ -35,17 +39,24 @@ def _read_message(message: Any, where: str) -> dict[str, Any]:
     named = message.get("role")
     if not isinstance(named, str) or named not in ROLES:
         raise MessageError(f"{where}.role", f"must be one of {', '.join(ROLES)}")
-    if unknown := sorted(message.keys() - MESSAGE_KEYS):
-        raise MessageError(where, f"has unknown fields {', '.join(unknown)}")
+    given = {key for key, value in message.items() if value is not None and value not in ("", [], {}, False)}
+    if unknown := sorted(given - READ_KEYS - IGNORED_KEYS):
+        raise MessageError(
+            where, f"has fields that are not understood here: {', '.join(unknown)}; leave them out"
+        )
     role = ROLES[named]
     content = _read_content(message.get("content"), f"{where}.content")
     calls = message.get("tool_calls") or []
-    if content is None and not (role == "assistant" and (calls or message.get("reasoning_content"))):
+    # OpenAI's own objects have null there.
+    if content is None and not ("content" in message or calls or message.get("reasoning_content")):
         raise MessageError(f"{where}.content", "is missing")
+    if content is None and role not in ("assistant", "tool"):
+        raise MessageError(f"{where}.content", "must be a text or a list of parts, not null")
     read: dict[str, Any] = {"role": role, "content": content or ""}
     if calls:
         read["tool_calls"] = _read_calls(calls, f"{where}.tool_calls")
     thought = message.get("reasoning_content")
+    thought = message.get("reasoning") if thought is None else thought
     if thought is not None:
         if not isinstance(thought, str):
             raise MessageError(f"{where}.reasoning_content", "must be a text")
@@ -72,11 +83,17 @@ def _read_content(content: Any, where: str) -> str | None:
 def _read_calls(calls: Any, where: str) -> list[Mapping[str, Any]]:
     if not isinstance(calls, list):
         raise MessageError(where, "must be a list")
-    for call in calls:
-        function = call.get("function") if isinstance(call, dict) else None
-        if not (isinstance(function, dict) and isinstance(function.get("name"), str)):
-            raise MessageError(where, "must be objects with a function that has a name")
-    return calls
+    return [_read_call(call, f"{where}[{number}]") for number, call in enumerate(calls)]
+
+
+def _read_call(call: Any, where: str) -> Mapping[str, Any]:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not (isinstance(function, dict) and isinstance(function.get("name"), str)):
+        raise MessageError(where, "must be an object with a function that has a name")
+    arguments = function.get("arguments")
+    if not isinstance(arguments, str | dict | None):
+        raise MessageError(f"{where}.function.arguments", "must be the text of a JSON object")
+    return {**call, "function": {**function, "arguments": arguments or {}}}
 
 
 def read_tools(tools: Sequence[Any]) -> tuple[Mapping[str, Any], ...]:

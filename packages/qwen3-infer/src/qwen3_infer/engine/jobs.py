@@ -1,14 +1,16 @@
 """Requests on their way: what they have got so far, and what comes of them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from qwen3_infer.engine.grammar import Follower
 from qwen3_infer.engine.pieces import ALIGN, round_up
 from qwen3_infer.engine.token_pool import Region
 from qwen3_infer.requests import Request
 from qwen3_infer.text_stream import TextStream
-from qwen3_model.errors import WeightError
+from qwen3_model.errors import Qwen3Error
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,8 @@ class Job:
     """Where the prompt's beginning is copied from, once it is there."""
     num_shared: int = 0
     """How much of it."""
+    follower: Follower | None = None
+    """What the answer's grammar allows, if it has one."""
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
 
@@ -82,8 +86,29 @@ class Event:
     """The likeliest tokens with theirs, if asked for."""
     completion: Completion | None = None
     """With the last token."""
-    error: WeightError | None = None
+    error: Qwen3Error | None = None
     """The request failed; there is no token."""
+
+
+def restriction(job: Job) -> Callable[[np.ndarray], np.ndarray] | None:
+    """Return what keeps tokens that may not follow from being chosen; None when all may."""
+    decoding = job.request.decoding
+    is_short = len(job.ids) < decoding.min_tokens
+    if not (is_short or job.follower):
+        return None
+
+    def restrict(logits_V: np.ndarray) -> np.ndarray:
+        if job.follower:
+            logits_V = job.follower.restrict(logits_V, decoding.stop_ids)
+        if is_short:
+            longer_V = logits_V.copy()
+            longer_V[sorted(decoding.stop_ids)] = -np.inf
+            # A grammar that allows nothing but the end goes before.
+            if np.isfinite(longer_V.max()):
+                logits_V = longer_V
+        return logits_V
+
+    return restrict
 
 
 def tokens_needed(request: Request) -> int:

@@ -4,7 +4,7 @@ V vocabulary.
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,10 @@ class Sampling:
     """Divides positive and multiplies negative logits of tokens in the prompt or the completion."""
     presence_penalty: float = 0.0
     """Is subtracted from the logits of tokens in the completion."""
+    frequency_penalty: float = 0.0
+    """Is subtracted from them as often as the token is there."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Tokens and what is added to their logits, before all else."""
 
     def __post_init__(self) -> None:
         _require(self.temperature >= 0, "temperature", self.temperature, "at least 0")
@@ -41,10 +45,9 @@ class Sampling:
             1 / MOST_PENALTY <= self.repetition_penalty <= MOST_PENALTY,
             "repetition_penalty", self.repetition_penalty, f"from {1 / MOST_PENALTY:g} to {MOST_PENALTY:g}",
         )  # fmt: skip
-        _require(
-            abs(self.presence_penalty) <= MOST_PENALTY,
-            "presence_penalty", self.presence_penalty, f"from -{MOST_PENALTY:g} to {MOST_PENALTY:g}",
-        )  # fmt: skip
+        for name in ("presence_penalty", "frequency_penalty"):
+            value = getattr(self, name)
+            _require(abs(value) <= MOST_PENALTY, name, value, f"from -{MOST_PENALTY:g} to {MOST_PENALTY:g}")
 
     @property
     def is_greedy(self) -> bool:
@@ -68,6 +71,7 @@ def choose(
     rng: np.random.Generator,
     prompt_ids: Collection[int] = (),
     completion_ids: Collection[int] = (),
+    restrict: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> int:
     """Return the next token; exactly one random number is drawn unless the choice is greedy.
 
@@ -76,9 +80,12 @@ def choose(
         sampling: How to choose.
         rng: Of this request alone.
         prompt_ids: Tokens of the prompt, in any order, for the repetition penalty.
-        completion_ids: Tokens generated so far, for both penalties.
+        completion_ids: Tokens generated so far, in any order, for the penalties.
+        restrict: Makes the logits of tokens that may not follow minus infinity; not of all.
     """
     logits_V = penalise(logits_V, sampling, prompt_ids, completion_ids)
+    if restrict is not None:
+        logits_V = restrict(logits_V)
     if sampling.is_greedy:
         return int(logits_V.argmax())
     ids, probs = distribution(logits_V, sampling)
@@ -92,19 +99,25 @@ def penalise(
 ) -> np.ndarray:
     """Return the logits after the penalties for tokens that are already there; the input is not changed.
 
-    Source: Keskar et al. 2019 (CTRL), section 4.1, with transformers' treatment of negative logits.
+    Sources: Keskar et al. 2019 (CTRL), section 4.1, with transformers' treatment of negative logits; OpenAI's
+    reference for the other two.
     """
     has_repetition = sampling.repetition_penalty != 1
-    if not has_repetition and sampling.presence_penalty == 0:
+    counts = sampling.presence_penalty != 0 or sampling.frequency_penalty != 0
+    if not (has_repetition or counts or sampling.logit_bias):
         return logits_V
     logits_V = logits_V.copy()
+    for token, bias in sampling.logit_bias:
+        logits_V[token] += np.float32(bias)
     if has_repetition:
         seen = np.array(sorted({*prompt_ids, *completion_ids}), np.int64)
         found = logits_V[seen]
         penalty = np.float32(sampling.repetition_penalty)
         logits_V[seen] = np.where(found > 0, found / penalty, found * penalty)
-    if sampling.presence_penalty != 0:
-        logits_V[np.array(sorted(set(completion_ids)), np.int64)] -= np.float32(sampling.presence_penalty)
+    if counts:
+        there, times = np.unique(np.array(list(completion_ids), np.int64), return_counts=True)
+        penalties = sampling.presence_penalty + sampling.frequency_penalty * times
+        logits_V[there] -= penalties.astype(np.float32)
     return logits_V
 
 

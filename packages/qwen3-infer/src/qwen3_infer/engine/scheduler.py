@@ -12,13 +12,14 @@ from typing import Protocol
 
 import numpy as np
 
-from qwen3_infer.engine.jobs import Event, Job, tokens_needed
+from qwen3_infer.engine.grammar import GrammarError, Grammars
+from qwen3_infer.engine.jobs import Event, Job, restriction, tokens_needed
 from qwen3_infer.engine.pieces import ALIGN, PIECES, cut
 from qwen3_infer.engine.sampling import choose, likeliest_log_probabilities, log_probability, make_generator
 from qwen3_infer.engine.token_pool import Region, TokenPool
 from qwen3_infer.requests import Request
 from qwen3_infer.text_stream import TextStream
-from qwen3_model.errors import ConfigError, WeightError
+from qwen3_model.errors import ConfigError, Qwen3Error, WeightError
 from qwen3_model.tokenizer import Qwen3Tokenizer
 
 # A running request waits at most for this many tokens of prompts before its next token.
@@ -59,6 +60,8 @@ class Scheduler:
 
     def __init__(self, engine: Engine, tokenizer: Qwen3Tokenizer) -> None:
         self._engine, self._tokenizer = engine, tokenizer
+        self.grammars = Grammars(tokenizer)
+        """Compiles what answers must follow; on any thread."""
         self.pool = TokenPool(engine.num_tokens, engine.unit)
         self.waiting: deque[Job] = deque()
         self.reading: list[Job] = []
@@ -94,10 +97,14 @@ class Scheduler:
 
         Raises:
             ConfigError: The whole cache has no room for it.
+            FormatError: Its grammar cannot be followed.
         """
         self.check(request)
+        grammar = request.decoding.grammar
+        follower = self.grammars.follow(grammar) if grammar else None
         stream = TextStream(self._tokenizer, request.decoding.stop_strings)
         job = Job(request, make_generator(request.seed, request.index, request.sample), stream)
+        job.follower = follower
         self.waiting.append(job)
         return job
 
@@ -233,13 +240,19 @@ class Scheduler:
         if not np.isfinite(logits_V.max()):
             if job.region:
                 job.region.held.clear()
-            self.cancel(job)
             error = WeightError(
                 "the model computes NaN or infinity; check its weights with qwen3-model verify"
             )
-            return Event(job=job, token=-1, piece="", error=error)
-        token = choose(logits_V, decoding.sampling, job.rng, request.prompt_ids, job.ids)
+            return self._fail(job, error)
+        try:
+            token = choose(
+                logits_V, decoding.sampling, job.rng, request.prompt_ids, job.ids, restriction(job)
+            )
+        except GrammarError as error:
+            return self._fail(job, error)
         job.ids.append(token)
+        if job.follower:
+            job.follower.accept(token, decoding.stop_ids)
         logprob = log_probability(logits_V, token) if decoding.logprobs else None
         if logprob is not None:
             job.logprobs.append(logprob)
@@ -259,6 +272,11 @@ class Scheduler:
             top_logprobs=likeliest_log_probabilities(logits_V, decoding.top_logprobs),
             completion=job.completion("stop" if is_end else "length") if is_last else None,
         )
+
+    def _fail(self, job: Job, error: Qwen3Error) -> Event:
+        """End one request alone."""
+        self.cancel(job)
+        return Event(job=job, token=-1, piece="", error=error)
 
     def _leave(self, job: Job) -> None:
         if job.region is not None:

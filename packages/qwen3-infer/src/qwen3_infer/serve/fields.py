@@ -1,6 +1,6 @@
 """The fields of OpenAI's requests: which have a type and a range here, which only one value, which no effect.
 
-A field that OpenAI does not know is refused, as OpenAI does, except for our own extensions below.
+A field that is not known is refused, as OpenAI does; those of other servers pass where they ask for nothing.
 """
 
 import math
@@ -31,34 +31,55 @@ def _count(low: int, high: int) -> Field:
 
 def _neutral(*values: Any) -> Field:
     shown = " or ".join(map(repr, values))
-    return Field((object,), f"only {shown} is implemented here", lambda v: v in values)
+    # True equals 1, and is another value.
+    kept = [(type(value) is bool, value) for value in values]
+    return Field((object,), f"only {shown} is implemented here", lambda v: (type(v) is bool, v) in kept)
 
 
 FLAG = Field((bool,), "must be true or false")
 TEXT = Field((str,), "must be a text")
 TABLE = Field((dict,), "must be an object")
 ANYTHING = Field((object,), "")
+LENGTH = Field((int,), "must be a whole number of at least 1, or -1 for as many as there is room for",
+               lambda v: v == -1 or 1 <= v < 2**31)  # fmt: skip
+# Fields of other servers, at the values that change nothing here.
+ELSEWHERE: dict[str, Field] = {
+    "skip_special_tokens": _neutral(True), "spaces_between_special_tokens": _neutral(True, False),
+    "add_generation_prompt": _neutral(True), "continue_final_message": _neutral(False),
+    "add_special_tokens": _neutral(False), "include_stop_str_in_output": _neutral(False),
+    "use_beam_search": _neutral(False), "best_of": _neutral(1), "length_penalty": _neutral(1),
+    "early_stopping": _neutral(False), "typical_p": _neutral(1), "top_a": _neutral(0), "tfs": _neutral(1),
+    "mirostat": _neutral(0), "no_repeat_ngram_size": _neutral(0), "dry_multiplier": _neutral(0),
+    "xtc_probability": _neutral(0), "priority": _neutral(0), "echo": _neutral(False), "suffix": _neutral(""),
+    "truncate_prompt_tokens": _neutral(-1), "prompt_logprobs": _neutral(False, 0), "documents": _neutral([]),
+    "bad_words": _neutral([]), "return_token_ids": _neutral(False), "separate_reasoning": _neutral(True),
+    "include_reasoning": _neutral(True), "stream_reasoning": ANYTHING, "cache_prompt": ANYTHING,
+    "id_slot": ANYTHING, "keep_alive": ANYTHING, "request_id": ANYTHING, "cache_salt": ANYTHING,
+    "prediction": _neutral({}), "web_search_options": _neutral({}), "timings_per_token": _neutral(False),
+}  # fmt: skip
 
-COMMON: dict[str, Field] = {
+COMMON: dict[str, Field] = ELSEWHERE | {
     "model": TEXT, "stream": FLAG, "stream_options": TABLE, "n": _count(1, 128),
-    "max_tokens": _count(1, 2**31 - 1), "seed": Field((int,), "must be a whole number"),
+    "max_tokens": LENGTH, "min_tokens": _count(0, 2**31 - 1), "ignore_eos": FLAG,
+    "seed": Field((int,), "must be a whole number"),
     "stop": Field((str, list), "must be a text or a list of up to 16 texts"),
     "temperature": _number(0, 2),
-    "top_p": Field((int, float), "must be above 0 and at most 1", lambda v: 0 < v <= 1),
-    "presence_penalty": _number(-2, 2), "frequency_penalty": _neutral(0), "logit_bias": _neutral({}),
+    "top_p": _number(0, 1),
+    "presence_penalty": _number(-2, 2), "frequency_penalty": _number(-2, 2), "logit_bias": TABLE,
     # Without effect.
     "user": ANYTHING, "metadata": ANYTHING, "store": ANYTHING, "service_tier": ANYTHING,
     "safety_identifier": ANYTHING, "prompt_cache_key": ANYTHING, "prompt_cache_retention": ANYTHING,
     # Our own.
-    "top_k": _count(0, 2**31 - 1), "min_p": _number(0, 1),
+    "top_k": _count(-1, 2**31 - 1), "min_p": _number(0, 1),
     "repetition_penalty": _number(1 / MOST_PENALTY, MOST_PENALTY),
     "stop_token_ids": Field((list,), "must be a list of whole numbers"),
 }  # fmt: skip
 CHAT: dict[str, Field] = COMMON | {
     "messages": Field((list,), "must be a list of at least one message", bool),
-    "max_completion_tokens": _count(1, 2**31 - 1), "logprobs": FLAG, "top_logprobs": _count(0, 20),
-    "tools": Field((list,), "must be a list of functions"), "tool_choice": _neutral("auto", "none"),
-    "parallel_tool_calls": ANYTHING, "response_format": _neutral({"type": "text"}),
+    "max_completion_tokens": LENGTH, "logprobs": FLAG, "top_logprobs": _count(0, 20),
+    "tools": Field((list,), "must be a list of functions"),
+    "tool_choice": Field((str, dict), "must be a text or an object"), "parallel_tool_calls": FLAG,
+    "response_format": TABLE, "functions": _neutral([]), "function_call": _neutral("none"),
     "modalities": _neutral(["text"]), "verbosity": ANYTHING,
     "reasoning_effort": Field(
         (str,), "must be none, minimal, low, medium, high or xhigh; all but two let the model think",
@@ -68,7 +89,7 @@ CHAT: dict[str, Field] = COMMON | {
 }  # fmt: skip
 COMPLETION: dict[str, Field] = COMMON | {
     "prompt": Field((str, list), "must be a text, a list of token ids, or a list of texts or of such lists"),
-    "logprobs": _count(0, 20), "echo": _neutral(False), "suffix": _neutral(""), "best_of": _neutral(1),
+    "logprobs": _count(0, 20),
 }  # fmt: skip
 
 

@@ -7,14 +7,16 @@ from typing import Any
 
 from qwen3_infer.chat.messages import MessageError, read_messages, read_tools
 from qwen3_infer.chat.prompt import TooLongError, check_length, encode_conversation, ends_in_thought
+from qwen3_infer.engine.grammar import Grammar, Grammars
 from qwen3_infer.engine.sampling import Sampling
 from qwen3_infer.generate.prompts import Prompt
 from qwen3_infer.model_folder import ModelFolder
 from qwen3_infer.requests import Request
 from qwen3_infer.serve.errors import ApiError, invalid
 from qwen3_infer.serve.fields import CHAT, COMPLETION, check_fields
+from qwen3_infer.serve.structured import read_response_format, read_tool_choice, write_grammar
 from qwen3_infer.settings import Decoding
-from qwen3_model.errors import Qwen3Error
+from qwen3_model.errors import FormatError, Qwen3Error
 
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's own default for completions."""
@@ -35,6 +37,8 @@ class Service:
     """Whether the model thinks when a request does not say."""
     context_tokens: int
     """Longest prompt and completion together."""
+    grammars: Grammars
+    """Compiles what answers must follow."""
     token_bytes: int
     """Of the longest token, so that a text has at least its bytes divided by this many tokens."""
 
@@ -77,13 +81,16 @@ def read_chat(body: Any, service: Service) -> ApiRequest:
     _check_model(given, service)
     if "messages" not in given:
         raise invalid("messages", "is missing")
-    if "top_logprobs" in given and not given.get("logprobs"):
+    if given.get("top_logprobs") and not given.get("logprobs"):
         raise invalid("top_logprobs", "needs logprobs: true")
     try:
         messages = read_messages(given["messages"])
         tools = read_tools(given.get("tools", [])) if given.get("tool_choice") != "none" else ()
+        forced = read_tool_choice(given.get("tool_choice"), tools)
+        schema = read_response_format(given.get("response_format")) if not forced else None
+        thinking = _thinking(given, service)
         ids = encode_conversation(
-            service.folder.tokenizer, messages, tools, thinking=_thinking(given, service),
+            service.folder.tokenizer, messages, tools, thinking=thinking,
             max_bytes=service.max_prompt_bytes,
         )  # fmt: skip
     except TooLongError as error:
@@ -94,11 +101,27 @@ def read_chat(body: Any, service: Service) -> ApiRequest:
         raise ApiError(400, str(error), param="messages") from None
     except RecursionError:
         raise ApiError(400, "messages or tools are nested too deeply", param="messages") from None
+    in_thought = ends_in_thought(service.folder.tokenizer, ids)
+    grammar = None
+    if forced or schema is not None:
+        text = write_grammar(
+            service.folder.tokenizer,
+            schema=schema,
+            tools=forced or tools,
+            several=given.get("parallel_tool_calls", True) and not isinstance(given.get("tool_choice"), dict),
+            follows_thought=thinking or in_thought,
+        )
+        grammar = Grammar(text=text, may_think=thinking, starts_in_thought=in_thought)
+        _check_grammar(grammar, "tool_choice" if forced else "response_format", service)
     decoding = replace(
         _decoding(given, service),
         logprobs=bool(given.get("logprobs")),
         top_logprobs=given.get("top_logprobs", 0),
+        grammar=grammar,
     )
+    if grammar:  # behind a whole answer nothing else may follow, also with ignore_eos
+        ends = decoding.stop_ids | {service.folder.tokenizer.eos_id}
+        decoding = replace(decoding, stop_ids=ends)
     length = given.get("max_completion_tokens", given.get("max_tokens"))
     return ApiRequest(
         is_chat=True,
@@ -106,7 +129,7 @@ def read_chat(body: Any, service: Service) -> ApiRequest:
         stream=bool(given.get("stream")),
         include_usage=_include_usage(given),
         has_tools=bool(tools),
-        starts_in_thought=ends_in_thought(service.folder.tokenizer, ids),
+        starts_in_thought=in_thought,
     )
 
 
@@ -135,6 +158,14 @@ def read_completion(body: Any, service: Service) -> ApiRequest:
     )
 
 
+def _check_grammar(grammar: Grammar, param: str, service: Service) -> None:
+    """Raise when an answer cannot be made to follow `grammar`."""
+    try:
+        service.grammars.compile(grammar.text)
+    except FormatError as error:
+        raise invalid(param, f"the JSON schema cannot be followed: {error}") from None
+
+
 def _check_model(given: Mapping[str, Any], service: Service) -> None:
     if "model" not in given:
         raise invalid("model", "is missing")
@@ -149,7 +180,8 @@ def _check_model(given: Mapping[str, Any], service: Service) -> None:
 
 def _thinking(given: Mapping[str, Any], service: Service) -> bool:
     settings = given.get("chat_template_kwargs", {})
-    if unknown := sorted(settings.keys() - {"enable_thinking"}):
+    named_keys = {key for key, value in settings.items() if value is not None}
+    if unknown := sorted(named_keys - {"enable_thinking"}):
         raise invalid("chat_template_kwargs", f"knows enable_thinking alone, not {', '.join(unknown)}")
     named = given.get("enable_thinking", settings.get("enable_thinking"))
     if named is None and "reasoning_effort" in given:
@@ -161,26 +193,35 @@ def _thinking(given: Mapping[str, Any], service: Service) -> bool:
 
 def _include_usage(given: Mapping[str, Any]) -> bool:
     options = given.get("stream_options", {})
-    if options and not given.get("stream"):
-        raise invalid("stream_options", "needs stream: true")
-    if unknown := sorted(options.keys() - {"include_usage", "include_obfuscation"}):
+    if unknown := sorted(options.keys() - {"include_usage", "include_obfuscation", "continuous_usage_stats"}):
         raise invalid("stream_options", f"has no {', '.join(unknown)}")
     if not all(isinstance(value, bool | None) for value in options.values()):
         raise invalid("stream_options", "must hold true or false alone")
+    if options.get("continuous_usage_stats"):
+        raise invalid(
+            "stream_options", "continuous_usage_stats is not implemented; the last chunk has the counts"
+        )
     return bool(options.get("include_usage"))
 
 
 def _decoding(given: Mapping[str, Any], service: Service) -> Decoding:
     """Lay a request's fields over the server's defaults, as flags go over generation_config.json."""
     base, folder = service.defaults, service.folder
-    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty")
+    names = (
+        "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty",
+        "frequency_penalty",
+    )  # fmt: skip
     values: dict[str, Any] = {name: getattr(base.sampling, name) for name in names}
     values |= {name: given[name] for name in names if name in given}
+    values["logit_bias"] = _logit_bias(given.get("logit_bias", {}), service)
+    values["top_k"] = max(0, values["top_k"])  # -1 is vLLM's for all
+    if values["top_p"] == 0:  # the likeliest token alone, as elsewhere
+        values["top_p"], values["top_k"] = 1.0, 1
     asks = any(name in given for name in ("top_p", "top_k", "min_p"))
     if asks and base.sampling.is_greedy and "temperature" not in given:
         values["temperature"] = folder.defaults.sampling.get("temperature", 1.0)
     stop = given.get("stop", [])
-    texts = [stop] if isinstance(stop, str) else stop
+    texts = [stop] if isinstance(stop, str) and stop else stop or []
     if len(texts) > 16 or not all(isinstance(text, str) and 0 < len(text) <= 1000 for text in texts):
         raise invalid("stop", "must be a text or up to 16 texts, of 1 to 1000 characters each")
     stop_ids = given.get("stop_token_ids", [])
@@ -190,9 +231,24 @@ def _decoding(given: Mapping[str, Any], service: Service) -> Decoding:
         base,
         sampling=Sampling(**values),
         stop_strings=(*base.stop_strings, *texts),
-        stop_ids=base.stop_ids | frozenset(stop_ids),
+        stop_ids=frozenset(stop_ids) | (frozenset() if given.get("ignore_eos") else base.stop_ids),
         num_sequences=1,
+        min_tokens=given.get("min_tokens", 0),
     )
+
+
+def _logit_bias(given: Mapping[str, Any], service: Service) -> tuple[tuple[int, float], ...]:
+    biases = []
+    for name, bias in given.items():
+        token = int(name) if name.isascii() and name.isdigit() and len(name) < 10 else -1
+        is_number = isinstance(bias, int | float) and not isinstance(bias, bool)
+        if not (_is_id(token, service) and is_number and -100 <= bias <= 100):
+            vocab_size = service.folder.config.vocab_size
+            raise invalid(
+                "logit_bias", f"must have token ids below {vocab_size}, and numbers from -100 to 100"
+            )
+        biases.append((token, float(bias)))
+    return tuple(sorted(biases))
 
 
 def _is_id(value: Any, service: Service) -> bool:
@@ -247,15 +303,19 @@ def _requests(
     num_samples = given.get("n", 1)
     if len(prompts) * num_samples > MOST_SEQUENCES:
         raise invalid("n", f"times the number of prompts must be at most {MOST_SEQUENCES}")
+    length = None if length == -1 else length
+    fewest = max(length or 1, decoding.min_tokens)
+    if length and decoding.min_tokens > length:
+        raise invalid("min_tokens", f"is more than the {length} tokens that may be made")
     seed = given["seed"] % 2**64 if "seed" in given else secrets.randbits(64)
     made = []
     for index, ids in enumerate(prompts):
         room = service.context_tokens - len(ids)
-        if room < (length or 1):
+        if room < fewest:
             raise ApiError(
                 400,
                 f"a request has room for {service.context_tokens} tokens, but the prompt has {len(ids)} and "
-                f"{length or 1} are to follow; shorten one of them",
+                f"{fewest} are to follow; shorten one of them",
                 param="messages" if "messages" in given else "prompt",
                 code="context_length_exceeded",
             )
@@ -263,7 +323,7 @@ def _requests(
             index=index,
             prompt=Prompt(),
             prompt_ids=tuple(ids),
-            max_new_tokens=length or min(room, decoding.max_new_tokens),
+            max_new_tokens=length or min(room, max(decoding.max_new_tokens, fewest)),
             decoding=decoding,
             seed=seed,
         )

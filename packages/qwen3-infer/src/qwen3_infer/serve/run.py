@@ -92,6 +92,7 @@ def run_serve(
             quiet=quiet,
             note=note,
         )
+        scheduler = Scheduler(engine, folder.tokenizer)
         context_tokens = min(folder.config.max_position_embeddings, engine.longest)
         service = Service(
             folder=folder,
@@ -99,9 +100,10 @@ def run_serve(
             defaults=decoding,
             thinking=settings.thinking,
             context_tokens=context_tokens,
+            grammars=scheduler.grammars,
             token_bytes=folder.tokenizer.longest_token_bytes(),
         )
-        worker = Worker(Scheduler(engine, folder.tokenizer), max_queue=serve.max_queue, note=note)
+        worker = Worker(scheduler, max_queue=serve.max_queue, note=note)
         note(
             f"{service.name}: {engine.num_rows} requests at once, {engine.num_tokens} tokens in the cache, "
             f"{context_tokens} of one request"

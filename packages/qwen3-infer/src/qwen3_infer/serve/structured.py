@@ -1,0 +1,116 @@
+"""Answers that must be JSON or calls of tools, as grammars for llguidance in its form of Lark."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from qwen3_infer.chat.messages import MessageError
+from qwen3_infer.chat.output import CALL, CALL_END
+from qwen3_model.tokenizer import Qwen3Tokenizer
+
+# JSON on one line, so that a model cannot go on with white space for ever.
+FORM = {"whitespace_flexible": False, "item_separator": ",[ ]?", "key_separator": ":[ ]?"}
+
+
+def read_tool_choice(choice: Any, tools: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+    """Return the tools of which one must be called, none when no call is asked for.
+
+    Args:
+        choice: "auto", "none", "required", or an object that names a function.
+        tools: The request's.
+
+    Raises:
+        MessageError: It is something else, or names a tool that is not there.
+    """
+    if choice in (None, "auto", "none"):
+        return ()
+    if choice == "required":
+        if not tools:
+            raise MessageError("tool_choice", "required needs tools")
+        return tuple(tools)
+    function = choice.get("function", choice) if isinstance(choice, dict) else None
+    if not isinstance(function, dict) or choice.get("type") != "function":
+        raise MessageError(
+            "tool_choice",
+            'must be "auto", "none", "required" or {"type": "function", "function": {"name": ...}}',
+        )
+    named = tuple(tool for tool in tools if tool["function"]["name"] == function.get("name"))
+    if not named:
+        raise MessageError("tool_choice", f"names {function.get('name')!r}, which is none of the tools")
+    return named[:1]
+
+
+def read_response_format(given: Any) -> dict[str, Any] | None:
+    """Return the JSON schema of the answer, None for any text.
+
+    Raises:
+        MessageError: It is none of OpenAI's three forms.
+    """
+    kind = given.get("type") if isinstance(given, dict) else None
+    if given is None or kind == "text":
+        return None
+    if kind == "json_object":
+        return {"type": "object"}
+    described = given.get("json_schema", given) if kind == "json_schema" else None
+    schema = described.get("schema") if isinstance(described, dict) else None
+    if not isinstance(schema, dict):
+        raise MessageError(
+            "response_format",
+            'must be {"type": "text"}, {"type": "json_object"} or '
+            '{"type": "json_schema", "json_schema": {"name": ..., "schema": {...}}}',
+        )
+    return schema
+
+
+def write_grammar(
+    tokenizer: Qwen3Tokenizer,
+    *,
+    schema: Mapping[str, Any] | None,
+    tools: Iterable[Mapping[str, Any]],
+    several: bool,
+    follows_thought: bool,
+) -> str:
+    """Return the grammar of an answer.
+
+    Args:
+        tokenizer: The model's; its tags are tokens where it has them.
+        schema: Of the answer's JSON, or None when it must be a call.
+        tools: That may be called.
+        several: Whether more than one call may follow each other.
+        follows_thought: Whether white space may come first.
+    """
+    rules, answers = [], []
+    if schema is not None:
+        answers.append("json")
+        rules.append(f"json: %json {_schema(schema)}")
+    calls = []
+    for number, tool in enumerate(tools):
+        calls.append(f"call_{number}")
+        function = tool["function"]
+        begin = _quote('\n{"name": ' + json.dumps(function["name"]) + ', "arguments": ')
+        rules.append(
+            f"call_{number}: {_tag(tokenizer, CALL)} {begin} arguments_{number} {_quote('}' + chr(10))} "
+            f"{_tag(tokenizer, CALL_END)}"
+        )
+        arguments = {"type": "object"} | (function.get("parameters") or {})
+        rules.append(f"arguments_{number}: %json {_schema(arguments)}")
+    if calls:
+        answers.append('call ("\\n" call)*' if several else "call")
+        rules.append(f"call: {' | '.join(calls)}")
+    space = "space " if follows_thought else ""
+    if space:
+        rules.append(r"space: /[ \n\r\t]{0,4}/")
+    return "\n".join([f"start: {space}answer", f"answer: {' | '.join(answers)}", *rules])
+
+
+def _schema(schema: Mapping[str, Any]) -> str:
+    return json.dumps({**schema, "x-guidance": FORM})
+
+
+def _quote(text: str) -> str:
+    return json.dumps(text)
+
+
+def _tag(tokenizer: Qwen3Tokenizer, tag: str) -> str:
+    """Return a tag as its token, or as text where there is none."""
+    return _quote(tag) if tokenizer.added_token_id(tag) is None else tag
