@@ -81,8 +81,12 @@ def main() -> int:
     if sys.argv[1:] == ["make"]:
         print(stand_in())
         return 0
-    parser = argparse.ArgumentParser(
-        prog="tools/ascend_dry_run", description=__doc__, usage="%(prog)s [options] -- COMMAND ... | make"
+    usage = "%(prog)s [options] -- COMMAND ... | --all [NAME] | --small [NAME] | make"
+    parser = argparse.ArgumentParser(prog="tools/ascend_dry_run", description=__doc__, usage=usage)
+    matrix = parser.add_mutually_exclusive_group()
+    matrix.add_argument("--all", nargs="?", const="", metavar="NAME", help="every case with NAME in its name")
+    matrix.add_argument(
+        "--small", nargs="?", const="", metavar="NAME", help="the same of those of tools/test"
     )
     parser.add_argument("--rank", type=int, default=0, help="the rank that is played (default 0)")
     parser.add_argument("--ranks", type=int, default=1, help="ranks of the job (default 1)")
@@ -90,6 +94,12 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there, too")
     parser.add_argument("command", nargs="*", help="qwen3-train launch ..., qwen3-infer generate ...")
     options = parser.parse_args()
+    if (name := options.all if options.all is not None else options.small) is not None:
+        from ascend_cases import all_cases, small_cases
+        from ascend_matrix import run_cases
+
+        cases = all_cases() if options.all is not None else small_cases()
+        return 1 if run_cases(case for case in cases if name in case.name) else 0
     if not options.command:
         parser.error("give a command after --, or make")
     if not 0 <= options.rank < options.ranks:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,12 +97,13 @@ def make_device(run: "RunSettings", kernels: str, threads: int | None) -> Device
     """Return the device that the settings, the options and the environment describe."""
     # MindSpore's own warnings would stand between the lines of text.
     os.environ.setdefault("GLOG_v", "3")
+    cache_dir = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qwen3-infer"
     return Device(
         target=run.device_target,
-        ascend=run.ascend,
+        ascend=replace(run.ascend, work_dir=cache_dir / "mindspore"),
         kernels=kernels,
         num_threads=threads or _num_threads(),
-        cache_dir=Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qwen3-infer",
+        cache_dir=cache_dir,
     )
 
 

@@ -7,6 +7,7 @@ is chosen.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from qwen3_model.errors import ConfigError
@@ -50,10 +51,20 @@ class AscendSettings:
     memory_optimize_level: str | None = None
     jit_level: str | None = None
     precision_mode: str | None = None
+    work_dir: Path | None = None
+    """Folder for what MindSpore otherwise writes into the working directory: rank_N, offload, graphs."""
 
 
-def read_ascend_settings(config: RunConfig, device_target: str, worker_num: int) -> AscendSettings:
+def read_ascend_settings(
+    config: RunConfig, device_target: str, worker_num: int, *, work_dir: Path | None = None
+) -> AscendSettings:
     """Return what `context` says of the device.
+
+    Args:
+        config: The YAML.
+        device_target: CPU or Ascend.
+        worker_num: Processes of the job.
+        work_dir: Folder for what MindSpore writes by itself.
 
     Raises:
         ConfigError: The memory is no amount, the device's number is negative, or on Ascend another compute
@@ -75,6 +86,7 @@ def read_ascend_settings(config: RunConfig, device_target: str, worker_num: int)
         memory_optimize_level=config.get("context.memory_optimize_level"),
         jit_level=config.get("context.jit_config.jit_level"),
         precision_mode=config.get("context.ascend_config.precision_mode"),
+        work_dir=work_dir,
     )
 
 
@@ -92,6 +104,8 @@ def choose_device(target: str, ascend: AscendSettings | None = None) -> None:
 def _choose_ascend(ascend: AscendSettings) -> None:
     import mindspore as ms
 
+    if ascend.work_dir is not None:
+        _write_into(ascend.work_dir)
     if ascend.device_id is None:
         ms.set_device("Ascend")
     else:
@@ -103,6 +117,16 @@ def _choose_ascend(ascend: AscendSettings) -> None:
         ms.set_context(jit_config={"jit_level": ascend.jit_level})
     if ascend.precision_mode is not None:
         ms.device_context.ascend.op_precision.precision_mode(ascend.precision_mode)
+
+
+def _write_into(folder: Path) -> None:
+    """Keep what MindSpore writes by itself out of the working directory."""
+    import mindspore as ms
+    from mindspore._c_expression import OffloadContext
+
+    ms.set_context(save_graphs_path=str(folder))
+    # MindSpore makes this folder although nothing is offloaded; newer versions have no public call for it.
+    OffloadContext.get_instance().set_offload_path(str(folder / "offload"))
 
 
 def _is_amount(text: str) -> bool:

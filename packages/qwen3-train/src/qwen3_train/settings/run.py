@@ -130,7 +130,8 @@ def read_settings(
     skip = _collect(problems, read_skip, config)
     resume = _collect(problems, read_resume, config)
     device = config.get("context.device_target") or available
-    ascend = _collect(problems, read_ascend_settings, config, device, worker_num)
+    output_dir = Path(config.get("output_dir") or "./output")
+    ascend = _collect(problems, _ascend, config, device, worker_num, output_dir)
     if model is not None and layout is not None and data is not None and offset is not None:
         pipes = layout.pp > 1
         offset, micro_batch_num = offset if pipes else (), _micro_batch_num(config) if pipes else 1
@@ -152,7 +153,7 @@ def read_settings(
     wrapper = config.get("runner_wrapper") or {}
     return TrainSettings(
         seed=config.get("seed", 0),
-        output_dir=Path(config.get("output_dir") or "./output"),
+        output_dir=output_dir,
         device=device,
         ascend=ascend,
         layout=layout,
@@ -189,6 +190,10 @@ def read_settings(
         graph_cache=_graph_cache(config),
         lora=lora,
     )
+
+
+def _ascend(config: RunConfig, device: str, worker_num: int, output_dir: Path) -> AscendSettings:
+    return read_ascend_settings(config, device, worker_num, work_dir=output_dir / "mindspore")
 
 
 def _micro_batch_num(config: RunConfig) -> int:

@@ -1,0 +1,204 @@
+"""The cases of the matrix: which command, with which YAML and layout, as which rank."""
+
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ascend_inputs import ROOT, TOKENIZER, Inputs
+
+CONFIGS = ROOT / "configs/qwen3"
+A2, A3 = "Ascend910B2", "Ascend910_9391"
+LOADER, MODEL = "train_dataset.data_loader", "model.model_config"
+SMALL = {
+    f"{MODEL}.hidden_size": 128, f"{MODEL}.intermediate_size": 256, f"{MODEL}.head_dim": 16,
+    f"{MODEL}.vocab_size": 4096, f"{MODEL}.num_hidden_layers": 2, f"{MODEL}.max_position_embeddings": 128,
+    f"{MODEL}.offset": 0, "length": 64,
+}  # fmt: skip
+"""Widths that compile in seconds; the numbers of heads are the size's own."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """One dry run."""
+
+    name: str
+    yaml: str
+    """Of configs/qwen3, without its ending."""
+    rank: int = 0
+    ranks: int = 1
+    soc: str = A2
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Values by dotted keys; `length` stands for all lengths of sequences."""
+    arguments: tuple[str, ...] = ()
+    """Of `generate`."""
+    resumes: bool = False
+    """Go on from a checkpoint that one process wrote on the CPU."""
+
+    def command(self, inputs: Inputs, folder: Path) -> list[str]:
+        """Write the YAML into `folder` and return the command line, with outputs in `folder`, too."""
+        values = self._values()
+        path = folder / "run.yaml"
+        if self.yaml.startswith("predict"):
+            path.write_text(yaml.safe_dump(values), encoding="utf-8")
+            model = inputs.model(f"model_{self.name}", self.changes["sizes"])
+            return [
+                "qwen3-infer", "generate", "--config", str(path), "--pretrained-model-dir", str(model),
+                "--save-file", str(folder / "answers.txt"), *self.arguments,
+            ]  # fmt: skip
+        self._give_inputs(values, inputs, folder)
+        path.write_text(yaml.safe_dump(values), encoding="utf-8")
+        return ["qwen3-train", "launch", "--config", str(path)]
+
+    def _values(self) -> dict[str, Any]:
+        values = yaml.safe_load((CONFIGS / f"{self.yaml}.yaml").read_text(encoding="utf-8"))
+        for dotted, value in self.changes.items():
+            if dotted == "length":
+                _set_length(values, value)
+            elif dotted != "sizes":
+                set_key(values, dotted, value)
+        return deepcopy(values)
+
+    def _give_inputs(self, values: dict[str, Any], inputs: Inputs, folder: Path) -> None:
+        values["output_dir"] = str(folder / "out")
+        loader, sizes = values["train_dataset"]["data_loader"], values["model"]["model_config"]
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            sizes.pop(name, None)
+        steps = {"type": "TrainCallBack", "stop_step": 1}
+        values["callbacks"] = [*values["callbacks"], steps]
+        values["pretrained_model_dir"] = str(TOKENIZER)
+        if loader["type"] == "HFDataLoader":
+            values["pretrained_model_dir"] = str(inputs.model(f"model_{self.name}", sizes))
+            loader |= {"data_files": str(inputs.conversations), "cache_dir": str(inputs.folder / "cache")}
+        else:
+            loader["sizes"] = [64, 4, 0]
+            loader["config"] |= {"data_path": [str(inputs.tokens)], "eod": inputs.eod, "split": "90, 10, 0"}
+
+
+def set_key(values: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set the value of a dotted key, making sections on the way."""
+    *sections, last = dotted.split(".")
+    place: Any = values
+    for section in sections:
+        place = place[int(section)] if isinstance(place, list) else place.setdefault(section, {})
+    place[int(last) if isinstance(place, list) else last] = value
+
+
+def _set_length(values: dict[str, Any], length: int) -> None:
+    set_key(values, f"{MODEL}.seq_length", length)
+    loader = values["train_dataset"]["data_loader"]
+    for place in loader.get("handler") or [loader["config"]]:
+        place["seq_length"] = length
+
+
+def layout(*, dp: int = 1, tp: int = 1, pp: int = 1, sp: bool = False, zero1: bool = False) -> dict[str, Any]:
+    """Return the keys of a layout; a pipeline has two micro-batches more than stages, and a layer a stage."""
+    keys = {
+        "use_parallel": dp * tp * pp > 1,
+        "parallel_config.data_parallel": dp,
+        "parallel_config.model_parallel": tp,
+        "parallel_config.pipeline_stage": pp,
+        "parallel_config.micro_batch_num": pp + 2 if pp > 1 else 1,
+        "parallel_config.use_seq_parallel": sp,
+        "parallel.enable_parallel_optimizer": zero1,
+    }
+    return keys | ({f"{MODEL}.num_hidden_layers": pp} if pp > 1 else {})
+
+
+FULL = {"recompute_config.recompute": True}
+SELECTIVE = {"recompute_config.recompute": False, "recompute_config.select_recompute": True}
+NONE = {"recompute_config.recompute": False, "recompute_config.select_recompute": False}
+SKIPS = {"use_skip_data_by_global_norm": True, "monitor_config.global_norm_spike_threshold": 3.0}
+ACCUMULATES = {"runner_config.gradient_accumulation_steps": 2}
+DOCUMENTS = {f"{LOADER}.config.reset_position_ids": True, f"{LOADER}.config.reset_attention_mask": True}
+EVALUATES = {"do_eval": True}
+PRETRAIN, FINETUNE, LORA = (f"{kind}_qwen3_{{}}_4k" for kind in ("pretrain", "finetune", "lora"))
+SIZES = ("0.6b", "1.7b", "4b", "8b", "14b", "32b")
+
+
+def small_cases() -> Iterator[Case]:
+    """Yield the cases of tools/test: every kind of graph, at small widths."""
+
+    def case(name: str, kind: str, size: str, *changes: Mapping[str, Any], **facts: Any) -> Case:
+        merged = dict(SMALL)
+        for change in changes:
+            merged |= change
+        return Case(name=name, yaml=kind.format(size), changes=merged, **facts)
+
+    yield case(
+        "one process, documents apart, evaluation", PRETRAIN, "0.6b", layout(), NONE, DOCUMENTS, EVALUATES
+    )
+    yield case(
+        "tensor parallel, selective recomputation, accumulation, skipped steps", PRETRAIN, "1.7b",
+        layout(tp=2), SELECTIVE, ACCUMULATES, SKIPS, rank=1, ranks=2,
+    )  # fmt: skip
+    yield case(
+        "sequence parallel, full recomputation, evaluation", PRETRAIN, "14b",
+        layout(tp=4, sp=True), FULL, EVALUATES, rank=3, ranks=4,
+    )  # fmt: skip
+    yield case(
+        "replicas with ZeRO-1, accumulation, skipped steps", PRETRAIN, "4b",
+        layout(dp=2, zero1=True), NONE, ACCUMULATES, SKIPS, rank=1, ranks=2,
+    )  # fmt: skip
+    yield case("first of two stages", PRETRAIN, "8b", layout(pp=2), NONE, EVALUATES, rank=0, ranks=2)
+    yield case(
+        "middle of three stages, sequence parallel, full recomputation", PRETRAIN, "32b",
+        layout(pp=3, tp=2, sp=True), FULL, rank=2, ranks=6,
+    )  # fmt: skip
+    yield case(
+        "last stage of all layouts, ZeRO-1, selective recomputation, on an A3", PRETRAIN, "32b",
+        layout(dp=2, pp=4, tp=2, sp=True, zero1=True), SELECTIVE, rank=15, ranks=16, soc=A3,
+    )  # fmt: skip
+    yield case(
+        "packed conversations, sequence parallel", FINETUNE, "0.6b", layout(tp=2, sp=True), NONE, ranks=2
+    )
+    yield case(
+        "adapters, sequence parallel, full recomputation", LORA, "32b",
+        layout(tp=2, sp=True), FULL, rank=1, ranks=2,
+    )  # fmt: skip
+    yield case(
+        "resumed under another layout", PRETRAIN, "0.6b",
+        layout(tp=2, sp=True), NONE, rank=1, ranks=2, resumes=True,
+    )  # fmt: skip
+    sizes = {key.removeprefix(f"{MODEL}."): value for key, value in SMALL.items() if key.startswith(MODEL)}
+    sizes |= {"num_attention_heads": 16, "num_key_value_heads": 8, "tie_word_embeddings": True}
+    yield from _generation("small", sizes)
+
+
+def _generation(name: str, sizes: Mapping[str, Any]) -> Iterator[Case]:
+    prompts = (
+        "--predict-data", "The game was " * 20, "--predict-data", "One",
+        "--predict-batch-size", "2", "--max-new-tokens", "3",
+    )  # fmt: skip
+    for tp, soc in ((1, A2), (2, A2), (1, A3)):
+        yield Case(
+            name=f"prefill and decode of {name}, {tp} ranks, {soc}", yaml="predict_qwen3", rank=tp - 1,
+            ranks=tp, soc=soc, changes={"sizes": sizes}, arguments=prompts,
+        )  # fmt: skip
+
+
+def all_cases() -> Iterator[Case]:
+    """Yield the cases of --all: the small ones, and every YAML as it is but for the number of layers."""
+    yield from small_cases()
+    for kind in (PRETRAIN, FINETUNE, LORA):
+        for size in SIZES:
+            yield from _whole(kind.format(size))
+    for size in ("0.6b", "32b"):
+        values = yaml.safe_load((CONFIGS / f"{PRETRAIN.format(size)}.yaml").read_text(encoding="utf-8"))
+        yield from _generation(size, values["model"]["model_config"] | {"num_hidden_layers": 2})
+
+
+def _whole(name: str) -> Iterator[Case]:
+    """Yield one case for each kind of rank that the YAML's layout has."""
+    values = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
+    parallel = values["parallel_config"]
+    tp, pp = parallel["model_parallel"], parallel["pipeline_stage"]
+    layers = {f"{MODEL}.num_hidden_layers": max(2, pp), f"{MODEL}.offset": 0}
+    kinds = {"first": 0, "middle": 1, "last": pp - 1} if pp > 1 else {"only": 0}
+    for kind, stage in kinds.items():
+        yield Case(
+            name=f"{name}, {kind} stage", yaml=name, rank=stage * tp * parallel["data_parallel"],
+            ranks=tp * pp * parallel["data_parallel"], changes=layers,
+        )  # fmt: skip
