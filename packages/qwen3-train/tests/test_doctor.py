@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,7 +14,9 @@ import pytest
 from qwen3_model.msrun.checks import LaunchSettings
 from qwen3_train.doctor import checks as doctor_checks
 from qwen3_train.doctor import doctor
-from qwen3_train.doctor.checks import FAIL, PASS, SKIPPED, machine_findings
+from qwen3_train.doctor.ascend import ASCEND_CHECKS, accepted_versions
+from qwen3_train.doctor.checks import machine_findings
+from qwen3_train.doctor.finding import FAIL, PASS, SKIPPED
 
 LONGEST_S = 300
 PROGRAM = "from qwen3_train.cli import main; main()"
@@ -117,18 +121,25 @@ def ascend(tmp_path, monkeypatch):
     cann, tools = tmp_path / "cann", tmp_path / "bin"
     (cann / "x86_64-linux/lib64").mkdir(parents=True)
     tools.mkdir()
-    (cann / "x86_64-linux/ascend_toolkit_install.info").write_text("package_name=x\nversion=8.1.RC1\n")
+    version = f"{accepted_versions()[0]}.RC1"
+    (cann / "x86_64-linux/ascend_toolkit_install.info").write_text(f"package_name=x\nversion={version}\n")
+    for package in ("hccl", "te"):
+        (tmp_path / f"packages/{package}").mkdir(parents=True)
+        (tmp_path / f"packages/{package}/__init__.py").touch()
     (cann / "x86_64-linux/lib64/libhccl.so").touch()
     (tools / "npu-smi").write_text("#!/bin/sh\necho '| npu-smi 24.1 Version: 24.1.rc2 |'\n")
     (tools / "npu-smi").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
-    return {"ASCEND_HOME_PATH": str(cann), "ASCEND_RT_VISIBLE_DEVICES": "0,1"}
+    return {
+        "ASCEND_HOME_PATH": str(cann), "ASCEND_RT_VISIBLE_DEVICES": "0,1",
+        "PYTHONPATH": str(tmp_path / "packages"),
+    }  # fmt: skip
 
 
 def test_an_ascend_machine_that_has_everything_passes(tmp_path, ascend):
     found = {each.what: each for each in machine_findings("Ascend", launch(tmp_path), tmp_path, ascend)}
-    assert all(found[what].state == PASS for what in ("npu", "driver", "cann", "hccl"))
-    assert found["cann"].text.startswith("8.1.RC1 at")
+    assert all(found[what].state == PASS for what in ASCEND_CHECKS)
+    assert found["cann"].text.startswith(f"{accepted_versions()[0]}.RC1 at")
     assert found["driver"].text == "npu-smi 24.1.rc2"
 
 
@@ -139,11 +150,38 @@ def test_what_an_ascend_machine_lacks_fails_with_a_remedy(tmp_path, ascend, monk
     (tmp_path / "bin/npu-smi").write_text("#!/bin/sh\nexit 3\n")
     findings = list(machine_findings("Ascend", launch(tmp_path), tmp_path, ascend))
     assert [states(findings)[what] for what in ("driver", "cann", "hccl")] == [FAIL, PASS, FAIL]
-    monkeypatch.setattr(doctor_checks, "CANN_DIR", tmp_path / "cann")
+    monkeypatch.setattr("qwen3_model.cann.CANN_DIR", tmp_path / "cann")
     without = {"ASCEND_RT_VISIBLE_DEVICES": "0"}
     found = {each.what: each for each in machine_findings("Ascend", launch(tmp_path), tmp_path, without)}
     assert found["cann"].state == FAIL
     assert "set_env.sh" in found["cann"].remedy
+
+
+def test_a_cann_that_this_mindspore_does_not_accept_fails(tmp_path, ascend):
+    assert all(re.fullmatch(r"\d\.\d", version) for version in accepted_versions())
+    (tmp_path / "cann/compiler").mkdir()
+    (tmp_path / "cann/compiler/version.info").write_text("Version=7.0.0.1\n")  # MindSpore's own place
+    found = {each.what: each for each in machine_findings("Ascend", launch(tmp_path), tmp_path, ascend)}
+    assert found["cann"].state == FAIL
+    assert "7.0.0.1 at" in found["cann"].text
+    assert accepted_versions()[0] in found["cann"].remedy
+
+
+def test_a_package_of_cann_that_cannot_be_imported_fails_with_pythons_words(tmp_path, ascend):
+    (tmp_path / "packages/te/__init__.py").write_text("raise OSError('libtvm.so: cannot open')")
+    found = {each.what: each for each in machine_findings("Ascend", launch(tmp_path), tmp_path, ascend)}
+    assert (found["import hccl"].state, found["import te"].state) == (PASS, FAIL)
+    assert found["import te"].text == "OSError: libtvm.so: cannot open"
+    assert "set_env.sh" in found["import te"].remedy
+    shutil.rmtree(tmp_path / "packages/hccl")
+    found = {each.what: each for each in machine_findings("Ascend", launch(tmp_path), tmp_path, ascend)}
+    assert found["import hccl"].text == "ModuleNotFoundError: No module named 'hccl'"
+
+
+def test_a_dry_run_asks_for_no_device(tmp_path, ascend):
+    dry = ascend | {"MS_SIMULATION_LEVEL": "1"}
+    found = states(machine_findings("Ascend", launch(tmp_path), tmp_path, dry))
+    assert all(found[what] == SKIPPED for what in ASCEND_CHECKS)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ def main() -> None:
     rank = int(os.environ.get("RANK_ID", "0"))
     from qwen3_train.doctor.probe import probe
 
-    found = probe(device, rank, int(num_ranks))
+    found = probe(device, rank, int(num_ranks), Path(path).parent)
     if rank == 0:
         write_text_atomically(Path(path), json.dumps(found))
 

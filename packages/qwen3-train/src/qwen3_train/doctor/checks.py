@@ -5,34 +5,19 @@ import re
 import resource
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from qwen3_model.errors import ConfigError
-from qwen3_model.msrun.checks import LaunchSettings, check_launch, count_ascend_devices
+from qwen3_model.msrun.checks import LaunchSettings, check_launch
+from qwen3_model.simulation import read_simulation
+from qwen3_train.doctor.ascend import ascend_findings, no_ascend
+from qwen3_train.doctor.finding import FAIL, PASS, SKIPPED, Finding
 
-PASS, FAIL, SKIPPED = "pass", "fail", "skipped"
 OLDEST_MINDSPORE, FIRST_UNTRIED_MINDSPORE = (2, 7, 2), (2, 11)
-CANN_VARIABLES = ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME")
-CANN_DIR = Path("/usr/local/Ascend/ascend-toolkit/latest")
 LEAST_DISK_GB, LEAST_MEMORY_GB, LEAST_FILES = 5.0, 4.0, 1024
-NPU_SMI_S = 60
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the list."""
-
-    what: str
-    state: str
-    """PASS, FAIL or SKIPPED."""
-    text: str
-    remedy: str = ""
-    """What to do about a failure."""
 
 
 def machine_findings(
@@ -43,7 +28,12 @@ def machine_findings(
     yield _mindspore()
     yield _numpy()
     yield _packages()
-    yield from _ascend(device, launch, environment)
+    if device != "Ascend":
+        yield from no_ascend("not present; this is a run on the CPU")
+    elif read_simulation(environment):
+        yield from no_ascend("a dry run needs none")
+    else:
+        yield from ascend_findings(launch, environment)
     yield _memory(launch.local_worker_num)
     yield _disk(output_dir)
     yield _open_files()
@@ -84,69 +74,6 @@ def _version(distribution: str) -> str | None:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _ascend(device: str, launch: LaunchSettings, environment: Mapping[str, str]) -> Iterator[Finding]:
-    if device != "Ascend":
-        for what in ("npu", "driver", "cann", "hccl"):
-            yield Finding(what, SKIPPED, "not present; this is a run on the CPU")
-        return
-    number = count_ascend_devices(environment.get("ASCEND_RT_VISIBLE_DEVICES"))
-    enough = number >= launch.local_worker_num
-    yield Finding(
-        "npu", PASS if enough else FAIL, f"{number} for {launch.local_worker_num} workers of this machine",
-        "give the container its /dev/davinci*, set ASCEND_RT_VISIBLE_DEVICES, or start fewer workers",
-    )  # fmt: skip
-    yield _driver()
-    folder = _cann_dir(environment)
-    yield _cann(folder, environment)
-    yield _hccl(folder)
-
-
-def _driver() -> Finding:
-    remedy = "install or repair the NPU driver; in a container mount /usr/local/Ascend/driver and npu-smi"
-    tool = shutil.which("npu-smi")
-    if tool is None:
-        return Finding("driver", FAIL, "npu-smi is not on PATH", remedy)
-    try:
-        done = subprocess.run([tool, "info"], capture_output=True, text=True, check=False, timeout=NPU_SMI_S)
-    except subprocess.TimeoutExpired:
-        return Finding("driver", FAIL, f"npu-smi gave no answer in {NPU_SMI_S} s", remedy)
-    said = re.search(r"Version: *(\S+)", done.stdout)
-    text = f"npu-smi {said[1]}" if said else f"npu-smi ended with code {done.returncode}"
-    return Finding("driver", PASS if done.returncode == 0 else FAIL, text, remedy)
-
-
-def _cann_dir(environment: Mapping[str, str]) -> Path:
-    named = next((environment[name] for name in CANN_VARIABLES if environment.get(name)), None)
-    return Path(named) if named else CANN_DIR
-
-
-def _cann(folder: Path, environment: Mapping[str, str]) -> Finding:
-    remedy = "install CANN (toolkit and kernels) and run `source .../ascend-toolkit/set_env.sh` before this"
-    if not folder.is_dir():
-        return Finding("cann", FAIL, f"not at {folder}", remedy)
-    if not any(environment.get(name) for name in CANN_VARIABLES):
-        return Finding("cann", FAIL, f"at {folder}, but its environment is not set", remedy)
-    version = _cann_version(folder)
-    return Finding("cann", PASS if version else FAIL, f"{version or 'of no version'} at {folder}", remedy)
-
-
-def _cann_version(folder: Path) -> str | None:
-    for path in sorted((*folder.glob("*/ascend_toolkit_install.info"), *folder.glob("version.*"))):
-        found = re.search(
-            r"(?i)version *= *\[?([^\s\]]+)", path.read_text(encoding="utf-8", errors="replace")
-        )
-        if found:
-            return found[1]
-    return None
-
-
-def _hccl(folder: Path) -> Finding:
-    libraries = sorted(folder.glob("lib64/libhccl.so")) + sorted(folder.glob("*/lib64/libhccl.so"))
-    remedy = "install the CANN toolkit whole: libhccl.so belongs to it"
-    text = str(libraries[0]) if libraries else f"no libhccl.so under {folder}"
-    return Finding("hccl", PASS if libraries else FAIL, text, remedy)
 
 
 def _memory(num_workers: int) -> Finding:

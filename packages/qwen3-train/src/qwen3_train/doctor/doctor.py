@@ -19,7 +19,9 @@ from typing import Any
 from qwen3_model.errors import Qwen3Error
 from qwen3_model.msrun.checks import LaunchSettings, count_ascend_devices
 from qwen3_model.msrun.launcher import Job, launch_workers
-from qwen3_train.doctor.checks import FAIL, PASS, SKIPPED, Finding, machine_findings
+from qwen3_model.simulation import read_simulation
+from qwen3_train.doctor.checks import machine_findings
+from qwen3_train.doctor.finding import FAIL, PASS, SKIPPED, Finding
 
 LOSSES, GRAD_NORM = (6.536376, 5.047460), 3.230459
 """Of `doctor.probe`'s two steps, in nats, as float32 on a CPU gives them; the norm is the first step's."""
@@ -67,12 +69,17 @@ def examine(
                 "device", PASS, "the workers of this node have finished; node 0 says what they found"
             )
             return
+        if read_simulation(environment):
+            yield Finding("device", PASS, "the graphs compile in this dry run, which computes nothing")
+            return
         yield from _judge(device, launch.worker_num, json.loads(found.read_text(encoding="utf-8")))
 
 
 def _use_device(device: str, launch: LaunchSettings, found: Path, environment: Mapping[str, str]) -> None:
-    argv = ["-m", "qwen3_train.cli_doctor_rank", device, str(launch.worker_num), str(found)]
-    if launch.worker_num > 1:
+    simulation = read_simulation(environment)
+    num_ranks = simulation.num_ranks if simulation else launch.worker_num
+    argv = ["-m", "qwen3_train.cli_doctor_rank", device, str(num_ranks), str(found)]
+    if launch.worker_num > 1 and simulation is None:
         devices = None
         if device == "Ascend":
             devices = count_ascend_devices(environment.get("ASCEND_RT_VISIBLE_DEVICES"))

@@ -4,12 +4,14 @@ B batch, L length.
 """
 
 import time
+from pathlib import Path
 from typing import Any
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
+from qwen3_model.ascend_settings import AscendSettings
 from qwen3_model.config import Qwen3Config
 from qwen3_model.kernels import make_kernels
 from qwen3_model.layout import Layout
@@ -34,9 +36,13 @@ MODEL = {
 }  # fmt: skip
 
 
-def probe(device: str, rank: int, num_ranks: int) -> dict[str, Any]:
-    """Use the device, all ranks together, and return what was found, as JSON can hold it."""
-    set_up_device(device, graph_mode=True, is_worker=num_ranks > 1)
+def probe(device: str, rank: int, num_ranks: int, work_dir: Path) -> dict[str, Any]:
+    """Use the device, all ranks together, and return what was found, as JSON can hold it.
+
+    MindSpore writes into `work_dir` by itself.
+    """
+    ascend = AscendSettings(work_dir=work_dir)
+    set_up_device(device, ascend, graph_mode=True, is_worker=num_ranks > 1)
     config = Qwen3Config.from_hf(MODEL)
     grid = make_grid(device, config, Layout(dp=num_ranks), (), rank)
     return {
