@@ -38,6 +38,7 @@ class Script:
     """Answers by keyword, a token every few milliseconds; NaN when asked to break."""
 
     num_tokens, unit, shares_beginnings = 8192, 32, False
+    pieces = (128, 32)
 
     def __init__(self, tokenizer, num_rows):
         self.tokenizer, self.num_rows = tokenizer, num_rows

@@ -14,6 +14,7 @@ class Parrot:
     """Says the same two tokens, then the end."""
 
     num_rows, num_tokens, unit, shares_beginnings = 1, 512, 512, False
+    pieces = (128, 32)
 
     def __init__(self, answer, end):
         self.script = [*answer, end]

@@ -17,6 +17,7 @@ class Counter:
     """After token t the logits favour t + 1, a little; every call is recorded."""
 
     unit, shares_beginnings = 64, False
+    pieces = (128, 32)
 
     def __init__(self, num_rows):
         self.num_rows, self.num_tokens = num_rows, num_rows * self.unit

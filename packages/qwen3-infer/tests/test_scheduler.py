@@ -14,6 +14,7 @@ class Ledger:
     """A cache of ids: what a token's logits favour depends on all ids up to it, so that any mix-up shows."""
 
     unit, shares_beginnings = ALIGN, True
+    pieces = (128, 32)
 
     def __init__(self, num_rows, num_tokens):
         self.num_rows, self.num_tokens = num_rows, num_tokens

@@ -78,35 +78,59 @@ def check_flash_attention(query, key, value, head_num, attn_mask, input_layout, 
 
 
 def check_incre_flash_attention(
-    query, key, value, actual_seq_lengths, num_heads, input_layout, num_key_value_heads, halves
+    query,
+    key,
+    value,
+    actual_seq_lengths,
+    block_table,
+    block_size,
+    num_heads,
+    input_layout,
+    num_key_value_heads,
+    halves,
 ):
     require(input_layout == "BSH", "incremental: BSH here")
     require(len(key) == 1, "incremental: a list of one tensor of keys")
     require(len(value) == 1, "incremental: a list of one tensor of values")
-    num_kv_heads = check_heads(query, key[0], value[0], num_heads, halves)
-    require(num_key_value_heads == num_kv_heads, "incremental: the number of key heads is another")
+    require(query.dtype in halves, "attention: queries are of a half type")
+    require(key[0].dtype == query.dtype, "attention: keys are of the queries' type")
+    require(value[0].dtype == query.dtype, "attention: values are of the queries' type")
+    require(len(query.shape) == 3, "incremental: three dimensions, BSH")
     require(query.shape[1] == 1, "incremental: one query a row")
-    require(actual_seq_lengths.dtype == ms.int64, "incremental: lengths are int64")
-    require(actual_seq_lengths.shape == (query.shape[0],), "incremental: one length a row")
+    require(len(key[0].shape) == 3, "incremental: blocks of keys are (blocks, tokens, H)")
+    require(key[0].shape == value[0].shape, "incremental: keys and values are of one shape")
+    require(key[0].shape[1] == block_size, "incremental: the size of a block is another")
+    require(block_size % 16 == 0, "incremental: a block is a multiple of 16 tokens")
+    require(block_size <= 512, "incremental: a block has at most 512 tokens")
+    require(query.shape[2] % num_heads == 0, "attention: H is N times D")
+    d = query.shape[2] // num_heads
+    require(d % 16 == 0, "attention: D is a multiple of 16")
+    require(key[0].shape[2] == num_key_value_heads * d, "incremental: the number of key heads is another")
+    require(num_heads % num_key_value_heads == 0, "attention: key heads divide query heads")
+    require(isinstance(actual_seq_lengths, tuple), "incremental: lengths are integers of the host")
+    require(len(actual_seq_lengths) == query.shape[0], "incremental: one length a row")
+    require(block_table.dtype == ms.int32, "incremental: the list of blocks is int32")
+    require(len(block_table.shape) == 2, "incremental: a list of blocks for each row")
+    require(block_table.shape[0] == query.shape[0], "incremental: a list of blocks for each row")
 
 
-def check_reshape_and_cache(key, value, key_cache, value_cache, slot_mapping, halves):
-    require(key.dtype in halves, "cache: a half type")
-    require(key_cache.dtype == key.dtype, "cache: of the type of the keys")
-    require(value.dtype == key.dtype, "cache: values are of the type of the keys")
-    require(value_cache.dtype == key.dtype, "cache: of the type of the values")
-    require(len(key_cache.shape) == 4, "cache: (blocks, size, N, D)")
-    require(value_cache.shape == key_cache.shape, "cache: both of one shape")
-    # What MindSpore's shape inference takes; the documentation has (tokens, N, D), which it reads as BSH.
-    tokens = (slot_mapping.shape[0], key_cache.shape[2] * key_cache.shape[3])
-    require(key.shape == tokens, "cache: keys are (tokens, N * D)")
-    require(value.shape == tokens, "cache: values are (tokens, N * D)")
-    require(slot_mapping.dtype == ms.int32, "cache: slots are int32")
-    require(len(slot_mapping.shape) == 1, "cache: a slot a token")
+def check_kv_cache_scatter_update(var, indices, updates, axis, halves):
+    require(var.dtype in halves, "cache: a half type")
+    require(updates.dtype == var.dtype, "cache: new rows are of the type of the cache")
+    require(indices.dtype == ms.int32, "cache: places are int32")
+    require(len(indices.shape) == 2, "cache: a block and a place in it for each write")
+    require(indices.shape[1] == 2, "cache: a block and a place in it for each write")
+    require(len(var.shape) == 3, "cache: (blocks, tokens, H) here")
+    require(len(updates.shape) == 3, "cache: as many dimensions as the cache")
+    require(axis == 1, "cache: tokens are dimension 1")
+    require(updates.shape[0] == indices.shape[0], "cache: a place for each write")
+    require(updates.shape[0] <= var.shape[0], "cache: no more writes than blocks")
+    require(updates.shape[1] <= var.shape[1], "cache: no more tokens than a block has")
+    require(updates.shape[2] == var.shape[2], "cache: rows are as wide as the cache's")
 
 
 RMS_NORM, SWIGLU = ops.rms_norm, ops.auto_generate.swiglu
-ROTARY, STORE = ops.auto_generate.rotary_position_embedding, ops.auto_generate.reshape_and_cache
+ROTARY, STORE = ops.auto_generate.rotary_position_embedding, ops.auto_generate.kv_cache_scatter_update
 FLASH, INCREMENTAL = ops.flash_attention_score, ops.incre_flash_attention
 
 
@@ -136,21 +160,23 @@ def flash_attention_score(
 
 
 def incre_flash_attention(
-    query, key, value, *, actual_seq_lengths=None, num_heads=1, input_layout="BSH", scale_value=1.0,
-    num_key_value_heads=0,
+    query, key, value, *, actual_seq_lengths=None, block_table=None, block_size=0, num_heads=1,
+    input_layout="BSH", scale_value=1.0, num_key_value_heads=0,
 ):  # fmt: skip
     check_incre_flash_attention(
-        query, key, value, actual_seq_lengths, num_heads, input_layout, num_key_value_heads, HALVES
-    )
+        query, key, value, actual_seq_lengths, block_table, block_size, num_heads, input_layout,
+        num_key_value_heads, HALVES,
+    )  # fmt: skip
     return INCREMENTAL(
-        query, key, value, actual_seq_lengths=actual_seq_lengths, num_heads=num_heads,
-        input_layout=input_layout, scale_value=scale_value, num_key_value_heads=num_key_value_heads,
+        query, key, value, actual_seq_lengths=actual_seq_lengths, block_table=block_table,
+        block_size=block_size, num_heads=num_heads, input_layout=input_layout, scale_value=scale_value,
+        num_key_value_heads=num_key_value_heads,
     )  # fmt: skip
 
 
-def reshape_and_cache(key, value, key_cache, value_cache, slot_mapping):
-    check_reshape_and_cache(key, value, key_cache, value_cache, slot_mapping, HALVES)
-    return STORE(key, value, key_cache, value_cache, slot_mapping)
+def kv_cache_scatter_update(var, indices, updates, axis):
+    check_kv_cache_scatter_update(var, indices, updates, axis, HALVES)
+    return STORE(var, indices, updates, axis)
 
 
 OPERATORS = {
@@ -159,7 +185,7 @@ OPERATORS = {
     "rotary_position_embedding": (ops.auto_generate, rotary_position_embedding),
     "flash_attention_score": (ops, flash_attention_score),
     "incre_flash_attention": (ops, incre_flash_attention),
-    "reshape_and_cache": (ops.auto_generate, reshape_and_cache),
+    "kv_cache_scatter_update": (ops.auto_generate, kv_cache_scatter_update),
 }
 """Every fused operator of `ascend_kernels`, where MindSpore has it, and the checked one."""
 

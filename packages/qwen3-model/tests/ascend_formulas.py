@@ -11,13 +11,13 @@ from ascend_contracts import (
     OPERATORS,
     check_flash_attention,
     check_incre_flash_attention,
-    check_reshape_and_cache,
+    check_kv_cache_scatter_update,
     check_rms_norm,
     check_rotary,
     check_swiglu,
     require,
 )
-from mindspore import Tensor, ops
+from mindspore import Tensor, mint, ops
 
 
 def float64(x):
@@ -28,9 +28,14 @@ def like(values, x):
     return Tensor(values.astype(np.float32)).astype(x.dtype)
 
 
-def gather(values, places, axis, take=ops.gather):
+def index_select(values, axis, places):
     """The same in bfloat16, which a CPU's own kernel does not know."""
-    return take(values.astype(ms.float32), places, axis).astype(values.dtype)
+    return ops.gather(values.astype(ms.float32), places, axis).astype(values.dtype)
+
+
+def embedding(ids, weight):
+    """The same with the CPU's own kernel."""
+    return index_select(weight, 0, ids)
 
 
 def softmax(scores):
@@ -57,7 +62,8 @@ class Formulas:
     def install(self, monkeypatch):
         for name, (where, _) in OPERATORS.items():
             monkeypatch.setattr(where, name, getattr(self, name))
-        monkeypatch.setattr(ops, "gather", gather)
+        monkeypatch.setattr(mint, "index_select", index_select)
+        monkeypatch.setattr(mint.nn.functional, "embedding", embedding)
         return self
 
     def rms_norm(self, x, gamma, epsilon=1e-6):
@@ -101,25 +107,32 @@ class Formulas:
         return attend(query, key, value, head_num, hidden, scalar_value)
 
     def incre_flash_attention(
-        self, query, key, value, *, actual_seq_lengths=None, num_heads=1, input_layout="BSH", scale_value=1.0,
-        num_key_value_heads=0,
+        self, query, key, value, *, actual_seq_lengths=None, block_table=None, block_size=0, num_heads=1,
+        input_layout="BSH", scale_value=1.0, num_key_value_heads=0,
     ):  # fmt: skip
         self.called.append("incre_flash_attention")
         check_incre_flash_attention(
-            query, key, value, actual_seq_lengths, num_heads, input_layout, num_key_value_heads, self.halves
-        )
-        lengths, slots = actual_seq_lengths.asnumpy(), key[0].shape[1]
+            query, key, value, actual_seq_lengths, block_table, block_size, num_heads, input_layout,
+            num_key_value_heads, self.halves,
+        )  # fmt: skip
+        lengths, table = np.array(actual_seq_lengths), block_table.asnumpy()
+        slots = table.shape[1] * block_size
         require(lengths.min() >= 1 and lengths.max() <= slots, "incremental: lengths are 1 to S")
+        require(table.min() >= 0 and table.max() < len(key[0]), "incremental: blocks are of the cache")
+        keys, values = (
+            like(float64(cache[0])[table].reshape(len(table), slots, -1), cache[0]) for cache in (key, value)
+        )
         hidden = (np.arange(slots) >= lengths[:, None])[:, None, None]
-        return attend(query, key[0], value[0], num_heads, hidden, scale_value)
+        return attend(query, keys, values, num_heads, hidden, scale_value)
 
-    def reshape_and_cache(self, key, value, key_cache, value_cache, slot_mapping):
-        self.called.append("reshape_and_cache")
-        check_reshape_and_cache(key, value, key_cache, value_cache, slot_mapping, self.halves)
-        (blocks, size, n, d), slots = key_cache.shape, slot_mapping.asnumpy()
-        require(slots.min() >= 0 and slots.max() < blocks * size, "cache: slots lie in the cache")
-        for new, cache in ((key, key_cache), (value, value_cache)):
-            held = float64(cache).reshape(blocks * size, n, d)
-            held[slots] = float64(new).reshape(-1, n, d)
-            cache.set_data(like(held.reshape(cache.shape), cache))
-        return key
+    def kv_cache_scatter_update(self, var, indices, updates, axis):
+        self.called.append("kv_cache_scatter_update")
+        check_kv_cache_scatter_update(var, indices, updates, axis, self.halves)
+        held, new, places = float64(var), float64(updates), indices.asnumpy()
+        for write, (block, at) in enumerate(places):
+            require(0 <= block < len(held) and at >= 0, "cache: places lie in the cache")
+            require(at + new.shape[1] <= held.shape[1], "cache: a write ends in its block")
+            held[block, at : at + new.shape[1]] = new[write]
+        require(len({tuple(place) for place in places}) == len(places), "cache: no place twice")
+        var.set_data(like(held, var))
+        return var

@@ -13,6 +13,7 @@ from ascend_formulas import Formulas
 from mindspore import Tensor, mint, ops
 
 from qwen3_model.ascend_kernels import AscendKernels
+from qwen3_model.cache import BlockCache
 from qwen3_model.config import SIZES
 from qwen3_model.kernels import PortableKernels
 from qwen3_model.loading import init_model
@@ -25,7 +26,8 @@ CONFIG = dataclasses.replace(
 FLOAT32_ATOL = 2e-5  # float32 between the operators; the logits reach about 4
 BFLOAT16_ATOL = 0.25  # eight bits between the operators, over two layers; seen 0.1
 WRONG = 0.02  # what a wrong call changes at least, far from the rounding of float32
-CAPACITY = 16
+BLOCK = 16
+CAPACITY = 4 * BLOCK
 
 
 @ms.jit_class
@@ -78,18 +80,49 @@ def packed():
     return ids(2, 7), int32([[0, 1, 2, 0, 1, 2, 3], [0, 1, 0, 1, 0, 1, 2]]), segments
 
 
+class Room:
+    """Two rows of a cache of either kind, and what a step is told of them."""
+
+    def __init__(self, kernels):
+        self.is_blocks = isinstance(kernels, AscendKernels)
+        if self.is_blocks:
+            cache = BlockCache(CONFIG, 2 * CAPACITY // BLOCK, kernels.compute_dtype, BLOCK)
+        else:
+            cache = kernels.make_cache(CONFIG, 2, CAPACITY)
+        self.cache, self.blocks = cache, CAPACITY // BLOCK
+
+    def piece(self, row, position, length):
+        if not self.is_blocks:
+            return int32([row])
+        first = row * self.blocks
+        writes = [[first + block, 0] for block in range(position // BLOCK, (position + length) // BLOCK)]
+        return int32(writes), int32(range(first, first + self.blocks))
+
+    def tokens(self, positions):
+        if not self.is_blocks:
+            return None
+        writes = [[row * self.blocks + at // BLOCK, at % BLOCK] for row, at in enumerate(positions)]
+        table = [range(row * self.blocks, (row + 1) * self.blocks) for row in range(2)]
+        return int32(writes), int32(table), tuple(at + 1 for at in positions)
+
+
 def cached_logits(model):
     """A prompt read in two pieces into the second row, then two tokens decoded in both rows."""
-    step = CachedQwen3(model, model.kernels.make_cache(CONFIG, 2, CAPACITY))
+    room = Room(model.kernels)
+    step = CachedQwen3(model, room.cache)
     step.set_train(False)
-    prompt, other = ids(1, 7), ids(1, 4, seed=2)
+    prompt, other = ids(1, 3 * BLOCK), ids(1, BLOCK, seed=2)
+    places = int32([range(3 * BLOCK)])
     found = [
-        step(prompt[:, :4], int32([[0, 1, 2, 3]]), int32([3]), int32([1])),
-        step(prompt[:, 4:], int32([[4, 5, 6]]), int32([2]), int32([1])),
-        step(other, int32([[0, 1, 2, 3]]), int32([3]), int32([0])),
+        step(prompt[:, :BLOCK], places[:, :BLOCK], int32([BLOCK - 1]), room.piece(1, 0, BLOCK)),
+        step(prompt[:, BLOCK:], places[:, BLOCK:], int32([6]), room.piece(1, BLOCK, 2 * BLOCK)),
+        step(other, places[:, :BLOCK], int32([3]), room.piece(0, 0, BLOCK)),
     ]
-    for added in range(2):
-        found.append(step(ids(2, 1, seed=3 + added), int32([[4 + added], [7 + added]]), int32([0, 0])))
+    for added in range(2):  # over what filled the last pieces up
+        at = [4 + added, BLOCK + 7 + added]
+        found.append(
+            step(ids(2, 1, seed=3 + added), int32([[each] for each in at]), int32([0, 0]), room.tokens(at))
+        )
     return np.concatenate([each.asnumpy() for each in found])
 
 
@@ -147,7 +180,7 @@ def test_bfloat16_rounds_and_every_operator_gets_the_types_that_it_takes(monkeyp
     np.testing.assert_allclose(found, wanted[way], rtol=0, atol=BFLOAT16_ATOL)
     expected = {"rms_norm", "swiglu", "rotary_position_embedding", "flash_attention_score"}
     if way == "pieces and decoding":
-        expected |= {"incre_flash_attention", "reshape_and_cache"}
+        expected |= {"incre_flash_attention", "kv_cache_scatter_update"}
     assert set(formulas.called) == expected
 
 
@@ -185,7 +218,7 @@ def transposed(x):
     return x.swapaxes(-1, -2)
 
 
-ATTEND, DECODE, STORE = "flash_attention_score", "incre_flash_attention", "reshape_and_cache"
+ATTEND, DECODE, STORE = "flash_attention_score", "incre_flash_attention", "kv_cache_scatter_update"
 TURN = "rotary_position_embedding"
 MISTAKES = {
     "norm: arguments swapped": ("rms_norm", swapped(0, 1)),
@@ -210,18 +243,27 @@ MISTAKES = {
     "attention: values of another type": (ATTEND, argument(2, float16)),
     "decoding: keys and values swapped": (DECODE, swapped(1, 2)),
     "decoding: keys not in a list": (DECODE, argument(1, lambda keys: keys[0])),
-    "decoding: one token too few": (DECODE, argument("actual_seq_lengths", lambda n: n - 1)),
-    "decoding: lengths of int32": (DECODE, argument("actual_seq_lengths", lambda n: n.astype(ms.int32))),
+    "decoding: one token too few": (
+        DECODE,
+        argument("actual_seq_lengths", lambda n: tuple(x - 1 for x in n)),
+    ),
+    "decoding: lengths on the device": (
+        DECODE,
+        argument("actual_seq_lengths", lambda n: Tensor(np.array(n))),
+    ),
     "decoding: no lengths": (DECODE, without("actual_seq_lengths")),
+    "decoding: rows swapped": (DECODE, argument("block_table", lambda table: table[::-1])),
+    "decoding: blocks of int64": (DECODE, argument("block_table", lambda table: table.astype(ms.int64))),
+    "decoding: other size of blocks": (DECODE, argument("block_size", lambda size: 2 * size)),
     "decoding: no scale": (DECODE, without("scale_value")),
     "decoding: other number of heads": (DECODE, argument("num_heads", lambda n: n // 2)),
     "decoding: number of key heads left out": (DECODE, without("num_key_value_heads")),
-    "store: keys and values swapped": (STORE, swapped(0, 1)),
-    "store: caches swapped": (STORE, swapped(2, 3)),
-    "store: heads apart": (STORE, argument(0, lambda k: k.reshape(k.shape[0], CONFIG.num_kv_heads, -1))),
-    "store: slots of int64": (STORE, argument(4, lambda slots: slots.astype(ms.int64))),
-    "store: next slot": (STORE, argument(4, lambda slots: slots + 1)),
-    "store: keys of another type": (STORE, argument(0, float16)),
+    "store: cache and new rows swapped": (STORE, swapped(0, 2)),
+    "store: places swapped": (STORE, argument(1, lambda places: places[:, ::-1])),
+    "store: places of int64": (STORE, argument(1, lambda places: places.astype(ms.int64))),
+    "store: next block": (STORE, argument(1, lambda places: places + int32([[1, 0]]))),
+    "store: other axis": (STORE, argument(3, lambda axis: 2)),
+    "store: rows of another type": (STORE, argument(2, float16)),
 }
 
 

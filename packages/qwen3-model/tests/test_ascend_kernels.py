@@ -12,6 +12,7 @@ from ascend_graphs import compile_graph, fake_groups, halves, ints
 from mindspore import nn, ops
 
 from qwen3_model.ascend_kernels import AscendKernels
+from qwen3_model.cache import BLOCK_TOKENS
 from qwen3_model.collectives import make_group
 from qwen3_model.config import SIZES
 from qwen3_model.errors import ConfigError
@@ -20,7 +21,7 @@ from qwen3_model.model import CachedQwen3, Qwen3ForCausalLM
 from qwen3_model.shards import Shards, Whole
 
 FUSED = (b"RmsNorm", b"RotaryPositionEmbedding", b"Swiglu")
-ROWS, LENGTH, CAPACITY = 2, 32, 64
+ROWS, LENGTH, CAPACITY = 2, 32, 512
 TINY = dataclasses.replace(
     SIZES["0.6B"], hidden_size=128, intermediate_size=256, num_heads=8, head_dim=16, vocab_size=512
 )
@@ -62,18 +63,20 @@ def causal_order(size, tp):
 
 def piece_of_a_prompt(size, tp):
     _, cached = rank_of(size, tp)
-    return compile_graph(cached, ints(1, LENGTH), ints(1, LENGTH), ints(1), ints(1))
+    place = ints(2, 2), ints(CAPACITY // BLOCK_TOKENS)
+    return compile_graph(cached, ints(1, 2 * BLOCK_TOKENS), ints(1, 2 * BLOCK_TOKENS), ints(1), place)
 
 
 def decoding(size, tp):
     _, cached = rank_of(size, tp)
-    return compile_graph(cached, ints(ROWS, 1), ints(ROWS, 1), ints(ROWS))
+    place = ints(ROWS, 2), ints(ROWS, CAPACITY // BLOCK_TOKENS), ms.mutable((3, 5))
+    return compile_graph(cached, ints(ROWS, 1), ints(ROWS, 1), ints(ROWS), place)
 
 
 GRAPHS = {
     documents_kept_apart: {b"FlashAttentionScore"},
-    piece_of_a_prompt: {b"FlashAttentionScore", b"ReshapeAndCache"},
-    decoding: {b"IncreFlashAttention", b"ReshapeAndCache"},
+    piece_of_a_prompt: {b"FlashAttentionScore", b"KVCacheScatterUpdate"},
+    decoding: {b"IncreFlashAttention", b"KVCacheScatterUpdate"},
 }
 
 
@@ -120,7 +123,7 @@ def test_gradients_compile():
 CHECKED = {name: checked for name, (_, checked) in ascend_contracts.OPERATORS.items()}
 NORM, SWIGLU, TURN = CHECKED["rms_norm"], CHECKED["swiglu"], CHECKED["rotary_position_embedding"]
 ATTEND, DECODE = CHECKED["flash_attention_score"], CHECKED["incre_flash_attention"]
-STORE = CHECKED["reshape_and_cache"]
+STORE = CHECKED["kv_cache_scatter_update"]
 
 
 def norm_swapped(x, gamma, eps):
@@ -202,24 +205,28 @@ def decode_in_float32(q, k, v, **named):
     return DECODE(q.astype(ms.float32), k, v, **named)
 
 
-def store_swapped(k, v, key_cache, value_cache, slots):
-    return STORE(key_cache, value_cache, k, v, slots)
+def store_swapped(cache, places, new, axis):
+    return STORE(new, places, cache, axis)
 
 
-def store_with_slots_first(k, v, key_cache, value_cache, slots):
-    return STORE(k, v, slots, key_cache, value_cache)
+def store_in_other_order(cache, places, new, axis):
+    return STORE(cache, new, places, axis)
 
 
-def store_of_other_type(k, v, key_cache, value_cache, slots):
-    return STORE(k.astype(ms.float32), v, key_cache, value_cache, slots)
+def store_of_other_type(cache, places, new, axis):
+    return STORE(cache, places, new.astype(ms.float32), axis)
 
 
-def store_with_a_slot_missing(k, v, key_cache, value_cache, slots):
-    return STORE(k, v, key_cache, value_cache, slots[:-1])
+def store_with_a_place_missing(cache, places, new, axis):
+    return STORE(cache, places[:-1], new, axis)
 
 
-def store_with_slots_of_floats(k, v, key_cache, value_cache, slots):
-    return STORE(k, v, key_cache, value_cache, slots.astype(ms.float32))
+def store_with_flat_places(cache, places, new, axis):
+    return STORE(cache, places[:, 0], new, axis)
+
+
+def store_along_other_axis(cache, places, new, axis):
+    return STORE(cache, places, new, 2)
 
 
 MISTAKES = {
@@ -240,12 +247,13 @@ MISTAKES = {
         attend_in_float32,
     ],
     "incre_flash_attention": [decode_without_lists, decode_swapped, decode_in_float32],
-    "reshape_and_cache": [
+    "kv_cache_scatter_update": [
         store_swapped,
-        store_with_slots_first,
+        store_in_other_order,
         store_of_other_type,
-        store_with_a_slot_missing,
-        store_with_slots_of_floats,
+        store_with_a_place_missing,
+        store_with_flat_places,
+        store_along_other_axis,
     ],
 }
 # Of these MindSpore's own front end sees none but the first; the contract in front of it sees all.
@@ -257,7 +265,7 @@ MISTAKES = {
 def test_a_wrong_call_does_not_compile(monkeypatch, name, wrong):
     where, _ = ascend_contracts.OPERATORS[name]
     monkeypatch.setattr(where, name, wrong)
-    build = decoding if name in ("incre_flash_attention", "reshape_and_cache") else documents_kept_apart
+    build = decoding if name in ("incre_flash_attention", "kv_cache_scatter_update") else documents_kept_apart
     with pytest.raises((ValueError, TypeError, RuntimeError)):
         build("0.6B", 1)
 

@@ -4,7 +4,8 @@
 on the hardware. The operators take tokens before heads, (B, L, heads, H), so that nothing is transposed.
 
 B batch, L query length, S key length, T slots of a cache row, N query heads, K key/value heads, H head_dim,
-F feed-forward, V vocabulary, M rows (B * L), R head rows (B * L * N or B * L * K), D width.
+F feed-forward, V vocabulary, M rows (B * L), R head rows (B * L * N or B * L * K), D width, P blocks of a
+row, W writes to a cache.
 """
 
 from typing import Any
@@ -13,7 +14,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, mint, ops
 
-from qwen3_model.cache import KVCache, TokenCache
+from qwen3_model.cache import BLOCK_TOKENS, BlockCache, KVCache
 from qwen3_model.config import Qwen3Config
 
 # FlashAttentionScore's compressed causal mask has this fixed size whatever the sequence length.
@@ -36,12 +37,16 @@ class AscendKernels:
         self._adamw, self._no_decay = ops.AdamWeightDecay(), Tensor(0.0, ms.float32)
 
     def make_cache(self, config: Qwen3Config, num_rows: int, capacity: int) -> KVCache:
-        """Return room for `capacity` tokens in each of `num_rows` rows, in the order that decoding reads."""
-        return TokenCache(config, num_rows, capacity, self.compute_dtype)
+        """Return room for `capacity` tokens in each of `num_rows` rows, in blocks that they share."""
+        return BlockCache(config, num_rows * -(-capacity // BLOCK_TOKENS), self.compute_dtype)
 
     def embed(self, weight_VD: Tensor, ids_M: Tensor) -> Tensor:
         """Return the row of each id."""
-        return ops.gather(weight_VD, ids_M, 0).astype(self.compute_dtype)
+        return mint.nn.functional.embedding(ids_M, weight_VD).astype(self.compute_dtype)
+
+    def pick(self, x_MD: Tensor, rows_R: Tensor) -> Tensor:
+        """Return those rows."""
+        return mint.index_select(x_MD, 0, rows_R)
 
     def linear(self, x_MD: Tensor, weight_OD: Tensor) -> Tensor:
         """Multiply each row by the transpose of the weight."""
@@ -49,6 +54,8 @@ class AscendKernels:
 
     def rms_norm(self, x_MD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         """Scale each row to unit root mean square, then by the weight, in float32."""
+        if weight_D.dtype == x_MD.dtype:  # the operator itself computes in float32
+            return ops.rms_norm(x_MD, weight_D, eps)[0]
         normed_MD = ops.rms_norm(x_MD.astype(ms.float32), weight_D.astype(ms.float32), eps)[0]
         return normed_MD.astype(self.compute_dtype)
 
@@ -99,20 +106,20 @@ class AscendKernels:
 
     def cached_attention(self, q_RH: Tensor, k_RH: Tensor, v_RH: Tensor, plan: Any, cached: Any) -> Tensor:
         """Store new keys and values, all in the order (B, L, heads), and attend to those stored so far."""
-        keys, values, _, (slots_M, rows_B, lengths_BL) = cached
+        keys, values, _, places = cached
         (b, length, num_heads, num_kv_heads), _, _ = plan
         h = q_RH.shape[1]
-        # Three dimensions, as documented, would be read as (B, L, K * H) by the operator's shape inference.
-        k_MD, v_MD = k_RH.reshape(-1, num_kv_heads * h), v_RH.reshape(-1, num_kv_heads * h)
-        stored = ops.auto_generate.reshape_and_cache(k_MD, v_MD, keys, values, slots_M)
-        k_BTD, v_BTD = self._rows(keys, rows_B, stored), self._rows(values, rows_B, stored)
+        keys = self._stored(keys, places[0], k_RH)
+        values = self._stored(values, places[0], v_RH)
         if length > 1:
-            return self.attention(q_RH, k_BTD, v_BTD, plan)
+            return self.attention(q_RH, self._joined(keys, places[1]), self._joined(values, places[1]), plan)
         out_B1D = ops.incre_flash_attention(
             q_RH.reshape(b, 1, num_heads * h),
-            [k_BTD],
-            [v_BTD],
-            actual_seq_lengths=lengths_BL.reshape(-1),
+            [keys],
+            [values],
+            actual_seq_lengths=places[2],
+            block_table=places[1],
+            block_size=keys.shape[1],
             num_heads=num_heads,
             input_layout="BSH",
             scale_value=h**-0.5,
@@ -138,11 +145,14 @@ class AscendKernels:
         own_decay = self._no_decay if decay is None else decay
         return self._adamw(weight, m, v, rate, betas[0], betas[1], eps, own_decay, gradient)
 
-    def _rows(self, cache: Parameter, rows_B: Tensor | None, stored: Tensor) -> Tensor:
-        """The rows in use of a cache, (B, T, K * H), after the new tokens have been stored."""
-        num_rows, capacity = cache.shape[0], cache.shape[1]
-        written_BTD = ops.depend(cache, stored).reshape(num_rows, capacity, -1)
-        return written_BTD if rows_B is None else ops.gather(written_BTD, rows_B, 0)
+    def _stored(self, cache: Parameter, writes_W2: Tensor, new_RH: Tensor) -> Tensor:
+        """The cache with new rows in the order (B, L, K) at `writes_W2`: a block and a token of it."""
+        new_WLD = new_RH.reshape(writes_W2.shape[0], -1, cache.shape[2])
+        return ops.depend(cache, ops.auto_generate.kv_cache_scatter_update(cache, writes_W2, new_WLD, 1))
+
+    def _joined(self, cache: Tensor, blocks_P: Tensor) -> Tensor:
+        """One row's blocks side by side, (1, S, K * H)."""
+        return mint.index_select(cache, 0, blocks_P).reshape(1, -1, cache.shape[2])
 
     def _rotate(self, x_RH: Tensor, plan: Any, num_heads: int) -> Tensor:
         (b, length, _, _), (cos_BL1H, sin_BL1H), _ = plan

@@ -4,14 +4,20 @@ A row's token at position p lies in slot p of that row, and a query at position 
 may have any lengths and move at their own pace: short prompts are filled up on the right with any id at any
 free later position, and what such filling wrote is overwritten before a real query can see it.
 
-B rows, T slots, K key/value heads, H head_dim, L new tokens a row, R head rows (B * K * L).
+B rows, T slots, K key/value heads, H head_dim, L new tokens a row, R head rows (B * K * L), P blocks of a
+row, W writes.
 """
+
+from typing import Any
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, mint, nn, ops
 
 from qwen3_model.config import Qwen3Config
+
+BLOCK_TOKENS = 128
+"""Tokens of a block of an accelerator's cache: what the documentation of its attention recommends."""
 
 
 class KVCache(nn.Cell):
@@ -43,32 +49,44 @@ class KVCache(nn.Cell):
         starts_BK1 = self._starts_BK1 if rows_B is None else ops.gather(self._starts_BK1, rows_B, 0)
         return (starts_BK1 + position_ids_BL[:, None, :]).reshape(-1), rows_B, position_ids_BL
 
-    def visible(self, position_ids_BL: Tensor) -> Tensor:
-        """Return which slots each query sees, bool of shape (B, L, T)."""
+    def visible(self, position_ids_BL: Tensor, rows_B: Any = None) -> Tensor | None:
+        """Return which slots each query sees, bool of shape (B, L, T); None where lengths alone say it."""
         return mint.less_equal(self._slots_T, position_ids_BL[:, :, None])
 
 
-class TokenCache(KVCache):
-    """The same with all heads of a token side by side, (B, T, K, H), as Ascend's operators have them."""
+class BlockCache(KVCache):
+    """Blocks of `block_tokens` tokens, (blocks, tokens, K * H), of which a row has those that a list names.
+
+    Ascend's operators read such a cache where it is. The caller says where tokens go and whose they are:
+
+    * a piece of one prompt fills whole blocks: `(writes_W2, blocks_P)`, the block and the 0 of each that is
+      written, and all blocks up to its end and perhaps more, int32;
+    * a token for each of B rows: `(writes_B2, blocks_BP, lengths)`, the block and the place in it of each new
+      token, each row's blocks from its first token on, int32, and as integers how many tokens it then has.
+    """
 
     def __init__(
-        self, config: Qwen3Config, num_rows: int, capacity: int, dtype: ms.Type = ms.float32
+        self,
+        config: Qwen3Config,
+        num_blocks: int,
+        dtype: ms.Type = ms.bfloat16,
+        block_tokens: int = BLOCK_TOKENS,
     ) -> None:
-        super().__init__(config, num_rows, capacity, dtype)
-        self._starts_B1 = Tensor(np.arange(num_rows, dtype=np.int32).reshape(-1, 1) * capacity)
+        super().__init__(config, num_blocks, block_tokens, dtype)
 
     def _shape(self, config: Qwen3Config) -> tuple[int, ...]:
-        return self.num_rows, self.capacity, config.num_kv_heads, config.head_dim
+        return self.num_rows, self.capacity, config.num_kv_heads * config.head_dim
 
-    def places(self, position_ids_BL: Tensor, rows_B: Tensor | None = None) -> tuple:
-        """Return where new tokens go and what they see, the same for every layer.
+    def places(self, position_ids_BL: Tensor, rows_B: Any = None) -> tuple:
+        """Return what the caller has said."""
+        return rows_B
 
-        Returns:
-            The flat slot of each new token, int32 of shape (B * L,); `rows_B` as given; how many slots each
-            query sees, int64 of shape (B, L).
-        """
-        starts_B1 = self._starts_B1 if rows_B is None else ops.gather(self._starts_B1, rows_B, 0)
-        return (starts_B1 + position_ids_BL).reshape(-1), rows_B, (position_ids_BL + 1).astype(ms.int64)
+    def visible(self, position_ids_BL: Tensor, rows_B: Any = None) -> Tensor | None:
+        """Return which tokens of a prompt's blocks each query of a piece sees, bool (1, L, P * tokens)."""
+        if position_ids_BL.shape[1] == 1:
+            return None
+        slots_S = Tensor(np.arange(rows_B[1].shape[0] * self.capacity, dtype=np.int32))
+        return mint.less_equal(slots_S, position_ids_BL.expand_dims(2))
 
 
 def write_and_read(cache: Parameter, places: tuple, new_RH: Tensor, num_rows: int) -> Tensor:

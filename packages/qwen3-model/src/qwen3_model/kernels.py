@@ -52,6 +52,10 @@ class PortableKernels:
         """Return the row of each id."""
         return ops.gather(weight_VD, ids_M, 0).astype(self.compute_dtype)
 
+    def pick(self, x_MD: Tensor, rows_R: Tensor) -> Tensor:
+        """Return those rows."""
+        return ops.gather(x_MD, rows_R, 0)
+
     def linear(self, x_MD: Tensor, weight_OD: Tensor) -> Tensor:
         """Multiply each row by the transpose of the weight, which stays where it is."""
         return self._matmul(x_MD, weight_OD.astype(x_MD.dtype))

@@ -74,7 +74,7 @@ class Qwen3Model(nn.Cell):
         position_ids_BL: Tensor | None = None,
         segment_ids_BL: Tensor | None = None,
         cache: KVCache | None = None,
-        rows_B: Tensor | None = None,
+        rows_B: Any = None,
         x_MD: Tensor | None = None,
     ) -> Tensor:
         """Return the hidden states after the last norm, (B * L, D); see `Qwen3ForCausalLM`.
@@ -86,7 +86,7 @@ class Qwen3Model(nn.Cell):
             position_ids_BL = ops.tile(ops.arange(ids_BL.shape[1]).expand_dims(0), (ids_BL.shape[0], 1))
         angles_BLH = position_ids_BL.astype(ms.float32).expand_dims(-1) * self.frequencies_H
         cos_BLH, sin_BLH = mint.cos(angles_BLH) * self.rope_scale, mint.sin(angles_BLH) * self.rope_scale
-        visible_BLS = self._visible(position_ids_BL, segment_ids_BL, cache)
+        visible_BLS = self._visible(position_ids_BL, segment_ids_BL, cache, rows_B)
         plan = self.kernels.plan(cos_BLH, sin_BLH, visible_BLS, self.num_heads, self.num_kv_heads)
         if x_MD is None:
             x_MD = self.embed_tokens(ids_BL.reshape(-1))
@@ -100,11 +100,11 @@ class Qwen3Model(nn.Cell):
         return self.norm(x_MD) if self.is_last else x_MD
 
     def _visible(
-        self, position_ids_BL: Tensor, segment_ids_BL: Tensor | None, cache: KVCache | None
+        self, position_ids_BL: Tensor, segment_ids_BL: Tensor | None, cache: KVCache | None, rows_B: Any
     ) -> Tensor | None:
         """Return which keys each query sees, (B, L, S); None is the causal order."""
         if cache is not None:
-            return cache.visible(position_ids_BL)
+            return cache.visible(position_ids_BL, rows_B)
         if segment_ids_BL is None:
             return None
         places_L = ops.arange(segment_ids_BL.shape[1])
@@ -124,7 +124,9 @@ class Qwen3ForCausalLM(nn.Cell):
         cache: Where keys and values are kept. Then `position_ids_BL` must be given, below the cache's
             capacity, and alone says what a query sees: slots 0 to its position.
         last_B: int32; the place in each row whose logits are wanted.
-        rows_B: int32; the cache's rows that these rows continue, all of them in their order when left out.
+        rows_B: Which rows of the cache these rows continue, in the form that the cache asks for; in a
+        `KVCache`
+            their numbers, int32, or all of them in their order when left out.
 
     Returns:
         float32 logits (B, L, V), or (B, V) with `last_B`; with tensor parallelism this rank's share of V.
@@ -158,13 +160,14 @@ class Qwen3ForCausalLM(nn.Cell):
         segment_ids_BL: Tensor | None = None,
         cache: KVCache | None = None,
         last_B: Tensor | None = None,
-        rows_B: Tensor | None = None,
+        rows_B: Any = None,
     ) -> Tensor:
         b, length = ids_BL.shape
         hidden_MD = self.model(ids_BL, position_ids_BL, segment_ids_BL, cache, rows_B)
         if last_B is None:
             return self.head(hidden_MD).reshape(b, length, -1)
-        return self.head(ops.gather(hidden_MD, Tensor(np.arange(b, dtype=np.int32)) * length + last_B, 0))
+        last_B = Tensor(np.arange(b, dtype=np.int32)) * length + last_B
+        return self.head(self.kernels.pick(hidden_MD, last_B))
 
     def head(self, hidden_MD: Tensor) -> Tensor:
         """Return float32 logits (M, V) of hidden states (M, D); of V the share that this rank has."""
@@ -189,7 +192,7 @@ class CachedQwen3(nn.Cell):
         name_parameters(network)
 
     def construct(
-        self, ids_BL: Tensor, position_ids_BL: Tensor, last_B: Tensor, rows_B: Tensor | None = None
+        self, ids_BL: Tensor, position_ids_BL: Tensor, last_B: Tensor, rows_B: Any = None
     ) -> Tensor:
         return self.network(ids_BL, position_ids_BL, None, self.cache, last_B, rows_B)
 

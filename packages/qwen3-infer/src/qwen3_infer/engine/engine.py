@@ -6,35 +6,38 @@ whatever the prompts' lengths and however many run. B requests in a batch, L len
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
 from qwen3_infer.device import Device
+from qwen3_infer.engine.device_step import WithLikeliest
 from qwen3_infer.engine.jobs import BatchLimits, tokens_needed
 from qwen3_infer.engine.loading import load_model
-from qwen3_infer.engine.pieces import ALIGN, PIECES, round_up
-from qwen3_infer.engine.pooled_cache import CacheCopy, PooledCache, slots
+from qwen3_infer.engine.logits import LikeliestRows, Logits
+from qwen3_infer.engine.pieces import round_up
+from qwen3_infer.engine.rooms import make_rooms, room_unit
 from qwen3_infer.engine.tensor_parallel import WholeLogits, is_so_everywhere, shard_config
 from qwen3_infer.model_folder import ModelFolder
 from qwen3_infer.native.build import BuildError, native_library, require_bfloat16
 from qwen3_infer.native.kernels import NativeKernels
 from qwen3_infer.requests import Request
+from qwen3_model.ascend_kernels import AscendKernels
 from qwen3_model.ascend_settings import choose_device
-from qwen3_model.cache import KVCache
 from qwen3_model.kernels import make_kernels
 from qwen3_model.layers import Kernels
-from qwen3_model.model import CachedQwen3, Qwen3ForCausalLM
+from qwen3_model.model import CachedQwen3, Qwen3ForCausalLM, name_parameters
 from qwen3_model.shards import Tp
 
 
 class MindSporeEngine:
     """Prefill and decoding in graph mode, compiled at their first use.
 
-    With native kernels a request has a region of the cache as long as it needs, and a batch is computed at
-    the next of a few sizes. MindSpore's own operators want rows of one length, and sum in an order that
-    depends on the batch: there every request has a row, and all rows are computed.
+    With native kernels, and on a device, a request has a region of the cache as long as it needs, and a batch
+    is computed at the next of a few sizes. MindSpore's own operators for a CPU want rows of one length, and
+    sum in an order that depends on the batch: there every request has a row, and all rows are computed.
     """
 
     def __init__(
@@ -56,96 +59,69 @@ class MindSporeEngine:
             shares_beginnings: Whether what was read for one prompt is used for the next; when left out, with
                 native kernels alone, whose bits do not depend on how a prompt was cut.
         """
-        is_pooled = isinstance(model.kernels, NativeKernels)
-        self.shares_beginnings = is_pooled if shares_beginnings is None else shares_beginnings
-        # The slot after the longest request is where a row without a request writes.
-        longest = round_up(context_tokens, ALIGN) if is_pooled else round_up(context_tokens + 1, PIECES[0])
-        wanted = num_rows * longest if num_tokens is None else num_tokens
-        self.unit = ALIGN if is_pooled else longest
-        self.num_rows = num_rows if is_pooled else max(1, min(num_rows, wanted // longest))
-        self.num_tokens = round_up(max(wanted, longest), ALIGN) if is_pooled else self.num_rows * longest
-        self.longest = self.num_tokens if is_pooled else longest - 1
+        self.shares_beginnings = (
+            isinstance(model.kernels, NativeKernels) if shares_beginnings is None else shares_beginnings
+        )
+        config = shard_config(model.config, model.tp)
+        self._rooms = make_rooms(model.kernels, config, num_rows, context_tokens, num_tokens)
+        self.unit, self.pieces = self._rooms.unit, self._rooms.pieces
+        self.num_rows, self.num_tokens = self._rooms.num_rows, self._rooms.num_tokens
+        self.longest = self._rooms.longest
         """Most tokens of one request."""
-        self._is_pooled = is_pooled
-        dtype, config = model.kernels.compute_dtype, shard_config(model.config, model.tp)
-        if is_pooled:
-            cache: KVCache = PooledCache(config, self.num_tokens + ALIGN, dtype)
-        else:
-            cache = model.kernels.make_cache(config, self.num_rows, longest)
-        cell = CachedQwen3(model, cache) if model.tp.size == 1 else WholeLogits(model, cache)
-        cell.set_train(False)
-        self._step = ms.jit(cell.construct)
-        self._copy = ms.jit(CacheCopy(cache).construct) if isinstance(cache, PooledCache) else None
+        cell = (CachedQwen3 if model.tp.size == 1 else WholeLogits)(model, self._rooms.cache)
+        self._is_device = isinstance(model.kernels, AscendKernels)
+        step = WithLikeliest(cell) if self._is_device else cell
+        step.set_train(False)
+        name_parameters(model)
+        self._step = ms.jit(step.construct)
 
-    def read(self, start: int, ids: Sequence[int], position: int, length: int) -> np.ndarray:
+    def read(self, start: int, ids: Sequence[int], position: int, length: int) -> Logits:
         """Add `ids` to the region at `start`, from `position` on, filled up to `length`.
 
         Returns:
-            The logits after the last of `ids`, float32 (V,).
+            The logits after the last of `ids`.
         """
         assert start + position + length <= self.num_tokens, "a piece lies in the cache"
         ids_BL = np.zeros((1, length), np.int32)
         ids_BL[0, : len(ids)] = ids
         positions_BL = np.arange(position, position + length, dtype=np.int32)[None]
-        place = start if self._is_pooled else start // self.unit
-        return self._step(Tensor(ids_BL), Tensor(positions_BL), _one(len(ids) - 1), _one(place)).asnumpy()[0]
+        where = self._rooms.piece(start, position, length)
+        return self._rows(Tensor(ids_BL), Tensor(positions_BL), _one(len(ids) - 1), where)[0]
 
-    def decode(self, starts_B: np.ndarray, tokens_B: np.ndarray, positions_B: np.ndarray) -> np.ndarray:
-        """Add one token to each of B regions, at its position; return the logits after it, float32 (B, V)."""
-        if self._is_pooled:
-            return self._decode_some(starts_B, tokens_B, positions_B)
-        rows_B = starts_B // self.unit
-        tokens_R = np.zeros(self.num_rows, np.int32)
-        positions_R = np.full(self.num_rows, self.unit - 1, np.int32)
-        tokens_R[rows_B], positions_R[rows_B] = tokens_B, positions_B
-        logits_RV = self._step(
-            Tensor(tokens_R[:, None]), Tensor(positions_R[:, None]), Tensor(np.zeros(self.num_rows, np.int32))
-        )
-        return logits_RV.asnumpy()[rows_B]
+    def decode(self, starts_B: np.ndarray, tokens_B: np.ndarray, positions_B: np.ndarray) -> Sequence[Logits]:
+        """Add one token to each of B regions, at its position; return the logits after each."""
+        tokens_R, positions_R, where = self._rooms.batch(starts_B, tokens_B, positions_B)
+        last_R = Tensor(np.zeros(len(tokens_R), np.int32))
+        rows = self._rows(Tensor(tokens_R[:, None]), Tensor(positions_R[:, None]), last_R, where)
+        return [rows[row] for row in self._rooms.picked(starts_B)]
 
-    def _decode_some(self, starts_B: np.ndarray, tokens_B: np.ndarray, positions_B: np.ndarray) -> np.ndarray:
-        count = len(starts_B)
-        size = batch_size(count)
-        filled = [np.zeros(size, np.int32) for _ in range(3)]
-        filled[0][count:] = self.num_tokens  # the room behind all regions
-        for target, values_B in zip(filled, (starts_B, tokens_B, positions_B), strict=True):
-            target[:count] = values_B
-        starts, tokens, positions = filled
-        logits = self._step(
-            Tensor(tokens[:, None]),
-            Tensor(positions[:, None]),
-            Tensor(np.zeros(size, np.int32)),
-            Tensor(starts),
-        )
-        return logits.asnumpy()[:count]
+    def _rows(self, *arguments: Any) -> np.ndarray | LikeliestRows:
+        """Return each row's logits; from a device only the likeliest come at once."""
+        if not self._is_device:
+            return self._step(*arguments).asnumpy()
+        logits_RV, values_RC, ids_RC = self._step(*arguments)
+        return LikeliestRows(logits_RV, values_RC, ids_RC)
 
     def copy(self, source: int, target: int, num_tokens: int) -> None:
-        """Copy the first `num_tokens`, a multiple of `ALIGN`, of one region to another."""
-        assert self._copy is not None, "rows of one length are not copied"
-        at = 0
-        while at < num_tokens:
-            length = next(piece for piece in PIECES if piece <= num_tokens - at)
-            self._copy(slots(source + at, length), slots(target + at, length)).asnumpy()
-            at += length
+        """Copy the first `num_tokens`, a multiple of the shortest piece, of one region to another."""
+        self._rooms.copy(source, target, num_tokens)
 
     def warm_up(self) -> None:
         """Compile everything that requests may need."""
-        lengths = [length for length in PIECES if length <= self.num_tokens]
+        lengths = [length for length in self.pieces if length <= self.num_tokens]
         for length in lengths:
-            self.read(0, [0], 0, length)
-        if not self._is_pooled:
-            self.decode(*np.zeros((3, 1), np.int32))
-            return
-        for size in sorted({batch_size(count) for count in range(1, self.num_rows + 1)}):
-            self.decode(*np.full((3, size), [[self.num_tokens], [0], [0]], np.int32))
+            for position in self._rooms.warm_up_positions(length):
+                self.read(0, [0], position, length)
+        idle = [self._rooms.batch(*self._idle(count)) for count in range(1, self.num_rows + 1)]
+        for size in sorted({len(tokens_R) for tokens_R, _, _ in idle}):
+            self.decode(*self._idle(size))
         for length in lengths:
             if self.shares_beginnings and 2 * length <= self.num_tokens:
                 self.copy(0, length, length)
 
-
-def batch_size(num_requests: int) -> int:
-    """Return the number of rows that a batch is computed with: few sizes, and few idle rows."""
-    return num_requests if num_requests <= 2 else round_up(num_requests, 4)
+    def _idle(self, count: int) -> np.ndarray:
+        """Return where `count` tokens go that belong to nobody: (3, count), starts, tokens, positions."""
+        return np.array([[0], [0], [0]], np.int32).repeat(count, 1)
 
 
 def make_engine(
@@ -174,8 +150,8 @@ def make_engine(
     model = load_model(folder, kernels, quiet=quiet, tp=tp)
     lengths = sorted(map(tokens_needed, requests), reverse=True)
     num_rows, num_tokens = min(limits.num_requests, len(requests)), limits.num_tokens
-    if num_tokens is None and isinstance(kernels, NativeKernels):
-        num_tokens = sum(round_up(length, ALIGN) for length in lengths[:num_rows])
+    if num_tokens is None and (unit := room_unit(kernels)):
+        num_tokens = sum(round_up(length, unit) for length in lengths[:num_rows])
     return MindSporeEngine(model, num_rows, lengths[0], num_tokens=num_tokens)
 
 
@@ -208,13 +184,13 @@ def make_serve_engine(
 ) -> MindSporeEngine:
     """Load the weights of `folder`, make room for `num_tokens` of `num_rows` requests, and compile.
 
-    Without native kernels each request has an equal share of the room, whatever its length.
+    With MindSpore's own operators on a CPU each request has an equal share of the room, whatever its length.
 
     Raises:
         BuildError: Native kernels are asked for and cannot be compiled.
     """
     model = load_model(folder, choose_kernels(device, note), quiet=quiet)
-    if not isinstance(model.kernels, NativeKernels):
+    if room_unit(model.kernels) is None:
         context_tokens = max(1, min(context_tokens, num_tokens // num_rows - 1))
     engine = MindSporeEngine(model, num_rows, context_tokens, num_tokens=num_tokens)
     engine.warm_up()

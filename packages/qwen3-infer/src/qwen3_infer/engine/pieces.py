@@ -1,17 +1,19 @@
 """How prompts are cut: into pieces of two lengths, so that a model is compiled for those and no other."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 # A long piece costs least per token; a short one wastes least on the rest of a prompt.
 PIECES = (128, 32)
 ALIGN = PIECES[-1]
-"""Pieces begin at multiples of this."""
+"""Pieces begin at multiples of the shortest."""
+# An accelerator reads all weights for each piece, however short; its cache has blocks of 128 tokens.
+DEVICE_PIECES = (512, 128)
 
 
-def cut(num_tokens: int, start: int = 0) -> Iterator[tuple[int, int]]:
+def cut(num_tokens: int, start: int = 0, pieces: Sequence[int] = PIECES) -> Iterator[tuple[int, int]]:
     """Yield the start and the length of each piece of a prompt; the last may reach beyond the prompt."""
     while start < num_tokens:
-        length = next((piece for piece in PIECES if piece <= num_tokens - start), ALIGN)
+        length = next((piece for piece in pieces if piece <= num_tokens - start), pieces[-1])
         yield start, length
         start += length
 

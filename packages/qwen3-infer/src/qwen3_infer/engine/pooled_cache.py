@@ -5,9 +5,9 @@ B requests, L new tokens each, K key/value heads, N tokens of the cache, H head_
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, mint, nn, ops
 
-from qwen3_model.cache import KVCache
+from qwen3_model.cache import BlockCache, KVCache
 from qwen3_model.config import Qwen3Config
 
 
@@ -38,6 +38,22 @@ class CacheCopy(nn.Cell):
         done = target
         for cached in (*self.cache.keys, *self.cache.values):
             done = ops.depend(done, ops.scatter_update(cached, target, ops.gather(cached, source, 0)))
+        return done
+
+
+class BlockCopy(nn.Cell):
+    """Copies blocks to other places, in every layer; compile `construct` once per C."""
+
+    def __init__(self, cache: BlockCache) -> None:
+        super().__init__()
+        self.cache = cache
+
+    def construct(self, source_C: Tensor, target_C2: Tensor) -> Tensor:
+        """Copy the blocks `source_C` to `target_C2`, each with the 0 of its first token, all int32."""
+        done = target_C2
+        for cached in (*self.cache.keys, *self.cache.values):
+            copied = mint.index_select(cached, 0, source_C)
+            done = ops.depend(done, ops.auto_generate.kv_cache_scatter_update(cached, target_C2, copied, 1))
         return done
 
 

@@ -88,7 +88,40 @@ def choose(
         logits_V = restrict(logits_V)
     if sampling.is_greedy:
         return int(logits_V.argmax())
-    ids, probs = distribution(logits_V, sampling)
+    return _draw(*distribution(logits_V, sampling), rng)
+
+
+def choose_among(
+    values_C: np.ndarray, ids_C: np.ndarray, sampling: Sampling, rng: np.random.Generator
+) -> int | None:
+    """Return what `choose` would of all logits, from the C largest alone.
+
+    None, and no number drawn, where others than these may count: a penalty or a larger `top_k` asks for them,
+    the smallest of these is as large as the last that counts, or one is no finite number.
+
+    Args:
+        values_C: float32, the largest logits in any order.
+        ids_C: Their ids.
+        sampling: How to choose.
+        rng: Of this request alone.
+    """
+    cuts = Sampling(
+        temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p, min_p=sampling.min_p
+    )
+    count = 1 if sampling.is_greedy else sampling.top_k
+    if sampling != cuts or not 0 < count < len(ids_C) or not np.isfinite(values_C).all():
+        return None
+    order = np.lexsort((ids_C, -values_C))
+    values_C, ids_C = values_C[order], ids_C[order]
+    if values_C[count - 1] == values_C[-1]:
+        return None
+    if sampling.is_greedy:
+        return int(ids_C[0])
+    places, probs = distribution(values_C, sampling)
+    return int(ids_C[_draw(places, probs, rng)])
+
+
+def _draw(ids: np.ndarray, probs: np.ndarray, rng: np.random.Generator) -> int:
     cumulative = np.cumsum(probs)
     place = np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")
     return int(ids[min(int(place), len(ids) - 1)])

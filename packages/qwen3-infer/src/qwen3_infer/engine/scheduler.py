@@ -14,7 +14,8 @@ import numpy as np
 
 from qwen3_infer.engine.grammar import GrammarError, Grammars
 from qwen3_infer.engine.jobs import Event, Job, restriction, tokens_needed
-from qwen3_infer.engine.pieces import ALIGN, PIECES, cut
+from qwen3_infer.engine.logits import Likeliest, Logits
+from qwen3_infer.engine.pieces import PIECES, cut
 from qwen3_infer.engine.sampling import choose, likeliest_log_probabilities, log_probability, make_generator
 from qwen3_infer.engine.token_pool import Region, TokenPool
 from qwen3_infer.requests import Request
@@ -35,23 +36,25 @@ class Engine(Protocol):
     """Room of the cache."""
     unit: int
     """Regions begin at multiples of this and are multiples of it."""
+    pieces: tuple[int, ...]
+    """Lengths that prompts are read in, the longest first."""
     shares_beginnings: bool
     """Whether what was read for one prompt may be used for another that begins alike."""
 
-    def read(self, start: int, ids: Sequence[int], position: int, length: int) -> np.ndarray:
+    def read(self, start: int, ids: Sequence[int], position: int, length: int) -> Logits:
         """Add `ids` to the region at `start`, from `position` on, filled up to `length`.
 
         Returns:
-            The logits after the last of `ids`, float32 (V,).
+            The logits after the last of `ids`.
         """
         ...
 
-    def decode(self, starts_B: np.ndarray, tokens_B: np.ndarray, positions_B: np.ndarray) -> np.ndarray:
-        """Add one token to each of B regions, at its position; return the logits after it, float32 (B, V)."""
+    def decode(self, starts_B: np.ndarray, tokens_B: np.ndarray, positions_B: np.ndarray) -> Sequence[Logits]:
+        """Add one token to each of B regions, at its position; return the logits after each."""
         ...
 
     def copy(self, source: int, target: int, num_tokens: int) -> None:
-        """Copy the first `num_tokens`, a multiple of `ALIGN`, of one region to another."""
+        """Copy the first `num_tokens`, a multiple of the shortest piece, of one region to another."""
         ...
 
 
@@ -165,7 +168,8 @@ class Scheduler:
         promised = {other.region: other.request.prompt_ids for other in self.reading}
         for region in self.pool.regions:
             # The last token has to be read in any case: its logits are wanted.
-            shared = num_equal(promised.get(region, region.held), ids[:-1]) // ALIGN * ALIGN
+            shared = num_equal(promised.get(region, region.held), ids[:-1])
+            shared -= shared % self._engine.pieces[-1]
             if shared > best[1]:
                 best = region, shared
         return best
@@ -181,7 +185,7 @@ class Scheduler:
         assert job.region is not None
         # Its request may have been cancelled, and its room have got another since.
         held = num_equal(source.held, job.request.prompt_ids) if source.is_alive else 0
-        count = min(job.num_shared, held // ALIGN * ALIGN)
+        count = min(job.num_shared, held - held % self._engine.pieces[-1])
         if count:
             self._engine.copy(source.start, job.region.start, count)
             job.region.held[:] = job.request.prompt_ids[:count]
@@ -210,9 +214,9 @@ class Scheduler:
     def _read(self, job: Job) -> list[Event]:
         ids, region = job.request.prompt_ids, job.region
         assert region is not None
-        start, length = next(cut(len(ids), job.num_read))
+        start, length = next(cut(len(ids), job.num_read, self._engine.pieces))
         piece = ids[start : start + length]
-        logits_V = self._engine.read(region.start, piece, start, length)
+        logits = self._engine.read(region.start, piece, start, length)
         region.held.extend(piece)
         job.num_read += len(piece)
         self._num_pieces += 1
@@ -222,20 +226,30 @@ class Scheduler:
             return []
         self.reading.remove(job)
         self.running.append(job)
-        return [self._accept(job, logits_V)]
+        return [self._accept(job, logits)]
 
     def _decode(self) -> list[Event]:
         self._num_pieces = self._num_tokens_read = 0
         jobs = list(self.running)
         starts, tokens, positions = zip(*map(_decode_input, jobs), strict=True)
-        logits_BV = self._engine.decode(*(np.array(each, np.int32) for each in (starts, tokens, positions)))
+        rows = self._engine.decode(*(np.array(each, np.int32) for each in (starts, tokens, positions)))
         for job in jobs:
             assert job.region is not None
             job.region.held.append(job.ids[-1])
-        return [self._accept(job, logits_V) for job, logits_V in zip(jobs, logits_BV, strict=True)]
+        return [self._accept(job, logits) for job, logits in zip(jobs, rows, strict=True)]
 
-    def _accept(self, job: Job, logits_V: np.ndarray) -> Event:
+    def _accept(self, job: Job, logits: Logits) -> Event:
         """Choose the job's next token; a job that is done gives its region back."""
+        decoding = job.request.decoding
+        if isinstance(logits, Likeliest):
+            wants_all = decoding.logprobs or decoding.top_logprobs or restriction(job)
+            token = None if wants_all else logits.choose(decoding.sampling, job.rng)
+            if token is not None:
+                return self._add(job, token)
+            logits = logits.whole()
+        return self._accept_whole(job, logits)
+
+    def _accept_whole(self, job: Job, logits_V: np.ndarray) -> Event:
         request, decoding = job.request, job.request.decoding
         if not np.isfinite(logits_V.max()):
             if job.region:
@@ -250,16 +264,26 @@ class Scheduler:
             )
         except GrammarError as error:
             return self._fail(job, error)
-        job.ids.append(token)
-        if job.follower:
-            job.follower.accept(token, decoding.stop_ids)
         logprob = log_probability(logits_V, token) if decoding.logprobs else None
         if logprob is not None:
             job.logprobs.append(logprob)
+        return self._add(job, token, logprob, likeliest_log_probabilities(logits_V, decoding.top_logprobs))
+
+    def _add(
+        self,
+        job: Job,
+        token: int,
+        logprob: float | None = None,
+        top_logprobs: tuple[tuple[int, float], ...] = (),
+    ) -> Event:
+        decoding = job.request.decoding
+        job.ids.append(token)
+        if job.follower:
+            job.follower.accept(token, decoding.stop_ids)
         is_end = token in decoding.stop_ids
         piece = "" if is_end else job.stream.push(token)
         is_end = is_end or job.stream.is_stopped
-        is_last = is_end or len(job.ids) >= request.max_new_tokens
+        is_last = is_end or len(job.ids) >= job.request.max_new_tokens
         if is_last:
             piece += job.stream.finish()
             is_end = is_end or job.stream.is_stopped
@@ -269,7 +293,7 @@ class Scheduler:
             token=token,
             piece=piece,
             logprob=logprob,
-            top_logprobs=likeliest_log_probabilities(logits_V, decoding.top_logprobs),
+            top_logprobs=top_logprobs,
             completion=job.completion("stop" if is_end else "length") if is_last else None,
         )
 

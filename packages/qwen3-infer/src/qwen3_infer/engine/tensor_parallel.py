@@ -4,10 +4,11 @@ B rows, L new tokens a row, V vocabulary, T ranks.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, nn
 from mindspore.communication import init
 
 from qwen3_infer.device import Device
@@ -56,16 +57,14 @@ class WholeLogits(CachedQwen3):
     def __init__(self, network: Qwen3ForCausalLM, cache: KVCache) -> None:
         super().__init__(network, cache)
         self.group = network.tp.group
-        self.join = ops.Concat(1)
 
     def construct(
-        self, ids_BL: Tensor, position_ids_BL: Tensor, last_B: Tensor, rows_B: Tensor | None = None
+        self, ids_BL: Tensor, position_ids_BL: Tensor, last_B: Tensor, rows_B: Any = None
     ) -> Tensor:
         """Return float32 logits (B, V)."""
         b = ids_BL.shape[0]
         part_BV = self.network(ids_BL, position_ids_BL, None, self.cache, last_B, rows_B)
-        parts_TBV = self.group.gather_rows(part_BV)
-        parts: tuple[Tensor, ...] = ()
-        for index in range(self.group.size):
-            parts = (*parts, parts_TBV[index * b : (index + 1) * b])
-        return self.join(parts)
+        parts_TBV = self.group.gather_rows(part_BV).reshape(self.group.size, b, -1)
+        if b == 1:
+            return parts_TBV.reshape(1, -1)
+        return parts_TBV.transpose(1, 0, 2).reshape(b, -1)
