@@ -124,15 +124,19 @@ def test_a_rank_of_every_kind_compiles_steps_and_evaluation(graphs, size, part):
     WorldSum(grid.world).add(1.0)
 
 
-def test_recomputed_layers_and_adapters_compile(graphs):
+@pytest.mark.parametrize("sequence_parallel", [False, True])
+@pytest.mark.parametrize("adapters", [False, True])
+def test_recomputed_layers_and_adapters_compile(graphs, adapters, sequence_parallel):
     def change(model):
-        add_lora(model, ["model.layers.0.self_attn.q_proj"], rank=8, alpha=16, dropout=0.0)
-        for name, parameter in model.parameters_and_names():
-            parameter.requires_grad = "lora" in name
+        if adapters:
+            add_lora(model, ["model.layers.0.self_attn.q_proj"], rank=8, alpha=16, dropout=0.0)
+            for name, parameter in model.parameters_and_names():
+                parameter.requires_grad = "lora" in name
         for layer in model.model.layers:
             layer.recompute()
 
-    _, _, step = rank_of("0.6B", Layout(tp=2), 0, change=change)
+    layout = Layout(tp=2, sequence_parallel=sequence_parallel)
+    _, _, step = rank_of("0.6B", layout, 0, change=change)
     step.run([a_batch()], lr=1e-3, step=1)
     assert operators(graphs) >= FORWARD | BACKWARD | {"AdamWeightDecay"}
 

@@ -1,7 +1,11 @@
 """What ranks exchange, in a group inside a compiled graph or between two: the seam between devices.
 
 A CPU has one collective that works in a group and in a graph, the sum; the rest is made of it. Ascend has
-them all. Nothing here has a gradient; `shards` says what each one's is.
+them all.
+
+The gradient of `gather_rows` is `scatter_rows`, and the other way round. Ascend's are differentiated by
+MindSpore, whose recomputation of whole layers cannot follow a collective in a hand-written `bprop`. The sum's
+gradient depends on what the ranks do with it: `shards` says it.
 
 T ranks of the group, R rows of one rank, D width.
 """
@@ -40,7 +44,8 @@ class PortableGroup:
     def __init__(self, name: str, ranks: Sequence[int], rank: int) -> None:
         self.size, self.index = len(ranks), ranks.index(rank)
         self._sum = ops.AllReduce(group=name)
-        self._join, self._zeros = ops.Concat(0), ops.ZerosLike()
+        rows = _RowSums(self._sum, self.size, self.index)
+        self._gather, self._scatter = _GatherBySum(rows), _ScatterBySum(rows)
 
     def sum(self, x: Tensor) -> Tensor:
         """Return the sum over the ranks."""
@@ -48,16 +53,55 @@ class PortableGroup:
 
     def gather_rows(self, x_RD: Tensor) -> Tensor:
         """Return all ranks' rows in their order, (T * R, D)."""
-        nothing = self._zeros(x_RD)
-        parts: tuple[Tensor, ...] = ()
-        for i in range(self.size):
-            parts = (*parts, x_RD if i == self.index else nothing)
-        return self._sum(self._join(parts))
+        return self._gather(x_RD)
 
     def scatter_rows(self, x_TRD: Tensor) -> Tensor:
         """Return this rank's R rows of the sum of (T * R, D)."""
-        rows = x_TRD.shape[0] // self.size
-        return self._sum(x_TRD)[self.index * rows : (self.index + 1) * rows]
+        return self._scatter(x_TRD)
+
+
+@ms.jit_class
+class _RowSums:
+    """Gather and scatter of rows out of one sum each."""
+
+    def __init__(self, total: ops.AllReduce, size: int, index: int) -> None:
+        self._sum, self._size, self._index = total, size, index
+        self._join, self._zeros = ops.Concat(0), ops.ZerosLike()
+
+    def gather(self, x_RD: Tensor) -> Tensor:
+        nothing = self._zeros(x_RD)
+        parts: tuple[Tensor, ...] = ()
+        for i in range(self._size):
+            parts = (*parts, x_RD if i == self._index else nothing)
+        return self._sum(self._join(parts))
+
+    def scatter(self, x_TRD: Tensor) -> Tensor:
+        rows = x_TRD.shape[0] // self._size
+        return self._sum(x_TRD)[self._index * rows : (self._index + 1) * rows]
+
+
+class _GatherBySum(nn.Cell):
+    def __init__(self, rows: _RowSums) -> None:
+        super().__init__(auto_prefix=False)
+        self.rows = rows
+
+    def construct(self, x_RD: Tensor) -> Tensor:
+        return self.rows.gather(x_RD)
+
+    def bprop(self, x_RD: Tensor, out_TRD: Tensor, grad_TRD: Tensor) -> tuple:
+        return (self.rows.scatter(grad_TRD),)
+
+
+class _ScatterBySum(nn.Cell):
+    def __init__(self, rows: _RowSums) -> None:
+        super().__init__(auto_prefix=False)
+        self.rows = rows
+
+    def construct(self, x_TRD: Tensor) -> Tensor:
+        return self.rows.scatter(x_TRD)
+
+    def bprop(self, x_TRD: Tensor, out_RD: Tensor, grad_RD: Tensor) -> tuple:
+        return (self.rows.gather(grad_RD),)
 
 
 @ms.jit_class
@@ -127,6 +171,8 @@ class AscendLink:
         self.name, self.other = name, 1 - ranks.index(rank)
         self._send = _Send(name, self.other)
         self._receive: dict[tuple, _Receive] = {}
+        # Ascend's kernel is not initialised without an input; it reads nothing of it.
+        self._start = Tensor(np.zeros(1, np.float32))
 
     def send(self, x: Tensor) -> None:
         """Hand `x` to the other rank."""
@@ -137,7 +183,7 @@ class AscendLink:
         kind = (*shape, dtype)
         if kind not in self._receive:
             self._receive[kind] = _Receive(self.name, self.other, shape, dtype)
-        return self._receive[kind]()
+        return self._receive[kind](self._start)
 
 
 class _Send(nn.Cell):
@@ -156,8 +202,8 @@ class _Receive(nn.Cell):
         self._take = ops.Receive(sr_tag=0, src_rank=other, shape=list(shape), dtype=dtype, group=name)
 
     @ms.jit
-    def construct(self) -> Tensor:
-        return self._take()
+    def construct(self, start: Tensor) -> Tensor:
+        return self._take(start)
 
 
 Link = PortableLink | AscendLink

@@ -3,8 +3,8 @@
 Inside the region each rank has all rows and its share of the columns; outside it has all rows whole, or with
 sequence parallelism its share of the rows (Shoeybi et al. 2019, section 3; Korthikanti et al. 2022, 4.2).
 
-What crosses is told with its gradient: `copy` sums gradients, `reduce` sums values, `gather` joins rows and
-sums out their gradients, `scatter` the other way round.
+`Copy` sums gradients and `Reduce` sums values. With sequence parallelism rows are gathered and their gradients
+scattered on entering, and the other way round on leaving: the group's own pair, gradients included.
 
 Weights that all ranks hold whole but use on a part of the rows or columns (the norms of queries and keys;
 with sequence parallelism all norms; the half of an adapter whose other half is split) get partial gradients:
@@ -52,18 +52,15 @@ class Shards:
     def __init__(self, group: Group, *, sequence_parallel: bool) -> None:
         self.group, self.size, self.index = group, group.size, group.index
         self.splits_rows = sequence_parallel
-        if sequence_parallel:
-            self._enter, self._leave = Gather(group), Scatter(group)
-        else:
-            self._enter, self._leave = Copy(group), Reduce(group)
+        self._copy, self._reduce = Copy(group), Reduce(group)
 
     def enter(self, x_MD: Tensor) -> Tensor:
         """Return the rows for a split region."""
-        return self._enter(x_MD)
+        return self.group.gather_rows(x_MD) if self.splits_rows else self._copy(x_MD)
 
     def leave(self, x_MD: Tensor) -> Tensor:
         """Return the rows after a split region, whose parts are added up."""
-        return self._leave(x_MD)
+        return self.group.scatter_rows(x_MD) if self.splits_rows else self._reduce(x_MD)
 
     def is_partial(self, name: str) -> bool:
         """Say whether the gradient of `name` is only this rank's part."""
@@ -102,31 +99,3 @@ class Reduce(nn.Cell):
 
     def bprop(self, x_MD: Tensor, out_MD: Tensor, grad_MD: Tensor) -> tuple:
         return (grad_MD,)
-
-
-class Gather(nn.Cell):
-    """Join the rows of all ranks."""
-
-    def __init__(self, group: Group) -> None:
-        super().__init__()
-        self.group = group
-
-    def construct(self, x_RD: Tensor) -> Tensor:
-        return self.group.gather_rows(x_RD)
-
-    def bprop(self, x_RD: Tensor, out_MD: Tensor, grad_MD: Tensor) -> tuple:
-        return (self.group.scatter_rows(grad_MD),)
-
-
-class Scatter(nn.Cell):
-    """Add up what the ranks have and keep this rank's rows."""
-
-    def __init__(self, group: Group) -> None:
-        super().__init__()
-        self.group = group
-
-    def construct(self, x_MD: Tensor) -> Tensor:
-        return self.group.scatter_rows(x_MD)
-
-    def bprop(self, x_MD: Tensor, out_RD: Tensor, grad_RD: Tensor) -> tuple:
-        return (self.group.gather_rows(grad_RD),)
