@@ -3,7 +3,7 @@
 Inside the region each rank has all rows and its share of the columns; outside it has all rows whole, or with
 sequence parallelism its share of the rows (Shoeybi et al. 2019, section 3; Korthikanti et al. 2022, 4.2).
 
-`Copy` sums gradients and `Reduce` sums values. With sequence parallelism rows are gathered and their gradients
+`Copy` sums gradients, `Reduce` sums values. With sequence parallelism rows are gathered and their gradients
 scattered on entering, and the other way round on leaving: the group's own pair, gradients included.
 
 Weights that all ranks hold whole but use on a part of the rows or columns (the norms of queries and keys;
