@@ -61,7 +61,7 @@ def a_report(tmp_path, kernels, *, exit_code=0, graphs=None):
     lines.append("Used peak memory usage (without fragments): 100M\n")
     lines.append("Actual peak memory usage (with fragments): 130M\n")
     (log / "mindspore.host.user.log.INFO.20260102-095950.7").write_text("".join(lines), encoding="utf-8")
-    facts = {"exit_code": exit_code, "seconds": 12.0}
+    facts = {"exit_code": exit_code, "seconds": 12.0, "cpu_seconds": 9.0}
     return ascend_report.make_report(facts, path, tmp_path / "log")
 
 

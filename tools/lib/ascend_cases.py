@@ -14,7 +14,7 @@ A2, A3 = "Ascend910B2", "Ascend910_9391"
 LOADER, MODEL = "train_dataset.data_loader", "model.model_config"
 SMALL = {
     f"{MODEL}.hidden_size": 128, f"{MODEL}.intermediate_size": 256, f"{MODEL}.head_dim": 16,
-    f"{MODEL}.vocab_size": 4096, f"{MODEL}.num_hidden_layers": 2, f"{MODEL}.max_position_embeddings": 128,
+    f"{MODEL}.vocab_size": 4096, f"{MODEL}.num_hidden_layers": 1, f"{MODEL}.max_position_embeddings": 128,
     f"{MODEL}.offset": 0, "length": 64,
 }  # fmt: skip
 """Widths that compile in seconds; the numbers of heads are the size's own."""

@@ -4,6 +4,7 @@ import argparse
 import importlib.metadata
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -57,7 +58,7 @@ def dry_run(
             "GLOG_v": "2", "MS_SUBMODULE_LOG_v": "{DEVICE:1}", "GLOG_logtostderr": "0",
             "GLOG_stderrthreshold": "4", "GLOG_log_dir": str(logs),
         }  # fmt: skip
-        started_s = time.monotonic()
+        started_s, used_s = time.monotonic(), _cpu_s()
         done = subprocess.run(
             [sys.executable, "-s", PROBE, graphs, *command],
             env=variables, cwd=cwd, stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False,
@@ -66,8 +67,15 @@ def dry_run(
             "command": list(command), "rank": rank, "ranks": ranks, "soc": soc,
             "mindspore": importlib.metadata.version("mindspore"), "cann": cann or "stand-ins",
             "exit_code": done.returncode, "seconds": round(time.monotonic() - started_s, 1),
+            "cpu_seconds": round(_cpu_s() - used_s, 1),
         }  # fmt: skip
         return make_report(facts, graphs, logs)
+
+
+def _cpu_s() -> float:
+    """Return the processor time of the children that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def real_cann(environment: Mapping[str, str]) -> str | None:

@@ -68,6 +68,7 @@ def line_of(case: Case, report: Report) -> str:
     state = "FAILED" if report.problems else "ok"
     line = (
         f"{state:7}{case.name} (rank {case.rank} of {case.ranks}): {kernels or 'no kernels'}; "
-        f"{report.facts['seconds']:.0f} s, {max(peaks, default=0) / GIB:.2f} GiB\n"
+        f"{report.facts['seconds']:.0f} s ({report.facts['cpu_seconds']:.0f} of the processor), "
+        f"{max(peaks, default=0) / GIB:.2f} GiB\n"
     )
     return line + "".join(f"{'':7}{sentence}\n" for sentence in report.problems)
