@@ -77,8 +77,8 @@ def test_verify_names_weights_that_are_missing_unknown_or_of_another_shape(made,
     rewrite(tmp_path / "hf" / "model.safetensors", change)
     output = run("verify", tmp_path / "hf").stdout
     assert f"{NORM} is missing" in output
-    assert "model.extra is unknown" in output
-    assert f"{UP} is (2, 2), config.json says (24, 16)" in output
+    assert "model.extra in model.safetensors is no weight of this model" in output
+    assert f"{UP} in model.safetensors has shape (2, 2), config.json says (24, 16)" in output
 
 
 def test_verify_names_every_damaged_file(made, tmp_path):
@@ -127,7 +127,7 @@ def test_a_folder_with_nothing_in_it_is_one_sentence(tmp_path):
         result = run(command, tmp_path / "empty")
         assert result.exit_code == 1
         assert "Traceback" not in result.output
-        assert f"{tmp_path / 'empty'} holds no model.safetensors" in result.output
+        assert f"{tmp_path / 'empty'} has no model.safetensors" in result.output
 
 
 @pytest.mark.parametrize(

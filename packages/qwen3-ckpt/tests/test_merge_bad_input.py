@@ -233,7 +233,7 @@ def test_the_newest_step_is_passed_over_when_a_file_of_it_is_cut_short(made, tmp
     cut.write_bytes(cut.read_bytes()[:-1])
     result = merge(made, tmp_path / "out")
     assert result.exit_code == 0, result.output
-    assert f"step 2_1 is not whole and was passed over: {cut} is cut short" in result.output
+    assert f"step 2_1 was passed over: {cut.name} is not whole ({cut} is cut short" in result.output
     assert (tmp_path / "out" / "1_5_ckpt_convert").is_dir()
     assert str(cut) in refused(made, tmp_path / "named", "--file-suffix", "2_1")
 

@@ -216,7 +216,7 @@ def test_verify_lists_everything_that_is_wrong(folder):
 def test_verify_names_a_missing_weight_with_its_shape(folder):
     (folder / "config.json").write_text(json.dumps(TINY | {"num_hidden_layers": 3}), encoding="utf-8")
     lines = run("verify", folder).stdout.splitlines()
-    assert "model.layers.2.self_attn.q_proj.weight of shape (32, 16) is missing" in lines
+    assert "model.layers.2.self_attn.q_proj.weight is missing, of shape (32, 16)" in lines
     assert len(lines) == 11
 
 

@@ -1,14 +1,16 @@
 """What LoRA adapters add to a base, and how PEFT's files say it; `qwen3_model.adapters` reads them."""
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
 from qwen3_ckpt.diff import largest_difference
-from qwen3_ckpt.rows import Bytes, LazyTensor, RowSource, from_file
 from qwen3_model.adapters import EMBEDDING, HEAD, Adapter, AdapterSet
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import WeightError
-from qwen3_model.safetensors_file import NUMPY_DTYPES, TensorPlan, from_float32, to_float32
+from qwen3_model.rows import Bytes, LazyTensor, RowSource, from_file
+from qwen3_model.safetensors_file import NUMPY_DTYPES, SafetensorsFile, TensorPlan, from_float32, to_float32
 
 PEFT_PREFIX = "base_model.model."
 
@@ -38,15 +40,19 @@ class FusedRows:
         self._left, self._right = (adapter.a.T, adapter.b.T) if is_embedding else (adapter.b, adapter.a)
         self.num_rows, self.row_bytes = base.rows.num_rows, base.rows.row_bytes
 
-    def read(self, start: int, stop: int) -> Bytes:
+    def read(self, start: int, stop: int, first: int = 0, last: int | None = None) -> Bytes:
         """Return a copy."""
         dtype = self._base.plan.dtype
         raw = np.ascontiguousarray(self._base.rows.read(start, stop)).view(NUMPY_DTYPES[dtype])
         fused = to_float32(raw, dtype) + np.float32(self._scale) * (self._left[start:stop] @ self._right)
-        return from_float32(fused, dtype).view(np.uint8)
+        return from_float32(fused, dtype).view(np.uint8)[:, first:last]
 
     def ranges(self, start: int, stop: int) -> None:
         """Return None: the bytes change."""
+
+    def files(self) -> Iterator[tuple[SafetensorsFile, str]]:
+        """Yield the base's files."""
+        return self._base.rows.files()
 
 
 def fuse_adapters(weights: dict[str, LazyTensor], adapters: AdapterSet) -> dict[str, LazyTensor]:

@@ -109,14 +109,15 @@ def merge(  # noqa: PLR0913 - the flags of the tool that it replaces
         dtype=DTYPES[dtype] if dtype else None,
     )
     prepared = prepare(request)
-    for note in prepared.checkpoint.notes:
+    for note in prepared.notes:
         click.echo(f"Note: {note}", err=True)
     result = plan_output(prepared, output_dir, target, force=force)
-    summary = f"step {prepared.ranks.suffix}: {len(result.tensors)} tensors, {result.size_bytes:,} bytes"
+    summary = f"step {prepared.checkpoint.suffix}: {len(result.tensors)} tensors, {result.size_bytes:,} bytes"
     if dry_run:
-        click.echo(f"would merge {summary} from {len(prepared.ranks.files)} ranks into {result.folder}")
-        for file in prepared.ranks.files.values():
-            click.echo(f"would read {file.path.stat().st_size:,} bytes of {file.path}")
+        ranks = prepared.checkpoint.ranks.files.values() if prepared.checkpoint.ranks else ()
+        click.echo(f"would merge {summary} from {len(ranks)} ranks into {result.folder}")
+        for file in ranks:
+            click.echo(f"would read {file.source.size_bytes:,} bytes of {file.path}")
         click.echo(f"would need {result.size_bytes:,} bytes on the disk and less than 256 MB of memory")
         return
     write_output(prepared, result, force=force, quiet=quiet, shard_bytes=shard_bytes, workers=max_process_num)

@@ -66,9 +66,9 @@ def diff(first: Path, second: Path, tolerance: float) -> None:
       qwen3-ckpt diff merged hf_model
     """
     from qwen3_ckpt.diff import differences
-    from qwen3_ckpt.tensor_sets import open_tensors
+    from qwen3_model.weight_files import open_checkpoint
 
-    left, right = open_tensors(first), open_tensors(second)
+    left, right = open_checkpoint(first).tensors, open_checkpoint(second).tensors
     found = 0
     for difference in differences(left, right, tolerance=tolerance):
         found += 1

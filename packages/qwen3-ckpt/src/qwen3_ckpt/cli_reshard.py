@@ -54,20 +54,20 @@ def reshard(  # noqa: PLR0913 - one parameter a flag
     """
     from qwen3_ckpt.placements import make_cut
     from qwen3_ckpt.reshard import reshard as run
-    from qwen3_ckpt.tensor_sets import open_checkpoint
     from qwen3_model.errors import UsageError
     from qwen3_model.layout import Layout
+    from qwen3_model.weight_files import open_checkpoint
 
     try:
         shifts = [int(part) for part in offset.split(",")] if offset else []
     except ValueError:
         raise UsageError(f"--offset {offset} must be whole numbers with commas, one a stage") from None
-    checkpoint = open_checkpoint(source, file_suffix, src_strategy_dirs)
+    checkpoint = open_checkpoint(source, suffix=file_suffix, strategy=src_strategy_dirs)
     for note in checkpoint.notes:
         click.echo(f"Note: {note}", err=True)
     cut = make_cut(
         list(checkpoint.tensors), Layout(dp=dp, tp=tp, pp=pp), shifts,
         shard_optimizer=shard_optimizer, remove_redundancy=remove_redundancy,
     )  # fmt: skip
-    count = run(checkpoint, cut, output, hf_dir=hf_dir, strategy=src_strategy_dirs, force=force, quiet=quiet)
+    count = run(checkpoint, cut, output, hf_dir=hf_dir, force=force, quiet=quiet)
     click.echo(f"resharded step {checkpoint.suffix} for {count} ranks: {output}")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qwen3_ckpt.rows import LazyTensor, row_windows
+from qwen3_model.rows import LazyTensor, row_windows
 from qwen3_model.safetensors_file import FLOAT_DTYPES, NUMPY_DTYPES, to_float32
 
 # Each becomes several arrays of float64.

@@ -1,72 +1,18 @@
-"""mindformers' fused weights out of the model's own and back; `qwen3_model.fused` says how rows lie there."""
+"""mindformers' fused weights out of the model's own; `qwen3_model.fused` reads them and says how rows lie."""
 
-from qwen3_ckpt.rows import InterleavedRows, LazyTensor, PickedRows, RowSource, StackedRows
 from qwen3_model.config import Qwen3Config
-from qwen3_model.fused import (
-    FC1,
-    FUSED_LAYER,
-    QKV,
-    TO_FUSED_LAYER,
-    TO_FUSED_TOP,
-    FusedLayout,
-    Run,
-    mlp_runs,
-    qkv_runs,
-    split_name,
-)
+from qwen3_model.errors import WeightError
+from qwen3_model.fused import FC1, QKV, TO_FUSED_LAYER, TO_FUSED_TOP, FusedLayout
+from qwen3_model.rows import InterleavedRows, LazyTensor, PickedRows, RowSource, Run, StackedRows
 from qwen3_model.safetensors_file import TensorPlan
-
-A_HALF, B_HALF = ".lora_A", ".lora_B"
-
-
-def split_fused(
-    tensors: dict[str, LazyTensor], config: Qwen3Config, layout: FusedLayout
-) -> dict[str, LazyTensor]:
-    """Return Hugging Face's tensors out of mindformers'; names that are not the model's are kept."""
-    top = {theirs: ours for ours, theirs in TO_FUSED_TOP.items()}
-    in_layer = {theirs: ours for ours, theirs in TO_FUSED_LAYER.items()}
-    result = {}
-    for name, tensor in tensors.items():
-        match = FUSED_LAYER.fullmatch(name)
-        prefix = f"model.layers.{match[1]}" if match else ""
-        if name in top:
-            result[top[name]] = tensor.renamed(top[name])
-        elif match and match[2] in in_layer:
-            new = f"{prefix}.{in_layer[match[2]]}.weight"
-            result[new] = tensor.renamed(new)
-        elif match and match[2] == QKV:
-            for part, runs in qkv_runs(config, layout).items():
-                new = f"{prefix}.self_attn.{part}_proj.weight"
-                result[new] = _picked(tensor, new, runs)
-        elif match and match[2] == FC1:
-            for part, run in mlp_runs(config, layout).items():
-                new = f"{prefix}.mlp.{part}_proj.weight"
-                result[new] = _picked(tensor, new, [run])
-        else:
-            result[name] = tensor
-    return result
-
-
-def split_fused_adapters(
-    tensors: dict[str, LazyTensor], config: Qwen3Config, layout: FusedLayout
-) -> dict[str, LazyTensor]:
-    """Return adapters of ours out of mindformers' fused ones: A is shared, B's rows are split."""
-    halves = {
-        half: {n.replace(half, ""): t for n, t in tensors.items() if half in n} for half in (A_HALF, B_HALF)
-    }
-    result = {}
-    for name, tensor in split_fused(halves[B_HALF], config, layout).items():
-        new = name.removesuffix(".weight") + f"{B_HALF}.weight"
-        result[new] = tensor.renamed(new)
-    for name, tensor in halves[A_HALF].items():
-        for part in split_name(name):
-            new = part.removesuffix(".weight") + f"{A_HALF}.weight"
-            result[new] = tensor.renamed(new)
-    return result
 
 
 def fuse(tensors: dict[str, LazyTensor], config: Qwen3Config, layout: FusedLayout) -> dict[str, LazyTensor]:
-    """Return mindformers' tensors out of Hugging Face's, which must be complete."""
+    """Return mindformers' tensors out of Hugging Face's, which must be complete.
+
+    Raises:
+        WeightError: Weights that become one have different types.
+    """
     result = {
         theirs: tensors[ours].renamed(theirs) for ours, theirs in TO_FUSED_TOP.items() if ours in tensors
     }
@@ -98,11 +44,11 @@ def _fused_qkv_rows(
     return StackedRows(bands)
 
 
-def _picked(tensor: LazyTensor, name: str, runs: list[Run]) -> LazyTensor:
-    rows = PickedRows(tensor.rows, runs)
-    return LazyTensor(TensorPlan(name, tensor.plan.dtype, (rows.num_rows, *tensor.plan.shape[1:])), rows)
-
-
 def _joined(name: str, parts: list[LazyTensor], rows: RowSource) -> LazyTensor:
     first = parts[0].plan
+    if other := next((part.plan for part in parts if part.plan.dtype != first.dtype), None):
+        raise WeightError(
+            f"{first.name} is {first.dtype}, {other.name} {other.dtype}, but {name} is one tensor of both; "
+            "give them one type with --dtype"
+        )
     return LazyTensor(TensorPlan(name, first.dtype, (rows.num_rows, *first.shape[1:])), rows)

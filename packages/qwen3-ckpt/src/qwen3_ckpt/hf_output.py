@@ -1,18 +1,15 @@
 """Write a Hugging Face folder: weights, index, config and tokenizer files, all or nothing."""
 
 import json
-from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from qwen3_ckpt.parallel import Count, run_all
-from qwen3_ckpt.rows import LazyTensor
-from qwen3_model.companions import companion_files, copy_companions
-from qwen3_model.config import Qwen3Config
-from qwen3_model.files import output_directory, require_free_space
+from qwen3_ckpt.sources import ModelFiles, Sources, output_of, total_bytes
+from qwen3_model.companions import copy_companions
 from qwen3_model.hf_folder import INDEX_FILE, encode_index, plan_shards, shard_names
-from qwen3_model.progress import Progress
+from qwen3_model.rows import LazyTensor
 from qwen3_model.safetensors_file import write_safetensors
 
 DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
@@ -21,28 +18,23 @@ DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 def write_hf_folder(  # noqa: PLR0913 - the last four say how, not what
     output_dir: Path,
     tensors: dict[str, LazyTensor],
-    config: Qwen3Config,
-    companions: Path,
+    model: ModelFiles,
+    sources: Sources,
     *,
     force: bool,
     quiet: bool,
     shard_bytes: int,
-    sources: Iterable[Path],
     workers: int | None = None,
 ) -> None:
-    """Write the model's weights and copy its small files from `companions`.
+    """Write the model's weights and copy its small files.
 
-    config.json states the dtype of the weights as written.
+    config.json states the dtype of most of the weights as written.
 
     Raises:
-        OutputExistsError: `output_dir` is there and `force` is false.
+        Qwen3Error: See `output_of`.
     """
-    total = sum(tensor.plan.size_bytes for tensor in tensors.values())
-    require_free_space(output_dir, total)
-    with (
-        output_directory(output_dir, force=force, sources=(*sources, *companion_files(companions))) as folder,
-        Progress("write", total, "B", quiet=quiet) as progress,
-    ):
+    total = total_bytes(tensors.values())
+    with output_of(sources, output_dir, total, force=force, quiet=quiet) as (folder, progress):
         shards = plan_shards([tensor.plan for tensor in tensors.values()], shard_bytes)
         names = shard_names(len(shards))
         jobs = [
@@ -52,9 +44,12 @@ def write_hf_folder(  # noqa: PLR0913 - the last four say how, not what
         run_all(jobs, progress.advance, workers)
         if len(shards) > 1:
             (folder / INDEX_FILE).write_text(encode_index(names, shards), encoding="utf-8")
-        copy_companions(companions, folder)
-        dtype = DTYPE_NAMES[next(iter(tensors.values())).plan.dtype]
-        text = json.dumps(replace(config, dtype=dtype).to_hf(), indent=2)
+        copy_companions(model.folder, folder)
+        sizes = dict.fromkeys(DTYPE_NAMES, 0)
+        for tensor in tensors.values():
+            sizes[tensor.plan.dtype] += tensor.plan.size_bytes
+        dtype = DTYPE_NAMES[max(sizes, key=sizes.__getitem__)]
+        text = json.dumps(replace(model.config, dtype=dtype).to_hf(), indent=2)
         (folder / "config.json").write_text(text + "\n", encoding="utf-8")
 
 

@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from qwen3_ckpt.rank_files import rank_steps
-from qwen3_ckpt.rows import LazyTensor
-from qwen3_ckpt.tensor_sets import open_tensors, rank_parent
+from qwen3_model.checkpoint_files import rank_steps
+from qwen3_model.rows import LazyTensor
+from qwen3_model.weight_files import open_checkpoint, rank_parent
 
 LAYER = re.compile(r"(.*\blayers)\.(\d+)\.(.+)")
 
@@ -24,7 +24,7 @@ def describe(source: Path, suffix: str | None) -> Iterator[str]:
         for step in sorted({step for found in steps.values() for step in found}):
             holders = sum(step in found for found in steps.values())
             yield f"  step {step}: in {holders} of {len(steps)} ranks"
-    tensors = open_tensors(source, suffix)
+    tensors = open_checkpoint(source, suffix=suffix).tensors
     by_dtype: dict[str, list[int]] = {}
     for tensor in tensors.values():
         by_dtype.setdefault(tensor.plan.dtype, []).append(tensor.plan.size_bytes)

@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen3_ckpt.adapters import check_base_copies, fuse_adapters, peft_config, peft_tensors, read_float32
-from qwen3_ckpt.fused import split_fused_adapters
 from qwen3_ckpt.hf_output import write_hf_folder
-from qwen3_ckpt.rows import from_file
-from qwen3_ckpt.tensor_sets import open_tensors
+from qwen3_ckpt.sources import need_model_files, sources_of
 from qwen3_model.adapters import (
     CONFIG_FILE,
     EMBEDDING,
@@ -25,9 +23,10 @@ from qwen3_model.companions import find_companions
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError, FormatError
 from qwen3_model.files import output_directory
-from qwen3_model.fused import FusedLayout
-from qwen3_model.hf_folder import open_hf_folder
+from qwen3_model.fused import FusedLayout, is_fused, split_fused
+from qwen3_model.model_weights import model_weights
 from qwen3_model.safetensors_file import write_safetensors
+from qwen3_model.weight_files import open_checkpoint
 
 HALVES = (".lora_A.weight", ".lora_B.weight")
 
@@ -56,14 +55,14 @@ def read_adapters(source: AdapterSource) -> tuple[AdapterSet, Qwen3Config | None
     config = Qwen3Config.from_dir(hf_dir) if hf_dir else None
     if (source.path / WEIGHTS_FILE).is_file():
         return read_peft(source.path, source.alpha), config
-    tensors = {name: t for name, t in open_tensors(source.path).items() if name.endswith(HALVES)}
-    tensors = {name: t for name, t in tensors.items() if not name.startswith("adam_")}
-    if not tensors:
-        raise FormatError(f"{source.path} holds no adapter weights (*.lora_A.weight, *.lora_B.weight)")
-    if any(name.startswith("decoder.") or name.startswith("embedding.") for name in tensors):
+    tensors = open_checkpoint(source.path).tensors
+    if is_fused(tensors):
         if config is None:
             raise ConfigError("fused adapters are split by the model's heads: name its folder with --hf-dir")
-        tensors = split_fused_adapters(tensors, config, source.layout)
+        tensors = split_fused(tensors, config, source.layout)
+    tensors = {n: t for n, t in tensors.items() if n.endswith(HALVES) and not n.startswith("adam_")}
+    if not tensors:
+        raise FormatError(f"{source.path} holds no adapter weights (*.lora_A.weight, *.lora_B.weight)")
     halves = {name: read_float32(tensor) for name, tensor in tensors.items()}
     alpha = stated_alpha(source.path) if source.alpha is None else source.alpha
     if alpha is None:
@@ -80,14 +79,16 @@ def fuse_lora(
         WeightError: The adapters are for another base.
         OutputExistsError: `output_dir` is there and `force` is false.
     """
-    base = open_hf_folder(base_dir)
+    base = open_checkpoint(base_dir)
+    model = need_model_files(base_dir, None)
     adapters, _ = read_adapters(source)
-    check_fits(adapters, base.config)
-    weights = {name: from_file(base.tensors[name], name) for name in base.config.weight_shapes()}
+    check_fits(adapters, model.config)
+    weights = model_weights(base.tensors, model.config)
     check_base_copies(adapters, weights)
+    sources = sources_of([base_dir, source.path], [base], model)
     write_hf_folder(
-        output_dir, fuse_adapters(weights, adapters), base.config, base_dir,
-        force=force, quiet=quiet, shard_bytes=shard_bytes, sources=[base_dir, source.path],
+        output_dir, fuse_adapters(weights, adapters), model, sources,
+        force=force, quiet=quiet, shard_bytes=shard_bytes,
     )  # fmt: skip
     return adapters
 

@@ -11,21 +11,18 @@ Unified layout, below `<output>/<suffix>_ckpt_convert/`:
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwen3_ckpt.assemble import Assembled, assemble, without_strategy
-from qwen3_ckpt.check_shapes import check_shapes
 from qwen3_ckpt.hf_output import write_hf_folder
-from qwen3_ckpt.names import hf_tensors
-from qwen3_ckpt.rank_files import RankFiles, open_rank_files
-from qwen3_ckpt.replicas import check_replicas, check_samples, check_stage_twins
-from qwen3_ckpt.rows import LazyTensor, cast
-from qwen3_ckpt.strategies import Stages, merged_strategy, read_stages
+from qwen3_ckpt.sources import ModelFiles, Sources, find_model_files, output_of, sources_of, total_bytes
 from qwen3_ckpt.unified import UNIFIED, write_parts, write_run_state
-from qwen3_model.companions import companion_files, copy_companions, find_companions
-from qwen3_model.config import Qwen3Config
+from qwen3_model.companions import copy_companions
 from qwen3_model.errors import ConfigError
-from qwen3_model.files import output_directory, refuse_existing, require_free_space
+from qwen3_model.files import refuse_existing, require_free_space
 from qwen3_model.fused import FusedLayout
-from qwen3_model.progress import Progress
+from qwen3_model.model_weights import check_shapes, model_weights
+from qwen3_model.replicas import check_replicas, check_stage_twins
+from qwen3_model.rows import LazyTensor, cast
+from qwen3_model.strategies import merged_strategy
+from qwen3_model.weight_files import Checkpoint, open_checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,19 +53,13 @@ class MergeRequest:
 class Prepared:
     """A merge that can be written."""
 
-    ranks: RankFiles
-    strategy: Path | None
-    checkpoint: Assembled
-    companions: Path | None
-    config: Qwen3Config | None
-    layout: FusedLayout
-    dtype: str | None
-
-    def sources(self) -> list[Path]:
-        """Return every file and folder that the merge reads."""
-        found = [file.path for file in self.ranks.files.values()]
-        found += [self.strategy] if self.strategy else []
-        return found + (companion_files(self.companions) if self.companions else [])
+    request: MergeRequest
+    checkpoint: Checkpoint
+    tensors: dict[str, LazyTensor]
+    """Those of the checkpoint that are wanted."""
+    model: ModelFiles | None
+    sources: Sources
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,39 +73,40 @@ class Output:
     @property
     def size_bytes(self) -> int:
         """Bytes of all tensors."""
-        return sum(tensor.plan.size_bytes for tensor in self.tensors.values())
+        return total_bytes(self.tensors.values())
 
 
 def prepare(request: MergeRequest) -> Prepared:
     """Open and check everything; nothing is written.
 
     Raises:
-        Qwen3Error: Something is missing, damaged, or does not fit; see `assemble`.
+        Qwen3Error: Something is missing, damaged, or does not fit; see `open_checkpoint`.
     """
-    ranks = open_rank_files(request.checkpoint_dir, request.suffix)
-    notes: list[str] = []
-    stages: Stages = {}
-    if request.strategy is None:
-        checkpoint = without_strategy(ranks)
-    else:
-        stages, notes = read_stages(request.strategy)
-        checkpoint = assemble(ranks, stages)
-    checkpoint.notes += notes + _redundancy_notes(ranks, request.has_redundancy)
-    check_samples(ranks, stages)
+    checkpoint = open_checkpoint(request.checkpoint_dir, suffix=request.suffix, strategy=request.strategy)
+    if checkpoint.ranks is None:
+        raise ConfigError(
+            f"{request.checkpoint_dir} holds no folders rank_0, rank_1, ...; give a checkpoint folder, or "
+            "use `qwen3-ckpt convert` for whole weights"
+        )
     if request.check_replicas:
-        check_replicas(ranks, stages)
+        check_replicas(checkpoint.ranks.files, checkpoint.stages)
         check_stage_twins(checkpoint.stage_twins)
-    for prefix in request.filter_out_prefixes:
-        checkpoint.tensors = {n: t for n, t in checkpoint.tensors.items() if not n.startswith(prefix)}
-    companions = request.hf_dir or find_companions(request.checkpoint_dir)
-    config = Qwen3Config.from_dir(companions) if companions else None
-    if config:
-        check_shapes(checkpoint.tensors, config)
-    return Prepared(ranks, request.strategy, checkpoint, companions, config, request.layout, request.dtype)
+    tensors = {
+        name: tensor
+        for name, tensor in checkpoint.tensors.items()
+        if not name.startswith(request.filter_out_prefixes)
+    }
+    model = find_model_files(request.checkpoint_dir, request.hf_dir)
+    if model:
+        check_shapes(tensors, model.config)
+    sources = sources_of([request.checkpoint_dir, checkpoint.strategy], [checkpoint], model)
+    notes = (*checkpoint.notes, *_redundancy_notes(checkpoint, request.has_redundancy))
+    return Prepared(request, checkpoint, tensors, model, sources, notes)
 
 
-def _redundancy_notes(ranks: RankFiles, has_redundancy: bool | None) -> list[str]:
-    stated = {file.metadata.get("remove_redundancy") for file in ranks.files.values()}
+def _redundancy_notes(checkpoint: Checkpoint, has_redundancy: bool | None) -> list[str]:
+    files = checkpoint.ranks.files.values() if checkpoint.ranks else ()
+    stated = {file.metadata.get("remove_redundancy") for file in files}
     if has_redundancy is None or str(not has_redundancy) in stated or stated == {None}:
         return []
     return [
@@ -128,15 +120,15 @@ def plan_output(prepared: Prepared, output_dir: Path, target: str, *, force: boo
     Raises:
         ConfigError: A Hugging Face folder needs a config.json and none was found.
         WeightError: The tensors are not exactly those of the model, where one is wanted.
-        OutputExistsError: The folder is there and `force` is false.
+        OutputExistsError: The folder is there and `force` is false, or it is or holds a source.
         Qwen3Error: The disk is too full.
     """
     if target == "hf":
         output = Output(output_dir, _model_tensors(prepared), is_hf=True)
     else:
-        folder = output_dir / f"{prepared.ranks.suffix}_ckpt_convert"
-        output = Output(folder, prepared.checkpoint.tensors, is_hf=False)
-    refuse_existing(output.folder, force=force, sources=prepared.sources())
+        folder = output_dir / f"{prepared.checkpoint.suffix}_ckpt_convert"
+        output = Output(folder, prepared.tensors, is_hf=False)
+    refuse_existing(output.folder, force=force, sources=prepared.sources.all_paths())
     require_free_space(output_dir, output.size_bytes)
     return output
 
@@ -145,34 +137,34 @@ def write_output(
     prepared: Prepared, output: Output, *, force: bool, quiet: bool, shard_bytes: int, workers: int | None
 ) -> None:
     """Write what `plan_output` planned, in one pass over the ranks and `workers` files at a time."""
-    if output.is_hf and prepared.config and prepared.companions:
+    sources, model, checkpoint = prepared.sources, prepared.model, prepared.checkpoint
+    if output.is_hf and model:
         write_hf_folder(
-            output.folder, output.tensors, prepared.config, prepared.companions,
+            output.folder, output.tensors, model, sources,
             force=force, quiet=quiet, shard_bytes=shard_bytes, workers=workers,
-            sources=prepared.sources(),
         )  # fmt: skip
         return
-    with (
-        output_directory(output.folder, force=force, sources=prepared.sources()) as folder,
-        Progress("merge", output.size_bytes, "B", quiet=quiet) as progress,
+    size = output.size_bytes
+    with output_of(sources, output.folder, size, force=force, quiet=quiet, label="merge") as (
+        folder,
+        progress,
     ):
         write_parts(folder / UNIFIED, output.tensors, progress.advance, workers)
-        write_run_state(folder / UNIFIED, prepared.checkpoint.run_state)
-        if prepared.strategy:
+        write_run_state(folder / UNIFIED, checkpoint.run_state)
+        if checkpoint.strategy:
             strategy_dir = folder / "merge_strategy"
             strategy_dir.mkdir()
-            (strategy_dir / "merge_strategy.ckpt").write_bytes(merged_strategy(prepared.strategy))
-        if prepared.companions:
-            copy_companions(prepared.companions, folder / "hf_files")
+            (strategy_dir / "merge_strategy.ckpt").write_bytes(merged_strategy(checkpoint.strategy))
+        if model:
+            copy_companions(model.folder, folder / "hf_files")
 
 
 def _model_tensors(prepared: Prepared) -> dict[str, LazyTensor]:
-    if prepared.config is None:
+    if prepared.model is None:
         raise ConfigError(
             "a Hugging Face folder needs a config.json, and none lies beside the checkpoint; name its folder "
             "with --hf-dir"
         )
-    tensors = hf_tensors(prepared.checkpoint.tensors, prepared.config, prepared.layout)
-    if prepared.dtype:
-        tensors = {name: cast(tensor, prepared.dtype) for name, tensor in tensors.items()}
-    return tensors
+    tensors = model_weights(prepared.tensors, prepared.model.config, prepared.request.layout)
+    dtype = prepared.request.dtype
+    return {name: cast(tensor, dtype) for name, tensor in tensors.items()} if dtype else tensors

@@ -12,17 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen3_ckpt.placements import Cut, bare_name, stage_of, tensor_layout
-from qwen3_ckpt.rows import LazyTensor, PickedColumns, PickedRows, RowSource
-from qwen3_ckpt.tensor_sets import Checkpoint
-from qwen3_model.companions import companion_files, copy_companions, find_companions
+from qwen3_ckpt.sources import find_model_files, output_of, sources_of
+from qwen3_model.companions import copy_companions
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError
-from qwen3_model.files import output_directory, refuse_existing, require_free_space
-from qwen3_model.fused import Run
+from qwen3_model.files import refuse_existing
 from qwen3_model.layout import Layout
-from qwen3_model.progress import Progress
+from qwen3_model.rows import LazyTensor, PickedColumns, PickedRows, RowSource, Run
 from qwen3_model.safetensors_file import TensorPlan, write_safetensors
 from qwen3_model.strategy import TensorLayout, write_strategy
+from qwen3_model.weight_files import Checkpoint
 
 MAX_NAMED = 5
 
@@ -35,14 +34,7 @@ class _Rank:
 
 
 def reshard(
-    checkpoint: Checkpoint,
-    cut: Cut,
-    output_dir: Path,
-    *,
-    hf_dir: Path | None,
-    strategy: Path | None,
-    force: bool,
-    quiet: bool,
+    checkpoint: Checkpoint, cut: Cut, output_dir: Path, *, hf_dir: Path | None, force: bool, quiet: bool
 ) -> int:
     """Write the checkpoint under another layout and return the number of ranks.
 
@@ -51,11 +43,10 @@ def reshard(
         WeightError: A tensor has no place in the layout, since its name is unknown.
         OutputExistsError: `output_dir` is there and `force` is false.
     """
-    companions = hf_dir or find_companions(checkpoint.path)
-    sources = [checkpoint.path, *checkpoint.path.rglob("*.safetensors"), *([strategy] if strategy else [])]
-    sources += companion_files(companions) if companions else []
-    refuse_existing(output_dir, force=force, sources=sources)
-    config = Qwen3Config.from_dir(companions) if companions else None
+    model = find_model_files(checkpoint.path, hf_dir)
+    config = model.config if model else None
+    sources = sources_of([checkpoint.path, checkpoint.strategy], [checkpoint], model)
+    refuse_existing(output_dir, force=force, sources=sources.all_paths())
     layouts = {name: tensor_layout(tensor.plan, cut) for name, tensor in checkpoint.tensors.items()}
     _check(checkpoint, cut.layout, config, layouts)
     stages = _share_out(checkpoint, cut, config)
@@ -64,17 +55,16 @@ def reshard(
         for rank in _ranks(cut.layout)
         for name in stages[rank.stage]
     )
-    require_free_space(output_dir, needed)
-    with (
-        output_directory(output_dir, force=force, sources=sources) as folder,
-        Progress("reshard", needed, "B", quiet=quiet) as progress,
+    with output_of(sources, output_dir, needed, force=force, quiet=quiet, label="reshard") as (
+        folder,
+        progress,
     ):
         for number, rank in enumerate(_ranks(cut.layout)):
             own = {name: layouts[name] for name in stages[rank.stage]}
             write_strategy(folder / "strategy" / f"ckpt_strategy_rank_{number}.ckpt", rank.stage, own)
             _write_rank(folder, number, rank, checkpoint, own, cut, progress.advance)
-        if companions:
-            copy_companions(companions, folder)
+        if model:
+            copy_companions(model.folder, folder)
     return cut.layout.num_ranks
 
 
@@ -131,7 +121,7 @@ def _write_rank(
         part = _slice(checkpoint.tensors[name], layout, rank.local)
         entries.append((part.plan, part.pieces(count)))
     entries += [(tensor.plan, tensor.pieces()) for tensor in checkpoint.run_state.values()]
-    metadata = checkpoint.metadata | {"format": "ms", "remove_redundancy": str(cut.remove_redundancy)}
+    metadata = checkpoint.first.metadata | {"format": "ms", "remove_redundancy": str(cut.remove_redundancy)}
     file_name = f"qwen3_rank_{number}-{checkpoint.suffix}.safetensors"
     write_safetensors(rank_dir / file_name, entries, metadata)
     epoch, step = map(int, checkpoint.suffix.split("_"))

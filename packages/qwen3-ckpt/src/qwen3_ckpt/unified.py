@@ -8,8 +8,9 @@ from functools import partial
 from pathlib import Path
 
 from qwen3_ckpt.parallel import Count, run_all
-from qwen3_ckpt.rows import LazyTensor
+from qwen3_model.rows import LazyTensor
 from qwen3_model.safetensors_file import write_safetensors
+from qwen3_model.weight_files import HYPER, NAME_MAP
 
 PART_BYTES = 3 << 30
 # The safetensors library's own order of element types.
@@ -18,7 +19,7 @@ LIBRARY_ORDER = (
     "U64",
 )  # fmt: skip
 UNIFIED_METADATA = {"format": "ms", "remove_redundancy": "False"}
-UNIFIED, NAME_MAP, HYPER = "unified_safe", "param_name_map.json", "hyper_param.safetensors"
+UNIFIED = "unified_safe"
 
 
 def plan_parts(tensors: dict[str, LazyTensor]) -> list[list[LazyTensor]]:

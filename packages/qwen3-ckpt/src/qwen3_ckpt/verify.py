@@ -5,18 +5,15 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
-
-from qwen3_ckpt.names import hf_tensors
 from qwen3_ckpt.placements import ADAPTER, bare_name
-from qwen3_ckpt.rows import LazyTensor, row_windows
-from qwen3_ckpt.tensor_sets import open_tensors
 from qwen3_model.companions import find_companions
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import FormatError, Qwen3Error
 from qwen3_model.files import write_text_atomically
-from qwen3_model.safetensors_file import FLOAT_DTYPES, open_safetensors
-from qwen3_model.verify import count_not_finite
+from qwen3_model.model_weights import model_weights
+from qwen3_model.safetensors_file import open_safetensors
+from qwen3_model.verify import count_non_finite
+from qwen3_model.weight_files import open_checkpoint
 
 MANIFEST = "sha256.json"
 HASH_BYTES = 8 << 20
@@ -32,15 +29,15 @@ def find_faults(source: Path, count: Callable[[float], None]) -> Iterator[str]:
     if damaged:
         return
     try:
-        tensors = open_tensors(source)
+        tensors = open_checkpoint(source).tensors
         companions = find_companions(source)
         if companions and not all(ADAPTER.fullmatch(bare_name(name)) for name in tensors):
-            hf_tensors(tensors, Qwen3Config.from_dir(companions))
+            model_weights(tensors, Qwen3Config.from_dir(companions))
     except Qwen3Error as error:
         yield str(error)
         return
     for name, tensor in tensors.items():
-        if tensor.plan.dtype in FLOAT_DTYPES and (bad := count_non_finite(tensor, count)):
+        if bad := count_non_finite(tensor, count):
             yield f"{name} has {bad} values that are NaN or infinite"
     yield from manifest_faults(source)
 
@@ -51,16 +48,6 @@ def _damaged_files(source: Path) -> Iterator[str]:
             open_safetensors(path)
         except FormatError as error:
             yield str(error)
-
-
-def count_non_finite(tensor: LazyTensor, count: Callable[[float], None]) -> int:
-    """Return how many elements of a float tensor are NaN or infinite."""
-    bad = 0
-    for window in row_windows(tensor.rows):
-        piece = np.ascontiguousarray(tensor.rows.read(*window))
-        bad += count_not_finite(piece, tensor.plan.dtype)
-        count(piece.nbytes)
-    return bad
 
 
 def write_manifest(source: Path) -> Path:

@@ -13,7 +13,8 @@ from qwen3_infer.generation_config import GenerationConfig, read_generation_conf
 from qwen3_model.adapters import AdapterSet
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError, FormatError
-from qwen3_model.fused import FusedLayout, Tensors
+from qwen3_model.fused import FusedLayout
+from qwen3_model.tensors import Tensors
 from qwen3_model.tokenizer import Qwen3Tokenizer
 
 

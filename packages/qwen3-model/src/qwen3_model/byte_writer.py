@@ -2,7 +2,6 @@
 
 import errno
 import os
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +10,7 @@ from typing import BinaryIO, Self
 import numpy as np
 
 from qwen3_model.errors import FormatError
+from qwen3_model.source_file import SourceFile
 
 COPY_BYTES = 16 << 20
 FLUSH_BYTES = 64 << 20
@@ -20,7 +20,7 @@ FLUSH_BYTES = 64 << 20
 class FileRange:
     """Bytes of another file, to be copied without passing through this process where the system can."""
 
-    path: Path
+    file: SourceFile
     start: int
     size_bytes: int
 
@@ -29,25 +29,20 @@ Buffer = bytes | memoryview | np.ndarray | FileRange
 
 
 class ByteWriter:
-    """A new file and the files that are copied from; a context manager that closes them."""
+    """A new file; a context manager that closes it."""
 
     def __init__(self, path: Path) -> None:
-        self._opened = ExitStack()
-        self._file: BinaryIO = self._opened.enter_context(path.open("wb", buffering=0))
-        self._sources: dict[Path, BinaryIO] = {}
+        self._file: BinaryIO = path.open("wb", buffering=0)
         self._flushed = 0
 
     def write(self, piece: Buffer) -> int:
         """Append a piece and return its bytes.
 
         Raises:
-            FormatError: A file that is copied from has become shorter.
+            FormatError: A file that is copied from has become shorter or was replaced.
         """
         if isinstance(piece, FileRange):
-            if piece.path not in self._sources:
-                source = self._opened.enter_context(piece.path.open("rb", buffering=0))
-                self._sources[piece.path] = source
-            written = _copy_range(self._sources[piece.path], self._file, piece)
+            written = _copy_range(self._file, piece)
         else:
             written = _write_all(self._file, _bytes_of(piece))
         self._start_flush()
@@ -68,7 +63,7 @@ class ByteWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._opened.close()
+        self._file.close()
 
 
 def _write_all(file: BinaryIO, data: bytes | memoryview) -> int:
@@ -78,20 +73,21 @@ def _write_all(file: BinaryIO, data: bytes | memoryview) -> int:
     return memoryview(data).nbytes
 
 
-def _copy_range(source: BinaryIO, target: BinaryIO, piece: FileRange) -> int:
+def _copy_range(target: BinaryIO, piece: FileRange) -> int:
     copied = 0
-    while copied < piece.size_bytes:
-        left = min(piece.size_bytes - copied, COPY_BYTES)
-        try:
-            count = os.copy_file_range(source.fileno(), target.fileno(), left, piece.start + copied)
-        except OSError as error:
-            if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
-            # Not between these file systems, or not on this kernel.
-            count = _write_all(target, os.pread(source.fileno(), left, piece.start + copied))
-        if count == 0:
-            raise FormatError(f"{piece.path} has become shorter while it was read")
-        copied += count
+    with piece.file.descriptor() as source:
+        while copied < piece.size_bytes:
+            left, position = min(piece.size_bytes - copied, COPY_BYTES), piece.start + copied
+            try:
+                count = os.copy_file_range(source, target.fileno(), left, position)
+            except OSError as error:
+                if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                    raise
+                # Not between these file systems, or not on this kernel.
+                count = _write_all(target, piece.file.read(position, left))  # type: ignore[arg-type]
+            if count == 0:
+                raise FormatError(f"{piece.file.path} has become shorter while it was read")
+            copied += count
     return copied
 
 

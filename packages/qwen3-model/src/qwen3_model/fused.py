@@ -8,15 +8,14 @@ training default is grouped and interleaved (`use_contiguous_weight_layout_atten
 """
 
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
 
 from qwen3_model.config import Qwen3Config
-from qwen3_model.rank_tensors import RankTensors, Slices
-from qwen3_model.safetensors_file import SafetensorsFile
+from qwen3_model.errors import WeightError
+from qwen3_model.rows import LazyTensor, PickedRows, Run
+from qwen3_model.safetensors_file import TensorPlan
+from qwen3_model.tensors import Tensors
 
 TO_FUSED_TOP = {
     "model.embed_tokens.weight": "embedding.word_embeddings.weight",
@@ -34,18 +33,8 @@ TO_FUSED_LAYER = {
 QKV, FC1 = "self_attention.linear_qkv", "mlp.linear_fc1"
 FUSED_LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)\.weight")
 MOMENTS = ("adam_m.", "adam_v.")
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Rows start, start + step, ... below stop."""
-
-    start: int
-    stop: int
-    step: int = 1
-
-    def __len__(self) -> int:
-        return len(range(self.start, self.stop, self.step))
+ADAPTER_HALF = re.compile(r"(.+)\.(?:mindpet_delta_)?lora_([abAB])(?:\.weight)?")
+"""mindformers' names of adapters: of its graph mode, of mindpet, and of its pynative mode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,92 +47,62 @@ class FusedLayout:
     """gate and up row by row instead of one below the other."""
 
 
-class Tensors(Protocol):
-    """Tensors under their names, of which any part can be read; see `RankTensors`."""
-
-    first: SafetensorsFile
-
-    def __contains__(self, name: str) -> bool: ...
-
-    def names(self) -> list[str]:
-        """Return the names of all tensors."""
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of the whole tensor."""
-
-    def dtype(self, name: str) -> str:
-        """Return safetensors' dtype."""
-
-    def release(self, name: str) -> None:
-        """Take what was read of a tensor out of this process's memory again."""
-
-    def read(self, name: str, wanted: Slices) -> tuple[str, NDArray[Any]]:
-        """Return safetensors' dtype and the wanted part."""
-
-
-class UnfusedTensors:
-    """mindformers' weights and their moments, whole or cut by ranks, under the model's own names."""
-
-    def __init__(self, tensors: RankTensors, config: Qwen3Config, layout: FusedLayout) -> None:
-        self._tensors, self.first = tensors, tensors.first
-        parts: dict[str, list[Run]] = qkv_runs(config, layout)
-        parts |= {part: [run] for part, run in mlp_runs(config, layout).items()}
-        self._sources: dict[str, tuple[str, list[Run] | None]] = {}
-        for theirs in tensors.names():
-            moment = next((prefix for prefix in MOMENTS if theirs.startswith(prefix)), "")
-            ours = split_name(theirs.removeprefix(moment))
-            for name in ours:
-                self._sources[moment + name] = theirs, parts[_part(name)] if len(ours) > 1 else None
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._sources
-
-    def names(self) -> list[str]:
-        """Return the names of all tensors."""
-        return list(self._sources)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of the whole tensor."""
-        theirs, runs = self._sources[name]
-        shape = self._tensors.shape(theirs)
-        return shape if runs is None else (sum(len(run) for run in runs), *shape[1:])
-
-    def dtype(self, name: str) -> str:
-        """Return safetensors' dtype."""
-        return self._tensors.dtype(self._sources[name][0])
-
-    def release(self, name: str) -> None:
-        """Take what was read of a tensor, and of what lies with it, out of this process's memory again."""
-        self._tensors.release(self._sources[name][0])
-
-    def read(self, name: str, wanted: Slices) -> tuple[str, NDArray[Any]]:
-        """Return safetensors' dtype and the wanted part, which lies in one or several runs of rows.
-
-        Raises:
-            FormatError: A part is in none of the files.
-        """
-        theirs, runs = self._sources[name]
-        if runs is None:
-            return self._tensors.read(theirs, wanted)
-        pieces, dtype, first = [], "", 0
-        for run in runs:
-            begin, end = max(wanted[0].start, first) - first, min(wanted[0].stop, first + len(run)) - first
-            first += len(run)
-            if begin < end:
-                rows = slice(run.start + begin * run.step, run.start + (end - 1) * run.step + 1)
-                dtype, piece = self._tensors.read(theirs, (rows, *wanted[1:]))
-                pieces.append(piece[:: run.step])
-        return dtype, pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-
-
-def _part(name: str) -> str:
-    return name.split(".")[-2].removesuffix("_proj")
-
-
-def unfused(tensors: RankTensors, config: Qwen3Config, layout: FusedLayout) -> Tensors:
+def unfused(tensors: Tensors, config: Qwen3Config, layout: FusedLayout) -> Tensors:
     """Return the tensors under the model's own names, if mindformers named them; else as they are."""
-    is_fused = any(FUSED_LAYER.fullmatch(name) for name in tensors.names())
-    return UnfusedTensors(tensors, config, layout) if is_fused else tensors
+    if not is_fused(tensors.lazy):
+        return tensors
+    return Tensors(tensors.first, split_fused(tensors.lazy, config, layout))
+
+
+def is_fused(names: Iterable[str]) -> bool:
+    """Return whether the names are mindformers', of weights, adapters or moments."""
+    return any(FUSED_LAYER.fullmatch(_weight_name(name)[1]) for name in names)
+
+
+def split_fused(
+    tensors: Mapping[str, LazyTensor], config: Qwen3Config, layout: FusedLayout
+) -> dict[str, LazyTensor]:
+    """Return the model's own tensors out of mindformers': weights, adapters and moments of both.
+
+    Of an adapter on a fused weight the parts share A, and B's rows are split. Unknown names are kept.
+
+    Raises:
+        WeightError: A fused tensor has other rows than the config makes.
+    """
+    runs: dict[str, list[Run]] = row_runs(config, layout)
+    result: dict[str, LazyTensor] = {}
+    for theirs, tensor in tensors.items():
+        moment, weight, half = _weight_name(theirs)
+        ours = split_name(weight)
+        for name in ours:
+            new = moment + (f"{name.removesuffix('.weight')}.lora_{half}.weight" if half else name)
+            is_part = len(ours) > 1 and half != "A"
+            result[new] = (_picked(tensor, runs, name) if is_part else tensor).renamed(new)
+    return result
+
+
+def _weight_name(name: str) -> tuple[str, str, str]:
+    """Take a name apart: the moment's prefix, the weight, and the half of an adapter, A, B or none."""
+    moment = next((prefix for prefix in MOMENTS if name.startswith(prefix)), "")
+    bare = name.removeprefix(moment)
+    match = ADAPTER_HALF.fullmatch(bare)
+    return (moment, f"{match[1]}.weight", match[2].upper()) if match else (moment, bare, "")
+
+
+def _picked(tensor: LazyTensor, runs: Mapping[str, list[Run]], name: str) -> LazyTensor:
+    part = name.split(".")[-2].removesuffix("_proj")
+    group = "qkv" if part in "qkv" else ("gate", "up")
+    needed = sum(len(run) for each in group for run in runs[each])
+    plan = tensor.plan
+    if not plan.shape or plan.shape[0] != needed:
+        raise WeightError(f"{plan.name} is {plan.shape}, config.json makes {needed} rows of it")
+    rows = PickedRows(tensor.rows, runs[part])
+    return LazyTensor(TensorPlan(name, plan.dtype, (rows.num_rows, *plan.shape[1:])), rows)
+
+
+def row_runs(config: Qwen3Config, layout: FusedLayout) -> dict[str, list[Run]]:
+    """Return, for q, k, v, gate and up, their rows in their fused weight, in order."""
+    return qkv_runs(config, layout) | {part: [run] for part, run in mlp_runs(config, layout).items()}
 
 
 def fused_shapes(config: Qwen3Config) -> dict[str, tuple[int, ...]]:

@@ -4,7 +4,7 @@ The index is `model.safetensors.index.json`: {"metadata": {"total_size"}, "weigh
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,49 +12,50 @@ import numpy as np
 from qwen3_model.byte_writer import Buffer
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import FormatError, WeightError
+from qwen3_model.fused import FusedLayout
+from qwen3_model.model_weights import find_weights, some
+from qwen3_model.rows import equal_rows, from_file
 from qwen3_model.safetensors_file import (
-    FLOAT_DTYPES,
     SafetensorsFile,
-    TensorInfo,
     TensorPlan,
     open_safetensors,
+    to_float32,
     write_safetensors,
 )
+from qwen3_model.strangers import WANTED, explain
+from qwen3_model.tensors import Tensors, mapped
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-TIED_HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-MAX_NAMED = 8
-COMPARE_ROWS = 4096
 
 
 class HfFolder:
-    """An opened folder whose tensors are those of its config, each in exactly one file."""
+    """An opened folder whose tensors are those of its config."""
 
-    def __init__(self, path: Path, config: Qwen3Config, tensors: dict[str, SafetensorsFile]) -> None:
+    def __init__(self, path: Path, config: Qwen3Config, tensors: Tensors) -> None:
         self.path, self.config, self.tensors = path, config, tensors
 
-    def info(self, name: str) -> TensorInfo:
-        """Return the dtype, shape and place of a tensor."""
-        return self.tensors[name].tensors[name]
+    def info(self, name: str) -> TensorPlan:
+        """Return the dtype and shape of a tensor."""
+        return self.tensors.lazy[name].plan
 
     def raw(self, name: str) -> np.ndarray:
         """Return a mapped, read-only view of a tensor; BF16 comes as uint16."""
-        return self.tensors[name].raw(name)
-
-    def release(self, name: str) -> None:
-        """Take a tensor's mapped pages out of this process's memory again."""
-        self.tensors[name].release(name)
+        return self.tensors.read(name)[1]
 
     def float32(self, name: str) -> np.ndarray:
         """Return a tensor widened to float32."""
-        return self.tensors[name].float32(name)
+        return to_float32(self.raw(name), self.info(name).dtype)
+
+    def release(self, name: str) -> None:
+        """Take a tensor's mapped pages out of this process's memory again."""
+        self.tensors.release(name)
 
 
 def open_hf_folder(path: Path) -> HfFolder:
     """Open a folder and check its tensors' names, shapes and dtypes against its config.
 
-    A tied model's `lm_head.weight` is left out, as it is in released folders, when it equals the embedding.
+    See `model_weights` for what is put right and what is left out.
 
     Raises:
         ConfigError: config.json is missing or describes another model.
@@ -62,52 +63,77 @@ def open_hf_folder(path: Path) -> HfFolder:
         WeightError: Tensors are missing, unexpected, or of the wrong shape or dtype; all are named.
     """
     config = Qwen3Config.from_dir(path)
-    tensors = open_hf_tensors(path)
-    problems = list(tied_head_problems(config, tensors)) + list(weight_problems(config, tensors))
+    files = open_hf_tensors(path)
+    tensors = {name: from_file(file, name) for name, file in files.items()}
+    weights, problems = find_weights(tensors, config, FusedLayout())
     if problems:
-        raise WeightError(f"{path}: {'; '.join(problems)}")
-    return HfFolder(path, config, tensors)
+        raise WeightError(f"{path}: {some(problems, '; ')}")
+    return HfFolder(path, config, mapped(Tensors(next(iter(files.values())), weights)))
 
 
 def open_hf_tensors(path: Path) -> dict[str, SafetensorsFile]:
     """Open every weights file of a folder; return the file of each tensor.
 
     Raises:
-        FormatError: There are no weights, or the index and the files disagree.
+        FormatError: There are no weights, or the index and the files disagree, or a single file beside the
+            index has other weights: some readers take that, others the index.
     """
     if not path.is_dir():
         raise FormatError(f"{path} is no folder; give a Hugging Face model folder")
     index_path, single_path = path / INDEX_FILE, path / SINGLE_FILE
     if index_path.exists():
-        return _open_indexed(path, _read_index(index_path))
-    if not single_path.exists():
+        tensors = _open_indexed(path, _read_index(index_path))
+        if single_path.exists() and all(file.path != single_path for file in tensors.values()):
+            _compare_single(open_safetensors(single_path), tensors)
+    elif single_path.exists():
+        file = open_safetensors(single_path)
+        tensors = dict.fromkeys(file.tensors, file)
+    else:
+        found = explain(path) or f"has neither {SINGLE_FILE} nor {INDEX_FILE}; {WANTED}"
+        raise FormatError(f"{path} {found}")
+    if not tensors:
+        raise FormatError(f"{path} has weights files without a tensor")
+    return tensors
+
+
+def _compare_single(single: SafetensorsFile, indexed: dict[str, SafetensorsFile]) -> None:
+    """Refuse a single file whose weights are not those of the index."""
+    different = sorted(single.tensors.keys() ^ indexed.keys())
+    for name, file in indexed.items():
+        if different:
+            break
+        a, b = from_file(single, name), from_file(file, name)
+        if a.plan != b.plan or not equal_rows(a.rows, b.rows):
+            different.append(name)
+    if different:
         raise FormatError(
-            f"{path} has neither {SINGLE_FILE} nor {INDEX_FILE}; give a folder with safetensors weights"
+            f"{single.path} and the files of {INDEX_FILE} beside it hold different weights, such as "
+            f"{different[0]}; transformers would load the first, vLLM the others: remove those that are out "
+            "of date"
         )
-    file = open_safetensors(single_path)
-    return dict.fromkeys(file.tensors, file)
 
 
 def _read_index(index_path: Path) -> dict[str, str]:
     try:
         weight_map = json.loads(index_path.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise FormatError(f"{index_path} is no index: {type(error).__name__} {error}") from None
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise FormatError(f"{index_path}: weight_map must map tensor names to file names")
-    if outside := sorted(name for name in set(weight_map.values()) if Path(name).name != name):
-        raise FormatError(f"{index_path} names files outside of its folder: {_some(outside)}")
+    outside = {name for name in weight_map.values() if Path(name).name != name or name in ("", "..")}
+    if outside:
+        raise FormatError(f"{index_path} names files outside of its folder: {some(sorted(outside))}")
     return weight_map
 
 
 def _open_indexed(path: Path, weight_map: dict[str, str]) -> dict[str, SafetensorsFile]:
     names = sorted(set(weight_map.values()))
     if absent := [name for name in names if not (path / name).exists()]:
-        raise FormatError(f"{path / INDEX_FILE} names files that are not there: {_some(absent)}")
+        raise FormatError(f"{path / INDEX_FILE} names files that are not there: {some(absent)}")
     files = {name: open_safetensors(path / name) for name in names}
     lost = sorted(tensor for tensor, name in weight_map.items() if tensor not in files[name].tensors)
     if lost:
-        raise FormatError(f"{path / INDEX_FILE} places tensors in files that lack them: {_some(lost)}")
+        raise FormatError(f"{path / INDEX_FILE} places tensors in files that lack them: {some(lost)}")
     extra = sorted(
         f"{tensor} in {name}"
         for name, file in files.items()
@@ -115,40 +141,8 @@ def _open_indexed(path: Path, weight_map: dict[str, str]) -> dict[str, Safetenso
         if weight_map.get(tensor) != name
     )
     if extra:
-        raise FormatError(f"{path / INDEX_FILE} does not list, or lists elsewhere: {_some(extra)}")
+        raise FormatError(f"{path / INDEX_FILE} does not list, or lists elsewhere: {some(extra)}")
     return {tensor: files[name] for tensor, name in weight_map.items()}
-
-
-def tied_head_problems(config: Qwen3Config, tensors: dict[str, SafetensorsFile]) -> Iterator[str]:
-    """Drop the head of a tied model from `tensors`; yield a sentence when it differs from the embedding."""
-    if not config.tie_word_embeddings or TIED_HEAD not in tensors or EMBEDDING not in tensors:
-        return
-    head, embedding = tensors[TIED_HEAD].raw(TIED_HEAD), tensors[EMBEDDING].raw(EMBEDDING)
-    starts = range(0, len(head), COMPARE_ROWS)
-    if head.shape == embedding.shape and all(
-        np.array_equal(head[i : i + COMPARE_ROWS], embedding[i : i + COMPARE_ROWS]) for i in starts
-    ):
-        del tensors[TIED_HEAD]
-    else:
-        yield "config.json ties the head to the embedding, but lm_head.weight differs from it"
-        del tensors[TIED_HEAD]
-
-
-def weight_problems(config: Qwen3Config, tensors: dict[str, SafetensorsFile]) -> Iterator[str]:
-    """Yield a sentence for each kind of disagreement between `config` and the tensors of a folder."""
-    shapes = config.weight_shapes()
-    if missing := [name for name in shapes if name not in tensors]:
-        yield f"missing {_some(missing)}"
-    if unexpected := sorted(tensors.keys() - shapes.keys()):
-        yield f"unexpected {_some(unexpected)}"
-    for name, shape in shapes.items():
-        if name not in tensors:
-            continue
-        info = tensors[name].tensors[name]
-        if info.shape != shape:
-            yield f"{name} has shape {info.shape}, config.json says {shape}"
-        if info.dtype not in FLOAT_DTYPES:
-            yield f"{name} has dtype {info.dtype}, expected one of {', '.join(FLOAT_DTYPES)}"
 
 
 def plan_shards(plans: Iterable[TensorPlan], max_shard_bytes: int) -> list[list[TensorPlan]]:
@@ -198,8 +192,3 @@ def encode_index(names: list[str], shards: list[list[TensorPlan]]) -> str:
     weight_map = {plan.name: name for name, shard in zip(names, shards, strict=True) for plan in shard}
     total = sum(plan.size_bytes for shard in shards for plan in shard)
     return json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2) + "\n"
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:MAX_NAMED])
-    return shown if len(names) <= MAX_NAMED else f"{shown} and {len(names) - MAX_NAMED} more"

@@ -33,7 +33,7 @@ def load_hf(model: Qwen3ForCausalLM, directory: Path, *, quiet: bool = True) -> 
         ConfigError, FormatError: The folder is not a model's.
     """
     folder = open_hf_folder(directory)
-    weights = {name: (folder.info(name).dtype, folder.raw(name)) for name in folder.tensors}
+    weights = {name: (folder.info(name).dtype, folder.raw(name)) for name in folder.tensors.names()}
     fill_weights(model, own_part(model, weights), str(directory), release=folder.release, quiet=quiet)
 
 

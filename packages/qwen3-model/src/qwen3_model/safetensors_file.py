@@ -11,12 +11,13 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from qwen3_model.byte_writer import Buffer, ByteWriter
 from qwen3_model.errors import FormatError
+from qwen3_model.source_file import SourceFile, open_source
 
 # numpy has no bfloat16 or float8, whose bits travel as unsigned integers.
 NUMPY_DTYPES: dict[str, np.dtype] = {
@@ -30,6 +31,9 @@ NUMPY_DTYPES: dict[str, np.dtype] = {
 FLOAT_DTYPES = ("BF16", "F16", "F32")
 # The reference implementation refuses longer headers.
 MAX_HEADER_BYTES = 100_000_000
+MAX_DIMENSIONS = 32
+"""numpy has no more."""
+LFS_POINTER, LFS_POINTER_BYTES = b"version https://git-lfs", 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +58,16 @@ class TensorInfo:
 class SafetensorsFile:
     """An opened file: its metadata, where its tensors lie, and their data as mapped arrays."""
 
-    def __init__(self, path: Path, metadata: dict[str, str], tensors: dict[str, TensorInfo]) -> None:
-        self.path, self.metadata, self.tensors = path, metadata, tensors
-        self._map: np.memmap | None = None
+    def __init__(self, source: SourceFile, metadata: dict[str, str], tensors: dict[str, TensorInfo]) -> None:
+        self.source, self.metadata, self.tensors = source, metadata, tensors
+        self.is_mapped = False
+        """Whether `read` gives views of a memory map. A file that is cut short then kills the process."""
+        self._map: mmap.mmap | None = None
+
+    @property
+    def path(self) -> Path:
+        """Where the file is."""
+        return self.source.path
 
     def raw(self, name: str) -> np.ndarray:
         """Return a read-only view of a tensor's data; BF16 comes as uint16, float8 as uint8.
@@ -70,18 +81,29 @@ class SafetensorsFile:
         dtype = NUMPY_DTYPES[info.dtype]
         if info.size_bytes == 0:
             return np.empty(info.shape, dtype)
-        if self._map is None:
-            self._map = np.memmap(self.path, np.uint8, "r")
         # A start that is no multiple of the element size is legal, so the view is made of bytes.
-        return np.asarray(self._map[info.start : info.end]).view(dtype).reshape(info.shape)
+        return self._mapped(info.start, info.end).view(dtype).reshape(info.shape)
+
+    def read(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Return bytes `start` to `stop` of a tensor's data: a copy, or a view where the file is mapped."""
+        info = self.tensors[name]
+        if self.is_mapped and start < stop:
+            return self._mapped(info.start + start, info.start + stop)
+        return self.source.read(info.start + start, stop - start)
+
+    def _mapped(self, start: int, stop: int) -> np.ndarray:
+        self.source.require_size()
+        if self._map is None:
+            with self.source.descriptor() as number:
+                self._map = mmap.mmap(number, self.source.size_bytes, prot=mmap.PROT_READ)
+        return np.frombuffer(self._map, np.uint8, stop - start, start)
 
     def release(self, name: str) -> None:
         """Take a tensor's pages out of this process's memory; they come back when they are read again."""
         info = self.tensors[name]
         start = info.start // mmap.PAGESIZE * mmap.PAGESIZE
         if self._map is not None and info.size_bytes:
-            # numpy keeps the mapping that it made in this attribute.
-            self._map._mmap.madvise(mmap.MADV_DONTNEED, start, info.end - start)  # type: ignore[attr-defined]
+            self._map.madvise(mmap.MADV_DONTNEED, start, info.end - start)
 
     def float32(self, name: str) -> np.ndarray:
         """Return a float tensor widened to float32, exactly.
@@ -105,24 +127,30 @@ def open_safetensors(path: Path) -> SafetensorsFile:
         FormatError: The header is damaged or does not fit the file; the message says how.
         OSError: The file cannot be read.
     """
-    file_bytes = path.stat().st_size
-    with path.open("rb") as file:
-        header_bytes = _header_length(path, file, file_bytes)
-        header = _parse_header(path, file.read(header_bytes))
+    source = open_source(path)
+    file_bytes = source.size_bytes
+    header_bytes = _header_length(source)
+    header = _parse_header(path, source.read(8, header_bytes).tobytes())
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise FormatError(f"{path}: __metadata__ must map texts to texts")
     data_start = 8 + header_bytes
     tensors = {name: _tensor_info(path, name, entry, data_start) for name, entry in header.items()}
     _check_cover(path, tensors.values(), data_start, file_bytes)
-    return SafetensorsFile(path, metadata, tensors)
+    return SafetensorsFile(source, metadata, tensors)
 
 
-def _header_length(path: Path, file: BinaryIO, file_bytes: int) -> int:
-    head = file.read(8)
-    if len(head) < 8:
+def _header_length(source: SourceFile) -> int:
+    path, file_bytes = source.path, source.size_bytes
+    if file_bytes < 8:
         raise FormatError(f"{path} is no safetensors file: {file_bytes} bytes are too few for a header")
-    (length,) = struct.unpack("<Q", head)
+    head = source.read(0, min(file_bytes, LFS_POINTER_BYTES)).tobytes()
+    if head.startswith(LFS_POINTER):
+        raise FormatError(
+            f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` in its repository, or "
+            "download the file itself"
+        )
+    (length,) = struct.unpack("<Q", head[:8])
     if length > MAX_HEADER_BYTES or 8 + length > file_bytes:
         raise FormatError(
             f"{path} is damaged or no safetensors file: its header claims {length} of {file_bytes} bytes"
@@ -132,23 +160,26 @@ def _header_length(path: Path, file: BinaryIO, file_bytes: int) -> int:
 
 def _parse_header(path: Path, text: bytes) -> dict[str, Any]:
     try:
-        header = json.loads(text, object_pairs_hook=_refuse_duplicates)
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=_refuse_duplicates)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path}: the header is not valid JSON: {error}") from None
-    if not isinstance(header, dict):
+    if not isinstance(header, dict) or not text.startswith(b"{"):
         raise FormatError(f"{path}: the header is no JSON object")
     return header
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r} occurs twice")
+    result: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in result:
+            raise ValueError(f"key {name!r} occurs twice")
+        result[name] = value
     return result
 
 
 def _tensor_info(path: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
+    if any(0xD800 <= ord(letter) <= 0xDFFF for letter in name):
+        raise FormatError(f"{path}: the header has the name {name!r}, which is no Unicode text")
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise FormatError(f"{path}: the header's entry of {name} must have dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -158,6 +189,10 @@ def _tensor_info(path: Path, name: str, entry: Any, data_start: int) -> TensorIn
         raise FormatError(
             f"{path}: {name} has shape {shape!r} and data_offsets {offsets!r}, which are no counts"
         )
+    if len(shape) > MAX_DIMENSIONS:
+        raise FormatError(f"{path}: {name} has {len(shape)} dimensions, more than {MAX_DIMENSIONS}")
+    if math.prod(size for size in shape if size) >= 2**63:
+        raise FormatError(f"{path}: {name} has shape {shape}, more elements than can be counted")
     needed = math.prod(shape) * NUMPY_DTYPES[dtype].itemsize
     given = offsets[1] - offsets[0]
     if given != needed:

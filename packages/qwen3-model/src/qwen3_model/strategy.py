@@ -188,15 +188,19 @@ def _decode_layout_item(body: bytes) -> tuple[str, TensorLayout]:
     layout = TensorLayout(
         dev_matrix=grids[0], tensor_map=maps[0], opt_shard_step=options[6], opt_shard_size=options[7]
     )
-    _check(name, layout)
+    check_layout(name, layout)
     return name, layout
 
 
-def _check(name: str, layout: TensorLayout) -> None:
+def check_layout(name: str, layout: TensorLayout) -> None:
+    """Raise ValueError when a layout describes no cut."""
     if not layout.dev_matrix or min(layout.dev_matrix) < 1 or layout.num_devices() > MAX_DEVICES:
         raise ValueError(f"{name!r} has the grid {layout.dev_matrix}")
     if any(not -1 <= axis < len(layout.dev_matrix) for axis in layout.tensor_map):
         raise ValueError(f"{name!r} has the tensor map {layout.tensor_map} on the grid {layout.dev_matrix}")
+    cuts = [axis for axis in layout.tensor_map if axis >= 0]
+    if len(set(cuts)) != len(cuts):
+        raise ValueError(f"{name!r} has the tensor map {layout.tensor_map}, which uses an axis twice")
     if (
         layout.opt_shard_size > layout.num_devices()
         or layout.opt_shard_size < -1

@@ -11,7 +11,6 @@ from qwen3_infer.model_folder import ModelFolder
 from qwen3_infer.native.kernels import NativeKernels
 from qwen3_model.adapters import EMBEDDING, AdapterSet
 from qwen3_model.config import Qwen3Config
-from qwen3_model.fused import Tensors
 from qwen3_model.layers import Kernels
 from qwen3_model.layout import shard_slices
 from qwen3_model.loading import fill, own_slices
@@ -19,6 +18,7 @@ from qwen3_model.lora import add_lora
 from qwen3_model.model import Qwen3ForCausalLM, name_parameters
 from qwen3_model.progress import Progress
 from qwen3_model.shards import Tp
+from qwen3_model.tensors import Tensors
 
 
 def load_model(

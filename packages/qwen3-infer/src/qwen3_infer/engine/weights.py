@@ -16,22 +16,19 @@ from qwen3_model.adapters import (
     stated_alpha,
     with_peft_embedding,
 )
-from qwen3_model.checkpoint_files import checkpoint_files
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError, FormatError, WeightError
-from qwen3_model.fused import FusedLayout, Tensors, unfused
+from qwen3_model.fused import FusedLayout
 from qwen3_model.hf_folder import open_hf_folder
-from qwen3_model.rank_tensors import open_rank_tensors, open_whole_tensors
-from qwen3_model.safetensors_file import FLOAT_DTYPES, SafetensorsFile, to_float32
-from qwen3_model.weight_files import open_weight_files
+from qwen3_model.model_weights import find_weights, some
+from qwen3_model.safetensors_file import SafetensorsFile, to_float32
+from qwen3_model.tensors import Tensors, mapped
+from qwen3_model.weight_files import open_checkpoint, open_weight_files
 
 MINDFORMERS_DEFAULT = FusedLayout()
-MOST_NAMED = 5
 COMPARE_ROWS = 4096
 HALVES = (".lora_A.weight", ".lora_B.weight")
 FUSED_NAMES = ("decoder.", "embedding.")
-WEIGHT_NAMES = ("model.", "lm_head.")
-"""Beginnings of the names of weights; a run's files have its optimizer's state and scalars besides."""
 
 
 def open_hf_weights(folder: Path) -> Tensors:
@@ -40,8 +37,7 @@ def open_hf_weights(folder: Path) -> Tensors:
     Raises:
         ConfigError, FormatError, WeightError: They are not.
     """
-    opened = open_hf_folder(folder)
-    return open_whole_tensors({id(file): file for file in opened.tensors.values()}.values())
+    return open_hf_folder(folder).tensors
 
 
 def open_checkpoint_weights(
@@ -59,23 +55,11 @@ def open_checkpoint_weights(
         ConfigError, FormatError: They are missing or damaged.
         WeightError: They are another model's than `config` describes.
     """
-    weights = unfused(open_weight_files(source, strategy), config, layout)
-    shapes = config.weight_shapes()
-    problems = [f"{name} is missing" for name in shapes if name not in weights]
-    for name in weights.names():
-        if name not in shapes:
-            is_tied_head = name == "lm_head.weight" and config.tie_word_embeddings
-            if name.startswith(WEIGHT_NAMES) and not is_tied_head:
-                problems.append(f"{name} is not the model's")
-        elif weights.shape(name) != shapes[name]:
-            problems.append(f"{name} has shape {weights.shape(name)}, config.json says {shapes[name]}")
-        elif weights.dtype(name) not in FLOAT_DTYPES:
-            problems.append(f"{name} has dtype {weights.dtype(name)}")
+    opened = open_checkpoint(source, strategy=strategy)
+    weights, problems = find_weights(opened.tensors, config, layout)
     if problems:
-        more = len(problems) - MOST_NAMED
-        told = "; ".join(problems[:MOST_NAMED]) + (f"; and {more} more" if more > 0 else "")
-        raise WeightError(f"{source} does not fit the model: {told}")
-    return weights
+        raise WeightError(f"{source} does not fit the model: {some(problems, '; ')}")
+    return mapped(Tensors(opened.first, weights))
 
 
 def open_adapter(source: Path, base: Path, config: Qwen3Config, weights: Tensors) -> AdapterSet:
@@ -106,7 +90,7 @@ def open_adapter(source: Path, base: Path, config: Qwen3Config, weights: Tensors
 
 def _read_run(source: Path, base: Path) -> AdapterSet:
     """Read the adapters of a training run, whose files say which base they were trained on."""
-    tensors = open_rank_tensors(checkpoint_files(source))
+    tensors = open_weight_files(source)
     names = [name for name in tensors.names() if name.endswith(HALVES) and not name.startswith("adam_")]
     if not names:
         raise FormatError(f"{source} holds no adapter (*.lora_A.weight, *.lora_B.weight or {WEIGHTS_FILE})")

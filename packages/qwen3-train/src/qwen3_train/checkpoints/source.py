@@ -6,13 +6,10 @@ from pathlib import Path
 
 from qwen3_model.checkpoint_files import checkpoints_of, choose_checkpoint, count_ranks
 from qwen3_model.errors import ConfigError, OutputExistsError
-from qwen3_model.rank_tensors import RankTensors, open_rank_tensors
-from qwen3_model.safetensors_file import open_safetensors
-from qwen3_model.weight_files import is_distributed, merged_files, open_weight_files
+from qwen3_model.rank_tensors import open_rank_tensors
+from qwen3_model.tensors import Tensors
+from qwen3_model.weight_files import HYPER, is_distributed, open_checkpoint, open_weight_files
 from qwen3_train.settings.run import TrainSettings
-
-HYPER_FILE = "hyper_param.safetensors"
-"""Scalars of the run, beside the parts of a merged checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +35,7 @@ class ResumeSource:
         """Folder of the run that wrote it."""
         return self.merged or self.first.parent.parent.parent
 
-    def open(self) -> RankTensors:
+    def open(self) -> Tensors:
         """Open its tensors.
 
         Raises:
@@ -127,12 +124,11 @@ def _other(settings: TrainSettings, source: Path, name: str | None, notes: list[
     if not source.exists():
         raise ConfigError(f"{source} does not exist; give a run or a checkpoint to go on from")
     if name is None and not is_distributed(source):
-        parts = merged_files(source)
-        scalars = parts[0].parent / HYPER_FILE
-        names = {name for path in parts for name in open_safetensors(path).tensors}
-        if not scalars.is_file() or not any(name.startswith("adam_m.") for name in names):
+        opened = open_checkpoint(source)
+        scalars = opened.path / HYPER
+        if not scalars.is_file() or not any(name.startswith("adam_m.") for name in opened.tensors):
             raise ConfigError(
-                f"{source} has no optimizer state ({HYPER_FILE} with global_step, and adam_m and adam_v of "
+                f"{source} has no optimizer state ({HYPER} with global_step, and adam_m and adam_v of "
                 "each weight), so it cannot be resumed from; to begin with its weights use "
                 "--resume_training auto"
             )

@@ -7,11 +7,12 @@ from mindspore import Parameter
 
 from qwen3_model.checkpoint_files import is_hf_folder
 from qwen3_model.errors import WeightError
-from qwen3_model.fused import FusedLayout, Tensors, unfused
+from qwen3_model.fused import FusedLayout, unfused
 from qwen3_model.layout import shard_slices, whole_shape
 from qwen3_model.loading import fill, init_model, load_hf
 from qwen3_model.model import Qwen3ForCausalLM
 from qwen3_model.safetensors_file import open_safetensors
+from qwen3_model.tensors import Tensors
 from qwen3_model.weight_files import open_weight_files
 from qwen3_train.checkpoints.checkpoint import read_state
 from qwen3_train.checkpoints.source import ResumeSource

@@ -1,7 +1,7 @@
 """The strategy of a whole checkpoint: for each pipeline stage, how its tensors are cut.
 
 Accepts what people have: a folder of rank files, one rank file (without pipeline), or a file that merges
-stages, whose names are `<stage>-<name>`.
+stages, whose names are `<stage>-<name>`; in protobuf (.ckpt) or JSON.
 """
 
 import re
@@ -9,10 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qwen3_model.errors import ConfigError, FormatError
-from qwen3_model.strategy import TensorLayout, merge_strategies, read_strategy
+from qwen3_model.strategy import TensorLayout, encode_strategy, merge_strategies, read_strategy
+from qwen3_model.strategy_json import read_json_strategy
 
 Stages = dict[int, dict[str, TensorLayout]]
 MERGED_NAME = re.compile(r"(\d+)-(.+)")
+MERGED_FILES = ("merged_ckpt_strategy.ckpt", "merge_strategy.ckpt", "merged_ckpt_strategy.json")
+"""What mindformers' and MindSpore's own tools call a file that merges the stages."""
+ENDINGS = ("*.ckpt", "*.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +25,17 @@ class _File:
     stages: Stages
     is_merged: bool
     """Whether its names have the stage as prefix."""
+
+
+def find_strategy(checkpoint_dir: Path) -> Path | None:
+    """Return the strategy of the ranks in `checkpoint_dir`: a folder beside it, or a merged file near it."""
+    run_dir = checkpoint_dir.absolute().parent
+    folders = [run_dir / "strategy", checkpoint_dir, run_dir, run_dir / "merge_strategy"]
+    if next((path for ending in ENDINGS for path in folders[0].glob(ending)), None):
+        return folders[0]
+    return next(
+        (path for folder in folders for name in MERGED_FILES if (path := folder / name).is_file()), None
+    )
 
 
 def read_stages(source: Path) -> tuple[Stages, list[str]]:
@@ -48,10 +63,20 @@ def read_stages(source: Path) -> tuple[Stages, list[str]]:
 def merged_strategy(source: Path) -> bytes:
     """Return one file's contents for all stages of `source`, which `read_stages` has accepted."""
     files = _read_files(source)
-    paths = {stage: file.path for file in files if not file.is_merged for stage in file.stages}
-    if not paths:
-        return files[0].path.read_bytes()
-    return merge_strategies({stage: path.read_bytes() for stage, path in paths.items()})
+    ranks = [file for file in files if not file.is_merged] or files[:1]
+    if any(file.path.suffix == ".json" for file in ranks):
+        stages = {stage: layouts for file in ranks for stage, layouts in file.stages.items()}
+        return encode_strategy(
+            1,
+            {
+                f"{s}-{name}": (s, layout)
+                for s, held in sorted(stages.items())
+                for name, layout in held.items()
+            },
+        )
+    if ranks[0].is_merged:
+        return ranks[0].path.read_bytes()
+    return merge_strategies({stage: file.path.read_bytes() for file in ranks for stage in file.stages})
 
 
 def _with_merged(stages: Stages, merged: list[_File]) -> tuple[Stages, list[str]]:
@@ -68,27 +93,37 @@ def _with_merged(stages: Stages, merged: list[_File]) -> tuple[Stages, list[str]
     return stages, notes
 
 
-def _read_files(source: Path) -> list[_File]:
+def strategy_files(source: Path) -> list[Path]:
+    """Return the strategy file, or those in the folder, `source`.
+
+    Raises:
+        ConfigError: There is none.
+    """
     if source.is_file():
-        return [_read_file(source)]
+        return [source]
     if not source.is_dir():
         raise ConfigError(
             f"{source} does not exist; give the folder with ckpt_strategy_rank_*.ckpt or one such file"
         )
+    found = sorted(path for ending in ENDINGS for path in source.glob(ending))
+    if not found:
+        raise ConfigError(f"{source} holds no strategy file (*.ckpt or *.json)")
+    return found
+
+
+def _read_files(source: Path) -> list[_File]:
     files: list[_File] = []
     # The ranks of a stage have equal files, so each content is decoded once.
     known: dict[bytes, _File] = {}
-    for path in sorted(source.glob("*.ckpt")):
+    for path in strategy_files(source):
         body = path.read_bytes()
         known[body] = replace(known[body], path=path) if body in known else _read_file(path)
         files.append(known[body])
-    if not files:
-        raise ConfigError(f"{source} holds no strategy file (*.ckpt)")
     return files
 
 
 def _read_file(path: Path) -> _File:
-    stage, layouts = read_strategy(path)
+    stage, layouts = (read_json_strategy if path.suffix == ".json" else read_strategy)(path)
     if not layouts:
         raise FormatError(f"{path} describes no tensor")
     matches = {name: MERGED_NAME.fullmatch(name) for name in layouts}

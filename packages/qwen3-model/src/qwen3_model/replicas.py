@@ -1,15 +1,14 @@
 """Compare the ranks that should hold the same slice."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from qwen3_ckpt.rank_files import RankFiles
-from qwen3_ckpt.rows import LazyTensor, RowSource, from_file, row_windows
-from qwen3_ckpt.strategies import Stages
 from qwen3_model.errors import WeightError
+from qwen3_model.rows import LazyTensor, equal_rows, from_file
 from qwen3_model.safetensors_file import SafetensorsFile
+from qwen3_model.strategies import Stages
 from qwen3_model.strategy import TensorLayout
 
 # Of each slice, for a look that costs nothing: a strategy of another layout takes different slices for equal.
@@ -17,13 +16,13 @@ SAMPLE_BYTES = 4096
 SAMPLED_TENSORS = 32
 
 
-def check_replicas(ranks: RankFiles, stages: Stages) -> None:
+def check_replicas(files: Mapping[int, SafetensorsFile], stages: Stages) -> None:
     """Compare every slice that several ranks hold, byte by byte.
 
     Raises:
         WeightError: Two ranks disagree; tensor and files are named.
     """
-    for name, first, file in _pairs(ranks, stages):
+    for name, first, file in _pairs(files, stages):
         if not _equal(name, first, file):
             raise WeightError(
                 f"{name} differs between {first.path} and {file.path}, which must hold the same"
@@ -37,11 +36,11 @@ def check_stage_twins(twins: Iterable[tuple[LazyTensor, LazyTensor]]) -> None:
         WeightError: Two stages disagree about a tensor.
     """
     for first, other in twins:
-        if not _equal_rows(first.rows, other.rows):
+        if not equal_rows(first.rows, other.rows):
             raise WeightError(f"{first.plan.name} differs between the stages that hold it")
 
 
-def check_samples(ranks: RankFiles, stages: Stages) -> None:
+def check_samples(files: Mapping[int, SafetensorsFile], stages: Stages) -> None:
     """Compare the beginnings of some slices that several ranks hold.
 
     Replicas that drifted differ in some slices, ranks that are no replicas differ in most.
@@ -50,7 +49,7 @@ def check_samples(ranks: RankFiles, stages: Stages) -> None:
         WeightError: Most slices of two ranks differ, so the strategy is of another layout.
     """
     compared: dict[tuple[Path, Path], list[tuple[str, bool]]] = {}
-    for name, first, file in _pairs(ranks, {stage: _some(layouts) for stage, layouts in stages.items()}):
+    for name, first, file in _pairs(files, {stage: _some(layouts) for stage, layouts in stages.items()}):
         is_equal = np.array_equal(_sample(name, first), _sample(name, file))
         compared.setdefault((first.path, file.path), []).append((name, is_equal))
     for (first_path, path), slices in compared.items():
@@ -62,7 +61,9 @@ def check_samples(ranks: RankFiles, stages: Stages) -> None:
             )
 
 
-def _pairs(ranks: RankFiles, stages: Stages) -> Iterator[tuple[str, SafetensorsFile, SafetensorsFile]]:
+def _pairs(
+    files: Mapping[int, SafetensorsFile], stages: Stages
+) -> Iterator[tuple[str, SafetensorsFile, SafetensorsFile]]:
     """Yield each slice's first holder with every other one."""
     first_rank = 0
     for stage in sorted(stages):
@@ -70,7 +71,7 @@ def _pairs(ranks: RankFiles, stages: Stages) -> Iterator[tuple[str, SafetensorsF
         for name, layout in stages[stage].items():
             holders: dict[object, SafetensorsFile] = {}
             for local in range(devices):
-                file = ranks.files.get(first_rank + local)
+                file = files.get(first_rank + local)
                 if file is None or name not in file.tensors:
                     continue
                 first = holders.setdefault(layout.place(local), file)
@@ -86,12 +87,8 @@ def _some(layouts: dict[str, TensorLayout]) -> dict[str, TensorLayout]:
 
 
 def _sample(name: str, file: SafetensorsFile) -> np.ndarray:
-    return file.raw(name).reshape(-1).view(np.uint8)[:SAMPLE_BYTES]
+    return file.read(name, 0, min(SAMPLE_BYTES, file.tensors[name].size_bytes))
 
 
 def _equal(name: str, a: SafetensorsFile, b: SafetensorsFile) -> bool:
-    return _equal_rows(from_file(a, name).rows, from_file(b, name).rows)
-
-
-def _equal_rows(left: RowSource, right: RowSource) -> bool:
-    return all(np.array_equal(left.read(*window), right.read(*window)) for window in row_windows(left))
+    return equal_rows(from_file(a, name).rows, from_file(b, name).rows)
