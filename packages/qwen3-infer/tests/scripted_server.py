@@ -29,6 +29,11 @@ MARKUP = (
 )
 HELLO = "<think>\nA greeting; I answer in kind.\n</think>\n\nHello! I am Qwen3. What would you like to know?"
 LONG = "and again " * 300
+MARKDOWN = (
+    "## Two ways\n\nA list with **bold** and `code`:\n\n* one\n* [two](https://example.com/)\n\n"
+    '```python\ndef greet(name):\n    print(f"Hello, {name} <b>")\n```\n\n'
+    "| a | b |\n|---|---|\n| 1 | 2 |\n\n![x](https://example.com/x.png) [no](javascript:alert(1))"
+)
 EMOJI = "<think>\n\U0001f469\u200d\U0001f469\n</think>\n\n\U00020bb7 \U0001f1f3\U0001f1f4"
 SAY = "Say exactly: "
 """What follows it in a question is the answer."""
@@ -49,7 +54,8 @@ class Script:
         self.prompts[start] = [*known, *ids]
         text = self.tokenizer.decode(self.prompts[start])
         asked = text.rpartition("user\n")[2]
-        scripts = (("markup", MARKUP), ("long", LONG), ("break", None), ("emoji", EMOJI))
+        scripts = (("markup", MARKUP), ("long", LONG), ("break", None), ("emoji", EMOJI),
+                   ("markdown", MARKDOWN))  # fmt: skip
         answer = next((a for word, a in scripts if word in asked), HELLO)
         if SAY in asked:
             answer = asked.partition(SAY)[2].partition("\nassistant\n")[0]

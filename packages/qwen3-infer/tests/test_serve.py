@@ -277,7 +277,9 @@ def test_the_page_allows_nothing_but_its_own_script(server):
         policy = answer.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
-    assert policy.count("'sha256-") == 2
+    assert policy.count("'sha256-") == 5  # its style, and four scripts
+    assert "'self'" in policy.partition("connect-src")[2]
+    assert "'self'" not in policy.partition("connect-src")[0]
 
 
 def test_answers_do_not_depend_on_who_else_asks(client, server):

@@ -102,8 +102,9 @@ def browser(tmp_path_factory):
 def page(browser, server, wait_until):
     """Return the browser with the page freshly loaded, and how to ask a question in it."""
     browser.requested.clear()
-    browser.call("Page.navigate", url=server.url)
-    wait_until(lambda: browser.run("document.title") == "Qwen3-scripted")
+    load(browser, server, wait_until)
+    browser.run("localStorage.clear()")
+    load(browser, server, wait_until)
 
     def ask(text, *, wait=True):
         browser.run(f"document.getElementById('input').value = {json.dumps(text)}")
@@ -113,6 +114,12 @@ def page(browser, server, wait_until):
 
     browser.ask = ask
     return browser
+
+
+def load(browser, server, wait_until):
+    browser.run("document.title = ''")
+    browser.call("Page.navigate", url=server.url)
+    wait_until(lambda: browser.run("document.title") == "Qwen3-scripted")
 
 
 def texts(page, selector):
@@ -146,13 +153,107 @@ def test_what_the_model_says_is_text_and_never_markup(page):
     assert page.run("new Promise((done) => setTimeout(() => done(window.hacked === undefined), 200))")
 
 
+def test_markdown_is_rendered_and_code_can_be_copied(page):
+    page.ask("Show markdown")
+    for selector, found in (
+        (".text h2", ["Two ways"]), (".text strong", ["bold"]), (".text li", ["one", "two"]),
+        (".text td", ["1", "2"]),
+        (".text pre code", ['def greet(name):\n    print(f"Hello, {name} <b>")\n']), (".text img", []),
+        (".text a", ["two", "x"]), (".text pre button", ["Copy"]),
+    ):  # fmt: skip
+        assert texts(page, selector) == found
+    link = "document.querySelector('.text a')"
+    assert page.run(f"[{link}.href, {link}.target, {link}.rel]") == [
+        "https://example.com/", "_blank", "noopener noreferrer",
+    ]  # fmt: skip
+    page.run("window.copied = []; navigator.clipboard.writeText = async (text) => window.copied.push(text)")
+    page.run("document.querySelector('.text pre button').click()")
+    page.run("document.querySelector('.assistant .actions button').click()")
+    code, whole = page.run("new Promise((done) => setTimeout(() => done(window.copied), 50))")
+    assert code == 'def greet(name):\n    print(f"Hello, {name} <b>")\n'
+    assert whole.startswith("## Two ways")
+    page.run("document.getElementById('log').scrollTop = 0")
+    page.picture("serve-markdown.png")
+
+
+def test_an_answer_is_regenerated_and_a_question_edited(page, wait_until):
+    page.ask("Good morning")
+    page.ask("Something else")
+    page.run("document.querySelectorAll('.assistant .actions button')[1].click()")  # the first answer's
+    wait_until(lambda: page.run("running === null && messages.length === 2"))
+    assert texts(page, ".user .text") == ["Good morning"]
+    assert len(texts(page, ".assistant .text")) == 1
+    page.run("document.querySelectorAll('.user .actions button')[1].click()")
+    page.run("document.querySelector('.user textarea').value = 'Good evening'")
+    page.run("document.querySelector('.user .actions button').click()")
+    wait_until(lambda: page.run("running === null && messages.length === 2"))
+    assert texts(page, ".user .text") == ["Good evening"]
+
+
+def test_conversations_outlive_the_page_and_can_be_deleted(page, server, wait_until):
+    page.ask("Good morning")
+    page.run("document.getElementById('clear').click()")
+    page.ask("Say markup again")
+    load(page, server, wait_until)
+    assert texts(page, ".user .text") == ["Say markup again"]
+    assert page.run("window.hacked === undefined")
+    page.run("document.getElementById('open-history').click()")
+    assert texts(page, "#list .row > :first-child") == ["Say markup again", "Good morning"]
+    page.picture("serve-history.png")
+    page.run("document.querySelectorAll('#list .row > :first-child')[1].click()")
+    assert texts(page, ".user .text") == ["Good morning"]
+    page.run("document.getElementById('open-history').click()")
+    page.run("document.querySelectorAll('#list .row button')[1].click()")
+    assert texts(page, "#list .row > :first-child") == ["Good morning"]
+    page.run("document.getElementById('history').close()")
+    page.run("localStorage.setItem('qwen3-conversations', '{broken')")
+    load(page, server, wait_until)
+    assert texts(page, ".message") == []
+
+
+def test_settings_are_sent_kept_and_reset(page, server, wait_until):
+    page.run("document.getElementById('open-settings').click()")
+    for name, value in (("system", "Be brief."), ("temperature", "0.5"), ("max_tokens", "3")):
+        page.run(f"document.getElementById('{name}').value = '{value}'")
+    page.run("document.getElementById('settings').dispatchEvent(new Event('change'))")
+    page.picture("serve-settings.png")
+    page.run("document.getElementById('settings').close()")
+    page.run(
+        "window.sent = []; const before = fetch; "
+        "fetch = (path, how) => {sent.push(how.body); return before(path, how)}"
+    )
+    page.ask("Good morning")
+    sent = json.loads(page.run("sent[0]"))
+    assert sent["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert (sent["temperature"], sent["max_tokens"], "top_p" in sent) == (0.5, 3, False)
+    assert "cut at the longest length" in texts(page, ".assistant .facts")[0]
+    load(page, server, wait_until)
+    assert page.run("document.getElementById('system').value") == "Be brief."
+    page.run("document.getElementById('reset').click()")
+    load(page, server, wait_until)
+    assert page.run("document.getElementById('system').value") == ""
+
+
+def test_every_word_is_there_in_both_languages(page):
+    assert page.run("Object.keys(WORDS.en).join()") == page.run("Object.keys(WORDS.zh).join()")
+    used = page.run("[...document.querySelectorAll('[data-say]')].map((node) => node.dataset.say)")
+    assert page.run(f"{json.dumps(used)}.every((name) => WORDS.en[name])")
+    page.ask("Good morning")
+    language = "document.getElementById('language')"
+    page.run(f"{language}.value = 'zh'; {language}.dispatchEvent(new Event('change', {{bubbles: true}}))")
+    assert texts(page, "#send") == ["\u53d1\u9001"]
+    assert texts(page, ".user .who") == ["\u4f60"]
+    assert page.run("document.documentElement.lang") == "zh-CN"
+    page.picture("serve-chinese.png")
+
+
 def test_stop_ends_an_answer_and_keeps_what_there_is(page, server, wait_until):
     page.ask("Something long", wait=False)
     wait_until(lambda: "again" in "".join(texts(page, ".assistant .text")))
     assert page.run("document.getElementById('send').textContent") == "Stop"
     page.run("document.getElementById('send').click()")
     wait_until(lambda: page.run("document.getElementById('send').textContent") == "Send")
-    assert texts(page, "main > .facts") == ["Stopped."]
+    assert texts(page, ".assistant .facts") == ["Stopped."]
     wait_until(lambda: server.metrics()["qwen3_requests_running"] == 0)
     assert 0 < len(texts(page, ".assistant .text")[0]) < len("and again ") * 300
     page.ask("Good morning")
@@ -209,4 +310,4 @@ def test_both_colour_schemes_are_readable(page):
 def test_a_server_that_is_gone_is_said(page, server):
     server.end(signal.SIGKILL)
     page.ask("Good morning")
-    assert texts(page, "[role=alert]") == ["The server cannot be reached."]
+    assert texts(page, "[role=alert]") == ["Error: The server cannot be reached."]

@@ -156,33 +156,41 @@ def chat(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Talk with the model, a line at a time; /clear forgets the conversation, /exit leaves.
+    """Talk with the model; /help lists the commands, Ctrl-C stops an answer, Ctrl-D or /exit leaves.
+
+    At a terminal lines can be edited and found again with the arrow keys; other input has a question a line.
 
     \b
     Example:
       qwen3-infer chat --pretrained-model-dir Qwen3-0.6B --no-thinking --temperature 0.7 --top-p 0.8
     """
+    from qwen3_infer.chat.interrupt import Interrupt
     from qwen3_infer.chat.run import Terminal, run_chat
     from qwen3_infer.settings import read_settings
 
     kernels, threads = options.pop("kernels"), options.pop("threads")
     settings = read_settings(config_path, options, overrides, environment=os.environ)
+    interrupt = Interrupt()
     terminal = Terminal(
-        lines=_typed_lines(),
+        lines=_lines(),
         say=lambda text: click.echo(text, nl=False),
+        think=lambda text: click.secho(text, nl=False, err=True, dim=True),
         note=lambda text: click.echo(text, err=True),
+        interrupt=interrupt,
         quiet=quiet,
     )
     device = make_device(settings, kernels, threads)
-    run_chat(settings, device, terminal, system=system, context_tokens=context_tokens)
+    with interrupt:
+        run_chat(settings, device, terminal, system=system, context_tokens=context_tokens)
 
 
-def _typed_lines() -> Iterator[str]:
-    """Yield what the user types, with a prompt at a terminal, until the input ends."""
-    while True:
-        if sys.stdin.isatty():
-            click.echo("> ", nl=False)
-        line = sys.stdin.readline()
-        if not line:
-            return
+def _lines() -> Iterator[str]:
+    """Yield what the user types, or the lines of what is no terminal."""
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        from qwen3_infer.chat.editor import typed_lines
+
+        state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state")
+        yield from typed_lines(state / "qwen3-infer/chat_history", lambda text: click.echo(text, err=True))
+        return
+    for line in sys.stdin:
         yield line.rstrip("\n")

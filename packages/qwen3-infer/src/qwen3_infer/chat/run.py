@@ -1,19 +1,18 @@
-"""A conversation in a terminal: lines in, answers out as they come, the history in the model's cache."""
+"""A conversation in a terminal: lines in, answers out as they come."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from pathlib import Path
 
+from qwen3_infer.chat.commands import Command, help_text, read_command
+from qwen3_infer.chat.conversation import Answer, Conversation
+from qwen3_infer.chat.interrupt import Interrupt
+from qwen3_infer.chat.output import Part
 from qwen3_infer.device import Device
-from qwen3_infer.engine.scheduler import Engine, Scheduler
-from qwen3_infer.generate.generator import run
-from qwen3_infer.generate.prompts import Prompt
-from qwen3_infer.model_folder import ModelFolder
-from qwen3_infer.requests import PromptForm, make_requests
-from qwen3_infer.settings import Decoding, RunSettings, make_decoding, open_run_folder
-from qwen3_model.errors import ConfigError, FormatError
-
-CLEAR, EXIT = "/clear", "/exit"
+from qwen3_infer.settings import RunSettings, make_decoding, open_run_folder
+from qwen3_model.errors import ConfigError, Qwen3Error
+from qwen3_model.files import refuse_existing, write_text_atomically
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,59 +23,86 @@ class Terminal:
     """What the user says, a line at a time."""
     say: Callable[[str], None]
     """Shows a piece of the answer."""
+    think: Callable[[str], None]
+    """Shows a piece of the thought."""
     note: Callable[[str], None]
     """Tells the user something about the run."""
+    interrupt: Interrupt
+    """Whether the answer shall end."""
     quiet: bool
-    """Whether progress is left out."""
+    """Whether progress, the greeting and speeds are left out."""
 
 
-class Conversation:
-    """Messages so far, and the next answer to them."""
+class Chat:
+    """Does what each line says."""
 
-    def __init__(
-        self,
-        folder: ModelFolder,
-        engine: Engine,
-        decoding: Decoding,
-        *,
-        system: str | None,
-        thinking: bool,
-        seed: int,
-        context_tokens: int,
-    ) -> None:
-        self._folder, self._decoding = folder, decoding
-        self._scheduler = Scheduler(engine, folder.tokenizer)
-        self._form = PromptForm(chat=True, thinking=thinking, allow_special=False)
-        self._system, self._seed, self._context_tokens = system, seed, context_tokens
-        self.messages: list[Mapping[str, Any]] = []
-        self.clear()
+    def __init__(self, conversation: Conversation, terminal: Terminal) -> None:
+        self._conversation, self._terminal = conversation, terminal
 
-    def clear(self) -> None:
-        """Forget everything but the system message."""
-        self.messages = [{"role": "system", "content": self._system}] if self._system else []
+    def run(self) -> None:
+        """Go on until the lines end, or one of them is /exit."""
+        for line in self._terminal.lines:
+            command = read_command(line)
+            if command and command.name == "exit":
+                return
+            try:
+                if command:
+                    self._do(command)
+                elif line.strip():
+                    self._show(partial(self._conversation.answer, line, *self._ways()))
+            except ConfigError as error:
+                self._terminal.note(f"{error}; /clear forgets the conversation")
+            except (Qwen3Error, OSError) as error:
+                self._terminal.note(str(error))
 
-    def answer(self, text: str, on_text: Callable[[str], None]) -> str:
-        """Return what the model says to `text`, which is given piece by piece to `on_text`.
+    def _do(self, command: Command) -> None:
+        conversation, note = self._conversation, self._terminal.note
+        match command.name:
+            case "help":
+                note(help_text())
+            case "clear":
+                conversation.clear()
+                note("the conversation is forgotten")
+            case "retry":
+                if not conversation.turns:
+                    note("there is no question to ask again")
+                else:
+                    self._show(partial(conversation.retry, *self._ways()))
+            case "system":
+                if command.rest:
+                    conversation.system = command.rest
+                note(f"the system message is {conversation.system!r}")
+            case "save":
+                self._save(command.rest)
+            case _:
+                note(
+                    f"there is no command /{command.name}; /help lists them, a space before it makes it text"
+                )
 
-        The history keeps both, or neither when the question is refused.
+    def _save(self, name: str) -> None:
+        if not name:
+            self._terminal.note("name a file: /save FILE")
+            return
+        path = Path(name).expanduser()
+        refuse_existing(path, force=False)
+        write_text_atomically(path, self._conversation.record())
+        self._terminal.note(f"saved to {path}")
 
-        Raises:
-            ConfigError: The conversation has become too long.
-        """
-        messages = [*self.messages, {"role": "user", "content": text}]
-        prompt = Prompt(messages=tuple(messages), where="the conversation")
-        (request,) = make_requests(
-            [prompt],
-            self._folder,
-            self._decoding,
-            self._form,
-            # Every turn draws other numbers.
-            seed=self._seed + len(messages),
-            context_tokens=self._context_tokens,
-        )
-        (done,) = run([request], self._scheduler, lambda _, piece: on_text(piece))
-        self.messages = [*messages, {"role": "assistant", "content": done.text}]
-        return done.text
+    def _ways(self) -> tuple[Callable[[Part], None], Callable[[], bool]]:
+        return self._show_part, lambda: self._terminal.interrupt.has_come
+
+    def _show_part(self, part: Part) -> None:
+        (self._terminal.think if part.kind == "reasoning" else self._terminal.say)(part.text)
+
+    def _show(self, ask: Callable[[], Answer]) -> None:
+        with self._terminal.interrupt.during_answer():
+            answer = ask()
+        self._terminal.say("\n")
+        if not self._terminal.quiet:
+            speed = answer.num_tokens / max(answer.seconds, 1e-6)
+            ends = {"length": ", cut at the longest length", "interrupted": ", stopped"}
+            facts = f"{answer.num_tokens} tokens, {speed:.1f} tokens/s{ends.get(answer.finish_reason, '')}"
+            self._terminal.note(facts)
 
 
 def run_chat(
@@ -110,14 +136,10 @@ def run_chat(
         seed=settings.seed,
         context_tokens=context_tokens,
     )
-    for line in terminal.lines:
-        if line.strip() == EXIT:
-            break
-        if line.strip() == CLEAR:
-            conversation.clear()
-        elif line.strip():
-            try:
-                conversation.answer(line, terminal.say)
-                terminal.say("\n")
-            except (ConfigError, FormatError) as error:
-                terminal.note(f"{error}; {CLEAR} forgets the conversation")
+    if not terminal.quiet:
+        thinks = "thinks first" if settings.thinking else "answers at once"
+        terminal.note(
+            f"{folder.path.resolve().name}, {thinks}, {context_tokens} tokens of context. "
+            "/help lists the commands, Ctrl-C stops an answer, Ctrl-D or /exit leaves."
+        )
+    Chat(conversation, terminal).run()

@@ -1,15 +1,11 @@
 """The server's paths."""
 
-import base64
-import hashlib
-import re
 import time
 from collections.abc import Callable
 from functools import partial
-from importlib.resources import files
 
 from starlette.requests import Request as HttpRequest
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -17,6 +13,7 @@ from qwen3_infer.serve.api import Completions, Reading
 from qwen3_infer.serve.errors import ApiError
 from qwen3_infer.serve.http import Gate, Limits
 from qwen3_infer.serve.metrics import CONTENT_TYPE, Metrics
+from qwen3_infer.serve.page import make_page
 from qwen3_infer.serve.requests import Service, read_chat, read_completion
 from qwen3_infer.serve.worker import Worker
 
@@ -45,7 +42,7 @@ def make_app(
     metrics = Metrics()
     metrics.watch(worker)
     created = int(time.time())
-    page = _page(service)
+    page = make_page()
 
     def describe(name: str) -> dict[str, object]:
         return {"id": name, "object": "model", "created": created, "owned_by": "qwen3-infer"}
@@ -86,26 +83,3 @@ def make_app(
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
     raise ApiError(404, f"there is no path {scope['path']}", code="not_found")
-
-
-def _page(service: Service) -> Response:
-    """Return the chat page; its policy lets nothing run or load but its own script and style."""
-    html = (files("qwen3_infer") / "serve/web/chat.html").read_text(encoding="utf-8")
-    script, style = (_digest(html, tag) for tag in ("script", "style"))
-    policy = (
-        f"default-src 'none'; script-src '{script}'; style-src '{style}'; connect-src 'self'; img-src data:; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-    headers = {
-        "content-security-policy": policy,
-        "x-content-type-options": "nosniff",
-        "referrer-policy": "no-referrer",
-        "cache-control": "no-cache",
-    }
-    return HTMLResponse(html, headers=headers)
-
-
-def _digest(html: str, tag: str) -> str:
-    """Return the hash of the one inline script or style, as a policy names it."""
-    (content,) = re.findall(f"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
-    return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
