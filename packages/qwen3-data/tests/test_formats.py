@@ -6,6 +6,7 @@ import importlib.util
 import json
 import lzma
 import random
+import tracemalloc
 
 import pytest
 
@@ -167,7 +168,7 @@ def test_an_array_is_split_the_same_in_any_chunks(size):
     elements = [{"text": text, "n": [1, [2, {"x": "]},["}]]} for text in TEXTS] + [1, "two", None, [], {}]
     raw = json.dumps(elements, ensure_ascii=size % 2 == 0).encode()
     chunks = [raw[at : at + size] for at in range(0, len(raw), size)]
-    assert [json.loads(part) for part in split_array(iter(chunks), "x")] == elements
+    assert [json.loads(part) for part in split_array(iter(chunks), "x", 1 << 20)] == elements
 
 
 def test_a_damaged_array_is_refused(preprocess, tmp_path):
@@ -182,10 +183,73 @@ def test_a_damaged_array_is_refused(preprocess, tmp_path):
         assert result.exit_code == 1
         assert sentence in result.stderr, raw
     with pytest.raises(FormatError, match="ends inside"):
-        list(split_array(iter([b"[1, 2"]), "x"))
+        list(split_array(iter([b"[1, 2"]), "x", 1 << 20))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("zstandard") is not None, reason="zstandard is installed")
 def test_zst_without_its_package_names_the_extra(preprocess, tmp_path):
     (tmp_path / "in.jsonl.zst").write_bytes(b"x")
     assert "pip install 'qwen3-data[zstd]'" in preprocess(tmp_path / "in.jsonl.zst").stderr
+
+
+def test_a_dot_in_a_key_leads_into_an_object(preprocess, tmp_path):
+    (tmp_path / "in.jsonl").write_text(
+        '{"meta": {"text": "inside", "deep": {"er": "down"}}, "meta.text": "flat"}\n'
+        '{"meta": {"text": "inside", "deep": {"er": "down"}}}\n'
+    )
+    assert preprocess(tmp_path / "in.jsonl", "--json-keys", "meta.text", "meta.deep.er").exit_code == 0
+    (tmp_path / "plain.jsonl").write_text('{"a": "flat", "b": "down"}\n{"a": "inside", "b": "down"}\n')
+    assert preprocess(tmp_path / "plain.jsonl", "--json-keys", "a", "b", prefix="plain").exit_code == 0
+    for ours, theirs in (("out_meta.text", "plain_a"), ("out_meta.deep.er", "plain_b")):
+        assert (tmp_path / f"{ours}_document.bin").read_bytes() == (
+            tmp_path / f"{theirs}_document.bin"
+        ).read_bytes()
+    result = preprocess(tmp_path / "in.jsonl", "--json-keys", "meta.none", prefix="none")
+    assert "has no key 'meta.none'; its keys are ['meta', 'meta.text']" in result.stderr
+
+
+def test_a_dot_in_a_key_leads_into_a_column_of_parquet(preprocess, tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pyarrow.table({"meta": [{"text": "one", "n": 1}, {"text": "two", "n": 2}], "other": ["x", "y"]})
+    parquet.write_table(table, tmp_path / "in.parquet")
+    assert preprocess(tmp_path / "in.parquet", "--json-keys", "meta.text").exit_code == 0
+    (tmp_path / "plain.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    assert preprocess(tmp_path / "plain.jsonl", prefix="plain").exit_code == 0
+    assert (tmp_path / "out_meta.text_document.bin").read_bytes() == (
+        tmp_path / "plain_text_document.bin"
+    ).read_bytes()
+
+
+def test_an_object_over_several_lines_is_named(preprocess, tmp_path):
+    (tmp_path / "in.json").write_text('{\n  "text": "one"\n}\n')
+    result = preprocess(tmp_path / "in.json")
+    assert (
+        "in.json, record 1 begins an object of several lines; write each object on one line" in result.stderr
+    )
+
+
+@pytest.mark.parametrize("name", ["in.jsonl", "in.json", "in.txt", "in.jsonl.gz", "in.jsonl.bz2"])
+def test_a_record_longer_than_the_limit_stops_the_run_before_it_is_held(preprocess, outputs, tmp_path, name):
+    record = json.dumps({"text": "a" * (40 << 20)}).encode()
+    raw = {"in.json": b'[{"text": "b"}, ' + record + b"]", "in.txt": record}.get(
+        name, b'{"text": "b"}\n' + record
+    )
+    compress = {".gz": gzip.compress, ".bz2": bz2.compress}.get((tmp_path / name).suffix, bytes)
+    (tmp_path / name).write_bytes(compress(raw))
+    tracemalloc.start()
+    result = preprocess(tmp_path / name, "--max-record-bytes", "10M")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert result.exit_code == 1
+    assert "more than 10485760 bytes" in result.stderr
+    assert "--max-record-bytes" in result.stderr
+    assert peak < 40 << 20
+    assert outputs() == []
+
+
+def test_a_short_limit_holds_for_every_line(preprocess, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"text": "a"}\n{"text": "aaaaaaaaaaaaaaaaaaaa"}\n')
+    assert (
+        "line 2 has more than 20 bytes" in preprocess(tmp_path / "in.jsonl", "--max-record-bytes", 20).stderr
+    )

@@ -153,7 +153,12 @@ def test_max_docs_stops_early(preprocess, write_jsonl, tmp_path):
 BAD = {
     "missing key": (b'{"body": "a"}', "has no key 'text'; its keys are ['body']"),
     "null": (b'{"text": null}', "has a JSON null under 'text'"),
-    "nested": (b'{"text": ["a", "b"]}', "has a JSON array under 'text'"),
+    "nested": (b'{"text": {"a": "b"}}', "has a JSON object under 'text'"),
+    "array of numbers": (
+        b'{"text": ["a", 7]}',
+        "has a JSON number in the array under 'text', which must hold",
+    ),
+    "array of arrays": (b'{"text": [["a"]]}', "has a JSON array in the array under 'text'"),
     "number": (b'{"text": 7}', "has a JSON number under 'text'"),
     "no object": (b'["a"]', "is a JSON array, not an object"),
     "no JSON": (b'{"text": "a"', "is no JSON"),

@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 import pytest
+from tokenizers import Tokenizer
 
 from qwen3_data.sentences import split_sentences
 from qwen3_model.tokens import open_tokens, read_manifest
@@ -60,3 +61,24 @@ def test_mindformers_flags_that_say_nothing_new_are_named(preprocess, write_json
     assert result.exit_code == 0, result.output
     assert "--partitions is not needed here: one run uses all cores" in result.stderr
     assert "--trust-remote-code is not needed here" in result.stderr
+
+
+def test_an_array_is_a_document_of_sequences_as_megatrons_tool_takes_it(
+    preprocess, write_jsonl, demo_tokenizer_dir, tmp_path
+):
+    tokenizer = Tokenizer.from_file(str(demo_tokenizer_dir / "tokenizer.json"))
+    documents = [["One two. Three", "four", ""], [], ["", ""], ["<|im_end|> five"]]
+    assert preprocess(write_jsonl([{"text": text} for text in documents])).exit_code == 0
+    prefix = tmp_path / "out_text_document"
+    tokens, manifest = open_tokens(prefix), read_manifest(prefix)
+    assert tokens.document_indices.tolist() == [0, 2, 2, 2, 3]
+    tokenizer.encode_special_tokens = True
+    ids = [tokenizer.encode(text).ids for text in ("One two. Three", "four", "<|im_end|> five")]
+    ids[1].append(manifest.eod_id)
+    ids[2].append(manifest.eod_id)
+    assert [tokens.sequence(number).tolist() for number in range(3)] == ids
+    assert manifest.num_special_texts == 1
+    # Already cut: --split-sentences leaves the entries whole.
+    assert preprocess(tmp_path / "in.jsonl", "--split-sentences").exit_code == 0
+    sentences = open_tokens(tmp_path / "out_text_sentence")
+    assert [sentences.sequence(number).tolist() for number in range(3)] == ids

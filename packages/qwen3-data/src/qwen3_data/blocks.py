@@ -9,8 +9,11 @@ from typing import IO, cast
 from qwen3_data.json_array import split_array
 from qwen3_data.long_text import LONG_BYTES
 from qwen3_data.sources import Source, describe_read_error, open_source
+from qwen3_model.errors import FormatError
 
 BLOCK_BYTES = 4 << 20
+MAX_RECORD_BYTES = 1 << 30
+"""A few thousand compressed bytes can hold a line of gigabytes, which would take all memory."""
 UTF8_BOM = b"\xef\xbb\xbf"
 
 
@@ -43,7 +46,12 @@ class Block:
 
 
 def read_blocks(
-    sources: list[Source], start: Position, *, keys: list[str] | None, end: tuple[int, int] | None = None
+    sources: list[Source],
+    start: Position,
+    *,
+    keys: list[str] | None,
+    end: tuple[int, int] | None = None,
+    max_record_bytes: int = MAX_RECORD_BYTES,
 ) -> Iterator[Block]:
     """Yield the records of `sources` from `start` on.
 
@@ -52,6 +60,11 @@ def read_blocks(
         start: A file's beginning or a resume point (`Block.after`).
         keys: Columns to read of parquet files; None for all.
         end: Stop at this file and byte, which is the beginning of a line.
+        max_record_bytes: A record of more bytes is refused before it is held; of parquet, whose rows come
+            from pyarrow, nothing is refused.
+
+    Raises:
+        FormatError: A file is damaged, or has a longer record.
     """
     for index in range(start.source, len(sources)):
         source = sources[index]
@@ -60,7 +73,7 @@ def read_blocks(
         if (end is not None and index > end[0]) or stop == 0:
             return
         try:
-            yield from _read_source(source, index, position, keys, stop)
+            yield from _read_source(source, index, position, keys, stop, max_record_bytes)
         except Exception as error:
             sentence = describe_read_error(source, error)
             if sentence is None:
@@ -69,7 +82,12 @@ def read_blocks(
 
 
 def _read_source(
-    source: Source, index: int, start: Position, keys: list[str] | None, stop: int | None
+    source: Source,
+    index: int,
+    start: Position,
+    keys: list[str] | None,
+    stop: int | None,
+    longest: int,
 ) -> Iterator[Block]:
     if source.kind == "parquet":
         # Imported here because pyarrow is an extra.
@@ -77,13 +95,13 @@ def _read_source(
 
         return parquet_blocks(source, index, start, keys)
     if source.kind == "text":
-        return _text(source, index, start)
+        return _text(source, index, start, longest)
     if source.kind == "json" and _is_array(source):
-        return _json_array(source, index, start)
-    return _lines(source, index, start, stop)
+        return _json_array(source, index, start, longest)
+    return _lines(source, index, start, stop, longest)
 
 
-def _lines(source: Source, index: int, start: Position, stop: int | None) -> Iterator[Block]:
+def _lines(source: Source, index: int, start: Position, stop: int | None, longest: int) -> Iterator[Block]:
     """Read whole lines from `start` up to the line that begins at byte `stop`."""
     offset, number = start.offset, start.record
     with open_source(source) as file:
@@ -96,6 +114,8 @@ def _lines(source: Source, index: int, start: Position, stop: int | None) -> Ite
             at = fresh.rfind(b"\n") + 1
             held += fresh[:at] if at else fresh
             if fresh and not at:
+                if len(held) > longest:
+                    raise _too_long(source, number + 1, longest)
                 continue
             if held:
                 cut = not held.endswith(b"\n")
@@ -104,12 +124,28 @@ def _lines(source: Source, index: int, start: Position, stop: int | None) -> Ite
                     del held[: len(UTF8_BOM)]
                 offset += len(held)
                 records = _split_lines(held)
+                if len(held) > longest:
+                    _refuse_longer(source, records, number + 1, longest)
                 after = Position(index, offset, number + len(records))
                 yield Block(source, number + 1, records, after, 0 if source.compression else offset, cut=cut)
                 number += len(records)
             held = bytearray(fresh[at:])
             if not fresh:
                 return
+
+
+def _refuse_longer(source: Source, records: list[bytes], first: int, longest: int) -> None:
+    for number, record in enumerate(records, first):
+        if len(record) > longest:
+            raise _too_long(source, number, longest)
+
+
+def _too_long(source: Source, number: int, longest: int) -> FormatError:
+    unit = "line" if source.kind == "lines" else "record"
+    return FormatError(
+        f"{source.path}, {unit} {number} has more than {longest} bytes; raise --max-record-bytes where "
+        "memory for several times as much is free, or cut the record"
+    )
 
 
 def _split_lines(raw: bytearray) -> list[bytes]:
@@ -124,16 +160,18 @@ def _is_array(source: Source) -> bool:
     head = b""
     with open_source(source) as file:
         while not head.removeprefix(UTF8_BOM).strip() and (fresh := file.read(4096)):
-            head += fresh
+            head = fresh if not head.removeprefix(UTF8_BOM) else head[-1:] + fresh
     return head.removeprefix(UTF8_BOM).lstrip().startswith(b"[")
 
 
-def _json_array(source: Source, index: int, start: Position) -> Iterator[Block]:
+def _json_array(source: Source, index: int, start: Position, longest: int) -> Iterator[Block]:
     with open_source(source) as file:
         records: list[bytes] = []
         held_bytes, number = 0, 0
-        for record in split_array(iter(lambda: file.read(BLOCK_BYTES), b""), str(source.path)):
+        chunks = iter(lambda: file.read(BLOCK_BYTES), b"")
+        for record in split_array(chunks, str(source.path), longest):
             number += 1
+            _refuse_longer(source, [record], number, longest)
             if number <= start.record:
                 continue
             records.append(record)
@@ -145,12 +183,26 @@ def _json_array(source: Source, index: int, start: Position) -> Iterator[Block]:
             yield Block(source, number - len(records) + 1, records, Position(index, number, number), 0)
 
 
-def _text(source: Source, index: int, start: Position) -> Iterator[Block]:
+def _text(source: Source, index: int, start: Position, longest: int) -> Iterator[Block]:
     if start.record:
         return
     with open_source(source) as file:
-        raw = file.read().removeprefix(UTF8_BOM)
+        raw = _read_all(file, longest)
+    if raw is None:
+        raise _too_long(source, 1, longest)
+    raw = raw.removeprefix(UTF8_BOM)
     yield Block(source, 1, [raw], Position(index, 1, 1), source.size_bytes)
+
+
+def _read_all(file: IO[bytes], longest: int) -> bytes | None:
+    """Return all of a file, None where it holds more than `longest` bytes."""
+    parts, size = [], 0
+    while part := file.read(BLOCK_BYTES):
+        parts.append(part)
+        size += len(part)
+        if size > longest:
+            return None
+    return b"".join(parts)
 
 
 def _skip_to(file: IO[bytes], offset: int) -> None:

@@ -2,6 +2,8 @@
 
 import click
 
+from qwen3_data.cli_types import ByteSize
+
 MAX_WORKERS = 1024
 """The encoders would try to start any number of threads."""
 
@@ -21,4 +23,10 @@ on_error_option = click.option(
     default="fail",
     show_default=True,
     help="At a bad record: stop with its file and line, or leave it out and count it.",
+)
+max_record_option = click.option(
+    "--max-record-bytes",
+    type=ByteSize(),
+    default=1 << 30,
+    help="A longer record stops the run before it takes the memory, also in compressed files.  [default: 1G]",
 )

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from qwen3_data.cli_options import engine_option, on_error_option, workers_option
+from qwen3_data.cli_options import engine_option, max_record_option, on_error_option, workers_option
 from qwen3_data.cli_types import ByteSize, ManyValues, OutputPrefix, TokenizerType
 from qwen3_model.cli_base import force_option, quiet_option
 from qwen3_model.errors import UsageError
@@ -57,7 +57,7 @@ NOT_NEEDED = {
     multiple=True,
     default=("text",),
     show_default=True,
-    help="Key to encode; one or several, each with files of its own.",
+    help="Key to encode; one or several, each with files of its own. A dot leads into an object: meta.text.",
 )
 @click.option(
     "--append-eod/--no-append-eod",
@@ -81,6 +81,7 @@ NOT_NEEDED = {
 )
 @click.option("--keep-newlines", is_flag=True, help="White space between sentences stays with the first.")
 @on_error_option
+@max_record_option
 @click.option(
     "--rejects",
     type=click.Path(dir_okay=False, path_type=Path),

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from qwen3_data.cli_options import engine_option, on_error_option, workers_option
+from qwen3_data.cli_options import engine_option, max_record_option, on_error_option, workers_option
 from qwen3_data.cli_types import ManyValues, OutputPrefix
 from qwen3_model.cli_base import force_option, quiet_option
 
@@ -63,6 +63,7 @@ from qwen3_model.cli_base import force_option, quiet_option
 @workers_option
 @engine_option
 @on_error_option
+@max_record_option
 @click.option(
     "--rejects", type=click.Path(dir_okay=False, path_type=Path), help="List of the skipped records."
 )

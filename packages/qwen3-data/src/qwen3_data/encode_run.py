@@ -137,7 +137,13 @@ class EncodeRun:
         left = None if settings.max_docs is None else settings.max_docs - self.totals.num_documents
         reference = self.encoders.reference
         checker = None if reference is None else Checker(reference, splits=tokenizer.splits)
-        blocks = read_blocks(self.sources, self.position, keys=keys, end=self.share.end)
+        blocks = read_blocks(
+            self.sources,
+            self.position,
+            keys=keys,
+            end=self.share.end,
+            max_record_bytes=settings.max_record_bytes,
+        )
         with (
             run_ahead(blocks, AHEAD) as read,
             run_ahead(parser.parse(read, left), PARSED_AHEAD) as parsed,

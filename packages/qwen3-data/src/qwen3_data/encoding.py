@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from qwen3_data.engines import Engine
 from qwen3_data.long_text import LongText
-from qwen3_data.records import Batch
+from qwen3_data.records import Batch, Text
 from qwen3_data.splitting import head_of_text, split_stream, split_text
 from qwen3_data.token_writer import DOCUMENT, OPEN, SEQUENCE
 from qwen3_model.errors import FormatError
@@ -129,20 +129,21 @@ def encode_batches(
     yield from held
 
 
-def _chunks(
-    texts: Sequence[str | LongText], cut: Cut | None, *, splits: bool
-) -> Iterator[tuple[list[str], list[int]]]:
+def _chunks(texts: Sequence[Text], cut: Cut | None, *, splits: bool) -> Iterator[tuple[list[str], list[int]]]:
     pieces: list[str] = []
     ends: list[int] = []
     held = 0
     for text in texts:
         if isinstance(text, LongText) and (cut is not None or not splits):
             text = "".join(text.chunks())
-        if cut is not None and isinstance(text, str):
-            sentences = cut(text) or [""]
+        if isinstance(text, list) or (cut is not None and isinstance(text, str)):
+            sentences = (text if isinstance(text, list) or cut is None else cut(text)) or [""]
             pieces += sentences
             ends += [SEQUENCE] * (len(sentences) - 1) + [DOCUMENT]
-            held += len(text)
+            held += sum(map(len, sentences))
+            if held >= CHUNK_CHARS:
+                yield pieces, ends
+                pieces, ends, held = [], [], 0
             continue
         if isinstance(text, str) and (len(text) <= PIECE_CHARS or not splits):
             pieces.append(text)

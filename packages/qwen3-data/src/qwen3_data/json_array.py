@@ -10,13 +10,13 @@ MARK = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{},"]', re.DOTALL)
 QUOTE, COMMA = 0x22, 0x2C
 
 
-def split_array(chunks: Iterable[bytes], name: str) -> Iterator[bytes]:
+def split_array(chunks: Iterable[bytes], name: str, longest: int) -> Iterator[bytes]:
     """Yield the raw JSON of each element of the array that `chunks` spell.
 
     Brackets are matched and strings skipped; whether an element is valid JSON is for its parser to say.
 
     Raises:
-        FormatError: The text is no array or is cut.
+        FormatError: The text is no array, is cut, or has an element of more than `longest` bytes.
     """
     held, depth, begin, scanned = bytearray(), 0, 0, 0
     begun = ended = False
@@ -40,6 +40,11 @@ def split_array(chunks: Iterable[bytes], name: str) -> Iterator[bytes]:
             scanned = len(held)
         del held[:begin]
         scanned, begin = scanned - begin, 0
+        if len(held) > longest and not ended:
+            raise FormatError(
+                f"{name} has an element of more than {longest} bytes in its JSON array; raise "
+                "--max-record-bytes where memory for several times as much is free, or cut the element"
+            )
         if ended:
             _refuse_rest(held, name)
     if not ended:

@@ -70,10 +70,14 @@ def load_long_record(raw: bytes) -> Any:
         skeleton += raw[done:begin] + name.encode()
         done = end
     skeleton += raw[done:]
-    record = orjson.loads(skeleton)
-    if isinstance(record, dict):
-        return {
-            key: long_texts.get(value, value) if isinstance(value, str) else value
-            for key, value in record.items()
-        }
-    return record
+    return _restore(orjson.loads(skeleton), long_texts)
+
+
+def _restore(value: Any, long_texts: dict[str, LongText]) -> Any:
+    """Put long texts back; in arrays as strings."""
+    if isinstance(value, dict):
+        return {key: _restore(entry, long_texts) for key, entry in value.items()}
+    if isinstance(value, list):
+        restored = [_restore(entry, long_texts) for entry in value]
+        return ["".join(one.chunks()) if isinstance(one, LongText) else one for one in restored]
+    return long_texts.get(value, value) if isinstance(value, str) else value

@@ -43,7 +43,7 @@ def parquet_blocks(
         raise FormatError(f"{source.path} is no parquet file: {error}") from error
     with file:
         names = file.schema_arrow.names
-        missing = [key for key in keys or () if key not in names]
+        missing = [key for key in keys or () if key not in names and key.partition(".")[0] not in names]
         if missing:
             raise FormatError(
                 f"{source.path} has no column {missing}; its columns are {names}; pass --json-keys"

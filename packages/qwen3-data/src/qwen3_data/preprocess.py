@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qwen3_data.blocks import MAX_RECORD_BYTES
 from qwen3_data.engines import choose_engine, load_encoders
 from qwen3_data.records import OnError
 from qwen3_data.sources import find_sources, input_size
@@ -32,6 +33,7 @@ class Settings:
     on_error: OnError = "fail"
     rejects: Path | None = None
     max_docs: int | None = None
+    max_record_bytes: int = MAX_RECORD_BYTES
     shard_bytes: int = 256 << 20
     """Token bytes between two resume points."""
     shard_index: int = 0

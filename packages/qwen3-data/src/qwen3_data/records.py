@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import orjson
 
@@ -17,6 +17,10 @@ OnError = Literal["fail", "skip"]
 NOTHING = re.compile(r"(?!)")
 EXCERPT = 200
 """Bytes of a bad record that the rejects file quotes."""
+
+
+Text = str | LongText | list[str]
+"""A document; a list holds its sequences, none empty, as Megatron's tool takes them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,7 @@ class Reject:
 class Batch:
     """The texts of one block."""
 
-    texts: dict[str, list[str | LongText]]
+    texts: dict[str, list[Text]]
     """Of each key, in order; the same number for every key."""
     after: Position
     read_bytes: int
@@ -110,7 +114,7 @@ class RecordParser:
             return count_lines(block.source.path, self._start.offset)
         return 0
 
-    def _texts_of(self, raw: bytes) -> list[str | LongText] | None:
+    def _texts_of(self, raw: bytes) -> list[Text] | None:
         """Return the texts of a record; None for a blank line."""
         record = load_record(raw, keeps_long=True)
         if record is None:
@@ -119,17 +123,11 @@ class RecordParser:
             raise BadRecordError(
                 f"is a JSON {_json_name(record)}, not an object like {{'{self.keys[0]}': '...'}}"
             )
-        texts: list[str | LongText] = []
-        for key in self.keys:
-            text = record.get(key)
-            if not isinstance(text, str | LongText):
-                if key not in record:
-                    raise BadRecordError(f"has no key '{key}'; its keys are {sorted(record)[:8]}")
-                raise BadRecordError(f"has a JSON {_json_name(text)} under '{key}', which must be a string")
-            texts.append(text)
-        return texts
+        return [_value_of(record, key) for key in self.keys]
 
-    def _spells_special(self, text: str | LongText) -> bool:
+    def _spells_special(self, text: Text) -> bool:
+        if isinstance(text, list):
+            return any(map(self._spells_special, text))
         if isinstance(text, LongText):
             try:
                 return text.find(self._special or NOTHING)
@@ -138,6 +136,24 @@ class RecordParser:
         if self._special is None or self._special_head not in text:
             return False
         return self._special.search(text) is not None
+
+
+def _value_of(record: dict[str, Any], key: str) -> Text:
+    """Return the document under a key; `meta.text` is also found in the object under `meta`."""
+    value: Any = record
+    for name in (key,) if key in record else key.split("."):
+        if not isinstance(value, dict) or name not in value:
+            raise BadRecordError(f"has no key '{key}'; its keys are {sorted(record)[:8]}")
+        value = value[name]
+    if isinstance(value, list):
+        if wrong := [entry for entry in value if not isinstance(entry, str)]:
+            raise BadRecordError(
+                f"has a JSON {_json_name(wrong[0])} in the array under '{key}', which must hold strings"
+            )
+        return [entry for entry in value if entry]
+    if not isinstance(value, str | LongText):
+        raise BadRecordError(f"has a JSON {_json_name(value)} under '{key}', which must be a string")
+    return value
 
 
 def reject_record(block: Block, number: int, reason: str, on_error: OnError, before: int = 0) -> Reject:
@@ -155,6 +171,8 @@ def reject_record(block: Block, number: int, reason: str, on_error: OnError, bef
     """
     place = block.source.path
     raw = block.records[number - block.first_record]
+    if block.source.kind == "json" and number == 1 and raw.strip() == b"{":
+        reason = "begins an object of several lines; write each object on one line, or all in an array"
     if block.cut and raw is block.records[-1]:
         reason += " (the last line has no line end, so the file may be cut)"
     if on_error == "fail":

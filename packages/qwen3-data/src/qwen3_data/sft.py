@@ -14,7 +14,7 @@ import orjson
 from numpy.typing import NDArray
 
 from qwen3_data.ahead import run_ahead
-from qwen3_data.blocks import Position, read_blocks
+from qwen3_data.blocks import MAX_RECORD_BYTES, Position, read_blocks
 from qwen3_data.encoding import Checker
 from qwen3_data.engines import choose_engine, make_engine
 from qwen3_data.records import BadRecordError, OnError, Reject, load_record, reject_record
@@ -49,6 +49,7 @@ class SftSettings:
     thoughts: Thoughts = "keep"
     too_long: str = "truncate"
     """Or "drop"."""
+    max_record_bytes: int = MAX_RECORD_BYTES
     engine: str = "auto"
     on_error: OnError = "fail"
     rejects: Path | None = None
@@ -151,7 +152,9 @@ class _SftRun:
         return manifest
 
     def _samples(self) -> Iterator[ChatSample]:
-        blocks = read_blocks(self.sources, Position(), keys=None)
+        blocks = read_blocks(
+            self.sources, Position(), keys=None, max_record_bytes=self.settings.max_record_bytes
+        )
         share = find_share(self.sources, 0, 1)
         with (
             run_ahead(blocks, 2) as read,
