@@ -15,10 +15,12 @@ sys.path.insert(0, str(ROOT / "tools/lib"))
 
 import ascend_report  # noqa: E402
 import ascend_stand_in  # noqa: E402
-from ascend_cases import all_cases  # noqa: E402
+from ascend_cases import Case, all_cases, small_cases  # noqa: E402
 from ascend_dry_run import real_cann  # noqa: E402
 from ascend_inputs import Inputs  # noqa: E402
+from ascend_matrix import run_case  # noqa: E402
 
+CASES = [case for case in small_cases() if "prefill" in case.name]
 MISSING = ascend_stand_in.missing_tools()
 needs_compiler = pytest.mark.skipif(bool(MISSING), reason=f"needs {' and '.join(MISSING)}")
 TOOL = ROOT / "tools/ascend_dry_run"
@@ -32,6 +34,16 @@ LOG = (
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     return Inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@needs_compiler
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_mindspores_backend_takes_the_graphs_of(case: Case, inputs, tmp_path):
+    report = run_case(case, inputs, tmp_path / "case")
+    assert report.problems == []
+    assert sum(graph.count("aclnn") for graph in report.graphs) > 20
+    assert any(graph.count("hccl") for graph in report.graphs) == (case.ranks > 1)
+    assert max(graph.peak_bytes or 0 for graph in report.graphs) > 0
 
 
 def test_each_function_of_the_list_is_in_the_wheel_and_documented():

@@ -173,9 +173,10 @@ def _generation(name: str, sizes: Mapping[str, Any]) -> Iterator[Case]:
         "--predict-batch-size", "2", "--max-new-tokens", "3",
     )  # fmt: skip
     for tp, soc in ((1, A2), (2, A2), (1, A3)):
+        shares = {"use_parallel": tp > 1, "parallel_config.model_parallel": tp}
         yield Case(
             name=f"prefill and decode of {name}, {tp} ranks, {soc}", yaml="predict_qwen3", rank=tp - 1,
-            ranks=tp, soc=soc, changes={"sizes": sizes}, arguments=prompts,
+            ranks=tp, soc=soc, changes=shares | {"sizes": sizes}, arguments=prompts,
         )  # fmt: skip
 
 

@@ -1,12 +1,13 @@
 """Run one of our commands in this process; write down each graph that MindSpore compiles: name, time, memory.
 
-    python ascend_probe.py GRAPHS.jsonl qwen3-train launch ...
+    python ascend_probe.py GRAPHS.jsonl qwen3-train launch ...    or a program, PROGRAM.py ...
 
 Started by `ascend_dry_run`, which has set the environment. A line of JSON a graph; times are of the local
 clock, as MindSpore's log has them, whose lines say which kernels were made meanwhile.
 """
 
 import json
+import runpy
 import sys
 import time
 from importlib.metadata import entry_points
@@ -103,6 +104,11 @@ def _first_line(error: Exception) -> str:
 def main() -> None:
     """Run the command of the command line, watched."""
     graphs, command, *arguments = sys.argv[1:]
+    if command.endswith(".py"):
+        watch(Recorder(Path(graphs)))
+        sys.argv = [command, *arguments]
+        runpy.run_path(command, run_name="__main__")
+        return
     found = [entry for entry in entry_points(group="console_scripts") if entry.name == command]
     if not found:
         raise SystemExit(f"ascend_dry_run: there is no command {command} in {sys.prefix}/bin")

@@ -135,6 +135,63 @@ def test_the_recommended_layout_of_every_ready_config_fits(path):
     assert "Fits: " in result.stdout
 
 
+FAKE_TOOL = """#!{python}
+import json, sys
+words = sys.argv[1:]
+rank = int(words[words.index("--rank") + 1])
+report = {{
+    "exit_code": int({fails}), "problems": ["the command ended with exit code 1"] * {fails},
+    "graphs": [{{"peak_bytes": rank << 30}}, {{"peak_bytes": None}}], "words": words,
+}}
+open(words[words.index("--json") + 1], "w").write(json.dumps(report))
+assert words[words.index("--") + 1].endswith("tools/lib/ascend_step.py")
+assert words[words.index("--seed") + 1] == "3"
+"""
+
+
+@pytest.fixture
+def tool(tmp_path, monkeypatch):
+    """A checkout whose tool answers with as many GiB as the rank's number."""
+    (tmp_path / "tools/lib").mkdir(parents=True)
+    (tmp_path / "tools/lib/ascend_step.py").touch()
+    path = tmp_path / "tools/ascend_dry_run"
+    monkeypatch.setattr("qwen3_train.plan.dry_run.__file__", str(tmp_path / "packages/here.py"))
+
+    def write(*, fails=False):
+        path.write_text(FAKE_TOOL.format(python=sys.executable, fails=fails), encoding="utf-8")
+        path.chmod(0o755)
+
+    write()
+    return write
+
+
+def test_a_dry_run_is_of_the_fullest_the_first_and_the_last_stage(config, tool):
+    planned = [stage["total"] for stage in json.loads(run("--config", config, "--json").stdout)["stages"]]
+    result = run("--config", config, "--dry-run", "--json", "--seed", 3)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)["dry_run"]
+    stages = sorted({0, 3, max(range(4), key=lambda stage: planned[stage])})
+    assert [each["stage"] for each in found] == stages
+    assert [each["rank"] for each in found] == [4 * stage for stage in stages]
+    assert [each["peak_bytes"] for each in found] == [4 * stage << 30 for stage in stages]
+    assert [each["planned_bytes"] for each in found] == [planned[stage] for stage in stages]
+    text = run("--config", config, "--dry-run", "--seed", 3).stdout
+    assert f"rank 12, stage 3: 12.00 GiB, {planned[3] / 2**30:.2f} above" in text
+
+
+def test_a_dry_run_that_fails_or_that_has_no_tool_is_a_sentence(config, tool, monkeypatch):
+    tool(fails=True)
+    result = run("--config", config, "--dry-run", "--seed", 3)
+    assert result.exit_code == 1
+    assert "Error: the dry run of rank 0 failed: the command ended with exit code 1" in result.stderr
+    monkeypatch.setattr("qwen3_train.plan.dry_run.__file__", "/nowhere/qwen3_train/plan/dry_run.py")
+    monkeypatch.chdir("/")
+    result = run("--config", config, "--dry-run")
+    assert result.exit_code == 1
+    assert "--dry-run needs tools/ascend_dry_run, which comes with a checkout" in result.stderr
+    assert result.stdout == ""
+
+
 def test_planning_never_imports_mindspore(config):
     code = (
         "import sys, runpy\n"

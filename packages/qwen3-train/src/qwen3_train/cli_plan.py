@@ -1,7 +1,9 @@
 """The `plan` command."""
 
 import json
+import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -23,12 +25,16 @@ from qwen3_model.errors import ConfigError
     "--max-device-memory", metavar="SIZE", help="Memory of a device, like 58GB; default from the YAML."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON with every tensor and layout.")
+@click.option(
+    "--dry-run", "runs_dry", is_flag=True, help="Also let MindSpore's Ascend backend plan the fullest ranks."
+)
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
 def plan(
     config_path: Path,
     devices: int | None,
     max_device_memory: str | None,
     as_json: bool,
+    runs_dry: bool,
     overrides: tuple[str, ...],
 ) -> None:
     """Say what a run needs before it starts: memory, traffic, steps, and the layouts that fit.
@@ -36,17 +42,23 @@ def plan(
     Any key of the YAML is overridden with --key.key VALUE. The exit code is 1 when the run's own layout does
     not divide or does not fit.
 
+    --dry-run takes minutes, a compiler and a checkout of this project (tools/ascend_dry_run), and no NPU.
+
     \b
     Example:
       qwen3-train plan --config configs/qwen3/pretrain_qwen3_32b_4k.yaml --devices 16
       qwen3-train plan --config my.yaml --parallel_config.model_parallel 8
+      qwen3-train plan --config my.yaml --dry-run
     """
     from qwen3_model.run_config import load_run_config, parse_dotted
+    from qwen3_train.plan.dry_run import dry_run, dry_run_text, find_tool
     from qwen3_train.plan.plan import make_plan, parse_memory, plan_values
     from qwen3_train.plan.settings import PLAN_SCHEMA, read_plan_settings
     from qwen3_train.plan.text import plan_text
     from qwen3_train.settings.schema import FLAG_ALIASES
 
+    if runs_dry:
+        find_tool()
     pairs = [(FLAG_ALIASES.get(key, key), value) for key, value in parse_dotted(overrides)]
     config = load_run_config(config_path, pairs, PLAN_SCHEMA)
     limit = max_device_memory or config.get("context.max_device_memory")
@@ -57,7 +69,16 @@ def plan(
         num_devices=devices,
         memory_bytes=parse_memory(str(limit)) if limit else None,
     )
-    click.echo(json.dumps(plan_values(made), indent=2) if as_json else plan_text(made))
+    values = plan_values(made)
+    if not as_json:
+        click.echo(plan_text(made))
+    if runs_dry:
+        found = dry_run(made, config_path, pairs, os.environ, note=lambda text: click.echo(text, err=True))
+        values["dry_run"] = [asdict(each) for each in found]
+        if not as_json:
+            click.echo(dry_run_text(found))
+    if as_json:
+        click.echo(json.dumps(values, indent=2))
     sys.stdout.flush()
     if made.problem:
         raise ConfigError(f"{config_path}: {made.problem}")
