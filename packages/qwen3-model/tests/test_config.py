@@ -164,3 +164,25 @@ def test_a_value_of_a_wrong_type_is_refused_with_the_files_name(tmp_path, change
     (tmp_path / "config.json").write_text(json.dumps(read_fixture("v4", "8B") | change), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"config\.json"):
         Qwen3Config.from_dir(tmp_path)
+
+
+def test_notes_of_tools_that_saved_a_folder_are_no_obstacle():
+    notes = {
+        "unsloth_fixed": True,
+        "unsloth_version": "2025.5.1",
+        "task_specific_params": None,
+        "use_mrope": False,
+    }
+    assert Qwen3Config.from_hf(SIZES["0.6B"].to_hf() | notes) == SIZES["0.6B"]
+    with pytest.raises(ConfigError, match="use_mrope=True is not implemented"):
+        Qwen3Config.from_hf(SIZES["0.6B"].to_hf() | {"use_mrope": True})
+    with pytest.raises(ConfigError, match="does not implement: my_unsloth_fixed"):
+        Qwen3Config.from_hf(SIZES["0.6B"].to_hf() | {"my_unsloth_fixed": True})
+
+
+def test_a_config_that_would_take_all_memory_or_nests_too_deep_is_a_sentence(tmp_path):
+    with pytest.raises(ConfigError, match="num_layers=100000000 must be a whole number from 1 to 10000"):
+        Qwen3Config.from_hf(SIZES["0.6B"].to_hf() | {"num_hidden_layers": 100_000_000})
+    (tmp_path / "config.json").write_text('{"a":' * 200_000, encoding="utf-8")
+    with pytest.raises(ConfigError, match="is not JSON"):
+        Qwen3Config.from_dir(tmp_path)

@@ -56,7 +56,7 @@ class FusedRows:
 
 
 def fuse_adapters(weights: dict[str, LazyTensor], adapters: AdapterSet) -> dict[str, LazyTensor]:
-    """Return the weights with their adapters added; those without one are as they were.
+    """Return the weights with their adapters added, or replaced by those of modules_to_save.
 
     A tied head changes with the embedding, since it is the same weight.
     """
@@ -65,6 +65,8 @@ def fuse_adapters(weights: dict[str, LazyTensor], adapters: AdapterSet) -> dict[
         base = weights[f"{module}.weight"]
         rows: RowSource = FusedRows(base, adapter, adapters.scale, is_embedding=module == EMBEDDING)
         fused[base.plan.name] = LazyTensor(base.plan, rows)
+    for module, (file, name) in adapters.saved.items():
+        fused[f"{module}.weight"] = from_file(file, name).renamed(f"{module}.weight")
     return fused
 
 

@@ -7,7 +7,9 @@ import click
 from qwen3_ckpt.cli_options import (
     A_FOLDER,
     A_PATH,
+    DTYPES,
     FiniteRange,
+    dtype_option,
     hf_dir_option,
     shard_option,
     source_layout_options,
@@ -31,6 +33,8 @@ def lora() -> None:
 @click.argument("adapter", type=A_FOLDER)
 @click.argument("output", type=A_PATH)
 @alpha_option
+@dtype_option
+@click.option("--any-base", is_flag=True, help="Take a base other than the one the adapter was trained on.")
 @source_layout_options
 @shard_option
 @force_option()
@@ -40,6 +44,8 @@ def fuse(  # noqa: PLR0913 - one parameter a flag
     adapter: Path,
     output: Path,
     lora_alpha: float | None,
+    dtype: str | None,
+    any_base: bool,
     source_qkv: str,
     source_mlp: str,
     shard_bytes: int,
@@ -54,19 +60,16 @@ def fuse(  # noqa: PLR0913 - one parameter a flag
     Example:
       qwen3-ckpt lora fuse Qwen3-0.6B output/checkpoint fused
     """
-    from qwen3_ckpt.lora import AdapterSource, fuse_lora
-    from qwen3_model.adapters import EMBEDDING
-    from qwen3_model.config import Qwen3Config
+    from qwen3_ckpt.lora import AdapterSource, FuseRequest, fuse_lora
     from qwen3_model.fused import FusedLayout
 
     layout = FusedLayout(source_qkv == "contiguous", source_mlp == "interleaved")
     source = AdapterSource(adapter, lora_alpha, base, layout)
-    adapters = fuse_lora(base, source, output, force=force, quiet=quiet, shard_bytes=shard_bytes)
-    if EMBEDDING in adapters.modules and Qwen3Config.from_dir(base).tie_word_embeddings:
-        click.echo(
-            "Note: the head is tied to the embedding, so the embedding's adapter changes it, too", err=True
-        )
-    click.echo(f"fused {len(adapters.modules)} adapters: {output}")
+    request = FuseRequest(base, source, DTYPES[dtype] if dtype else None, any_base=any_base)
+    adapters, notes = fuse_lora(request, output, force=force, quiet=quiet, shard_bytes=shard_bytes)
+    for note in notes:
+        click.echo(f"Note: {note}", err=True)
+    click.echo(f"fused {len(adapters.modules) + len(adapters.saved)} adapters: {output}")
 
 
 @lora.command()

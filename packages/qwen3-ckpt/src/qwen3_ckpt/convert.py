@@ -7,7 +7,6 @@ from qwen3_ckpt.fused import fuse
 from qwen3_ckpt.hf_output import write_hf_folder
 from qwen3_ckpt.sources import need_model_files, output_of, sources_of, total_bytes
 from qwen3_ckpt.unified import UNIFIED, write_parts
-from qwen3_model.companions import copy_companions
 from qwen3_model.fused import FusedLayout
 from qwen3_model.model_weights import model_weights
 from qwen3_model.rows import cast
@@ -56,4 +55,4 @@ def convert(request: ConvertRequest, output_dir: Path, *, force: bool, quiet: bo
     total = total_bytes(tensors.values())
     with output_of(sources, output_dir, total, force=force, quiet=quiet) as (folder, progress):
         write_parts(folder / UNIFIED, tensors, progress.advance)
-        copy_companions(model.folder, folder / "hf_files")
+        model.copy(folder / "hf_files")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from qwen3_ckpt.parallel import Count, run_all
 from qwen3_ckpt.sources import ModelFiles, Sources, output_of, total_bytes
-from qwen3_model.companions import copy_companions
 from qwen3_model.hf_folder import INDEX_FILE, encode_index, plan_shards, shard_names
 from qwen3_model.rows import LazyTensor
 from qwen3_model.safetensors_file import write_safetensors
@@ -44,7 +43,7 @@ def write_hf_folder(  # noqa: PLR0913 - the last four say how, not what
         run_all(jobs, progress.advance, workers)
         if len(shards) > 1:
             (folder / INDEX_FILE).write_text(encode_index(names, shards), encoding="utf-8")
-        copy_companions(model.folder, folder)
+        model.copy(folder)
         sizes = dict.fromkeys(DTYPE_NAMES, 0)
         for tensor in tensors.values():
             sizes[tensor.plan.dtype] += tensor.plan.size_bytes

@@ -14,7 +14,6 @@ from pathlib import Path
 from qwen3_ckpt.hf_output import write_hf_folder
 from qwen3_ckpt.sources import ModelFiles, Sources, find_model_files, output_of, sources_of, total_bytes
 from qwen3_ckpt.unified import UNIFIED, write_parts, write_run_state
-from qwen3_model.companions import copy_companions
 from qwen3_model.errors import ConfigError
 from qwen3_model.files import refuse_existing, require_free_space
 from qwen3_model.fused import FusedLayout
@@ -156,7 +155,7 @@ def write_output(
             strategy_dir.mkdir()
             (strategy_dir / "merge_strategy.ckpt").write_bytes(merged_strategy(checkpoint.strategy))
         if model:
-            copy_companions(model.folder, folder / "hf_files")
+            model.copy(folder / "hf_files")
 
 
 def _model_tensors(prepared: Prepared) -> dict[str, LazyTensor]:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from qwen3_ckpt.placements import Cut, bare_name, stage_of, tensor_layout
 from qwen3_ckpt.sources import find_model_files, output_of, sources_of
-from qwen3_model.companions import copy_companions
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError
 from qwen3_model.files import refuse_existing
@@ -64,7 +63,7 @@ def reshard(
             write_strategy(folder / "strategy" / f"ckpt_strategy_rank_{number}.ckpt", rank.stage, own)
             _write_rank(folder, number, rank, checkpoint, own, cut, progress.advance)
         if model:
-            copy_companions(model.folder, folder)
+            model.copy(folder)
     return cut.layout.num_ranks
 
 

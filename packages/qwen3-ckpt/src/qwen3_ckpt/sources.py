@@ -1,11 +1,12 @@
 """What a command reads, remembered so that nothing of it is replaced, and no change of it goes unseen."""
 
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwen3_model.companions import companion_files, find_companions
+from qwen3_model.companions import companion_files, copy_companions, find_companions
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError
 from qwen3_model.files import output_directory, require_free_space
@@ -21,6 +22,14 @@ class ModelFiles:
     folder: Path
     config: Qwen3Config
     files: tuple[SourceFile, ...]
+    overrides: tuple[Path, ...] = ()
+    """Files that take the place of those of their names, such as an adapter's own tokenizer."""
+
+    def copy(self, target: Path) -> None:
+        """Copy the files into `target`, which is made when needed."""
+        copy_companions(self.folder, target)
+        for path in self.overrides:
+            shutil.copyfile(path, target / path.name)
 
 
 def find_model_files(near: Path, hf_dir: Path | None) -> ModelFiles | None:

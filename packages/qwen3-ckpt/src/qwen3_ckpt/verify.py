@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from qwen3_ckpt.placements import ADAPTER, bare_name
+from qwen3_model.adapter_config import CONFIG_FILE
+from qwen3_model.adapters import read_peft
 from qwen3_model.companions import find_companions
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import FormatError, Qwen3Error
@@ -13,7 +15,7 @@ from qwen3_model.files import write_text_atomically
 from qwen3_model.model_weights import model_weights
 from qwen3_model.safetensors_file import open_safetensors
 from qwen3_model.verify import count_non_finite
-from qwen3_model.weight_files import open_checkpoint
+from qwen3_model.weight_files import ADAPTER_FILE, open_checkpoint
 
 MANIFEST = "sha256.json"
 HASH_BYTES = 8 << 20
@@ -31,7 +33,9 @@ def find_faults(source: Path, count: Callable[[float], None]) -> Iterator[str]:
     try:
         tensors = open_checkpoint(source).tensors
         companions = find_companions(source)
-        if companions and not all(ADAPTER.fullmatch(bare_name(name)) for name in tensors):
+        if (source / CONFIG_FILE).is_file() and (source / ADAPTER_FILE).is_file():
+            read_peft(source)
+        elif companions and not all(ADAPTER.fullmatch(bare_name(name)) for name in tensors):
             model_weights(tensors, Qwen3Config.from_dir(companions))
     except Qwen3Error as error:
         yield str(error)

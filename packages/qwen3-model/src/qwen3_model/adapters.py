@@ -18,18 +18,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen3_model.adapter_config import (
+    CONFIG_FILE,
+    AdapterConfig,
+    read_adapter_config,
+    read_json,
+    stated_alpha_in,
+)
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import FormatError, WeightError
 from qwen3_model.safetensors_file import SafetensorsFile, open_safetensors
 
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS_FILE = "adapter_model.safetensors"
 NAME = re.compile(r"(?:base_model\.model\.)?(.+?)\.lora_(embedding_)?(A|B)(?:\.default)?(?:\.weight)?")
 # peft adds the base's embedding, whole, to an adapter of it.
 BASE_COPY = re.compile(r"(?:base_model\.model\.)?(.+?)\.base_layer\.weight")
+SAVED = re.compile(r"(?:base_model\.model\.)?(.+?)(?:\.modules_to_save(?:\.default)?)?\.weight")
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
-# Other starts change the base, too, by what PEFT computes again at loading; base plus B A is not the model.
-PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
-UNSUPPORTED = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "modules_to_save")
 END_BYTES = 1 << 16
 """Bytes at either end of a file of weights that its fingerprint reads."""
 
@@ -54,6 +59,14 @@ class AdapterSet:
     """Scale is alpha / rank."""
     base_copies: dict[str, tuple[SafetensorsFile, str]] = field(default_factory=dict)
     """By module, weights of the base that lie beside its adapter: their file and their name in it."""
+    saved: dict[str, tuple[SafetensorsFile, str]] = field(default_factory=dict)
+    """By module, whole weights that take the place of the base's (PEFT's modules_to_save)."""
+    ties_head: bool = True
+    """Whether an adapter of the embedding is a tied head's, too; PEFT's own rarely are."""
+    base: str = ""
+    """Fingerprint of the base that the adapters were trained on; empty where nobody wrote it down."""
+    base_name: str = ""
+    """Name or folder of that base."""
 
     @property
     def rank(self) -> int:
@@ -69,33 +82,65 @@ class AdapterSet:
 def read_peft(folder: Path, alpha: float | None = None) -> AdapterSet:
     """Read a PEFT adapter; `alpha` takes the place of what its config says.
 
+    Ranks and scales that differ between modules (rank_pattern, alpha_pattern, use_rslora) are made one: B is
+    scaled in float32, and smaller ranks are filled with zeros.
+
     Raises:
-        FormatError: A file is missing or damaged, or asks for something other than plain LoRA.
+        FormatError: A file is missing or damaged, or asks for something other than LoRA without bias.
     """
-    path = folder / CONFIG_FILE
-    if not path.is_file():
-        raise FormatError(f"{folder} has no {CONFIG_FILE}; give a PEFT adapter folder")
-    config = _read_config(path)
-    stated, kind = _alpha(config, path), config.get("peft_type", "LORA")
-    used = [key for key in UNSUPPORTED if config.get(key)]
-    start = config.get("init_lora_weights", True)
-    if start not in PLAIN_STARTS:
-        used.append(f"init_lora_weights {start!r}")
-    if kind != "LORA" or used or config.get("bias", "none") != "none":
-        raise FormatError(
-            f"{path}: only plain LoRA without bias is implemented, not {', '.join(used) or kind}"
-        )
+    config = read_adapter_config(folder)
+    if alpha is not None:
+        config = replace(config, alpha=alpha, alpha_pattern={})
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise FormatError(f"{folder} has {CONFIG_FILE} but no {WEIGHTS_FILE}")
     file = open_safetensors(folder / WEIGHTS_FILE)
     copies = {match[1]: (file, name) for name in file.tensors if (match := BASE_COPY.fullmatch(name))}
-    held = {file_name for _, file_name in copies.values()}
-    halves = {name: file.float32(name) for name in file.tensors if name not in held}
-    adapters = replace(pair(halves, stated if alpha is None else alpha), base_copies=copies)
-    if config.get("r", adapters.rank) != adapters.rank:
-        raise FormatError(
-            f"{path} says rank {config['r']!r}, but the adapters in {WEIGHTS_FILE} have rank "
-            f"{adapters.rank}; the two are of different adapters"
+    saved = _saved_modules(file, config)
+    whole = {name for _, name in (*copies.values(), *saved.values())}
+    halves = {name: file.float32(name) for name in file.tensors if name not in whole}
+    modules = join_halves(halves) if halves or not saved else {}
+    adapters = AdapterSet(
+        _uniform(modules, config), config.alpha, copies, saved, config.ties_head,
+        trained_base(file), config.base,
+    )  # fmt: skip
+    return without_tied_head(adapters, config.path) if config.ties_head else adapters
+
+
+def trained_base(file: SafetensorsFile) -> str:
+    """Return the fingerprint of the base that a file's adapters were trained on, empty where it says none."""
+    try:
+        return str(json.loads(file.metadata.get("qwen3_train", "{}")).get("base") or "")
+    except (ValueError, AttributeError, RecursionError):
+        return ""
+
+
+def _saved_modules(file: SafetensorsFile, config: AdapterConfig) -> dict[str, tuple[SafetensorsFile, str]]:
+    saved = {}
+    for name in file.tensors:
+        match = SAVED.fullmatch(name)
+        if not match or NAME.fullmatch(name) or BASE_COPY.fullmatch(name):
+            continue
+        if not any(re.match(rf"(.*\.)?{re.escape(key)}$", match[1]) for key in config.modules_to_save):
+            raise FormatError(f"{name} is no LoRA tensor, and modules_to_save does not name it")
+        saved[match[1]] = (file, name)
+    return saved
+
+
+def _uniform(modules: dict[str, Adapter], config: AdapterConfig) -> dict[str, Adapter]:
+    """Return the adapters with one rank and, by alpha / rank, one scale."""
+    for module, adapter in modules.items():
+        config.check_rank(module, adapter.a.shape[0])
+    rank = max((adapter.a.shape[0] for adapter in modules.values()), default=1)
+    result = {}
+    for module, adapter in modules.items():
+        own = adapter.a.shape[0]
+        factor = config.scale(module, own) * rank / config.alpha
+        b = adapter.b if factor == 1 else (adapter.b * np.float32(factor)).astype(np.float32)
+        fill = ((0, rank - own), (0, 0))
+        result[module] = (
+            Adapter(np.pad(adapter.a, fill), np.pad(b, fill[::-1])) if own < rank else Adapter(adapter.a, b)
         )
-    return without_tied_head(adapters, path) if config.get("ensure_weight_tying") else adapters
+    return result
 
 
 def stated_alpha(source: Path) -> float | None:
@@ -105,7 +150,7 @@ def stated_alpha(source: Path) -> float | None:
         FormatError: The file is damaged or states none.
     """
     path = _config_path(source)
-    return None if path is None else _alpha(_read_config(path), path)
+    return None if path is None else stated_alpha_in(read_json(path), path)
 
 
 def config_beside(source: Path) -> dict[str, Any] | None:
@@ -115,7 +160,7 @@ def config_beside(source: Path) -> dict[str, Any] | None:
         FormatError: It is no JSON object.
     """
     path = _config_path(source)
-    return None if path is None else _read_config(path)
+    return None if path is None else read_json(path)
 
 
 def _config_path(source: Path) -> Path | None:
@@ -123,28 +168,24 @@ def _config_path(source: Path) -> Path | None:
     return next((path for folder in folders if (path := folder / CONFIG_FILE).is_file()), None)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise FormatError(f"{path} is not JSON: {error}") from None
-    if not isinstance(told, dict):
-        raise FormatError(f"{path} holds no JSON object")
-    return told
-
-
-def _alpha(config: Mapping[str, Any], path: Path) -> float:
-    alpha = config.get("lora_alpha")
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < float("inf"):
-        raise FormatError(f"{path} is no adapter config: its lora_alpha is {alpha!r}, not a number above 0")
-    return float(alpha)
-
-
 def pair(tensors: Mapping[str, NDArray[np.float32]], alpha: float) -> AdapterSet:
-    """Put the halves of adapters, by their names in either form, together.
+    """Put the halves of adapters of one rank, by their names in either form, together.
 
     Raises:
         FormatError: A tensor is no adapter, a half is missing, or ranks differ.
+    """
+    modules = join_halves(tensors)
+    ranks = {adapter.a.shape[0] for adapter in modules.values()}
+    if len(ranks) != 1:
+        raise FormatError(f"the adapters must have one rank of at least 1, found {sorted(ranks)}")
+    return AdapterSet(modules, alpha)
+
+
+def join_halves(tensors: Mapping[str, NDArray[np.float32]]) -> dict[str, Adapter]:
+    """Return the adapters by module, in order, each of a rank of its own.
+
+    Raises:
+        FormatError: A tensor is no adapter, a half is missing, or the halves have different ranks.
     """
     halves: dict[str, dict[str, NDArray[np.float32]]] = {}
     for name, values in tensors.items():
@@ -161,11 +202,11 @@ def pair(tensors: Mapping[str, NDArray[np.float32]], alpha: float) -> AdapterSet
     lone = [module for module, found in halves.items() if len(found) != 2]
     if lone:
         raise FormatError(f"{lone[0]} has only one half of its adapter")
-    modules = {module: Adapter(found["A"], found["B"]) for module, found in halves.items()}
-    ranks = {(adapter.a.shape[0], adapter.b.shape[1]) for adapter in modules.values()}
-    if len(ranks) != 1 or len(set(next(iter(ranks)))) != 1 or 0 in next(iter(ranks)):
-        raise FormatError(f"the adapters must have one rank of at least 1, found {sorted(ranks)}")
-    return AdapterSet(dict(sorted(modules.items())), alpha)
+    for module, found in halves.items():
+        ranks = found["A"].shape[0], found["B"].shape[1]
+        if len(set(ranks)) != 1 or 0 in ranks:
+            raise FormatError(f"the adapters must have one rank of at least 1, found {ranks} for {module}")
+    return {module: Adapter(found["A"], found["B"]) for module, found in sorted(halves.items())}
 
 
 def without_tied_head(adapters: AdapterSet, path: Path) -> AdapterSet:
@@ -214,6 +255,9 @@ def check_fits(adapters: AdapterSet, config: Qwen3Config) -> None:
             problems.append(f"the model has no {module}")
         elif shape != found:
             problems.append(f"{module} is {shape}, its adapter is for {found}")
+    for module, (file, name) in adapters.saved.items():
+        if (shape := shapes.get(f"{module}.weight")) != (own := file.tensors[name].shape):
+            problems.append(f"{module} is {shape}, the adapter's own is {own}")
     if problems:
         raise WeightError(f"the adapter is for another base: {'; '.join(problems[:5])}")
 

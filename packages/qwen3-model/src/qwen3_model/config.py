@@ -40,6 +40,7 @@ MUST_EQUAL: dict[str, tuple[Any, ...]] = {
     "attention_bias": (False,),
     "attention_dropout": (0, 0.0),
     "use_sliding_window": (False,),
+    "use_mrope": (False,),
     "is_encoder_decoder": (False,),
     "add_cross_attention": (False,),
     "quantization_config": (None,),
@@ -60,9 +61,14 @@ IGNORED = {
     "problem_type",
     "return_dict",
     "sliding_window",
+    "task_specific_params",
     "transformers_version",
     "use_cache",
 }
+# Notes of tools that saved the folder; they say nothing about the model.
+IGNORED_PREFIXES = ("unsloth_",)
+MAX_LAYERS = 10_000
+"""No model has more; a list of weights is made for each."""
 OPTIONAL = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None, "initializer_range": 0.02}
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -112,8 +118,9 @@ class Qwen3Config:
             "head_dim", "max_position_embeddings",
         ):  # fmt: skip
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{name}={value!r} must be a whole number of at least 1")
+            most = MAX_LAYERS if name == "num_layers" else 1 << 62
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
+                raise ConfigError(f"{name}={value!r} must be a whole number from 1 to {most}")
         for name in ("rope_theta", "rms_norm_eps", "initializer_range"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
@@ -139,7 +146,7 @@ class Qwen3Config:
             ConfigError: A key is missing, unknown, or has a value that this version does not implement.
         """
         known = MAPPED.keys() | MUST_EQUAL.keys() | SPELLED_TWICE | IGNORED
-        if unknown := sorted(raw.keys() - known):
+        if unknown := sorted(key for key in raw.keys() - known if not key.startswith(IGNORED_PREFIXES)):
             hints = [_hint(key, known) for key in unknown]
             raise ConfigError(
                 f"config.json has keys that this version does not implement: {', '.join(hints)}"
@@ -184,7 +191,7 @@ class Qwen3Config:
         """
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ConfigError(f"{path} is not JSON: {error}") from None
         if not isinstance(raw, dict):
             raise ConfigError(f"{path} holds no JSON object")

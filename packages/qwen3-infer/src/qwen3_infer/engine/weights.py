@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from qwen3_model.adapter_config import CONFIG_FILE
 from qwen3_model.adapters import (
-    CONFIG_FILE,
+    EMBEDDING,
     WEIGHTS_FILE,
     AdapterSet,
     base_fingerprint,
@@ -78,6 +79,14 @@ def open_adapter(source: Path, base: Path, config: Qwen3Config, weights: Tensors
     if not source.exists():
         raise ConfigError(f"{source} does not exist; --adapter takes PEFT's folder or a run with adapters")
     adapters = read_peft(source) if (source / WEIGHTS_FILE).is_file() else _read_run(source, base)
+    if adapters.saved or (
+        config.tie_word_embeddings and EMBEDDING in adapters.modules and not adapters.ties_head
+    ):
+        what = "whole weights of modules_to_save" if adapters.saved else "an embedding without its tied head"
+        raise WeightError(
+            f"the adapter in {source} changes {what}, which is not applied beside a base; make one model of "
+            "both with `qwen3-ckpt lora fuse`"
+        )
     check_fits(adapters, config)
     for module, (file, name) in adapters.base_copies.items():
         if not _is_equal(file, name, weights, f"{module}.weight"):

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from qwen3_model.adapters import CONFIG_FILE
+from qwen3_model.adapter_config import CONFIG_FILE
 from qwen3_model.errors import ConfigError
 from qwen3_model.files import write_text_atomically
 from qwen3_train.settings.lora import LoraSettings, peft_targets
