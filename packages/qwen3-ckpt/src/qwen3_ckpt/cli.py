@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from qwen3_ckpt import __version__
+from qwen3_ckpt.cli_average import average
 from qwen3_ckpt.cli_check import diff, inspect, verify
 from qwen3_ckpt.cli_lora import lora
 from qwen3_ckpt.cli_options import (
@@ -26,7 +27,7 @@ def main() -> None:
     """Merge, convert, compare and check Qwen3 checkpoints. Needs no MindSpore."""
 
 
-for command in (diff, inspect, lora, reshard, verify):
+for command in (average, diff, inspect, lora, reshard, verify):
     main.add_command(command)
 
 

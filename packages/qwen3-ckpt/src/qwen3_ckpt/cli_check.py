@@ -6,6 +6,7 @@ import click
 
 from qwen3_ckpt.cli_options import FiniteRange
 from qwen3_model.cli_base import quiet_option
+from qwen3_model.plain_text import without_controls
 
 SOURCE = click.Path(path_type=Path, exists=True)
 
@@ -23,7 +24,7 @@ def inspect(source: Path, file_suffix: str | None) -> None:
     from qwen3_ckpt.inspect_source import describe
 
     for line in describe(source, file_suffix):
-        click.echo(line)
+        click.echo(without_controls(line))
 
 
 @click.command()
@@ -46,7 +47,7 @@ def verify(source: Path, *, write_manifest: bool, quiet: bool) -> None:
     with Progress("verify", None, "B", quiet=quiet) as progress:
         for fault in find_faults(source, progress.advance):
             num_faults += 1
-            click.echo(fault)
+            click.echo(without_controls(fault))
     if num_faults:
         raise WeightError(f"{source} has {num_faults} fault{'s' if num_faults > 1 else ''}, listed above")
     if write_manifest:
@@ -65,15 +66,14 @@ def diff(first: Path, second: Path, tolerance: float) -> None:
     Example:
       qwen3-ckpt diff merged hf_model
     """
-    from qwen3_ckpt.diff import differences
+    from qwen3_ckpt.diff import Difference, differences, verdict
     from qwen3_model.weight_files import open_checkpoint
 
     left, right = open_checkpoint(first).tensors, open_checkpoint(second).tensors
-    found = 0
+    found: list[Difference] = []
     for difference in differences(left, right, tolerance=tolerance):
-        found += 1
-        click.echo(f"{difference.name}: {difference.what}")
+        found.append(difference)
+        click.echo(without_controls(f"{difference.name}: {difference.what}"))
+    click.echo(verdict(found, left, right), err=bool(found))
     if found:
-        click.echo(f"{found} of {len(left.keys() | right.keys())} tensors differ", err=True)
         raise SystemExit(1)
-    click.echo(f"{len(left)} tensors are equal")

@@ -18,6 +18,7 @@ A_COUNT = click.IntRange(min=1, max=1 << 16)
 @click.option("--pipeline-stage", "pp", type=A_COUNT, default=1, show_default=True, help="Pipeline stages.")
 @click.option("--offset", default="", metavar="N,N,...", help="More or fewer layers for each stage.")
 @click.option("--shard-optimizer", is_flag=True, help="Share the moments out over the replicas (ZeRO-1).")
+@click.option("--drop-optimizer", is_flag=True, help="Leave out the moments: weights to begin another run.")
 @click.option("--remove-redundancy", is_flag=True, help="Write equal slices in the first rank that has them.")
 @click.option(
     "--src-strategy-dirs", type=click.Path(path_type=Path, exists=True),
@@ -37,6 +38,7 @@ def reshard(  # noqa: PLR0913 - one parameter a flag
     pp: int,
     offset: str,
     shard_optimizer: bool,
+    drop_optimizer: bool,
     remove_redundancy: bool,
     src_strategy_dirs: Path | None,
     file_suffix: str | None,
@@ -54,6 +56,7 @@ def reshard(  # noqa: PLR0913 - one parameter a flag
     """
     from qwen3_ckpt.placements import make_cut
     from qwen3_ckpt.reshard import reshard as run
+    from qwen3_ckpt.reshard import without_optimizer
     from qwen3_model.errors import UsageError
     from qwen3_model.layout import Layout
     from qwen3_model.weight_files import open_checkpoint
@@ -63,6 +66,8 @@ def reshard(  # noqa: PLR0913 - one parameter a flag
     except ValueError:
         raise UsageError(f"--offset {offset} must be whole numbers with commas, one a stage") from None
     checkpoint = open_checkpoint(source, suffix=file_suffix, strategy=src_strategy_dirs)
+    if drop_optimizer:
+        checkpoint = without_optimizer(checkpoint)
     for note in checkpoint.notes:
         click.echo(f"Note: {note}", err=True)
     cut = make_cut(

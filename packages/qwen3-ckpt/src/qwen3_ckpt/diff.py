@@ -1,6 +1,6 @@
 """Compare two sets of tensors by name, shape, dtype and value."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,8 @@ class Difference:
     name: str
     what: str
     """A phrase: missing, other shape, other dtype, or the largest difference and where it is."""
+    kind: str
+    """Of the phrase: names, shapes, types or values."""
 
 
 def differences(
@@ -30,24 +32,40 @@ def differences(
     """
     for name in sorted(left.keys() | right.keys()):
         if name not in right:
-            yield Difference(name, "only in the first")
+            yield Difference(name, "only in the first", "names")
         elif name not in left:
-            yield Difference(name, "only in the second")
-        elif what := _difference(left[name], right[name], tolerance):
-            yield Difference(name, what)
+            yield Difference(name, "only in the second", "names")
+        elif found := _difference(left[name], right[name], tolerance):
+            yield Difference(name, *found)
 
 
-def _difference(a: LazyTensor, b: LazyTensor, tolerance: float) -> str | None:
+def verdict(
+    found: Sequence[Difference], left: Mapping[str, LazyTensor], right: Mapping[str, LazyTensor]
+) -> str:
+    """Return one line that says whether the two are the same model, and if not, in what they differ."""
+    if not found:
+        return f"{len(left)} tensors are equal"
+    of = f"{len(found)} of {len(left.keys() | right.keys())} tensors differ"
+    kinds = [kind for kind in ("names", "shapes", "values", "types") if any(d.kind == kind for d in found)]
+    if kinds == ["types"]:
+        return f"{of}, in their types alone: the values agree"
+    if len({d.kind for d in found}) == 1 and kinds == ["names"] and not left.keys() & right.keys():
+        return f"{of}: the two have no tensor in common, so their names are of different forms or models"
+    return f"{of}, in {', '.join(kinds)}"
+
+
+def _difference(a: LazyTensor, b: LazyTensor, tolerance: float) -> tuple[str, str] | None:
+    """Return a phrase and its kind, or None."""
     if a.plan.shape != b.plan.shape:
-        return f"shape {a.plan.shape} and {b.plan.shape}"
+        return f"shape {a.plan.shape} and {b.plan.shape}", "shapes"
     if (a.plan.dtype in FLOAT_DTYPES) != (b.plan.dtype in FLOAT_DTYPES):
-        return f"dtype {a.plan.dtype} and {b.plan.dtype}"
+        return f"dtype {a.plan.dtype} and {b.plan.dtype}", "values"
     largest, place = largest_difference(a, b)
     if largest > tolerance:
         index = tuple(int(i) for i in np.unravel_index(place, a.plan.shape or (1,)))
-        return f"largest difference {largest:.6g} at {index}"
+        return f"largest difference {largest:.6g} at {index}", "values"
     if a.plan.dtype != b.plan.dtype:
-        return f"dtype {a.plan.dtype} and {b.plan.dtype}, values agree"
+        return f"dtype {a.plan.dtype} and {b.plan.dtype}, values agree", "types"
     return None
 
 

@@ -8,7 +8,7 @@ Writes what a training run under the new layout would have written:
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qwen3_ckpt.placements import Cut, bare_name, stage_of, tensor_layout
@@ -30,6 +30,12 @@ class _Rank:
     stage: int
     local: int
     """Rank within its stage."""
+
+
+def without_optimizer(checkpoint: Checkpoint) -> Checkpoint:
+    """Return the checkpoint without moments and without the run's counters: weights for another run."""
+    weights = {name: tensor for name, tensor in checkpoint.tensors.items() if bare_name(name) == name}
+    return replace(checkpoint, tensors=weights, run_state={})
 
 
 def reshard(

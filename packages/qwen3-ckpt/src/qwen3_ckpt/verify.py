@@ -12,10 +12,11 @@ from qwen3_model.companions import find_companions
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import FormatError, Qwen3Error
 from qwen3_model.files import write_text_atomically
+from qwen3_model.hf_folder import INDEX_FILE
 from qwen3_model.model_weights import model_weights
 from qwen3_model.safetensors_file import open_safetensors
 from qwen3_model.verify import count_non_finite
-from qwen3_model.weight_files import ADAPTER_FILE, open_checkpoint
+from qwen3_model.weight_files import ADAPTER_FILE, NAME_MAP, open_checkpoint
 
 MANIFEST = "sha256.json"
 HASH_BYTES = 8 << 20
@@ -43,7 +44,21 @@ def find_faults(source: Path, count: Callable[[float], None]) -> Iterator[str]:
     for name, tensor in tensors.items():
         if bad := count_non_finite(tensor, count):
             yield f"{name} has {bad} values that are NaN or infinite"
+    yield from _index_faults(source)
     yield from manifest_faults(source)
+
+
+def _index_faults(source: Path) -> Iterator[str]:
+    """Yield a sentence where an index or a map of names states another size than its tensors have."""
+    for path in [path for name in (INDEX_FILE, NAME_MAP) for path in sorted(source.rglob(name))]:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        metadata = told.get("metadata") or {}
+        if "total_size" not in metadata:
+            continue
+        files = {open_safetensors(path.parent / name) for name in set(told["weight_map"].values())}
+        total = sum(info.size_bytes for file in files for info in file.tensors.values())
+        if metadata["total_size"] != total:
+            yield f"{path} states a total_size of {metadata['total_size']!r}, its tensors have {total} bytes"
 
 
 def _damaged_files(source: Path) -> Iterator[str]:
