@@ -64,7 +64,10 @@ def _make_tokens(out: Path) -> Path:
     texts = []
     for part in ("valid", "test"):
         texts.append(out / f"text/wikitext2_{part}.jsonl")
-        _step("Text to JSON lines", "qwen3-data", "wikitext", DATA / f"wikitext2_{part}.txt", texts[-1])
+        _step(
+            "Text to JSON lines", "qwen3-data", "wikitext", DATA / f"wikitext2_{part}.txt", texts[-1],
+            "--headings", "drop",
+        )  # fmt: skip
     flags = ["--output-prefix", out / "tokens/wiki", "--tokenizer-type", "HuggingFaceTokenizer"]
     flags += ["--tokenizer-dir", DATA / "tokenizer", "--append-eod", "--json-keys", "text", "--workers", "2"]
     _step("JSON lines to token files", "qwen3-data", "preprocess", "--input", *texts, *flags)

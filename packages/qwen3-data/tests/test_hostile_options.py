@@ -8,7 +8,7 @@ import pytest
 
 from qwen3_data import blocks
 from qwen3_data.sentences import split_sentences
-from qwen3_data.wikitext import read_articles
+from qwen3_data.wikitext import ArticleReader
 from qwen3_model.tokens import open_tokens, read_manifest
 
 GOOD = '{"text": "one"}\n'
@@ -181,7 +181,9 @@ def test_long_runs_take_time_in_proportion_to_their_length():
     """Quadratic patterns need hours for these; they take a moment."""
     for run_of in ("." * 300_000, "a\n" + " \n" * 150_000, "a" + "\t" * 300_000, ".)" * 150_000):
         assert split_sentences(run_of, keep_newlines=True) == ([run_of] if run_of.strip() else [])
-    assert list(read_articles(["= " * 150_000 + "x"], keep_headings=True))
+    assert list(ArticleReader(keep_headings=True).read(["= " * 150_000 + "x"]))
+    hostile = ["= a =", '<unk> " ' + "a . " * 150_000]
+    assert not list(ArticleReader(keep_headings=True, unknown="drop").read(hostile))
 
 
 def test_an_empty_line_ends_a_sentence_also_after_an_abbreviation():

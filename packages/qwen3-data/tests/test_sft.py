@@ -256,3 +256,31 @@ def test_the_list_of_bad_records_replaces_no_input(sft, tmp_path):
     assert result.exit_code == 1
     assert "is an input" in result.stderr
     assert json.loads((tmp_path / "in.jsonl").read_text().splitlines()[0]) == KINDS["alpaca"]
+
+
+def test_verify_finds_what_is_wrong_with_instruction_data(run, sft, demo_tokenizer_dir, tmp_path):
+    sft([KINDS["alpaca"], {"messages": CHAT}])
+    prefix = tmp_path / "out_sft"
+    words = ("verify", "--sft", prefix, "--tokenizer-dir", demo_tokenizer_dir)
+    assert f"{prefix}: whole" in run(*words).stdout
+    mask, manifest = tmp_path / "out_sft.mask", tmp_path / "out_sft.json"
+    good, told = mask.read_bytes(), json.loads(manifest.read_text())
+
+    def problem(raw=good, **changes):
+        mask.write_bytes(raw)
+        manifest.write_text(json.dumps(told | changes))
+        result = run(*words)
+        assert result.exit_code == 1
+        return result.stderr
+
+    assert "of the .mask is 2, neither 0 nor 1" in problem(good[:-3] + b"\x02" + good[-2:])
+    assert "tokens carry loss, but the manifest says" in problem(good.replace(b"\x01", b"\x00", 1))
+    assert "conversation 0 has no token that carries loss" in problem(
+        good.replace(b"\x01", b"\x00", good.index(b"\x01\x00") - good.index(b"\x01") + 1)
+    )
+    assert "conversation 0 begins with a token that carries loss" in problem(b"\x01" + good[1:])
+    assert "outside the vocabulary of 100" in problem(vocab_size=100)
+    assert "more than seq_length 20" in problem(seq_length=20)
+    assert "made with another chat template" in problem(template_sha256="0" * 64)
+    assert "made with" in problem(tokenizer_sha256="0" * 64)
+    assert "of different runs" in problem(good[:-1])

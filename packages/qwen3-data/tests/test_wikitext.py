@@ -92,6 +92,46 @@ def test_the_real_sample_converts(run, wikitext_path, tmp_path):
     assert not any("@-@" in text or " , " in text for text in texts)
 
 
+def test_sentences_with_an_unknown_word_are_left_out_and_counted(run, tmp_path):
+    lines = (
+        " = Known = ",
+        ' One . Two <unk> . Three ! He said , " Go . Now <unk> . " Four . Five',
+        " = = <unk> = = ",
+        " All <unk> gone .",
+        " = The <unk> = ",
+        " <unk>",
+    )
+    (tmp_path / "in.txt").write_text("\n".join(lines))
+    result = run("wikitext", tmp_path / "in.txt", tmp_path / "out.jsonl")
+    assert result.exit_code == 0, result.output
+    assert "6 sentences and headings with <unk> left out; --unk keep has them" in result.stdout
+    texts = [json.loads(line)["text"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert texts == ["= Known =\n\nOne. Three! Four. Five"]
+    assert (
+        run("wikitext", tmp_path / "in.txt", tmp_path / "out.jsonl", "--unk", "keep", "--force").exit_code
+        == 0
+    )
+    assert (tmp_path / "out.jsonl").read_text().count("<unk>") == 7
+
+
+def test_the_real_sample_has_no_unknown_word_left(run, wikitext_path, tmp_path):
+    assert run("wikitext", wikitext_path, tmp_path / "out.jsonl").exit_code == 0
+    texts = [json.loads(line)["text"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert not any("<unk>" in text for text in texts)
+    assert sum(map(len, texts)) > 250_000
+
+
+@pytest.mark.parametrize(
+    "text", ["Plain prose.\nMore of it.\n", '{"text": "a"}\n', "# Title\n\nBody.\n", "== x ==\nBody\n"]
+)
+def test_text_of_another_kind_is_no_wikitext(run, tmp_path, text):
+    (tmp_path / "in.txt").write_text(text)
+    result = run("wikitext", tmp_path / "in.txt", tmp_path / "out.jsonl")
+    assert result.exit_code == 1
+    assert "is no WikiText: no line of it is a title" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
+
+
 @pytest.mark.parametrize(
     ("raw", "sentence"),
     [(b"", "holds no article text"), (b" = Title = \n", "holds no article text"), (b"a\xff", "is not UTF-8")],

@@ -3,6 +3,7 @@
 import click
 
 from qwen3_data import __version__
+from qwen3_data.cli_count import count_command, detokenize_command
 from qwen3_data.cli_files import merge_command, split_command, verify_command
 from qwen3_data.cli_inspect import inspect_command
 from qwen3_data.cli_preprocess import preprocess_command
@@ -24,6 +25,8 @@ for command in (
     merge_command,
     split_command,
     verify_command,
+    count_command,
+    detokenize_command,
     sft_command,
 ):
     main.add_command(command)

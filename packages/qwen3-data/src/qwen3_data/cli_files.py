@@ -112,25 +112,41 @@ def parse_parts(text: str) -> list[float]:
     help="It must be the one that the manifest names.",
 )
 @click.option("--vocab-size", type=click.IntRange(min=1), help="Of the model; ids must be below.")
+@click.option("--sft", "is_sft", is_flag=True, help="PREFIXES are instruction data (qwen3-data sft).")
 @quiet_option()
 def verify_command(
-    prefixes: tuple[Path, ...], tokenizer_dir: Path | None, vocab_size: int | None, *, quiet: bool
+    prefixes: tuple[Path, ...],
+    tokenizer_dir: Path | None,
+    vocab_size: int | None,
+    *,
+    is_sft: bool,
+    quiet: bool,
 ) -> None:
-    """Check structure, ids, manifest and end-of-document ids; exit 1 with what is wrong.
+    """Check structure, ids, manifest and end-of-document ids, or masks; exit 1 with what is wrong.
 
     \b
-    Example:
+    Examples:
       qwen3-data verify data/wiki_text_document --tokenizer-dir Qwen3-0.6B
+      qwen3-data verify --sft data/alpaca_sft --tokenizer-dir Qwen3-0.6B
     """
     from qwen3_data.combine import find_token_files
+    from qwen3_data.sft_verify import verify_sft
     from qwen3_data.verify import verify_tokens
     from qwen3_model.errors import FormatError
 
     problems: list[str] = []
+    tokenizer = None
+    if is_sft and tokenizer_dir is not None:
+        from qwen3_model.tokenizer import Qwen3Tokenizer
+
+        tokenizer = Qwen3Tokenizer.from_dir(tokenizer_dir)
     for prefix in find_token_files(prefixes):
-        found, notes = verify_tokens(prefix, tokenizer_dir, vocab_size, quiet=quiet)
-        for note in notes:
-            click.echo(f"note: {note}", err=True)
+        if is_sft:
+            found = verify_sft(prefix, tokenizer, vocab_size)
+        else:
+            found, notes = verify_tokens(prefix, tokenizer_dir, vocab_size, quiet=quiet)
+            for note in notes:
+                click.echo(f"note: {note}", err=True)
         if not found:
             click.echo(f"{prefix}: whole")
         problems += found

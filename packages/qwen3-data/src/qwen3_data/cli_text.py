@@ -25,12 +25,21 @@ from qwen3_model.cli_base import force_option
     show_default=True,
     help="What becomes of lines such as = Title =.",
 )
+@click.option(
+    "--unk",
+    "unknown",
+    type=click.Choice(["drop", "keep"]),
+    default="drop",
+    show_default=True,
+    help="What becomes of sentences and headings with <unk>, WikiText's word for rare ones.",
+)
 @force_option()
 def wikitext_command(
     source: Path,
     output: Path,
     unit: Literal["article", "paragraph"],
     headings: Literal["keep", "drop"],
+    unknown: Literal["drop", "keep"],
     *,
     force: bool,
 ) -> None:
@@ -46,5 +55,7 @@ def wikitext_command(
     from qwen3_model.files import refuse_existing
 
     refuse_existing(output, force=force, sources=[source])
-    counts = convert_wikitext(source, output, unit=unit, keep_headings=headings == "keep")
+    counts = convert_wikitext(source, output, unit=unit, keep_headings=headings == "keep", unknown=unknown)
     click.echo(f"{output}: {counts.num_records} records from {counts.num_articles} articles")
+    if counts.num_dropped:
+        click.echo(f"{counts.num_dropped} sentences and headings with <unk> left out; --unk keep has them")
