@@ -10,12 +10,14 @@ from qwen3_infer.engine.weights import (
     open_hf_weights,
 )
 from qwen3_infer.generation_config import GenerationConfig, read_generation_config
+from qwen3_model.adapter_config import CONFIG_FILE
 from qwen3_model.adapters import AdapterSet
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError, FormatError
 from qwen3_model.fused import FusedLayout
 from qwen3_model.tensors import Tensors
 from qwen3_model.tokenizer import Qwen3Tokenizer
+from qwen3_model.weight_files import is_distributed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +64,7 @@ def open_model_folder(
         raise FormatError(f"{path} does not exist; --pretrained-model-dir takes a Hugging Face model folder")
     if not path.is_dir():
         raise FormatError(f"{path} is a file; --pretrained-model-dir takes a Hugging Face model folder")
+    _refuse_other_folders(path)
     config = Qwen3Config.from_dir(path)
     if checkpoint is None:
         weights = open_hf_weights(path)
@@ -87,3 +90,19 @@ def open_model_folder(
         weights=weights,
         adapter=open_adapter(adapter, checkpoint or path, config, weights) if adapter else None,
     )
+
+
+def _refuse_other_folders(path: Path) -> None:
+    """Raise when a folder without config.json is something that another option takes."""
+    if (path / "config.json").exists():
+        return
+    if (path / CONFIG_FILE).exists():
+        raise ConfigError(
+            f"{path} is a LoRA adapter; give its base as --pretrained-model-dir BASE and this as "
+            f"--adapter {path}"
+        )
+    if is_distributed(path):
+        raise ConfigError(
+            f"{path} is a distributed checkpoint without config.json; give the model's folder as "
+            f"--pretrained-model-dir and this as --load-checkpoint {path}"
+        )

@@ -123,6 +123,13 @@ class Qwen3Tokenizer:
         token = self._tokenizer.id_to_token(number)
         return None if token is None else bytes(letter_bytes()[letter] for letter in token)
 
+    def token_text(self, number: int) -> str:
+        r"""Return the text of one token, the bytes of a part of a character as `\xf0\x9f`."""
+        raw = self.token_bytes(number)
+        if raw is None:
+            return self.decode([number], skip_special=False)
+        return raw.decode("utf-8", "backslashreplace")
+
     def added_token_id(self, text: str) -> int | None:
         """Return the id of an added token such as `<think>`, None when the vocabulary has none."""
         return next((number for number, added in self._added.items() if added.content == text), None)

@@ -57,6 +57,11 @@ def open_checkpoint_weights(
         WeightError: They are another model's than `config` describes.
     """
     opened = open_checkpoint(source, strategy=strategy)
+    if any(name.endswith(HALVES) for name in opened.tensors):
+        raise ConfigError(
+            f"{source} holds a LoRA adapter and not a model; give its base as --pretrained-model-dir BASE "
+            f"and this as --adapter {source}"
+        )
     weights, problems = find_weights(opened.tensors, config, layout)
     if problems:
         raise WeightError(f"{source} does not fit the model: {some(problems, '; ')}")

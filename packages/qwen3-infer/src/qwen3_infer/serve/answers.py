@@ -1,6 +1,7 @@
 """Tokens as OpenAI's objects: whole answers and the chunks of streams."""
 
 import codecs
+import json
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -123,10 +124,22 @@ class Answer:
         }
         return chunk | ({"usage": None} if self._request.include_usage else {})
 
-    def usage_chunk(self) -> dict[str, Any]:
-        """Return the last chunk of a stream whose client asked for the counts."""
-        head = self._head | ({"object": "chat.completion.chunk"} if self._request.is_chat else {})
-        return head | {"choices": [], "usage": self.usage()}
+    def last_chunks(self) -> Iterator[dict[str, Any]]:
+        """Yield what a stream ends with: the counts, when its client asked for them."""
+        if self._request.include_usage:
+            head = self._head | ({"object": "chat.completion.chunk"} if self._request.is_chat else {})
+            yield head | {"choices": [], "usage": self.usage()}
+
+    def error_chunk(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Return how a stream says what went wrong."""
+        return body
+
+    def frame(self, chunk: dict[str, Any]) -> str:
+        """Return a chunk as an event of a stream."""
+        return f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
+
+    end = "data: [DONE]\n\n"
+    """What tells the client that the stream is whole."""
 
     def whole(self) -> dict[str, Any]:
         """Return the answer of a request that does not stream."""
@@ -168,7 +181,7 @@ class Answer:
     def _entry(self, token: int, logprob: float) -> dict[str, Any]:
         raw = self._tokenizer.token_bytes(token)
         return {
-            "token": self._token_text(token),
+            "token": self._tokenizer.token_text(token),
             "logprob": logprob,
             "bytes": None if raw is None else list(raw),
         }
@@ -187,13 +200,6 @@ class Answer:
         choice.logprobs.append(entry)
         return entry
 
-    def _token_text(self, token: int) -> str:
-        r"""Return the text of a token, the bytes of a part of a character as `\xf0\x9f`."""
-        raw = self._tokenizer.token_bytes(token)
-        if raw is None:
-            return self._tokenizer.decode([token], skip_special=False)
-        return raw.decode("utf-8", "backslashreplace")
-
     def _legacy_text(self, token: int) -> str:
         r"""Return the same as the older endpoint has it: `bytes:\xf0\x9f` for such parts."""
         raw = self._tokenizer.token_bytes(token)
@@ -202,7 +208,7 @@ class Answer:
                 raw.decode("utf-8")
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw or b"")
-        return self._token_text(token)
+        return self._tokenizer.token_text(token)
 
 
 def _joined(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
@@ -49,6 +48,29 @@ class Reading:
             self._num -= 1
 
 
+class Conversions:
+    """Answer requests that need the tokenizer alone; `convert` makes the answer of a body."""
+
+    def __init__(
+        self,
+        convert: Callable[[Any, Service], dict[str, Any]],
+        service: Service,
+        limits: Limits,
+        reading: Reading,
+    ) -> None:
+        self._convert, self._service, self._limits, self._reading = convert, service, limits, reading
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] != "POST":
+            raise ApiError(
+                405, "this path takes POST alone", code="method_not_allowed", headers={"allow": "POST"}
+            )
+        body = await read_json(HttpRequest(scope, receive), self._limits)
+        answer = await self._reading.run(lambda: self._convert(body, self._service))
+        async with asyncio.timeout(self._limits.send_timeout_s):
+            await JSONResponse(answer)(scope, receive, send)
+
+
 class Completions:
     """Answer requests of one kind; `understand` makes an `ApiRequest` of a body."""
 
@@ -59,8 +81,10 @@ class Completions:
         worker: Worker,
         metrics: Metrics,
         limits: Limits,
-        reading: "Reading",
+        reading: Reading,
+        make_answer: type[Answer] = Answer,
     ) -> None:
+        self._make_answer = make_answer
         self._reading = reading
         self._understand, self._service, self._worker = understand, service, worker
         self._metrics, self._limits = metrics, limits
@@ -68,10 +92,12 @@ class Completions:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         record: Record = scope["record"]
         if scope["method"] != "POST":
-            raise ApiError(405, "this path takes POST alone", code="method_not_allowed")
+            raise ApiError(
+                405, "this path takes POST alone", code="method_not_allowed", headers={"allow": "POST"}
+            )
         body = await read_json(HttpRequest(scope, receive), self._limits)
         request = await self._reading.run(lambda: self._understand(body, self._service))
-        answer = Answer(request, self._service.name, self._service.folder.tokenizer)
+        answer = self._make_answer(request, self._service.name, self._service.folder.tokenizer)
         record.facts |= {
             "id": answer.id,
             "stream": request.stream,
@@ -101,22 +127,22 @@ class Completions:
         first = await anext(chunks)
         await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
         for chunk in (*answer.first_chunks(), *first):
-            await self._send_event(send, chunk)
+            await self._send_event(send, answer, chunk)
         try:
             async for later in chunks:
                 for chunk in later:
-                    await self._send_event(send, chunk)
-            if request.include_usage:
-                await self._send_event(send, answer.usage_chunk())
-            await self._send(send, b"data: [DONE]\n\n")
+                    await self._send_event(send, answer, chunk)
+            for chunk in answer.last_chunks():
+                await self._send_event(send, answer, chunk)
+            await self._send(send, answer.end.encode())
         except ApiError as error:
             scope["record"].facts["error"] = error.code
-            await self._send_event(send, error.body())
+            await self._send_event(send, answer, answer.error_chunk(error.body()))
         # A stream that is cut short for another reason has no proper end, so that its client knows.
         await self._send(send, b"", is_last=True)
 
-    async def _send_event(self, send: Send, chunk: dict[str, Any]) -> None:
-        await self._send(send, f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n".encode())
+    async def _send_event(self, send: Send, answer: Answer, chunk: dict[str, Any]) -> None:
+        await self._send(send, answer.frame(chunk).encode())
 
     async def _send(self, send: Send, body: bytes, *, is_last: bool = False) -> None:
         """Send a piece; a client that does not take it in time is taken for gone."""

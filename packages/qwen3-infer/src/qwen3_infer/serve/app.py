@@ -1,20 +1,25 @@
 """The server's paths."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from qwen3_infer.serve.api import Completions, Reading
+from qwen3_infer import __version__
+from qwen3_infer.serve import openapi
+from qwen3_infer.serve.api import Completions, Conversions, Reading
 from qwen3_infer.serve.errors import ApiError
 from qwen3_infer.serve.http import Gate, Limits
 from qwen3_infer.serve.metrics import CONTENT_TYPE, Metrics
 from qwen3_infer.serve.page import make_page
 from qwen3_infer.serve.requests import Service, read_chat, read_completion
+from qwen3_infer.serve.responses_answer import ResponsesAnswer
+from qwen3_infer.serve.responses_request import read_response
+from qwen3_infer.serve.tokens import detokenize, tokenize
 from qwen3_infer.serve.worker import Worker
 
 
@@ -42,7 +47,6 @@ def make_app(
     metrics = Metrics()
     metrics.watch(worker)
     created = int(time.time())
-    page = make_page()
 
     def describe(name: str) -> dict[str, object]:
         return {"id": name, "object": "model", "created": created, "owned_by": "qwen3-infer"}
@@ -62,23 +66,40 @@ def make_app(
     async def show_metrics(request: HttpRequest) -> Response:
         return Response(metrics.text(), media_type=CONTENT_TYPE)
 
-    async def show_page(request: HttpRequest) -> Response:
-        return page
-
+    document = openapi.describe(__version__, service.name)
+    docs = HTMLResponse(openapi.page(document), headers={"content-security-policy": "default-src 'none'"})
+    reading = Reading(worker)
     completions = partial(
-        Completions, service=service, worker=worker, metrics=metrics, limits=limits, reading=Reading(worker)
+        Completions, service=service, worker=worker, metrics=metrics, limits=limits, reading=reading
     )
+    conversions = partial(Conversions, service=service, limits=limits, reading=reading)
     routes = [
-        Route("/", show_page),
+        Route("/", _fixed(make_page())),
         Route("/health", health),
+        Route("/ping", health),
+        Route("/version", _fixed(JSONResponse({"version": __version__}))),
+        Route("/openapi.json", _fixed(JSONResponse(document))),
+        Route("/docs", _fixed(docs)),
+        Route("/tokenize", conversions(tokenize)),
+        Route("/detokenize", conversions(detokenize)),
         Route("/metrics", show_metrics),
         Route("/v1/models", models),
         Route("/v1/models/{name:path}", model),
         Route("/v1/chat/completions", completions(read_chat)),
         Route("/v1/completions", completions(read_completion)),
+        Route("/v1/responses", completions(read_response, make_answer=ResponsesAnswer)),
     ]
     app = Router(routes, default=_not_found, redirect_slashes=False)
     return Gate(app, api_key=api_key, is_local=is_local, metrics=metrics, log=log)
+
+
+def _fixed(response: Response) -> Callable[[HttpRequest], Awaitable[Response]]:
+    """Return an endpoint that always answers the same."""
+
+    async def show(request: HttpRequest) -> Response:
+        return response
+
+    return show
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:

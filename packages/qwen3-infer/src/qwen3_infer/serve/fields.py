@@ -5,7 +5,7 @@ A field that is not known is refused, as OpenAI does; those of other servers pas
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from qwen3_infer.engine.sampling import MOST_PENALTY
@@ -19,29 +19,89 @@ class Field:
     types: tuple[type, ...]
     rule: str
     accepts: Callable[[Any], bool] = lambda _: True
+    schema: Mapping[str, Any] = field(default_factory=dict)
+    """As far as JSON Schema can say it."""
 
 
 def _number(low: float, high: float) -> Field:
-    return Field((int, float), f"must be a number from {low:g} to {high:g}", lambda v: low <= v <= high)
+    return Field(
+        (int, float),
+        f"must be a number from {low:g} to {high:g}",
+        lambda v: low <= v <= high,
+        {"type": "number", "minimum": low, "maximum": high},
+    )
 
 
 def _count(low: int, high: int) -> Field:
-    return Field((int,), f"must be a whole number from {low} to {high}", lambda v: low <= v <= high)
+    return Field(
+        (int,),
+        f"must be a whole number from {low} to {high}",
+        lambda v: low <= v <= high,
+        {"type": "integer", "minimum": low, "maximum": high},
+    )
 
 
 def _neutral(*values: Any) -> Field:
     shown = " or ".join(map(repr, values))
     # True equals 1, and is another value.
     kept = [(type(value) is bool, value) for value in values]
-    return Field((object,), f"only {shown} is implemented here", lambda v: (type(v) is bool, v) in kept)
+    return Field(
+        (object,),
+        f"only {shown} is implemented here",
+        lambda v: (type(v) is bool, v) in kept,
+        {"enum": list(values)},
+    )
 
 
-FLAG = Field((bool,), "must be true or false")
-TEXT = Field((str,), "must be a text")
-TABLE = Field((dict,), "must be an object")
+def _one_of(*values: str) -> Field:
+    return Field((str,), f"must be one of {', '.join(values)}", lambda v: v in values, {"enum": list(values)})
+
+
+FLAG = Field((bool,), "must be true or false", schema={"type": "boolean"})
+TEXT = Field((str,), "must be a text", schema={"type": "string"})
+TABLE = Field((dict,), "must be an object", schema={"type": "object"})
 ANYTHING = Field((object,), "")
-LENGTH = Field((int,), "must be a whole number of at least 1, or -1 for as many as there is room for",
-               lambda v: v == -1 or 1 <= v < 2**31)  # fmt: skip
+LENGTH = Field(
+    (int,),
+    "must be a whole number of at least 1, or -1 for as many as there is room for",
+    lambda v: v == -1 or 1 <= v < 2**31,
+    {"type": "integer", "minimum": -1, "maximum": 2**31 - 1},
+)
+EFFORT = _one_of("none", "minimal", "low", "medium", "high", "xhigh")
+"""All but the first two let the model think."""
+SEED = Field((int,), "must be a whole number", schema={"type": "integer"})
+STOP = Field(
+    (str, list),
+    "must be a text or a list of up to 16 texts",
+    schema={"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "maxItems": 16}]},
+)
+TOOLS = Field((list,), "must be a list of functions", schema={"type": "array", "items": {"type": "object"}})
+CHOICE = Field(
+    (str, dict),
+    "must be a text or an object",
+    schema={"anyOf": [{"enum": ["auto", "none", "required"]}, {"type": "object"}]},
+)
+IDS = Field(
+    (list,),
+    "must be a list of whole numbers",
+    schema={"type": "array", "items": {"type": "integer", "minimum": 0}},
+)
+PROMPT = Field(
+    (str, list),
+    "must be a text, a list of token ids, or a list of texts or of such lists",
+    schema={"anyOf": [
+        {"type": "string", "minLength": 1},
+        {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}},
+        {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}},
+        {"type": "array", "minItems": 1, "items": {**IDS.schema, "minItems": 1}},
+    ]},
+)  # fmt: skip
+MESSAGES = Field(
+    (list,),
+    "must be a list of at least one message",
+    bool,
+    {"type": "array", "minItems": 1, "items": {"type": "object", "required": ["role"]}},
+)
 # Fields of other servers, at the values that change nothing here.
 ELSEWHERE: dict[str, Field] = {
     "skip_special_tokens": _neutral(True), "spaces_between_special_tokens": _neutral(True, False),
@@ -61,8 +121,7 @@ ELSEWHERE: dict[str, Field] = {
 COMMON: dict[str, Field] = ELSEWHERE | {
     "model": TEXT, "stream": FLAG, "stream_options": TABLE, "n": _count(1, 128),
     "max_tokens": LENGTH, "min_tokens": _count(0, 2**31 - 1), "ignore_eos": FLAG,
-    "seed": Field((int,), "must be a whole number"),
-    "stop": Field((str, list), "must be a text or a list of up to 16 texts"),
+    "seed": SEED, "stop": STOP,
     "temperature": _number(0, 2),
     "top_p": _number(0, 1),
     "presence_penalty": _number(-2, 2), "frequency_penalty": _number(-2, 2), "logit_bias": TABLE,
@@ -72,25 +131,45 @@ COMMON: dict[str, Field] = ELSEWHERE | {
     # Our own.
     "top_k": _count(-1, 2**31 - 1), "min_p": _number(0, 1),
     "repetition_penalty": _number(1 / MOST_PENALTY, MOST_PENALTY),
-    "stop_token_ids": Field((list,), "must be a list of whole numbers"),
+    "stop_token_ids": IDS,
 }  # fmt: skip
 CHAT: dict[str, Field] = COMMON | {
-    "messages": Field((list,), "must be a list of at least one message", bool),
+    "messages": MESSAGES,
     "max_completion_tokens": LENGTH, "logprobs": FLAG, "top_logprobs": _count(0, 20),
-    "tools": Field((list,), "must be a list of functions"),
-    "tool_choice": Field((str, dict), "must be a text or an object"), "parallel_tool_calls": FLAG,
+    "tools": TOOLS, "tool_choice": CHOICE, "parallel_tool_calls": FLAG,
     "response_format": TABLE, "functions": _neutral([]), "function_call": _neutral("none"),
     "modalities": _neutral(["text"]), "verbosity": ANYTHING,
-    "reasoning_effort": Field(
-        (str,), "must be none, minimal, low, medium, high or xhigh; all but two let the model think",
-        lambda v: v in ("none", "minimal", "low", "medium", "high", "xhigh"),
-    ),
+    "reasoning_effort": EFFORT,
     "enable_thinking": FLAG, "chat_template_kwargs": TABLE,
 }  # fmt: skip
 COMPLETION: dict[str, Field] = COMMON | {
-    "prompt": Field((str, list), "must be a text, a list of token ids, or a list of texts or of such lists"),
+    "prompt": PROMPT,
     "logprobs": _count(0, 20),
 }  # fmt: skip
+
+
+RESPONSES: dict[str, Field] = {
+    "model": TEXT, "stream": FLAG, "instructions": TEXT,
+    "input": Field((str, list), "must be a text or a list of items",
+                   schema={"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}),
+    "max_output_tokens": LENGTH, "temperature": _number(0, 2), "top_p": _number(0, 1), "seed": SEED,
+    "reasoning": TABLE, "text": TABLE, "tools": TOOLS, "tool_choice": CHOICE, "parallel_tool_calls": FLAG,
+    "presence_penalty": _number(-2, 2), "frequency_penalty": _number(-2, 2), "top_k": _count(-1, 2**31 - 1),
+    "min_p": _number(0, 1), "repetition_penalty": _number(1 / MOST_PENALTY, MOST_PENALTY),
+    "enable_thinking": FLAG, "chat_template_kwargs": TABLE,
+    # Without effect, or only at the value that asks for nothing.
+    "user": ANYTHING, "metadata": ANYTHING, "store": ANYTHING, "service_tier": ANYTHING, "include": ANYTHING,
+    "safety_identifier": ANYTHING, "prompt_cache_key": ANYTHING, "prompt_cache_retention": ANYTHING,
+    "stream_options": ANYTHING, "max_tool_calls": ANYTHING, "truncation": _neutral("disabled", "auto"),
+    "background": _neutral(False), "top_logprobs": _neutral(0),
+}  # fmt: skip
+TOKENIZE: dict[str, Field] = {
+    "model": TEXT, "prompt": TEXT, "messages": MESSAGES, "tools": TOOLS, "return_token_strs": FLAG,
+    "add_special_tokens": ANYTHING, "add_generation_prompt": _neutral(True),
+    "continue_final_message": _neutral(False), "enable_thinking": FLAG, "chat_template_kwargs": TABLE,
+    "reasoning_effort": EFFORT,
+}  # fmt: skip
+DETOKENIZE: dict[str, Field] = {"model": TEXT, "tokens": IDS}
 
 
 def check_fields(body: Any, fields: Mapping[str, Field]) -> dict[str, Any]:

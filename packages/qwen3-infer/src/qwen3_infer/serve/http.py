@@ -20,9 +20,12 @@ from qwen3_infer.serve.metrics import Metrics
 
 MOST_HEADER_BYTES, MOST_HEADERS = 32 * 1024, 200
 LOCAL_HOST = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d*)?", re.IGNORECASE)
-PATHS = ("/", "/health", "/metrics", "/v1/models", "/v1/chat/completions", "/v1/completions")
-OPEN_PATHS = ("/", "/health")
-"""What needs no key: the page, which asks for it, and the health."""
+PATHS = (
+    "/", "/health", "/ping", "/version", "/metrics", "/openapi.json", "/docs", "/tokenize", "/detokenize",
+    "/v1/models", "/v1/chat/completions", "/v1/completions", "/v1/responses",
+)  # fmt: skip
+OPEN_PATHS = ("/", "/health", "/ping", "/openapi.json", "/docs")
+"""What needs no key: the page, which asks for it, the health, and what is the same everywhere."""
 T = TypeVar("T")
 
 
@@ -80,6 +83,7 @@ class Gate:
             return
         record = Record()
         scope["record"] = record
+        scope["path"] = scope["path"].rstrip("/") or "/"
         scope["app"] = self  # so that a router raises what it refuses, and this answers in the usual form
 
         async def note_status(message: Message) -> None:
@@ -144,7 +148,7 @@ class Gate:
         # A bounded number of names, whatever clients ask for.
         path = scope["path"] if scope["path"] in PATHS else "other"
         self._metrics.requests.labels(path, str(record.status or 500)).inc()
-        if path in ("/health", "/metrics"):
+        if path in ("/health", "/ping", "/metrics"):
             return
         line = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -78,7 +78,7 @@ def read_chat(body: Any, service: Service) -> ApiRequest:
         ApiError: Something in it is wrong or not implemented.
     """
     given = check_fields(body, CHAT)
-    _check_model(given, service)
+    check_model(given, service)
     if "messages" not in given:
         raise invalid("messages", "is missing")
     if given.get("top_logprobs") and not given.get("logprobs"):
@@ -88,13 +88,13 @@ def read_chat(body: Any, service: Service) -> ApiRequest:
         tools = read_tools(given.get("tools", [])) if given.get("tool_choice") != "none" else ()
         forced = read_tool_choice(given.get("tool_choice"), tools)
         schema = read_response_format(given.get("response_format")) if not forced else None
-        thinking = _thinking(given, service)
+        thinking = thinking_of(given, service)
         ids = encode_conversation(
             service.folder.tokenizer, messages, tools, thinking=thinking,
             max_bytes=service.max_prompt_bytes,
         )  # fmt: skip
     except TooLongError as error:
-        raise _too_long(error, "messages", service) from None
+        raise too_long(error, "messages", service) from None
     except MessageError as error:
         raise invalid(error.where, error.rule) from None
     except Qwen3Error as error:
@@ -140,7 +140,7 @@ def read_completion(body: Any, service: Service) -> ApiRequest:
         ApiError: Something in it is wrong or not implemented.
     """
     given = check_fields(body, COMPLETION)
-    _check_model(given, service)
+    check_model(given, service)
     if "prompt" not in given:
         raise invalid("prompt", "is missing")
     decoding = replace(
@@ -166,7 +166,8 @@ def _check_grammar(grammar: Grammar, param: str, service: Service) -> None:
         raise invalid(param, f"the JSON schema cannot be followed: {error}") from None
 
 
-def _check_model(given: Mapping[str, Any], service: Service) -> None:
+def check_model(given: Mapping[str, Any], service: Service) -> None:
+    """Raise ApiError unless the request names the model that is here."""
     if "model" not in given:
         raise invalid("model", "is missing")
     if given["model"] != service.name:
@@ -178,7 +179,8 @@ def _check_model(given: Mapping[str, Any], service: Service) -> None:
         )
 
 
-def _thinking(given: Mapping[str, Any], service: Service) -> bool:
+def thinking_of(given: Mapping[str, Any], service: Service) -> bool:
+    """Return whether the model shall think."""
     settings = given.get("chat_template_kwargs", {})
     named_keys = {key for key, value in settings.items() if value is not None}
     if unknown := sorted(named_keys - {"enable_thinking"}):
@@ -225,7 +227,7 @@ def _decoding(given: Mapping[str, Any], service: Service) -> Decoding:
     if len(texts) > 16 or not all(isinstance(text, str) and 0 < len(text) <= 1000 for text in texts):
         raise invalid("stop", "must be a text or up to 16 texts, of 1 to 1000 characters each")
     stop_ids = given.get("stop_token_ids", [])
-    if not all(_is_id(number, service) for number in stop_ids):
+    if not all(is_id(number, service) for number in stop_ids):
         raise invalid("stop_token_ids", f"must be whole numbers below {folder.config.vocab_size}")
     return replace(
         base,
@@ -242,7 +244,7 @@ def _logit_bias(given: Mapping[str, Any], service: Service) -> tuple[tuple[int, 
     for name, bias in given.items():
         token = int(name) if name.isascii() and name.isdigit() and len(name) < 10 else -1
         is_number = isinstance(bias, int | float) and not isinstance(bias, bool)
-        if not (_is_id(token, service) and is_number and -100 <= bias <= 100):
+        if not (is_id(token, service) and is_number and -100 <= bias <= 100):
             vocab_size = service.folder.config.vocab_size
             raise invalid(
                 "logit_bias", f"must have token ids below {vocab_size}, and numbers from -100 to 100"
@@ -251,7 +253,8 @@ def _logit_bias(given: Mapping[str, Any], service: Service) -> tuple[tuple[int, 
     return tuple(sorted(biases))
 
 
-def _is_id(value: Any, service: Service) -> bool:
+def is_id(value: Any, service: Service) -> bool:
+    """Return whether a value is the number of a row of the vocabulary."""
     vocab_size = service.folder.config.vocab_size
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < vocab_size
 
@@ -268,12 +271,12 @@ def _prompt_ids(prompt: Any, service: Service) -> list[list[int]]:
                 check_length(text, service.max_prompt_bytes)
             found = service.folder.tokenizer.encode_batch(prompt)
         except TooLongError as error:
-            raise _too_long(error, "prompt", service) from None
+            raise too_long(error, "prompt", service) from None
         except Qwen3Error as error:
             raise ApiError(400, str(error), param="prompt") from None
     else:
         found = prompt
-        if not all(isinstance(ids, list) and all(_is_id(each, service) for each in ids) for ids in found):
+        if not all(isinstance(ids, list) and all(is_id(each, service) for each in ids) for ids in found):
             raise invalid(
                 "prompt", f"must be texts, or lists of token ids below {service.folder.config.vocab_size}"
             )
@@ -282,7 +285,8 @@ def _prompt_ids(prompt: Any, service: Service) -> list[list[int]]:
     return found
 
 
-def _too_long(error: TooLongError, param: str, service: Service) -> ApiError:
+def too_long(error: TooLongError, param: str, service: Service) -> ApiError:
+    """Return the answer to a prompt that is not worth tokenising."""
     fewest = -(-error.num_bytes // service.token_bytes)
     return ApiError(
         400,
