@@ -285,7 +285,7 @@ def ended(process: subprocess.Popen) -> Iterator[None]:
 def generate_in_turns(model_dir: Path) -> None:
     """Be the generator: answer all requests for each line of the input."""
     from qwen3_infer.device import Device
-    from qwen3_infer.engine.engine import make_serve_engine
+    from qwen3_infer.engine.models import LocalModel
     from qwen3_infer.engine.sampling import Sampling
     from qwen3_infer.generate.generator import generate
     from qwen3_infer.generate.prompts import Prompt
@@ -296,16 +296,9 @@ def generate_in_turns(model_dir: Path) -> None:
     threads = int(os.environ["OMP_NUM_THREADS"])
     cache_dir = Path.home() / ".cache/qwen3-infer"
     device = Device(target="CPU", kernels="native", num_threads=threads, cache_dir=cache_dir)
-    engine = make_serve_engine(
-        model_dir,
-        device,
-        num_rows=AT_ONCE,
-        num_tokens=CACHE_TOKENS,
-        context_tokens=4096,
-        quiet=True,
-        note=print,
-    )
-    tokenizer = open_model_folder(model_dir).tokenizer
+    folder = open_model_folder(model_dir)
+    engine = LocalModel(folder, device, quiet=True, note=print).serve_engine(AT_ONCE, CACHE_TOKENS, 4096)
+    tokenizer = folder.tokenizer
     decoding = Decoding(
         sampling=Sampling(temperature=0.0),
         max_new_tokens=64,

@@ -221,14 +221,12 @@ def test_what_cannot_be_shared_out_is_refused_before_anything_starts(
     assert not list(tmp_path.rglob("worker_*.log"))
 
 
-def test_a_conversation_is_had_in_one_process(run, folder, tmp_path):
+def test_a_conversation_needs_as_many_processes_as_the_yaml_says(run, folder, tmp_path):
     config = tmp_path / "run.yaml"
     config.write_text("use_parallel: True\nparallel_config: {model_parallel: 2}\n", "utf-8")
     found = run("--config", config, "--pretrained-model-dir", folder, command="chat")
     assert found.exit_code == 2
-    assert "model_parallel=2 needs 2 processes, not 1; make it and generate's --worker-num equal" in (
-        found.stderr
-    )
+    assert "model_parallel=2 needs 2 processes, not 1; make it and --worker-num equal" in (found.stderr)
 
 
 def test_what_rank_0_shows_comes_whole_and_in_order(tmp_path):

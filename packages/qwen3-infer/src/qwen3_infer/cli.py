@@ -134,7 +134,7 @@ def generate(
         run_rank(settings, device, where, shown, rank.number, **how)
 
 
-@main.command(context_settings=CONTEXT | {"ignore_unknown_options": True})
+@main.command(cls=ArgumentKeeper, context_settings=CONTEXT | {"ignore_unknown_options": True})
 @with_options(MODEL_OPTIONS)
 @with_options(SAMPLING_OPTIONS)
 @click.option("--thinking/--no-thinking", default=None, help="Think before answering, the default.")
@@ -147,13 +147,18 @@ def generate(
     help="Room for the conversation; the model's own context at most.",
 )
 @quiet_option()
+@launch_options
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
 def chat(
+    context: click.Context,
+    /,
     config_path: Path | None,
     overrides: tuple[str, ...],
     system: str | None,
     context_tokens: int,
     quiet: bool,
+    make_launch: Callable[[Path], LaunchSettings],
     **options: Any,
 ) -> None:
     """Talk with the model; /help lists the commands, Ctrl-C stops an answer, Ctrl-D or /exit leaves.
@@ -166,10 +171,18 @@ def chat(
     """
     from qwen3_infer.chat.interrupt import Interrupt
     from qwen3_infer.chat.run import Terminal, run_chat
+    from qwen3_infer.cli_launch import read_launch, runs_for_another
     from qwen3_infer.settings import read_settings
 
     kernels, threads = options.pop("kernels"), options.pop("threads")
-    settings = read_settings(config_path, options, overrides, environment=os.environ)
+    worker_num = make_launch(Path()).worker_num
+    settings = read_settings(config_path, options, overrides, worker_num=worker_num, environment=os.environ)
+    launch, device = (
+        read_launch(context, make_launch, settings.output_dir),
+        make_device(settings, kernels, threads),
+    )
+    if runs_for_another(context, settings, device, launch, quiet=quiet):
+        return
     interrupt = Interrupt()
     terminal = Terminal(
         lines=_lines(),
@@ -179,9 +192,8 @@ def chat(
         interrupt=interrupt,
         quiet=quiet,
     )
-    device = make_device(settings, kernels, threads)
     with interrupt:
-        run_chat(settings, device, terminal, system=system, context_tokens=context_tokens)
+        run_chat(settings, device, terminal, system=system, context_tokens=context_tokens, launch=launch)
 
 
 def _lines() -> Iterator[str]:

@@ -2,19 +2,22 @@
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from qwen3_infer.cli_options import MODEL_OPTIONS, make_device, with_options
+from qwen3_infer.cli_options import MODEL_OPTIONS, ArgumentKeeper, make_device, with_options
 from qwen3_model.cli_base import CONTEXT, force_option, quiet_option
+from qwen3_model.msrun.checks import LaunchSettings
+from qwen3_model.msrun.cli_options import launch_options
 
 MODEL_KEYS = ("pretrained_model_dir", "load_checkpoint", "adapter", "device_target")
 
 
-@click.command(context_settings=CONTEXT)
+@click.command(cls=ArgumentKeeper, context_settings=CONTEXT)
 @with_options(MODEL_OPTIONS)
 @click.option(
     "--data",
@@ -44,7 +47,16 @@ MODEL_KEYS = ("pretrained_model_dir", "load_checkpoint", "adapter", "device_targ
 @click.option("--json", "as_json", is_flag=True, help="Print the total as JSON.")
 @force_option("existing results")
 @quiet_option()
-def score(config_path: Path | None, as_json: bool, **options: Any) -> None:
+@launch_options
+@click.pass_context
+def score(
+    context: click.Context,
+    /,
+    config_path: Path | None,
+    as_json: bool,
+    make_launch: Callable[[Path], LaunchSettings],
+    **options: Any,
+) -> None:
     """Say how well the model predicts a text: perplexity and bits per byte.
 
     A document longer than the window is read in windows that overlap; every token but the first is predicted
@@ -55,22 +67,32 @@ def score(config_path: Path | None, as_json: bool, **options: Any) -> None:
       qwen3-infer score --pretrained-model-dir Qwen3-0.6B --data wikitext_test.txt
       qwen3-infer score --pretrained-model-dir Qwen3-0.6B --data held_out_text_document --limit 200 \\
         --window 4096 --stride 1024 --output scores.jsonl
+      qwen3-infer score --worker-num 2 --pretrained-model-dir Qwen3-32B --data wikitext_test.txt
     """
+    from qwen3_infer.cli_launch import read_launch, runs_for_another
     from qwen3_infer.evaluate.score_data import Reading
     from qwen3_infer.evaluate.score_run import ScoreSettings, run_score
     from qwen3_infer.settings import read_settings
 
     kernels, threads = options.pop("kernels"), options.pop("threads")
     run = read_settings(
-        config_path, {name: options.pop(name) for name in MODEL_KEYS}, (), environment=os.environ
+        config_path,
+        {name: options.pop(name) for name in MODEL_KEYS},
+        (),
+        worker_num=make_launch(Path()).worker_num,
+        environment=os.environ,
     )
+    launch, device = read_launch(context, make_launch, run.output_dir), make_device(run, kernels, threads)
+    if runs_for_another(context, run, device, launch, quiet=options["quiet"]):
+        return
     names = ("json_key", "allow_special", "limit")
     reading = Reading(**{name: options.pop(name) for name in names})
     settings = ScoreSettings(model=run, reading=reading, **options)
     total = run_score(
         settings,
-        make_device(run, kernels, threads),
+        device,
         note=lambda text: click.echo(text, err=True),
+        launch=launch,
     )
     if as_json:
         figures = asdict(total) | {"perplexity": total.perplexity, "bits_per_byte": total.bits_per_byte}
@@ -82,11 +104,20 @@ def score(config_path: Path | None, as_json: bool, **options: Any) -> None:
         )
 
 
-@click.command("eval", context_settings=CONTEXT | {"ignore_unknown_options": True})
+@click.command("eval", cls=ArgumentKeeper, context_settings=CONTEXT | {"ignore_unknown_options": True})
 @with_options(MODEL_OPTIONS)
+@launch_options
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
 def evaluate(
-    config_path: Path | None, kernels: str, threads: int | None, arguments: tuple[str, ...], **model: Any
+    context: click.Context,
+    /,
+    config_path: Path | None,
+    kernels: str,
+    threads: int | None,
+    arguments: tuple[str, ...],
+    make_launch: Callable[[Path], LaunchSettings],
+    **model: Any,
 ) -> None:
     """Run tasks of lm_eval, EleutherAI's evaluation harness, on the model.
 
@@ -102,8 +133,12 @@ def evaluate(
       qwen3-infer eval --pretrained-model-dir Qwen3-0.6B --tasks gsm8k --apply_chat_template \\
         --model_args enable_thinking=False --batch_size 8 --limit 100 --output_path results
     """
+    from qwen3_infer.cli_launch import read_launch, runs_for_another
     from qwen3_infer.evaluate.harness_run import run_harness
     from qwen3_infer.settings import read_settings
 
-    run = read_settings(config_path, model, (), environment=os.environ)
-    run_harness(run, make_device(run, kernels, threads), arguments)
+    worker_num = make_launch(Path()).worker_num
+    run = read_settings(config_path, model, (), worker_num=worker_num, environment=os.environ)
+    launch, device = read_launch(context, make_launch, run.output_dir), make_device(run, kernels, threads)
+    if not runs_for_another(context, run, device, launch, quiet=True):
+        run_harness(run, device, arguments, launch)

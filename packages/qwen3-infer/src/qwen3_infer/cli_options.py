@@ -23,6 +23,10 @@ class Rank:
     number: int
     log_dir: Path
     """Folder in which it says what the terminal shall show."""
+    master_addr: str = "127.0.0.1"
+    """Address of node 0."""
+    driver: str = ""
+    """On rank 0, where the command's process listens: `PORT:SECRET`; empty where there is none."""
 
 
 class ArgumentKeeper(click.Command):

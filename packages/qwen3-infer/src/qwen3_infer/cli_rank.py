@@ -1,4 +1,4 @@
-"""What each worker of `qwen3-infer generate` runs: `python -m qwen3_infer.cli_rank ARGUMENTS...`, its own."""
+"""What each worker of `qwen3-infer` runs: `python -m qwen3_infer.cli_rank COMMAND ARGUMENTS...`, its own."""
 
 import os
 import sys
@@ -6,13 +6,19 @@ from pathlib import Path
 
 from qwen3_infer.cli import main as command
 from qwen3_infer.cli_options import Rank
+from qwen3_infer.shared_model import DRIVER_VARIABLE
 from qwen3_model.msrun.records import LOG_DIR_VARIABLE
 
 
 def main() -> None:
-    """Generate as the rank that msrun says."""
-    rank = Rank(number=int(os.environ["RANK_ID"]), log_dir=Path(os.environ[LOG_DIR_VARIABLE]))
-    command.main(["generate", *sys.argv[1:]], prog_name="qwen3-infer", obj=rank)
+    """Do a command's part as the rank that msrun says."""
+    rank = Rank(
+        number=int(os.environ["RANK_ID"]),
+        log_dir=Path(os.environ[LOG_DIR_VARIABLE]),
+        master_addr=os.environ.get("MS_SCHED_HOST", "127.0.0.1"),
+        driver=os.environ.get(DRIVER_VARIABLE, ""),
+    )
+    command.main(sys.argv[1:], prog_name="qwen3-infer", obj=rank)
 
 
 if __name__ == "__main__":

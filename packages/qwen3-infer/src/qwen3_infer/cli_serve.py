@@ -1,20 +1,24 @@
 """The command line of `qwen3-infer serve`."""
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from qwen3_infer.cli_options import MODEL_OPTIONS, SAMPLING_OPTIONS, make_device, with_options
+from qwen3_infer.cli_options import MODEL_OPTIONS, SAMPLING_OPTIONS, ArgumentKeeper, make_device, with_options
 from qwen3_model.cli_base import CONTEXT, quiet_option
 from qwen3_model.errors import UsageError
+from qwen3_model.msrun.checks import LaunchSettings
+from qwen3_model.msrun.cli_options import launch_options
 
 DEFAULT_TOKENS = 8192
 SECONDS = click.FloatRange(0, min_open=True)
 
 
-@click.command(context_settings=CONTEXT | {"ignore_unknown_options": True})
+@click.command(cls=ArgumentKeeper, context_settings=CONTEXT | {"ignore_unknown_options": True})
 @with_options(MODEL_OPTIONS)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind to.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 for any.")
@@ -64,13 +68,18 @@ SECONDS = click.FloatRange(0, min_open=True)
 @with_options(SAMPLING_OPTIONS)
 @click.option("--thinking/--no-thinking", default=None, help="Think before answering, the default.")
 @quiet_option()
+@launch_options
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
 def serve(
+    context: click.Context,
+    /,
     config_path: Path | None,
     overrides: tuple[str, ...],
     api_key: str | None,
     api_key_file: Path | None,
     quiet: bool,
+    make_launch: Callable[[Path], LaunchSettings],
     **options: Any,
 ) -> None:
     """Answer OpenAI's completions and chat completions over HTTP, and show a page to chat with.
@@ -82,7 +91,9 @@ def serve(
       qwen3-infer serve --pretrained-model-dir Qwen3-0.6B
       curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' -d \\
         '{"model": "Qwen3-0.6B", "messages": [{"role": "user", "content": "Hello"}], "stream": true}'
+      qwen3-infer serve --worker-num 2 --pretrained-model-dir Qwen3-32B
     """
+    from qwen3_infer.cli_launch import read_launch, runs_for_another
     from qwen3_infer.serve.run import ServeSettings, run_serve
     from qwen3_infer.settings import read_settings
 
@@ -97,9 +108,14 @@ def serve(
              "max_connections", "max_body_bytes")  # fmt: skip
     times = ("queue_timeout", "request_timeout", "send_timeout", "drain_timeout")
     own = {name: options.pop(name) for name in names} | {f"{name}_s": options.pop(name) for name in times}
-    settings = read_settings(config_path, options, overrides, environment=os.environ)
+    worker_num = make_launch(Path()).worker_num
+    settings = read_settings(config_path, options, overrides, worker_num=worker_num, environment=os.environ)
     serving = ServeSettings(
         api_key=api_key, max_tokens_in_cache=settings.max_tokens_in_cache or DEFAULT_TOKENS, **own
     )
     device = make_device(settings, kernels, threads)
-    run_serve(settings, serving, device, quiet=quiet, note=lambda text: click.echo(text, err=True))
+    launch = read_launch(context, make_launch, settings.output_dir)
+    if runs_for_another(context, settings, device, launch, quiet=quiet):
+        return
+    note = partial(click.echo, err=True)
+    run_serve(settings, serving, device, quiet=quiet, note=note, launch=launch)

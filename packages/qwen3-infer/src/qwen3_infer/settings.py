@@ -213,7 +213,7 @@ def _model_parallel(run: RunConfig, worker_num: int) -> int:
         )
     if is_parallel is not False and wanted != worker_num:
         raise UsageError(
-            f"{MODEL_PARALLEL}={wanted} needs {wanted} processes, not {worker_num}; make it and generate's "
+            f"{MODEL_PARALLEL}={wanted} needs {wanted} processes, not {worker_num}; make it and "
             "--worker-num equal, or set use_parallel to False"
         )
     return worker_num

@@ -11,6 +11,7 @@ from qwen3_infer.chat.interrupt import Interrupt
 from qwen3_infer.chat.output import Part
 from qwen3_infer.device import Device
 from qwen3_infer.settings import RunSettings, make_decoding, open_run_folder
+from qwen3_infer.shared_model import Launch, open_model
 from qwen3_model.errors import ConfigError, Qwen3Error
 from qwen3_model.files import refuse_existing, write_text_atomically
 
@@ -36,8 +37,11 @@ class Terminal:
 class Chat:
     """Does what each line says."""
 
-    def __init__(self, conversation: Conversation, terminal: Terminal) -> None:
-        self._conversation, self._terminal = conversation, terminal
+    def __init__(
+        self, conversation: Conversation, terminal: Terminal, check: Callable[[], None] = lambda: None
+    ) -> None:
+        """Take what is said where; `check` raises what makes going on useless."""
+        self._conversation, self._terminal, self._check = conversation, terminal, check
 
     def run(self) -> None:
         """Go on until the lines end, or one of them is /exit."""
@@ -53,6 +57,7 @@ class Chat:
             except ConfigError as error:
                 self._terminal.note(f"{error}; /clear forgets the conversation")
             except (Qwen3Error, OSError) as error:
+                self._check()
                 self._terminal.note(str(error))
 
     def _do(self, command: Command) -> None:
@@ -106,12 +111,20 @@ class Chat:
 
 
 def run_chat(
-    settings: RunSettings, device: Device, terminal: Terminal, *, system: str | None, context_tokens: int
+    settings: RunSettings,
+    device: Device,
+    terminal: Terminal,
+    *,
+    system: str | None,
+    context_tokens: int,
+    launch: Launch | None = None,
 ) -> None:
-    """Answer every line of `terminal`.
+    """Answer every line of `terminal`; with `launch` the model is shared out over its processes.
 
     Raises:
-        Qwen3Error: The settings or the folder cannot work; what a turn cannot do is a note.
+        Qwen3Error: The settings or the folder cannot work, or one of these processes has ended; what a turn
+        cannot
+            do is a note.
     """
     folder = open_run_folder(settings)
     decoding = make_decoding(settings, folder.defaults, folder.config.vocab_size)
@@ -122,24 +135,20 @@ def run_chat(
     folder.tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}])
     for note in settings.notes:
         terminal.note(note)
-    from qwen3_infer.engine.engine import make_chat_engine
-
-    engine = make_chat_engine(
-        folder, device, context_tokens=context_tokens, quiet=terminal.quiet, note=terminal.note
-    )
-    conversation = Conversation(
-        folder,
-        engine,
-        decoding,
-        system=system,
-        thinking=settings.thinking,
-        seed=settings.seed,
-        context_tokens=context_tokens,
-    )
-    if not terminal.quiet:
-        thinks = "thinks first" if settings.thinking else "answers at once"
-        terminal.note(
-            f"{folder.path.resolve().name}, {thinks}, {context_tokens} tokens of context. "
-            "/help lists the commands, Ctrl-C stops an answer, Ctrl-D or /exit leaves."
+    with open_model(folder, device, launch, quiet=terminal.quiet, note=terminal.note) as model:
+        conversation = Conversation(
+            folder,
+            model.chat_engine(context_tokens),
+            decoding,
+            system=system,
+            thinking=settings.thinking,
+            seed=settings.seed,
+            context_tokens=context_tokens,
         )
-    Chat(conversation, terminal).run()
+        if not terminal.quiet:
+            thinks = "thinks first" if settings.thinking else "answers at once"
+            terminal.note(
+                f"{folder.path.resolve().name}, {thinks}, {context_tokens} tokens of context. "
+                "/help lists the commands, Ctrl-C stops an answer, Ctrl-D or /exit leaves."
+            )
+        Chat(conversation, terminal, model.check).run()

@@ -5,7 +5,6 @@ whatever the prompts' lengths and however many run. B requests in a batch, L len
 """
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import mindspore as ms
@@ -14,22 +13,16 @@ from mindspore import Tensor
 
 from qwen3_infer.device import Device
 from qwen3_infer.engine.device_step import WithLikeliest
-from qwen3_infer.engine.jobs import BatchLimits, tokens_needed
-from qwen3_infer.engine.loading import load_model
 from qwen3_infer.engine.logits import LikeliestRows, Logits
-from qwen3_infer.engine.pieces import round_up
-from qwen3_infer.engine.rooms import make_rooms, room_unit
-from qwen3_infer.engine.tensor_parallel import WholeLogits, is_so_everywhere, shard_config
-from qwen3_infer.model_folder import ModelFolder
+from qwen3_infer.engine.rooms import make_rooms
+from qwen3_infer.engine.tensor_parallel import WholeLogits, shard_config
 from qwen3_infer.native.build import BuildError, native_library, require_bfloat16
 from qwen3_infer.native.kernels import NativeKernels
-from qwen3_infer.requests import Request
 from qwen3_model.ascend_kernels import AscendKernels
 from qwen3_model.ascend_settings import choose_device
 from qwen3_model.kernels import make_kernels
 from qwen3_model.layers import Kernels
 from qwen3_model.model import CachedQwen3, Qwen3ForCausalLM, name_parameters
-from qwen3_model.shards import Tp
 
 
 class MindSporeEngine:
@@ -122,79 +115,6 @@ class MindSporeEngine:
     def _idle(self, count: int) -> np.ndarray:
         """Return where `count` tokens go that belong to nobody: (3, count), starts, tokens, positions."""
         return np.array([[0], [0], [0]], np.int32).repeat(count, 1)
-
-
-def make_engine(
-    folder: Path | ModelFolder,
-    requests: Sequence[Request],
-    device: Device,
-    *,
-    limits: BatchLimits,
-    quiet: bool,
-    note: Callable[[str], None],
-    tp: Tp | None = None,
-) -> MindSporeEngine:
-    """Load the weights of `folder`, or `tp`'s shard of them, and make room for the longest of `requests`.
-
-    That is room for so many of them at once as `limits` says.
-
-    Raises:
-        BuildError: Native kernels are asked for and cannot be compiled.
-    """
-    kernels = choose_kernels(device, note)
-    if tp is not None and device.target == "CPU":
-        is_native = isinstance(kernels, NativeKernels)
-        if not is_so_everywhere(tp, is_native) and is_native:
-            note("another process has no native kernels; going on with MindSpore's own operators in all")
-            kernels = make_kernels(device.target)
-    model = load_model(folder, kernels, quiet=quiet, tp=tp)
-    lengths = sorted(map(tokens_needed, requests), reverse=True)
-    num_rows, num_tokens = min(limits.num_requests, len(requests)), limits.num_tokens
-    if num_tokens is None and (unit := room_unit(kernels)):
-        num_tokens = sum(round_up(length, unit) for length in lengths[:num_rows])
-    return MindSporeEngine(model, num_rows, lengths[0], num_tokens=num_tokens)
-
-
-def make_chat_engine(
-    folder: Path | ModelFolder,
-    device: Device,
-    *,
-    context_tokens: int,
-    quiet: bool,
-    note: Callable[[str], None],
-) -> MindSporeEngine:
-    """Load the weights of `folder` and make room for one conversation of `context_tokens`.
-
-    Raises:
-        BuildError: Native kernels are asked for and cannot be compiled.
-    """
-    model = load_model(folder, choose_kernels(device, note), quiet=quiet)
-    return MindSporeEngine(model, 1, context_tokens, shares_beginnings=True)
-
-
-def make_serve_engine(
-    folder: Path | ModelFolder,
-    device: Device,
-    *,
-    num_rows: int,
-    num_tokens: int,
-    context_tokens: int,
-    quiet: bool,
-    note: Callable[[str], None],
-) -> MindSporeEngine:
-    """Load the weights of `folder`, make room for `num_tokens` of `num_rows` requests, and compile.
-
-    With MindSpore's own operators on a CPU each request has an equal share of the room, whatever its length.
-
-    Raises:
-        BuildError: Native kernels are asked for and cannot be compiled.
-    """
-    model = load_model(folder, choose_kernels(device, note), quiet=quiet)
-    if room_unit(model.kernels) is None:
-        context_tokens = max(1, min(context_tokens, num_tokens // num_rows - 1))
-    engine = MindSporeEngine(model, num_rows, context_tokens, num_tokens=num_tokens)
-    engine.warm_up()
-    return engine
 
 
 def choose_kernels(device: Device, note: Callable[[str], None]) -> Kernels:

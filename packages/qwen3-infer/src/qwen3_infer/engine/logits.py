@@ -3,23 +3,28 @@
 R rows, V vocabulary, C candidates.
 """
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
 from qwen3_infer.engine.sampling import Sampling, choose_among
 
-if TYPE_CHECKING:  # a scheduler runs without MindSpore, too
-    from mindspore import Tensor
-
 NUM_CANDIDATES = 64
 """Likeliest tokens of a row that come to the host at once; 256 bytes and as many of ids."""
+
+
+class Values(Protocol):
+    """Numbers that may have to be fetched."""
+
+    def asnumpy(self) -> np.ndarray:
+        """Return them."""
+        ...
 
 
 class LikeliestRows:
     """What a step has returned; nothing is fetched before it is asked for."""
 
-    def __init__(self, logits_RV: "Tensor", values_RC: "Tensor", ids_RC: "Tensor") -> None:
+    def __init__(self, logits_RV: "Values", values_RC: "Values", ids_RC: "Values") -> None:
         self._device = logits_RV, values_RC, ids_RC
         self._whole_RV: np.ndarray | None = None
         self._likeliest: tuple[np.ndarray, np.ndarray] | None = None
@@ -50,6 +55,10 @@ class Likeliest:
         """Return the next token if the candidates are enough for it; None, and no number drawn, if not."""
         values_C, ids_C = self._rows.likeliest(self._row)
         return choose_among(values_C, ids_C, sampling, rng)
+
+    def likeliest(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the largest logits and their ids, (C,)."""
+        return self._rows.likeliest(self._row)
 
     def whole(self) -> np.ndarray:
         """Return all logits, float32 (V,)."""

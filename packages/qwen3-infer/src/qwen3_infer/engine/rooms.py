@@ -31,7 +31,9 @@ Batch = tuple[np.ndarray, np.ndarray, Any]
 class Rows:
     """A row of one length for each request, all of which are computed: MindSpore's own operators on a CPU."""
 
-    pieces = PIECES
+    pieces: tuple[int, ...] = PIECES
+    piece_unit = 1
+    """Positions of pieces are multiples of it."""
 
     def __init__(
         self,
@@ -79,6 +81,8 @@ class Pool:
 
     pieces: tuple[int, ...] = PIECES
     unit = ALIGN
+    piece_unit = 1
+    """Positions of pieces are multiples of it."""
 
     def __init__(
         self,
@@ -142,7 +146,7 @@ class Blocks(Pool):
     """The same in whole blocks, for an accelerator: each step names the blocks that a request has."""
 
     pieces = DEVICE_PIECES
-    unit = BLOCK_TOKENS
+    unit = piece_unit = BLOCK_TOKENS
 
     def _make(self, kernels: Kernels, config: Qwen3Config, context_tokens: int) -> None:
         self.cache = BlockCache(config, self.num_tokens // self.unit + 1, kernels.compute_dtype)

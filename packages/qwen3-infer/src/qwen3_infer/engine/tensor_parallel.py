@@ -33,11 +33,13 @@ def is_so_everywhere(tp: Tp, is_so: bool) -> bool:
     """Return whether `is_so` holds on every rank; all of them ask at the same time."""
     if tp.size == 1:
         return is_so
-    total = ms.jit(_Sum(tp.group).construct)(Tensor(np.array([float(is_so)], np.float32)))
+    total = ms.jit(Sum(tp.group).construct)(Tensor(np.array([float(is_so)], np.float32)))
     return round(float(total.asnumpy()[0])) == tp.size
 
 
-class _Sum(nn.Cell):
+class Sum(nn.Cell):
+    """What all ranks have, added up; compile `construct`."""
+
     def __init__(self, group: Group) -> None:
         super().__init__()
         self.group = group
@@ -62,9 +64,16 @@ class WholeLogits(CachedQwen3):
         self, ids_BL: Tensor, position_ids_BL: Tensor, last_B: Tensor, rows_B: Any = None
     ) -> Tensor:
         """Return float32 logits (B, V)."""
-        b = ids_BL.shape[0]
         part_BV = self.network(ids_BL, position_ids_BL, None, self.cache, last_B, rows_B)
-        parts_TBV = self.group.gather_rows(part_BV).reshape(self.group.size, b, -1)
-        if b == 1:
-            return parts_TBV.reshape(1, -1)
-        return parts_TBV.transpose(1, 0, 2).reshape(b, -1)
+        return joined(self.group, part_BV)
+
+
+def joined(group: Group, part_BV: Tensor) -> Tensor:
+    """Return all ranks' logits (B, V) out of this one's share of them."""
+    b = part_BV.shape[0]
+    if group.size == 1:
+        return part_BV
+    parts_TBV = group.gather_rows(part_BV).reshape(group.size, b, -1)
+    if b == 1:
+        return parts_TBV.reshape(1, -1)
+    return parts_TBV.transpose(1, 0, 2).reshape(b, -1)

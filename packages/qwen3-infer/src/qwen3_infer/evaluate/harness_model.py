@@ -19,8 +19,8 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 
 from qwen3_infer.device import Device
-from qwen3_infer.engine.engine import MindSporeEngine, choose_kernels
-from qwen3_infer.engine.loading import load_model
+from qwen3_infer.engine.models import LocalModel
+from qwen3_infer.engine.remote import RemoteModel, RemoteScorer
 from qwen3_infer.engine.sampling import Sampling
 from qwen3_infer.evaluate.score_engine import Scorer
 from qwen3_infer.generate.generator import generate
@@ -72,6 +72,9 @@ class Qwen3LM(TemplateLM):
         lm_eval.simple_evaluate(model=Qwen3LM(pretrained="Qwen3-0.6B"), tasks=["hellaswag"])
     """
 
+    shared_model: LocalModel | RemoteModel | None = None
+    """The model where it is loaded already, in processes that share it out; lm_eval hands on texts alone."""
+
     def __init__(self, pretrained: str, batch_size: int | str = 1, **arguments: Any) -> None:
         """Open the folder; the weights are loaded at the first request.
 
@@ -103,7 +106,7 @@ class Qwen3LM(TemplateLM):
         self.max_length = self.own.max_length or context
         if not 2 <= self.max_length <= context:
             raise ConfigError(f"max_length={self.max_length} must be 2 to {context}, the model's context")
-        self._scorer: Scorer | None = None
+        self._scorer: Scorer | RemoteScorer | None = None
 
     @property
     def eot_token_id(self) -> int:
@@ -188,7 +191,7 @@ class Qwen3LM(TemplateLM):
             return []
         asked = [self._request(index, *request.args) for index, request in enumerate(requests)]
         context = max(len(each.prompt_ids) + each.max_new_tokens for each in asked)
-        engine = MindSporeEngine(self._model, min(self.batch_size, len(asked)), context)
+        engine = self._model.engine(min(self.batch_size, len(asked)), context)
         texts = [""] * len(asked)
         with Progress("generate", len(asked), "request", quiet=disable_tqdm) as progress:
             for done in generate(asked, engine, self.tokenizer):
@@ -201,7 +204,7 @@ class Qwen3LM(TemplateLM):
 
     def get_model_info(self) -> dict[str, Any]:
         """Return what the harness writes into its results."""
-        return {"model_dtype": str(self._model.kernels.compute_dtype), "mindspore": ms.__version__}
+        return {"model_dtype": self._model.compute_dtype, "mindspore": ms.__version__}
 
     def _request(self, index: int, text: str, settings: dict[str, Any]) -> Request:
         wanted = normalize_gen_kwargs(settings, DEFAULT_NEW_TOKENS)
@@ -239,7 +242,9 @@ class Qwen3LM(TemplateLM):
         )
 
     @cached_property
-    def _model(self) -> Any:
+    def _model(self) -> LocalModel | RemoteModel:
+        if self.shared_model is not None:
+            return self.shared_model
         own = self.own
         device = Device(
             target=own.device_target,
@@ -247,15 +252,14 @@ class Qwen3LM(TemplateLM):
             num_threads=own.threads,
             cache_dir=Path(own.cache_dir) if own.cache_dir else Path.home() / ".cache/qwen3-infer",
         )
-        kernels = choose_kernels(device, logging.getLogger("lm_eval").warning)
-        return load_model(self.folder, kernels, quiet=True)
+        return LocalModel(self.folder, device, quiet=True, note=logging.getLogger("lm_eval").warning)
 
-    def _make_scorer(self, num_tokens: int) -> Scorer:
+    def _make_scorer(self, num_tokens: int) -> Scorer | RemoteScorer:
         """Return a scorer with room for `num_tokens`; each power of two is compiled once at most."""
         if self._scorer is None or self._scorer.max_tokens < num_tokens:
             room = min(max(1 << (num_tokens - 1).bit_length(), 256), self.max_length)
             self._scorer = None  # its cache goes before the next one comes
-            self._scorer = Scorer(self._model, room)
+            self._scorer = self._model.scorer(room)
         return self._scorer
 
 

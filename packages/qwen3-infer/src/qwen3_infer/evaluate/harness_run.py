@@ -1,19 +1,24 @@
 """`qwen3-infer eval`: lm_eval's own command line, with our model in place."""
 
+import contextlib
 import importlib.util
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from qwen3_infer.device import Device
 from qwen3_infer.settings import RunSettings, open_run_folder
+from qwen3_infer.shared_model import Launch, open_model
 from qwen3_model.errors import ConfigError, UsageError
 
 # Those of lm_eval that say which model runs, which is settled here.
 TAKEN = ("--model", "-M", "--device", "--config", "-C")
 
 
-def run_harness(model: RunSettings, device: Device, arguments: Sequence[str]) -> None:
+def run_harness(
+    model: RunSettings, device: Device, arguments: Sequence[str], launch: Launch | None = None
+) -> None:
     """Evaluate `model` as `arguments`, in lm_eval's spelling, say.
 
     Raises:
@@ -26,14 +31,14 @@ def run_harness(model: RunSettings, device: Device, arguments: Sequence[str]) ->
         raise UsageError(f"{found[0]} of lm_eval is not for use here; the model is --pretrained-model-dir")
     if not {"--tasks", "-t"} & set(named):
         raise UsageError("give the tasks as --tasks NAME, for example --tasks hellaswag,arc_easy")
-    open_run_folder(model)
+    folder = open_run_folder(model)
     if importlib.util.find_spec("lm_eval") is None:
         raise ConfigError(
             "lm_eval, the evaluation harness, is not installed; run: pip install 'lm_eval>=0.4.13,<0.5'"
         )
     from lm_eval.__main__ import cli_evaluate
 
-    import qwen3_infer.evaluate.harness_model  # noqa: F401  (registers the model)
+    from qwen3_infer.evaluate.harness_model import Qwen3LM  # which registers itself
 
     own = {
         "pretrained": str(model.model_dir),
@@ -50,9 +55,15 @@ def run_harness(model: RunSettings, device: Device, arguments: Sequence[str]) ->
     values = [f"{name}={value!r}" for name, value in given.items() if value is not None]
     before = sys.argv
     sys.argv = ["lm_eval", "run", *arguments, "--model", "qwen3", "--model_args", *values]
+    shared = (
+        contextlib.nullcontext()
+        if launch is None
+        else open_model(folder, device, launch, quiet=True, note=logging.getLogger("lm_eval").warning)
+    )
     try:
-        cli_evaluate()
+        with shared as Qwen3LM.shared_model:
+            cli_evaluate()
     except (ValueError, KeyError, FileNotFoundError) as error:
         raise ConfigError(f"lm_eval: {' '.join(str(error).split())}") from error
     finally:
-        sys.argv = before
+        sys.argv, Qwen3LM.shared_model = before, None

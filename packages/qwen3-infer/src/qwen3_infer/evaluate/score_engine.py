@@ -4,14 +4,17 @@ B batch (1), L length, D hidden, V vocabulary, M rows, T targets.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 from numpy.typing import NDArray
 
-from qwen3_infer.engine.pieces import PIECES, cut, round_up
+from qwen3_infer.engine.pieces import ALIGN, cut
+from qwen3_infer.engine.rooms import make_rooms
+from qwen3_infer.engine.tensor_parallel import joined, shard_config
+from qwen3_infer.evaluate.scored import Scored
 from qwen3_model.cache import KVCache
 from qwen3_model.errors import WeightError
 from qwen3_model.model import Qwen3ForCausalLM, name_parameters
@@ -19,26 +22,16 @@ from qwen3_model.model import Qwen3ForCausalLM, name_parameters
 HEAD_ROWS = 32  # positions whose logits exist at a time
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Scored:
-    """What the model thinks of the last T tokens of a sequence."""
-
-    log_probs_T: NDArray[np.float64]
-    """Natural logarithm of each token's probability after those before it."""
-    is_likeliest_T: NDArray[np.bool_]
-    """Whether it is the token that greedy decoding would take."""
-
-
 class Scorer:
     """Reads sequences one after the other; what two in a row have in common at the beginning is read once."""
 
     def __init__(self, model: Qwen3ForCausalLM, max_tokens: int) -> None:
         """Make room for sequences of which the model reads at most `max_tokens`."""
-        # A last piece may reach beyond the sequence.
-        capacity = round_up(max_tokens + PIECES[-1], PIECES[0])
         self.max_tokens = max_tokens
-        cache = model.kernels.make_cache(model.config, 1, capacity)
-        reader, head = _Reader(model, cache), _Head(model)
+        # A piece may begin anywhere, and the last one reach beyond the sequence.
+        config, most = shard_config(model.config, model.tp), max_tokens + ALIGN
+        self._rooms = make_rooms(model.kernels, config, 1, most)
+        reader, head = _Reader(model, self._rooms.cache), _Head(model)
         for cell in (reader, head):
             cell.set_train(False)
         name_parameters(model)
@@ -70,11 +63,13 @@ class Scorer:
         known = next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(self._held), len(ids)))
         self._held = ids
         wanted, parts = len(ids) - num_last, []
-        for start, length in cut(len(ids), min(known, wanted)):
+        first = min(known, wanted)
+        for start, length in cut(len(ids), first - first % self._rooms.piece_unit, self._rooms.pieces):
             piece_BL = np.zeros((1, length), np.int32)
             piece_BL[0, : len(ids) - start] = ids[start : start + length]
+            where = self._rooms.piece(0, start, length)
             positions_BL = np.arange(start, start + length, dtype=np.int32)[None]
-            hidden_MD = self._read(Tensor(piece_BL), Tensor(positions_BL)).asnumpy()
+            hidden_MD = self._read(Tensor(piece_BL), Tensor(positions_BL), where).asnumpy()
             parts.append(hidden_MD[max(wanted - start, 0) : len(ids) - start])
         return np.concatenate(parts)
 
@@ -96,8 +91,8 @@ class _Reader(nn.Cell):
         super().__init__()
         self.network, self.cache = network, cache
 
-    def construct(self, ids_BL: Tensor, position_ids_BL: Tensor) -> Tensor:
-        return self.network.model(ids_BL, position_ids_BL, None, self.cache, None).astype(ms.float32)
+    def construct(self, ids_BL: Tensor, position_ids_BL: Tensor, rows_B: Any) -> Tensor:
+        return self.network.model(ids_BL, position_ids_BL, None, self.cache, rows_B).astype(ms.float32)
 
 
 class _Head(nn.Cell):
@@ -109,4 +104,4 @@ class _Head(nn.Cell):
         self.dtype = network.kernels.compute_dtype
 
     def construct(self, hidden_MD: Tensor) -> Tensor:
-        return self.network.head(hidden_MD.astype(self.dtype))
+        return joined(self.network.tp.group, self.network.head(hidden_MD.astype(self.dtype)))

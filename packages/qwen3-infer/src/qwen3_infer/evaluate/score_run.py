@@ -17,12 +17,14 @@ from qwen3_infer.evaluate.score_data import (
 from qwen3_infer.evaluate.score_windows import Score, cut_windows
 from qwen3_infer.model_folder import ModelFolder
 from qwen3_infer.settings import RunSettings, open_run_folder
+from qwen3_infer.shared_model import Launch, open_model
 from qwen3_model.errors import FormatError, UsageError
 from qwen3_model.files import refuse_existing, write_text_atomically
 from qwen3_model.progress import Progress
 from qwen3_model.tokenizer import END_OF_DOCUMENT
 
 if TYPE_CHECKING:
+    from qwen3_infer.engine.remote import RemoteScorer
     from qwen3_infer.evaluate.score_engine import Scorer
 
 DEFAULT_WINDOW = 2048
@@ -52,7 +54,9 @@ class ScoreSettings:
     """Whether progress is left out."""
 
 
-def run_score(settings: ScoreSettings, device: Device, note: Callable[[str], None]) -> Score:
+def run_score(
+    settings: ScoreSettings, device: Device, note: Callable[[str], None], launch: Launch | None = None
+) -> Score:
     """Score every document, write the results and return the total.
 
     Everything that can be refused without reading the data whole is refused before MindSpore is imported.
@@ -72,14 +76,12 @@ def run_score(settings: ScoreSettings, device: Device, note: Callable[[str], Non
     first = next(read_documents(settings.data, folder, settings.reading), None)
     if first is None:
         raise FormatError(f"{', '.join(settings.data)}: there is no document to score")
-    from qwen3_infer.engine.engine import choose_kernels
-    from qwen3_infer.engine.loading import load_model
-    from qwen3_infer.evaluate.score_engine import Scorer
-
-    model = load_model(folder, choose_kernels(device, note), quiet=settings.quiet)
-    scorer = Scorer(model, window)
     lines, total, number = [], Score(num_tokens=0, num_bytes=0, nll=0.0), 0
-    with Progress("score", None, "token", quiet=settings.quiet) as progress:
+    with (
+        open_model(folder, device, launch, quiet=settings.quiet, note=note) as model,
+        Progress("score", None, "token", quiet=settings.quiet) as progress,
+    ):
+        scorer = model.scorer(window)
         for number, document in enumerate(_documents(settings, folder), start=1):
             score = score_document(scorer, document, window, stride, on_tokens=progress.advance)
             total += score
@@ -96,7 +98,7 @@ def run_score(settings: ScoreSettings, device: Device, note: Callable[[str], Non
 
 
 def score_document(
-    scorer: "Scorer",
+    scorer: "Scorer | RemoteScorer",
     document: Document,
     window: int,
     stride: int,

@@ -49,7 +49,7 @@ def launch_generate(
     shown = ShownReader(launch.log_dir, output.say, output.note)
     # What a terminal decides is decided here, where there may be one.
     stream = "--stream" if output.stream else "--no-stream"
-    argv = ["-m", "qwen3_infer.cli_rank", *arguments, stream]
+    argv = ["-m", "qwen3_infer.cli_rank", "generate", *arguments, stream]
     job = Job(argv=argv, environment=environment, status=shown.status, quiet=output.quiet)
     try:
         launch_workers(job, launch, num_devices=devices)

@@ -181,7 +181,7 @@ def _generate_all(
     settings: RunSettings, device: Device, prepared: PreparedGeneration, output: Output, *, rank: int
 ) -> list[Completion]:
     """Return the completions in the order of the requests, and print them as they finish."""
-    from qwen3_infer.engine.engine import make_engine
+    from qwen3_infer.engine.models import make_engine
     from qwen3_infer.engine.tensor_parallel import join_ranks
 
     folder, requests = prepared.folder, prepared.requests

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from qwen3_infer.device import Device
 from qwen3_infer.serve.log import one_line
 from qwen3_infer.settings import RunSettings, make_decoding, open_run_folder
-from qwen3_model.errors import UsageError
+from qwen3_infer.shared_model import Launch, open_model
+from qwen3_model.errors import Qwen3Error, UsageError
 
 if TYPE_CHECKING:
     from qwen3_infer.serve.requests import Service
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 HEAD_TIMEOUT_S = 10.0
 """For the head of a request; `send_timeout_s` when that is shorter."""
+
+
+CHECK_S = 0.5
+"""How often the server looks whether the processes that share the model out still run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,11 +69,14 @@ def run_serve(
     *,
     quiet: bool,
     note: Callable[[str], None],
+    launch: Launch | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; what can be refused is refused before MindSpore is imported.
 
+    With `launch` the model is shared out over other processes, and this one answers.
+
     Raises:
-        Qwen3Error: The settings, the folder or the address cannot work.
+        Qwen3Error: The settings, the folder or the address cannot work, or another process has ended.
     """
     _refuse_open_door(serve)
     say, note = note, lambda text: say(one_line(text))
@@ -77,21 +85,16 @@ def run_serve(
     folder.tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}])
     for text in settings.notes:
         note(text)
-    with bound(serve.host, serve.port) as door:
-        from qwen3_infer.engine.engine import make_serve_engine
+    with (
+        bound(serve.host, serve.port) as door,
+        open_model(folder, device, launch, quiet=quiet, note=note) as model,
+    ):
         from qwen3_infer.engine.scheduler import Scheduler
         from qwen3_infer.serve.requests import Service
         from qwen3_infer.serve.worker import Worker
 
-        engine = make_serve_engine(
-            folder,
-            device,
-            num_rows=serve.max_requests,
-            num_tokens=serve.max_tokens_in_cache,
-            context_tokens=min(folder.config.max_position_embeddings, serve.max_tokens_in_cache),
-            quiet=quiet,
-            note=note,
-        )
+        context_tokens = min(folder.config.max_position_embeddings, serve.max_tokens_in_cache)
+        engine = model.serve_engine(serve.max_requests, serve.max_tokens_in_cache, context_tokens)
         scheduler = Scheduler(engine, folder.tokenizer)
         context_tokens = min(folder.config.max_position_embeddings, engine.longest)
         service = Service(
@@ -108,7 +111,7 @@ def run_serve(
             f"{service.name}: {engine.num_rows} requests at once, {engine.num_tokens} tokens in the cache, "
             f"{context_tokens} of one request"
         )
-        serve_app(service, worker, serve, door, note)
+        serve_app(service, worker, serve, door, note, model.check)
 
 
 def _refuse_open_door(serve: ServeSettings) -> None:
@@ -155,6 +158,7 @@ def serve_app(
     serve: ServeSettings,
     door: socket.socket,
     note: Callable[[str], None],
+    check: Callable[[], None] = lambda: None,
 ) -> None:
     """Answer at `door` until told to stop, then let finish what runs."""
     import uvicorn
@@ -199,6 +203,14 @@ def serve_app(
     # uvicorn's own handlers would end the process by the signal, not with 0.
     server.capture_signals = contextlib.nullcontext  # type: ignore[assignment, method-assign]
 
+    async def end_with_the_model() -> None:
+        while not server.should_exit:
+            await asyncio.sleep(CHECK_S)
+            try:
+                check()
+            except Qwen3Error:
+                server.should_exit = True
+
     async def run() -> None:
         loop = asyncio.get_running_loop()
         write_faults(loop, logging.getLogger("uvicorn.error"), note)
@@ -207,9 +219,12 @@ def serve_app(
         worker.start(loop)
         door.listen(config.backlog)  # who reads the next line may connect at once
         host, port = door.getsockname()[:2]
+        ending = asyncio.create_task(end_with_the_model())
         note(f"serving {service.name} on http://{f'[{host}]' if ':' in host else host}:{port}")
         await server.serve([door])
+        ending.cancel()
 
     asyncio.run(run())
     worker.stop(timeout_s=5)
+    check()
     note("stopped")

@@ -53,6 +53,8 @@ class Job:
     """Gives one line on how far the job is, "" before there is anything to say; None takes the line away, for
     a job that from then on writes to the terminal itself when it is asked."""
     quiet: bool = False
+    is_over: Callable[[], bool] = lambda: False
+    """Says whether the workers may be ended, finished or not."""
 
 
 def launch_workers(
@@ -141,7 +143,7 @@ def _watch(job: Job, settings: LaunchSettings, msrun: subprocess.Popen[bytes], l
     """Return when all workers have finished; raise Qwen3Error at the first failure."""
     names, started_s = _names(settings), time.monotonic()
     done_s = None
-    while True:
+    while not job.is_over():
         code = msrun.poll()
         records = read_records(settings.log_dir, names)
         states = [record.state for record in records.values() if record.name != SCHEDULER]

@@ -1,0 +1,118 @@
+"""One of the processes that share a model out: it does what the process of the command says, on its shard."""
+
+import socket
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor
+
+from qwen3_infer.cli_options import Rank
+from qwen3_infer.device import Device
+from qwen3_infer.engine import wire
+from qwen3_infer.engine.engine import MindSporeEngine
+from qwen3_infer.engine.logits import Likeliest
+from qwen3_infer.engine.models import LocalModel
+from qwen3_infer.engine.tensor_parallel import Sum, join_ranks
+from qwen3_infer.evaluate.score_engine import Scorer
+from qwen3_infer.model_folder import ModelFolder
+from qwen3_model.errors import Qwen3Error, WeightError
+from qwen3_model.shards import Tp
+
+PART_BITS, NUM_PARTS = 24, 5
+"""Whole numbers that float32 sums exactly, and how many of them hold port and secret."""
+
+
+def follow(folder: ModelFolder, device: Device, num_ranks: int, rank: Rank) -> None:
+    """Load this rank's shard and do what the command's process says until it says that it is done.
+
+    Raises:
+        Qwen3Error: The model cannot be loaded, or the command's process is gone.
+    """
+    notes: list[str] = []
+    tp = join_ranks(device, num_ranks, rank.number)
+    port, secret = _shared_address(tp, rank.driver)
+    model = LocalModel(folder, device, quiet=True, note=notes.append, tp=tp)
+    try:
+        with socket.create_connection((rank.master_addr, port)) as link:
+            link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            wire.send(link, {"rank": rank.number, "secret": secret})
+            _do_all(link, _Follower(model), notes if rank.number == 0 else None)
+    except OSError as error:
+        raise Qwen3Error(f"the command's process is gone: {error}") from None
+
+
+def _do_all(link: socket.socket, follower: "_Follower", notes: list[str] | None) -> None:
+    """Do what comes until the end is said; who has notes says them first, and answers."""
+    if notes is not None:
+        wire.send(link, {"notes": notes})
+    while True:
+        message, _ = wire.receive(link)
+        if message["do"] == "end":
+            return
+        said, arrays = follower.do(message["do"], message.get("with", []))
+        if notes is not None:
+            wire.send(link, said, arrays)
+
+
+def _shared_address(tp: Tp, driver: str) -> tuple[int, int]:
+    """Return the port and the secret that rank 0 was told, on every rank."""
+    parts = np.zeros(NUM_PARTS, np.float32)
+    if tp.index == 0:
+        port, secret = map(int, driver.split(":"))
+        whole = secret << PART_BITS | port
+        parts[:] = [whole >> PART_BITS * place & (1 << PART_BITS) - 1 for place in range(NUM_PARTS)]
+    summed = ms.jit(Sum(tp.group).construct)(Tensor(parts)).asnumpy()
+    whole = sum(int(part) << PART_BITS * place for place, part in enumerate(summed))
+    return whole & (1 << PART_BITS) - 1, whole >> PART_BITS
+
+
+class _Follower:
+    """Does one call after the other."""
+
+    def __init__(self, model: LocalModel) -> None:
+        self._model = model
+        self._engine: MindSporeEngine | None = None
+        self._scorer: Scorer | None = None
+        self._rows: Any = ()
+
+    def do(self, name: str, values: list[Any]) -> tuple[dict[str, Any], list[np.ndarray]]:
+        """Do what is asked and return the answer."""
+        if name in ("engine", "chat_engine", "serve_engine"):
+            self._engine, self._rows = None, ()  # its cache goes before the next one comes
+            self._engine = engine = getattr(self._model, name)(*values)
+            names = ("num_rows", "num_tokens", "unit", "longest", "pieces", "shares_beginnings")
+            return {key: getattr(engine, key) for key in names}, []
+        if name == "scorer":
+            self._scorer = None
+            self._scorer = self._model.scorer(*values)
+            return {}, []
+        if name == "about":
+            return {"compute_dtype": self._model.compute_dtype}, []
+        if name == "score":
+            assert self._scorer is not None
+            try:
+                found = self._scorer.score(*values)
+            except WeightError as error:
+                return {"error": str(error)}, []
+            return {}, [found.log_probs_T, found.is_likeliest_T]
+        if name == "whole":
+            return {}, [np.stack([row.whole() for row in self._rows])]
+        assert self._engine is not None
+        if name == "copy":
+            self._engine.copy(*values)
+            return {}, []
+        if name == "read":
+            self._rows = [self._engine.read(*values)]
+        else:
+            assert name == "decode", name
+            self._rows = self._engine.decode(*(np.array(each, np.int32) for each in values))
+        return {}, _arrays(self._rows)
+
+
+def _arrays(rows: Any) -> list[np.ndarray]:
+    """All logits of each row, or from a device the likeliest of each and their ids."""
+    if not isinstance(rows[0], Likeliest):
+        return [np.stack(rows)]
+    found = [row.likeliest() for row in rows]
+    return [np.stack(each) for each in zip(*found, strict=True)]
