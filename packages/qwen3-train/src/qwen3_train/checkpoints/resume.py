@@ -11,6 +11,7 @@ from qwen3_train.checkpoints.checkpoint import TrainState, read_epoch, read_stat
 from qwen3_train.checkpoints.source import ResumeSource
 from qwen3_train.checkpoints.strategy_files import refuse_other_layout
 from qwen3_train.data.batch_plan import BatchPlan, Start
+from qwen3_train.settings.conversation_blend import BlendSettings
 from qwen3_train.settings.hf_loader import HfDataSettings, SftFileSettings
 from qwen3_train.settings.run import TrainSettings
 
@@ -118,6 +119,13 @@ def data_facts(settings: TrainSettings) -> dict[str, Any]:
     data = settings.data
     if isinstance(data, HfDataSettings):
         return asdict(data.chat) | {"shuffle": data.shuffle, "seed": data.seed}
+    if isinstance(data, BlendSettings):
+        facts = {
+            "datasets": len(data.parts),
+            "weights": list(data.weights or ()),
+            "seq_length": data.seq_length,
+        }
+        return facts | {"samples of an epoch": data.num_train, "shuffle": data.shuffle, "seed": data.seed}
     if isinstance(data, SftFileSettings):
         return {"seq_length": data.seq_length, "shuffle": data.shuffle, "seed": data.seed}
     facts = asdict(data)

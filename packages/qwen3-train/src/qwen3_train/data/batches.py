@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from qwen3_model.errors import FormatError
 from qwen3_train.data.batch_plan import BatchPlan
 from qwen3_train.data.gpt_dataset import DocumentOptions, GptData, Sample, make_sample
+from qwen3_train.data.sft_blend import SftBlend
 from qwen3_train.data.sft_dataset import SftDataset
 
-Dataset = GptData | SftDataset
+Dataset = GptData | SftDataset | SftBlend
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ def read_sample(dataset: Dataset, number: int, options: DocumentOptions, epoch: 
 
     Instruction data bring their labels, masks and borders along.
     """
-    if isinstance(dataset, SftDataset):
+    if isinstance(dataset, SftDataset | SftBlend):
         return dataset.sample(number, epoch)
     return make_sample(dataset.text(number), options)
 

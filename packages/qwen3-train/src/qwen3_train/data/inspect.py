@@ -18,6 +18,7 @@ from qwen3_train.data.gpt_dataset import Sample
 from qwen3_train.data.run_data import RunData
 from qwen3_train.data.sft_prepare import prepare_sft
 from qwen3_train.data.token_data import prepare_tokens
+from qwen3_train.settings.conversation_blend import BlendSettings
 from qwen3_train.settings.hf_loader import HfDataSettings
 from qwen3_train.settings.run import read_settings
 from qwen3_train.settings.schema import FLAG_ALIASES, TRAIN
@@ -59,6 +60,10 @@ def inspect_data(
 
 def _choices(data: object) -> str:
     """Return what a loader of conversations makes of them, for people."""
+    if isinstance(data, BlendSettings):
+        shares = data.weights or ("all",) * len(data.parts)
+        shown = (f"{share}{_choices(part)}" for share, part in zip(shares, data.parts, strict=True))
+        return "".join(f"\n  datasets.{number}: share {one}" for number, one in enumerate(shown))
     if not isinstance(data, HfDataSettings):
         return ""
     chat = data.chat

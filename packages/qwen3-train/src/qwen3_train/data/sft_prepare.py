@@ -9,13 +9,16 @@ from qwen3_model.errors import ConfigError
 from qwen3_model.sft import open_sft
 from qwen3_model.tokenizer import Qwen3Tokenizer
 from qwen3_train.data.run_data import RunData
+from qwen3_train.data.sft_blend import SftBlend, join_samples
 from qwen3_train.data.sft_dataset import SHIFTED, SftDataset, SftSamples
 from qwen3_train.data.sft_samples import make_samples
+from qwen3_train.settings.conversation_blend import BlendSettings
+from qwen3_train.settings.datasets import Conversations
 from qwen3_train.settings.hf_loader import HfDataSettings, SftFileSettings
 from qwen3_train.settings.run import TrainSettings
 
 
-def prepare_sft(settings: TrainSettings, data: HfDataSettings | SftFileSettings, notes: list[str]) -> RunData:
+def prepare_sft(settings: TrainSettings, data: Conversations, notes: list[str]) -> RunData:
     """Make or open the samples that `data` describes; `notes` gets sentences for the log.
 
     Raises:
@@ -26,56 +29,83 @@ def prepare_sft(settings: TrainSettings, data: HfDataSettings | SftFileSettings,
             "do_eval=True needs held-out conversations; describe them in eval_dataset, with the keys of "
             "train_dataset, or set it to False"
         )
-    tokenizer, samples = _samples(settings, data, notes)
+    tokenizer, train, digest = _dataset(settings, data, notes, data.seed if data.shuffle else None)
     if tokenizer.vocab_size > settings.model.vocab_size:
         raise ConfigError(
             f"the tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens, but the model has "
             f"vocab_size={settings.model.vocab_size}; use the model's own tokenizer or raise vocab_size"
         )
     valid = _valid(settings, settings.eval_data, tokenizer, notes) if settings.eval_data else None
-    seed = data.seed if data.shuffle else None
     return RunData(
-        train=SftDataset(samples, data.seq_length, tokenizer.pad_id, seed),
+        train=train,
         valid=valid,
         num_valid=len(valid) if valid else 0,
         options=SHIFTED,
         eos_id=tokenizer.eos_id,
         stop_ids=tuple(dict.fromkeys((tokenizer.eos_id, tokenizer.pad_id))),
-        fingerprint=lambda global_batch: _fingerprint(samples, data.seq_length, seed, global_batch),
+        fingerprint=lambda global_batch: _fingerprint(digest, data, global_batch),
     )
+
+
+def _dataset(
+    settings: TrainSettings, data: Conversations, notes: list[str], seed: int | None
+) -> tuple[Qwen3Tokenizer, SftDataset | SftBlend, str]:
+    """Return tokenizer, samples in training order, and a hash of what they are made of."""
+    if not isinstance(data, BlendSettings):
+        tokenizer, samples = _samples(settings, data, notes)
+        return tokenizer, SftDataset(samples, data.seq_length, tokenizer.pad_id, seed), samples.digest()
+    made = []
+    for number, part in enumerate(data.parts):
+        told: list[str] = []
+        made.append(_samples(settings, part, told))
+        notes += [f"datasets.{number}: {sentence}" for sentence in told]
+        if made[-1][0].sha256 != made[0][0].sha256:
+            raise ConfigError(
+                f"datasets.{number} uses another tokenizer ({made[-1][0].name}) than datasets.0 "
+                f"({made[0][0].name}); name the same one in all"
+            )
+    tokenizer, all_samples = made[0][0], [samples for _, samples in made]
+    if data.weights is None:
+        joint = join_samples(all_samples)
+        return tokenizer, SftDataset(joint, data.seq_length, tokenizer.pad_id, seed), joint.digest()
+    assert data.num_train is not None
+    parts = [
+        SftDataset(samples, data.seq_length, tokenizer.pad_id, None if seed is None else seed + number)
+        for number, samples in enumerate(all_samples)
+    ]
+    digest = f"{[samples.digest() for samples in all_samples]} {data.weights} {data.num_train}"
+    return tokenizer, SftBlend(parts, data.weights, data.num_train), digest
 
 
 def _samples(
     settings: TrainSettings, data: HfDataSettings | SftFileSettings, notes: list[str]
 ) -> tuple[Qwen3Tokenizer, SftSamples]:
     if isinstance(data, SftFileSettings):
-        return open_samples(data, settings.hf_dir)
-    tokenizer = _tokenizer(data.tokenizer_dir or settings.hf_dir)
+        return open_samples(data, settings.tokenizer_dir)
+    tokenizer = _tokenizer(data.tokenizer_dir or settings.tokenizer_dir)
     samples, told = make_samples(data, tokenizer)
     notes += told
     return tokenizer, samples
 
 
 def _valid(
-    settings: TrainSettings,
-    data: HfDataSettings | SftFileSettings,
-    tokenizer: Qwen3Tokenizer,
-    notes: list[str],
-) -> SftDataset:
+    settings: TrainSettings, data: Conversations, tokenizer: Qwen3Tokenizer, notes: list[str]
+) -> SftDataset | SftBlend:
     """Return the held-out conversations in the order of the data."""
     told: list[str] = []
-    own, samples = _samples(settings, data, told)
+    own, valid, _ = _dataset(settings, data, told, None)
     notes += [f"eval_dataset: {sentence}" for sentence in told]
     if own.sha256 != tokenizer.sha256:
         raise ConfigError(
             f"eval_dataset uses another tokenizer ({own.name}) than train_dataset; name the same one in both"
         )
-    return SftDataset(samples, data.seq_length, tokenizer.pad_id, None)
+    return valid
 
 
-def _fingerprint(samples: SftSamples, seq_length: int, seed: int | None, global_batch: int | None) -> str:
+def _fingerprint(digest: str, data: Conversations, global_batch: int | None) -> str:
+    seed = data.seed if data.shuffle else None
     order = f"{seed} anew" if seed is not None else seed
-    told = f"{samples.digest()} {seq_length} {order} {global_batch}"
+    told = f"{digest} {data.seq_length} {order} {global_batch}"
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 

@@ -6,11 +6,12 @@ from typing import Any
 from qwen3_model.errors import ConfigError
 from qwen3_model.run_config import RunConfig, section_problems
 from qwen3_train.data.blend import has_weights
+from qwen3_train.settings.conversation_blend import BlendSettings, read_blend, token_section
 from qwen3_train.settings.hf_loader import HfDataSettings, SftFileSettings, read_hf_data, read_sft_file
 from qwen3_train.settings.schema import DATASET
 from qwen3_train.settings.token_files import DataSettings, read_data
 
-Conversations = HfDataSettings | SftFileSettings
+Conversations = HfDataSettings | SftFileSettings | BlendSettings
 
 TOKENS, SFT_FILE, HF = "BlendedMegatronDatasetDataLoader", "SftFileDataLoader", "HFDataLoader"
 # Keys that would change what is trained on, and whose they are; the rest do not differ or have no effect.
@@ -26,6 +27,8 @@ def read_dataset(section: Mapping[str, Any]) -> DataSettings | Conversations:
     """
     loader = section.get("data_loader") or {}
     kind = loader.get("type") or TOKENS
+    if loader.get("datasets") is not None:
+        return read_data(token_section(section)) if kind == TOKENS else read_blend(section, read_dataset)
     for key, owners in OWNERS.items():
         if loader.get(key) and kind in (TOKENS, SFT_FILE, HF) and kind not in owners:
             raise ConfigError(

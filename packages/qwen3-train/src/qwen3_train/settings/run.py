@@ -15,8 +15,9 @@ from qwen3_model.simulation import Simulation, default_device
 from qwen3_train.parallel.layout_checks import layout_problems, process_problems
 from qwen3_train.parallel.offset import read_offset
 from qwen3_train.settings.adam import AdamSettings
-from qwen3_train.settings.datasets import read_dataset, read_eval_dataset
-from qwen3_train.settings.hf_loader import HfDataSettings, SftFileSettings
+from qwen3_train.settings.conversation_blend import BlendSettings
+from qwen3_train.settings.datasets import Conversations, read_dataset, read_eval_dataset
+from qwen3_train.settings.hf_loader import HfDataSettings
 from qwen3_train.settings.lora import LoraSettings, read_lora, refuse_empty_stages
 from qwen3_train.settings.model import read_model
 from qwen3_train.settings.recompute import Recompute, read_recompute
@@ -66,8 +67,8 @@ class TrainSettings:
     """Clip the global norm to this; None for no clipping."""
     skip: SkipSettings | None
     """Which steps not to apply; None to apply all."""
-    data: DataSettings | HfDataSettings | SftFileSettings
-    eval_data: HfDataSettings | SftFileSettings | None
+    data: DataSettings | Conversations
+    eval_data: Conversations | None
     """Held-out conversations; None for none, or where token files are split."""
     do_eval: bool
     eval_every: int | None
@@ -90,7 +91,7 @@ class TrainSettings:
     @property
     def tokenizer_dir(self) -> Path | None:
         """Folder of the tokenizer that the run's folder gets a copy of."""
-        own = self.data.tokenizer_dir if isinstance(self.data, HfDataSettings) else None
+        own = self.data.tokenizer_dir if isinstance(self.data, HfDataSettings | BlendSettings) else None
         return own or self.hf_dir
 
     @property

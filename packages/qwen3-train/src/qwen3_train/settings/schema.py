@@ -73,7 +73,13 @@ HANDLER: dict[str, Any] = {
     "original_column_name": TEXT, "new_column_name": TEXT, "column_mapping": ANY,
 }  # fmt: skip
 
+ENTRY: dict[str, Any] = {
+    "type": TEXT, "load_func": TEXT, "path": TEXT, "name": TEXT, "data_dir": TEXT, "split": TEXT,
+    "data_files": ANY, "handler": [HANDLER], "weight": NUMBER,
+}  # fmt: skip
+
 DATA_LOADER: dict[str, Any] = {
+    "datasets": [ENTRY],
     "type": TEXT, "datasets_type": Key((str,), ("GPTDataset",)), "sizes": Key((list,)), "config": GPT_DATASET,
     # HFDataLoader.
     "load_func": TEXT, "path": TEXT, "name": TEXT, "data_dir": TEXT, "split": TEXT, "data_files": ANY,
