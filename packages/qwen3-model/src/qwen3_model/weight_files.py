@@ -9,6 +9,7 @@ from pathlib import Path
 from qwen3_model.checkpoint_files import NAME, RANK_DIR, RankFiles, open_rank_files
 from qwen3_model.errors import ConfigError, FormatError
 from qwen3_model.hf_folder import INDEX_FILE, SINGLE_FILE, open_hf_tensors
+from qwen3_model.iteration_files import COMMON, METADATA, find_iteration, open_iteration, suffix_of
 from qwen3_model.rank_tensors import assemble, strategy_of
 from qwen3_model.rows import LazyTensor, from_file
 from qwen3_model.safetensors_file import SafetensorsFile, open_safetensors
@@ -72,7 +73,8 @@ def open_checkpoint(source: Path, *, suffix: str | None = None, strategy: Path |
 
     Args:
         source: A run's folder or its `checkpoint` folder, a file of a rank in it (that step), a merged
-            checkpoint or a folder above it, a Hugging Face folder, an adapter's, or a file.
+            checkpoint or a folder above it, mindformers' `iteration_N`, a Hugging Face folder, an adapter's,
+            or a file.
         suffix: Step of a distributed checkpoint, `E_S`; the newest that is whole on every rank by default.
         strategy: Of a distributed checkpoint, when its strategy files are not beside it: their folder, or the
             file that merges them.
@@ -101,6 +103,8 @@ def open_checkpoint(source: Path, *, suffix: str | None = None, strategy: Path |
         )
     if (source / ADAPTER_FILE).is_file():
         return _open_files(source, [open_safetensors(source / ADAPTER_FILE)])
+    if folder := find_iteration(source):
+        return _open_iteration(folder)
     return _open_merged(source)
 
 
@@ -129,6 +133,14 @@ def _open_distributed(ranks_dir: Path, suffix: str | None, strategy: Path | None
         suffix=str(ranks.place), notes=(*ranks.notes, *whole.notes, *notes), ranks=ranks, stages=stages,
         strategy=strategy, stage_twins=tuple(whole.stage_twins), small_files=small,
     )  # fmt: skip
+
+
+def _open_iteration(folder: Path) -> Checkpoint:
+    small = tuple(open_source(path) for name in (METADATA, COMMON) if (path := folder / name).is_file())
+    tensors, files = open_iteration(folder)
+    return Checkpoint(
+        path=folder, first=files[0], tensors=tensors, suffix=suffix_of(folder), small_files=small
+    )
 
 
 def _open_files(path: Path, files: Iterable[SafetensorsFile]) -> Checkpoint:
