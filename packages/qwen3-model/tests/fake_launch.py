@@ -9,6 +9,7 @@ import click
 from qwen3_model.cli_base import Commands
 from qwen3_model.msrun.checks import LaunchSettings
 from qwen3_model.msrun.launcher import Job, launch_workers
+from qwen3_model.msrun.stop_signals import EXIT_STOPPED
 
 HERE = Path(__file__).parent
 
@@ -26,6 +27,7 @@ def launch(deed, folder, join):
     job = Job(
         argv=[str(HERE / "fake_worker.py"), deed, str(folder)],
         environment=dict(os.environ),
+        is_stoppable=deed == "stoppable",
         status=lambda: (folder / "status").read_text() if (folder / "status").exists() else "",
     )
     settings = LaunchSettings(
@@ -35,7 +37,9 @@ def launch(deed, folder, join):
         log_dir=folder / "log",
         join=join,
     )
-    launch_workers(job, settings, msrun=HERE / "fake_msrun.py")
+    if reason := launch_workers(job, settings, msrun=HERE / "fake_msrun.py"):
+        click.echo(reason)
+        sys.exit(EXIT_STOPPED)
 
 
 if __name__ == "__main__":

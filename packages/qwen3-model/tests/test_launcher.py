@@ -105,6 +105,46 @@ def test_no_process_outlives_the_launcher(start, tmp_path, number, code):
     assert_gone(pids)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("target", ["launcher", "all"])
+def test_a_job_that_is_asked_to_end_saves_first_and_has_a_code_of_its_own(start, tmp_path, number, target):
+    process = start("stoppable")
+    pids = job_processes(tmp_path)
+    if target == "all":  # as a cluster does: workers and msrun, too
+        for pid in {int(pid) for path in tmp_path.glob("pids_?") for pid in path.read_text().split()[:2]}:
+            os.kill(pid, number)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (75, f"{number.name}\n"), err
+    assert_gone(pids)
+
+
+def test_a_job_that_does_not_end_when_asked_ends_at_the_second_sigterm(start, tmp_path):
+    process = start("stoppable")
+    pids = job_processes(tmp_path)
+    os.kill(int((tmp_path / "pids_1").read_text().split()[0]), signal.SIGSTOP)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert_gone(pids)
+
+
+def test_a_rank_that_stands_still_is_named_and_not_the_one_that_gave_up_waiting(start, tmp_path):
+    process = start("sleep")
+    pids = job_processes(tmp_path)
+    zero, one = (int((tmp_path / f"pids_{rank}").read_text().split()[0]) for rank in (0, 1))
+    os.kill(one, signal.SIGSTOP)
+    time.sleep(1)  # the others wait longer than that
+    os.kill(zero, signal.SIGTERM)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert f"Error: rank 1 stands still: its process {one} was suspended, by SIGSTOP" in err
+    assert_gone(pids)
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_worker_is_named_and_the_rest_ends(start, tmp_path, rank):
     process = start("sleep")

@@ -24,6 +24,9 @@ CHUNK = 1 << 18
 NUM_THREADS = 2
 STORED_AS = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32}
 
+SHOWN_FAULTS = 5
+"""Faults of weights that one sentence names."""
+
 
 def load_hf(model: Qwen3ForCausalLM, directory: Path, *, quiet: bool = True) -> None:
     """Fill every weight of `model` from the safetensors files of `directory`; of split ones its slice.
@@ -92,7 +95,9 @@ def fill_weights(
         elif dtype not in STORED_AS:
             faults.append(f"{name} is {dtype}, only BF16, F16 and F32 can be loaded")
     if faults:
-        raise WeightError(f"the weights of {source} do not fit the model: {'; '.join(faults)}")
+        more = f"; and {len(faults) - SHOWN_FAULTS} more" if len(faults) > SHOWN_FAULTS else ""
+        told = "; ".join(faults[:SHOWN_FAULTS])
+        raise WeightError(f"the weights of {source} do not fit the model: {told}{more}")
     total_bytes = sum(array.nbytes for _, array in weights.values())
     with Progress("weights", total_bytes, "B", quiet=quiet) as progress:
         for name, parameter in own.items():

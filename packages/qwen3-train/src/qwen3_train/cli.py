@@ -35,6 +35,11 @@ main.add_command(inspect_data)
     help="YAML of the run.",
 )
 @launch_options
+@click.option(
+    "--max-time",
+    metavar="TIME",
+    help="Save and end before this much time has passed, as 3h30m or 11:55:00.  [default: Slurm's limit]",
+)
 @force_option("the run in the output folder")
 @quiet_option()
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
@@ -43,6 +48,7 @@ def launch(
     overrides: tuple[str, ...],
     make_launch: Callable[[Path], LaunchSettings],
     *,
+    max_time: str | None,
     force: bool,
     quiet: bool,
 ) -> None:
@@ -54,6 +60,12 @@ def launch(
     The run's folder (output_dir) then holds checkpoint/, strategy/, msrun_log/worker_R.log, metrics.jsonl,
     config.json and run.yaml, the configuration as it was used.
 
+    Keys of the YAML that most commands give: --output_dir, --pretrained_model_dir, --load_checkpoint (weights
+    to begin with), --resume_training auto|True|False, --do_eval, --seed.
+
+    At SIGTERM, at SIGUSR1 or before --max-time the run finishes its step, saves, and ends with exit code 75;
+    the same command goes on.
+
     \b
     Example:
       qwen3-train launch --config configs/qwen3/demo.yaml --output_dir out \\
@@ -62,11 +74,27 @@ def launch(
         --train_dataset.data_loader.config.data_path data/wiki_text_document \\
         --use_parallel True --parallel_config.model_parallel 2
     """
-    from qwen3_train.launch import launch_run
+    import time
 
-    launch_run(
-        config_path, overrides, make_launch=make_launch, environment=os.environ, force=force, quiet=quiet
+    from qwen3_model.msrun.stop_signals import EXIT_STOPPED
+    from qwen3_train.launch import launch_run
+    from qwen3_train.stopping import parse_duration
+
+    end = os.environ.get("SLURM_JOB_END_TIME")
+    stop_at_s = float(end) if end else None
+    if max_time is not None:
+        stop_at_s = time.time() + parse_duration(max_time)
+    stopped = launch_run(
+        config_path,
+        overrides,
+        make_launch=make_launch,
+        environment=os.environ,
+        force=force,
+        quiet=quiet,
+        stop_at_s=stop_at_s,
     )
+    if stopped:
+        raise SystemExit(EXIT_STOPPED)
 
 
 @main.command()

@@ -15,6 +15,7 @@ from qwen3_model.errors import UsageError
 from qwen3_model.files import write_text_atomically
 from qwen3_model.msrun.checks import LaunchSettings, check_launch, count_ascend_devices
 from qwen3_model.msrun.launcher import Job, launch_workers
+from qwen3_model.msrun.stop_signals import EXIT_STOPPED, StopRequest, caught_stop_signals
 from qwen3_model.run_config import RunConfig, load_run_config, parse_dotted
 from qwen3_model.simulation import Simulation, read_simulation
 from qwen3_train.launch_status import status_of
@@ -31,6 +32,7 @@ from qwen3_train.run_folder import (
 from qwen3_train.settings.resume import ResumeSettings
 from qwen3_train.settings.run import TrainSettings, read_settings
 from qwen3_train.settings.schema import FLAG_ALIASES, TRAIN
+from qwen3_train.stopping import STOP_AT_VARIABLE
 
 
 def launch_run(
@@ -41,7 +43,8 @@ def launch_run(
     environment: Mapping[str, str],
     force: bool,
     quiet: bool = False,
-) -> None:
+    stop_at_s: float | None = None,
+) -> str:
     """Check the run that a YAML and dotted arguments describe, then train.
 
     Args:
@@ -51,6 +54,10 @@ def launch_run(
         environment: Of this process, for the workers; may ask for a dry run, see `read_simulation`.
         force: Replace the run in the output folder.
         quiet: Show no steps, only warnings; the logs have all.
+        stop_at_s: Time since 1970 by which the run must have saved and ended; None for no limit.
+
+    Returns:
+        Why the run ended before its last step, a signal or the time limit; "" where it did not.
 
     Raises:
         UsageError: An argument cannot be meant.
@@ -64,10 +71,7 @@ def launch_run(
     launch = make_launch(settings.output_dir)
     devices = _num_devices(settings, environment) if simulation is None else None
     is_alone = worker_num == 1 or simulation is not None
-    if not is_alone and force and not launch.join:
-        raise UsageError(
-            "--force cannot go with --join False; remove the old run yourself, or wait for the job"
-        )
+    _refuse_forced_background(launch, force=force and not is_alone)
     # The folder belongs to node 0; the other nodes may find it filled.
     owns_folder = launch.node_rank == 0
     if owns_folder:
@@ -77,22 +81,24 @@ def launch_run(
     run = prepare_run(settings, force=force or not owns_folder, saves=simulation is None)
     if run.is_finished:
         _say_finished(run)
-        return
+        return ""
     if not is_alone:
         check_launch(launch, num_devices=devices)
 
-    def work(log: RunLog) -> None:
+    def work(log: RunLog) -> str:
         if is_alone:
-            _train_here(run, config, log, simulation)
-            return
+            return _train_here(run, config, log, simulation, StopRequest(stop_at_s))
         command = ["-m", "qwen3_train.cli_rank", "--config", str(config_path), *arguments, *_pinned(run)]
         job = Job(
             argv=command,
-            environment=environment,
+            environment=environment
+            if stop_at_s is None
+            else {**environment, STOP_AT_VARIABLE: f"{stop_at_s}"},
             status=status_of(settings.output_dir / METRICS, run.last_step),
             quiet=quiet,
+            is_stoppable=settings.graceful_exit,
         )
-        launch_workers(job, launch, num_devices=devices)
+        return launch_workers(job, launch, num_devices=devices)
 
     log_path = settings.output_dir / WORKER_LOG if is_alone else launch.log_dir / _log_name(launch)
     with (
@@ -101,9 +107,17 @@ def launch_run(
     ):
         if owns_folder:
             _write_run(run, config, log)
-        work(log)
-        if is_alone or launch.join:
-            log.line(f"finished; everything is in {settings.output_dir}")
+        stopped = work(log)
+        if stopped or is_alone or launch.join:
+            log.line(_last_words(stopped, settings.output_dir), "WARNING" if stopped else "INFO")
+    return stopped
+
+
+def _refuse_forced_background(launch: LaunchSettings, *, force: bool) -> None:
+    if force and not launch.join:
+        raise UsageError(
+            "--force cannot go with --join False; remove the old run yourself, or wait for the job"
+        )
 
 
 @contextmanager
@@ -132,6 +146,15 @@ def _folder_of(run: PreparedRun, *, owns_folder: bool, force: bool) -> Iterator[
         yield
 
 
+def _last_words(stopped: str, output_dir: Path) -> str:
+    if not stopped:
+        return f"finished; everything is in {output_dir}"
+    return (
+        f"ended by {stopped}, the steps taken are saved; the same command goes on (resume_training: auto). "
+        f"Exit code {EXIT_STOPPED}"
+    )
+
+
 def _num_devices(settings: TrainSettings, environment: Mapping[str, str]) -> int | None:
     """Return the NPUs of this machine; None where the run needs none."""
     if settings.device != "Ascend":
@@ -150,8 +173,18 @@ def read_config(config_path: Path, arguments: Sequence[str]) -> RunConfig:
     return load_run_config(config_path, overrides, TRAIN)
 
 
-def run_rank(config_path: Path, arguments: Sequence[str], *, rank: int, worker_num: int) -> None:
+def run_rank(
+    config_path: Path,
+    arguments: Sequence[str],
+    *,
+    rank: int,
+    worker_num: int,
+    request: StopRequest | None = None,
+) -> str:
     """Take one rank's part of a run that `launch_run` has checked; what it says goes to the worker's log.
+
+    Returns:
+        As `launch_run`.
 
     Raises:
         Qwen3Error: As `launch_run`.
@@ -162,20 +195,26 @@ def run_rank(config_path: Path, arguments: Sequence[str], *, rank: int, worker_n
     log = RunLog(None, append=True)
     stage, replica, shard = settings.layout.place(rank)
     log.line(f"rank {rank}: pipeline stage {stage}, replica {replica}, shard {shard}")
-    _train(run, config, log, rank, is_worker=True)
+    return _train(run, config, log, rank, is_worker=True, request=request)
 
 
-def _train_here(run: PreparedRun, config: RunConfig, log: RunLog, simulation: Simulation | None) -> None:
+def _train_here(
+    run: PreparedRun,
+    config: RunConfig,
+    log: RunLog,
+    simulation: Simulation | None,
+    request: StopRequest,
+) -> str:
     if simulation is None:
         log.line("importing MindSpore and compiling; the first step takes a while")
-        _train(run, config, log)
-        return
+        with caught_stop_signals(request) if run.settings.graceful_exit else nullcontext():
+            return _train(run, config, log, request=request)
     log.line(
         f"dry run of rank {simulation.rank} of {simulation.num_ranks}: nothing is computed or saved, no loss "
         "below means anything",
         "WARNING",
     )
-    _train(run, config, log, simulation.rank, is_worker=simulation.num_ranks > 1, saves=False)
+    return _train(run, config, log, simulation.rank, is_worker=simulation.num_ranks > 1, saves=False)
 
 
 def _train(
@@ -186,12 +225,13 @@ def _train(
     *,
     is_worker: bool = False,
     saves: bool = True,
-) -> None:
+    request: StopRequest | None = None,
+) -> str:
     from qwen3_train.trainer import set_up_device, train
 
     graph_mode = config.get("context.mode", 0) == 0
     set_up_device(run.settings.device, run.settings.ascend, graph_mode=graph_mode, is_worker=is_worker)
-    train(run, log, rank, saves=saves)
+    return train(run, log, rank, saves=saves, request=request)
 
 
 def _write_run(run: PreparedRun, config: RunConfig, log: RunLog) -> None:

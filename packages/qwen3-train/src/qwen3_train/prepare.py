@@ -18,6 +18,7 @@ from qwen3_train.data.token_data import prepare_tokens
 from qwen3_train.lora.base import find_base
 from qwen3_train.lr_schedule import Schedule, make_schedule
 from qwen3_train.run_folder import refuse_used_folder, restore_replaced
+from qwen3_train.settings.model import size_differences
 from qwen3_train.settings.run import TrainSettings
 from qwen3_train.settings.token_files import DataSettings
 
@@ -135,6 +136,11 @@ def _check_weights(settings: TrainSettings, *, is_start: bool) -> None:
     if source is not None and not source.exists():
         raise ConfigError(
             f"{source} does not exist; give a Hugging Face folder or a checkpoint to start from"
+        )
+    if source is not None and source.is_dir() and (told := size_differences(settings.model, source)):
+        raise ConfigError(
+            f"the weights of {source} do not fit model.model_config: {told}; take the YAML file of that size, "
+            "or leave these keys out"
         )
     if source is not None and not is_hf_folder(source):
         open_weight_files(source, settings.strategy_from)

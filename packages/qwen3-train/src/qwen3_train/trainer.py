@@ -3,14 +3,17 @@
 import math
 import secrets
 import time
+from pathlib import Path
 
 import mindspore as ms
 from mindspore.communication import init
 
 from qwen3_model.ascend_settings import AscendSettings, choose_device
 from qwen3_model.checkpoint_files import Place
+from qwen3_model.errors import Qwen3Error
 from qwen3_model.kernels import make_kernels
 from qwen3_model.model import Qwen3ForCausalLM
+from qwen3_model.msrun.stop_signals import StopRequest
 from qwen3_train.checkpoints.checkpoint import FloatTensor, TrainState
 from qwen3_train.checkpoints.resume import data_facts, run_facts
 from qwen3_train.checkpoints.strategy_files import write_strategies
@@ -28,6 +31,7 @@ from qwen3_train.reports.run_log import Metrics, RunLog, step_line
 from qwen3_train.run_folder import METRICS
 from qwen3_train.skipped_steps import SkippedSteps
 from qwen3_train.step import Evaluation, TrainStep
+from qwen3_train.stopping import StopAgreement
 
 RECENT_STEPS = 20
 """Steps that the estimate of the time left looks back on."""
@@ -43,7 +47,14 @@ def set_up_device(
         init()
 
 
-def train(run: PreparedRun, log: RunLog, rank: int = 0, *, saves: bool = True) -> None:
+def train(
+    run: PreparedRun,
+    log: RunLog,
+    rank: int = 0,
+    *,
+    saves: bool = True,
+    request: StopRequest | None = None,
+) -> str:
     """Take every step of `run` that is left, as one of its ranks, evaluating and saving on the way.
 
     Args:
@@ -51,6 +62,10 @@ def train(run: PreparedRun, log: RunLog, rank: int = 0, *, saves: bool = True) -
         log: Of this rank.
         rank: Its number.
         saves: Whether to write checkpoints.
+        request: What may ask it to save and end.
+
+    Returns:
+        Why it ended before its last step; "" where it did not.
 
     Raises:
         WeightError: Weights to start from do not fit the model.
@@ -81,7 +96,7 @@ def train(run: PreparedRun, log: RunLog, rank: int = 0, *, saves: bool = True) -
         log.line(f"resumed from {run.source.files.get(rank, run.source.first)} after step {done}")
     if settings.lora and run.lora_base and rank == 0:
         write_adapter_config(settings.lora, settings, run.lora_base)
-    write_strategies(
+    strategy = write_strategies(
         settings.output_dir,
         settings.layout,
         settings.model,
@@ -103,8 +118,16 @@ def train(run: PreparedRun, log: RunLog, rank: int = 0, *, saves: bool = True) -
             wait_for_others=lambda: world.add(0.0),
             log=log.line,
         )
+    agreement = StopAgreement(
+        request or StopRequest(),
+        world.add,
+        is_first=rank == 0,
+        is_alone=grid.layout.num_ranks == 1,
+        checkpoint_bytes=sum(held.size * 4 for held in (step.weights | step.moments()).values()),
+    )
     try:
-        _Loop(run, step, Evaluation(model, grid), grid, world, writer, metrics, log).run(done)
+        loop = _Loop(run, step, Evaluation(model, grid), grid, world, writer, metrics, log, strategy)
+        return loop.run(done, agreement)
     finally:
         if writer is not None:
             writer.close()
@@ -123,7 +146,9 @@ class _Loop:
         writer: CheckpointWriter | None,
         metrics: Metrics | None,
         log: RunLog,
+        strategy: Path,
     ) -> None:
+        self.strategy = strategy
         self.prepared, self.step, self.evaluation = run, step, evaluation
         self.grid, self.world, self.writer, self.metrics, self.log = grid, world, writer, metrics, log
         self.times_s: list[float] = []
@@ -132,22 +157,47 @@ class _Loop:
         parts = (float(secrets.randbelow(1 << 24)) if grid.rank == 0 else 0.0 for _ in range(2))
         self.course = "".join(f"{int(world.add(part)[0]):06x}" for part in parts)
 
-    def run(self, done: int) -> None:
-        settings, last = self.prepared.settings, self.prepared.last_step
+    def run(self, done: int, agreement: StopAgreement) -> str:
+        """Take the steps after `done`; return why it ended before the last one, or ""."""
+        settings, last, saved = self.prepared.settings, self.prepared.last_step, done
         if done == 0:
             self._evaluate(0)
         for number in range(done + 1, last + 1):
             if self.writer is not None:
                 self.writer.check()
+            if reason := agreement.reason(number, self.times_s[-1] if len(self.times_s) > 1 else 0.0):
+                if saved < number - 1:
+                    self._save(number - 1)
+                self._finish()
+                kept = f"step {number - 1} is saved" if number > 1 else "no step was taken"
+                self.log.line(f"ended by {reason}: {kept}; start the run again to go on")
+                return reason
             values = self._step(number)
             if number % settings.log_every == 0 or number in (done + 1, last):
                 self._log_step(number, values)
             if number == last or (settings.eval_every and number % settings.eval_every == 0):
                 self._evaluate(number)
             if number == last or (settings.save_every and number % settings.save_every == 0):
+                started_s, saved = time.perf_counter(), number
                 self._save(number)
+                agreement.saved_in(time.perf_counter() - started_s)
+                self._require_folder()
+        self._finish()
+        return ""
+
+    def _finish(self) -> None:
         if self.writer is not None:
             self.writer.finish()
+        self._require_folder()
+
+    def _require_folder(self) -> None:
+        """Refuse to go on where what the run had written is gone, but for what it has just saved."""
+        if not self.strategy.exists():
+            raise Qwen3Error(
+                f"{self.prepared.settings.output_dir} was removed or moved while the run was going on "
+                f"({self.strategy} is gone); what is there now was written since, so it lacks config.json "
+                "and the metrics before: choose another --output_dir and start again"
+            )
 
     def _step(self, number: int) -> dict[str, float]:
         run, started_s = self.prepared, time.perf_counter()

@@ -17,9 +17,11 @@ from qwen3_model.msrun.records import (
     LOG_DIR_VARIABLE,
     RUNNING,
     SCHEDULER,
+    STOPPED,
     THREADS_VARIABLE,
     write_record,
 )
+from qwen3_model.msrun.stop_signals import StoppedExit
 
 LONGEST_ERROR = 600
 
@@ -35,6 +37,10 @@ def main() -> None:
     try:
         _schedule() if is_scheduler else _run(sys.argv[1:])
     except SystemExit as stopped:
+        if isinstance(stopped, StoppedExit):
+            # msrun would end the others, which are still saving, for any code but 0.
+            write_record(log_dir, name, os.getpid(), STOPPED, stopped.reason)
+            return
         # A sentence has been printed by whoever chose to stop.
         failed = stopped.code not in (None, 0)
         write_record(log_dir, name, os.getpid(), FAILED if failed else DONE)

@@ -6,11 +6,13 @@ the whole job at the first failure, and has a guard (`job_guard`) for its own su
 """
 
 import os
+import signal
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,18 +20,25 @@ from qwen3_model.errors import Qwen3Error
 from qwen3_model.msrun.checks import LaunchSettings, check_launch, find_msrun, interpreter_name
 from qwen3_model.msrun.guard import guarded
 from qwen3_model.msrun.live_line import LiveLine
-from qwen3_model.msrun.logs import exit_reason, last_sentence
-from qwen3_model.msrun.processes import JOB_VARIABLE, end_job, is_alive
+from qwen3_model.msrun.logs import exit_reason, last_sentence, timed_out_ranks
+from qwen3_model.msrun.processes import JOB_VARIABLE, PATIENCE_S, end_job, is_alive, is_suspended
 from qwen3_model.msrun.records import (
-    DONE,
+    ENDED,
     FAILED,
     LOG_DIR_VARIABLE,
     RUNNING,
     SCHEDULER,
+    STOPPED,
     THREADS_VARIABLE,
     WorkerRecord,
     read_records,
     remove_records,
+)
+from qwen3_model.msrun.stop_signals import (
+    EXIT_STOPPED,
+    StopRequest,
+    blocked_stop_signals,
+    caught_stop_signals,
 )
 from qwen3_model.progress import clock
 
@@ -55,11 +64,13 @@ class Job:
     quiet: bool = False
     is_over: Callable[[], bool] = lambda: False
     """Says whether the workers may be ended, finished or not."""
+    is_stoppable: bool = False
+    """Its workers save and end when they are asked to (`stop_signals`)."""
 
 
 def launch_workers(
     job: Job, settings: LaunchSettings, *, num_devices: int | None = None, msrun: Path | None = None
-) -> None:
+) -> str:
     """Run `job` in the workers of this node until all have finished.
 
     With `settings.join` false the job goes on in the background, watched by a process that is named.
@@ -70,6 +81,9 @@ def launch_workers(
         num_devices: Devices of this machine; None where workers share the processor.
         msrun: Another msrun than the interpreter's own.
 
+    Returns:
+        What has asked a stoppable job to end before its time; "" where it has finished.
+
     Raises:
         ConfigError: The job cannot start, for all reasons given.
         Qwen3Error: A worker failed; the sentence names the first one, its error and its log.
@@ -77,14 +91,15 @@ def launch_workers(
     check_launch(settings, num_devices=num_devices)
     command = msrun_command(job.argv, settings, msrun or find_msrun())
     if settings.join:
-        _supervise(job, settings, command)
-    elif not _go_to_background(settings):
+        return _supervise(job, settings, command)
+    if not _go_to_background(settings):
         try:
-            _supervise(replace(job, quiet=True), settings, command)
+            stopped = _supervise(replace(job, quiet=True), settings, command)
         except BaseException as error:
             sys.stderr.write(f"Error: {error}\n")
             os._exit(1)
-        os._exit(0)
+        os._exit(EXIT_STOPPED if stopped else 0)
+    return ""
 
 
 def msrun_command(argv: Sequence[str], settings: LaunchSettings, msrun: Path) -> list[str]:
@@ -118,49 +133,78 @@ def worker_environment(environment: Mapping[str, str], settings: LaunchSettings,
     }
 
 
-def _supervise(job: Job, settings: LaunchSettings, command: list[str]) -> None:
+def _supervise(job: Job, settings: LaunchSettings, command: list[str]) -> str:
+    """Start msrun and watch the job; return what has asked it to end before its time, or ""."""
+    request = StopRequest()
+    stopping = caught_stop_signals(request) if job.is_stoppable else nullcontext()
+    # A worker that saves at SIGTERM would not end by it.
+    patience_s = 0.0 if job.is_stoppable else PATIENCE_S
     mark, names = uuid.uuid4().hex, _names(settings)
     remove_records(settings.log_dir, names)
     for name in names:
         (settings.log_dir / f"{name}.log").unlink(missing_ok=True)
-    with guarded(mark), settings.msrun_log.open("wb") as log, LiveLine(quiet=job.quiet) as line:
-        msrun = subprocess.Popen(
-            command,
-            env=worker_environment(job.environment, settings, mark),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C reaches the launcher alone, which then ends the rest
-        )
+    with (
+        stopping,
+        guarded(mark, patience_s=patience_s),
+        settings.msrun_log.open("wb") as log,
+        LiveLine(quiet=job.quiet) as line,
+    ):
+        with blocked_stop_signals() if job.is_stoppable else nullcontext():
+            msrun = subprocess.Popen(
+                command,
+                env=worker_environment(job.environment, settings, mark),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C reaches the launcher alone, which then ends the rest
+            )
         try:
-            _watch(job, settings, msrun, line)
+            return _watch(job, settings, msrun, line, request)
         finally:
-            end_job(mark)
+            end_job(mark, patience_s=patience_s)
             msrun.wait()
 
 
-def _watch(job: Job, settings: LaunchSettings, msrun: subprocess.Popen[bytes], line: LiveLine) -> None:
-    """Return when all workers have finished; raise Qwen3Error at the first failure."""
-    names, started_s = _names(settings), time.monotonic()
-    done_s = None
+def _watch(
+    job: Job, settings: LaunchSettings, msrun: subprocess.Popen[bytes], line: LiveLine, request: StopRequest
+) -> str:
+    """Return when all workers have ended well; raise Qwen3Error at the first failure."""
+    names, started_s, asked = _names(settings), time.monotonic(), set[int]()
+    done_s, suspended = None, dict[str, WorkerRecord]()
     while not job.is_over():
         code = msrun.poll()
         records = read_records(settings.log_dir, names)
-        states = [record.state for record in records.values() if record.name != SCHEDULER]
-        all_done = states.count(DONE) == settings.local_worker_num
+        workers = [record for record in records.values() if record.name != SCHEDULER]
+        if request.by is not None:
+            _ask_to_stop(workers, asked)
+        all_done = sum(record.state in ENDED for record in workers) == settings.local_worker_num
+        stopped = next((record.error for record in workers if record.state == STOPPED), "")
+        if stopped and request.by is not None:
+            stopped = request.by.name  # what the workers were told is not what came
         failed = [record for record in records.values() if _has_failed(settings.log_dir, record)]
-        if failed and not all_done and (failure := _first_failure(settings, failed)):
+        before, suspended = suspended, {each.name: each for each in workers if is_suspended(each.pid)}
+        if failed and not all_done and (failure := _first_failure(settings, failed, suspended or before)):
             raise Qwen3Error(failure)
         if code is not None:
             if code == 0 and all_done:
-                return
+                return stopped
             raise Qwen3Error(_msrun_sentence(settings, code))
         if all_done:
             done_s = done_s or time.monotonic()
             if time.monotonic() - done_s > FAREWELL_S:
-                return
-        line.show(_status(job, settings, len(states), time.monotonic() - started_s))
+                return stopped
+        line.show(_status(job, settings, len(workers), time.monotonic() - started_s))
         time.sleep(POLL_S)
+    return ""
+
+
+def _ask_to_stop(workers: list[WorkerRecord], asked: set[int]) -> None:
+    """Hand the request on to each worker that runs, once; one without a record does not listen yet."""
+    for record in workers:
+        if record.state == RUNNING and record.pid not in asked:
+            asked.add(record.pid)
+            with suppress(ProcessLookupError):
+                os.kill(record.pid, signal.SIGUSR1)
 
 
 def _names(settings: LaunchSettings) -> list[str]:
@@ -171,16 +215,19 @@ def _names(settings: LaunchSettings) -> list[str]:
 def _has_failed(log_dir: Path, record: WorkerRecord) -> bool:
     if record.state == RUNNING and not is_alive(record.pid):
         # It may have written its end between the two looks.
-        return read_records(log_dir, [record.name])[record.name].state != DONE
+        return read_records(log_dir, [record.name])[record.name].state not in ENDED
     return record.state == FAILED
 
 
-def _first_failure(settings: LaunchSettings, seen: list[WorkerRecord]) -> str:
+def _first_failure(
+    settings: LaunchSettings, seen: list[WorkerRecord], suspended: Mapping[str, WorkerRecord]
+) -> str:
     """Wait until all who fail for the same reason have said so, and describe the first.
 
     Args:
         settings: The job.
         seen: Who had failed when the first failure was noticed; soon after, msrun kills the others.
+        suspended: Who stood still when it was.
 
     Returns:
         A sentence, empty when it is only the scheduler, which goes without a word once all workers are done.
@@ -188,8 +235,10 @@ def _first_failure(settings: LaunchSettings, seen: list[WorkerRecord]) -> str:
     seen_s = time.time()
     time.sleep(SETTLE_S)
     records = read_records(settings.log_dir, _names(settings))
-    if all(record.state == DONE for record in records.values() if record.name != SCHEDULER):
+    if all(record.state in ENDED for record in records.values() if record.name != SCHEDULER):
         return ""
+    if hung := _hung_rank(settings, suspended):
+        return hung
     failures = []
     for record in records.values():
         log = settings.log_dir / f"{record.name}.log"
@@ -202,6 +251,19 @@ def _first_failure(settings: LaunchSettings, seen: list[WorkerRecord]) -> str:
             noticed_s = seen_s if how else seen_s + POLL_S
             failures.append((noticed_s, f"{record.title} {how or 'was killed or lost'}; see {log}"))
     return min(failures)[1] if failures else ""
+
+
+def _hung_rank(settings: LaunchSettings, suspended: Mapping[str, WorkerRecord]) -> str:
+    """Describe a worker that no longer answers; the others end for want of it."""
+    for record in suspended.values():
+        return (
+            f"{record.title} stands still: its process {record.pid} was suspended, by SIGSTOP or a debugger; "
+            f"see {settings.log_dir / record.name}.log"
+        )
+    log = settings.log_dir / f"{SCHEDULER}.log"
+    for rank in timed_out_ranks(log) if settings.node_rank == 0 else []:
+        return f"rank {rank} no longer answers, it hangs or its node is lost; see {log}"
+    return ""
 
 
 def _msrun_sentence(settings: LaunchSettings, code: int) -> str:

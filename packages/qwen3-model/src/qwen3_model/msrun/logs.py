@@ -25,6 +25,12 @@ def last_sentence(path: Path) -> str:
     return (errors or lines or ["it wrote nothing"])[-1]
 
 
+def timed_out_ranks(scheduler_log: Path) -> list[int]:
+    """Return the ranks from which the scheduler has heard nothing for too long."""
+    found = (re.search(r"node: ?(\d+) is timed out", line) for line in tail_lines(scheduler_log))
+    return sorted({int(match[1]) for match in found if match})
+
+
 def exit_reason(msrun_log: Path, pid: int) -> str:
     """Return how msrun saw worker `pid` end; empty when it says nothing about it."""
     pattern = re.compile(rf"Worker process {pid} exit with exception. Error code: (-?\d+)")

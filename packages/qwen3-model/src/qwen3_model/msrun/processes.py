@@ -11,6 +11,8 @@ from pathlib import Path
 
 JOB_VARIABLE = "QWEN3_JOB"
 POLL_S = 0.05
+PATIENCE_S = 3.0
+"""Time that processes get to end by themselves."""
 CALM_S = 0.2
 """The job counts as ended when no process has been seen for this long."""
 
@@ -31,7 +33,7 @@ def job_pids(job: str) -> list[int]:
     return found
 
 
-def end_job(job: str, *, patience_s: float = 3.0) -> int:
+def end_job(job: str, *, patience_s: float = PATIENCE_S) -> int:
     """End every process of `job`: SIGTERM first, SIGKILL after `patience_s`, until none is left.
 
     Returns:
@@ -52,11 +54,21 @@ def end_job(job: str, *, patience_s: float = 3.0) -> int:
 
 def is_alive(pid: int) -> bool:
     """Say whether `pid` runs; a zombie does not."""
+    return _state(pid) not in ("", "Z", "X")
+
+
+def is_suspended(pid: int) -> bool:
+    """Say whether `pid` stands still by SIGSTOP or a debugger."""
+    return _state(pid) in ("T", "t")
+
+
+def _state(pid: int) -> str:
+    """The kernel's letter for what a process does; empty where there is none."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2]
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2]
     except OSError:
-        return False
-    return not state.startswith((" Z", " X"))
+        return ""
+    return fields.split(maxsplit=1)[0]
 
 
 def _signal(pids: list[int], number: int) -> None:

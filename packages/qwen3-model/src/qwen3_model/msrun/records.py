@@ -8,7 +8,9 @@ from pathlib import Path
 
 from qwen3_model.files import write_text_atomically
 
-RUNNING, DONE, FAILED = "running", "done", "failed"
+RUNNING, DONE, STOPPED, FAILED = "running", "done", "stopped", "failed"
+ENDED = (DONE, STOPPED)
+"""States of a worker that has ended well; `STOPPED` before its time, because it was asked to."""
 SCHEDULER = "scheduler"
 LOG_DIR_VARIABLE = "QWEN3_LOG_DIR"
 """Tells a worker where its record belongs."""
@@ -27,7 +29,7 @@ class WorkerRecord:
     time_s: float
     """When the state began, seconds since 1970."""
     error: str = ""
-    """One line; empty where the log has the sentence."""
+    """One line; empty where the log has the sentence. Of `STOPPED`, what asked for it."""
 
     @property
     def title(self) -> str:

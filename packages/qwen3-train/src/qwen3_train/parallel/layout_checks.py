@@ -77,9 +77,10 @@ def process_problems(layout: Layout, worker_num: int | None) -> list[str]:
     """Say when the grid has another number of places than there are processes."""
     if worker_num is None or worker_num == layout.num_ranks:
         return []
+    alone = ", or --use_parallel False for one process" if worker_num == 1 else ""
     return [
         f"{DP}={layout.dp} x {TP}={layout.tp} x {PP}={layout.pp} needs {layout.num_ranks} processes but "
-        f"worker_num is {worker_num}; make them equal"
+        f"worker_num is {worker_num}; give --worker-num {layout.num_ranks}, another layout{alone}"
     ]
 
 

@@ -6,6 +6,7 @@ values (1) of tag (1) and simple value (2, float). The checksum is CRC-32C (RFC 
 and shifted as TFRecord wants it.
 """
 
+import math
 import os
 import socket
 import struct
@@ -36,8 +37,7 @@ class EventFile:
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Write the values of a step, at once."""
         values = b"".join(
-            message(1, message(1, tag.encode()) + b"\x15" + struct.pack("<f", value))
-            for tag, value in scalars.items()
+            message(1, message(1, tag.encode()) + b"\x15" + _float32(value)) for tag, value in scalars.items()
         )
         self._append(number(2, step) + message(5, values))
 
@@ -50,6 +50,13 @@ class EventFile:
         length = struct.pack("<Q", len(data))
         self._file.write(length + _checksum(length) + data + _checksum(data))
         self._file.flush()
+
+
+def _float32(value: float) -> bytes:
+    try:
+        return struct.pack("<f", value)
+    except OverflowError:
+        return struct.pack("<f", math.copysign(math.inf, value))
 
 
 def crc32c(data: bytes) -> int:

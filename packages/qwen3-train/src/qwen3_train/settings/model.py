@@ -82,6 +82,27 @@ def read_model(section: Mapping[str, Any], hf_dir: Path | None) -> Qwen3Config:
     return Qwen3Config(**values)
 
 
+SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim",
+    "tie_word_embeddings",
+)  # fmt: skip
+"""Fields of which the weights' shapes follow."""
+
+
+def size_differences(model: Qwen3Config, folder: Path) -> str:
+    """Say which sizes of `model` are not those of the config.json in `folder`, if it has one; "" where all are."""
+    if not (folder / "config.json").is_file():
+        return ""
+    held = Qwen3Config.from_dir(folder)
+    parts = []
+    for name in SIZES:
+        ours, theirs = getattr(model, name), getattr(held, name)
+        if ours != theirs:
+            key = next(key for key, field in FIELDS.items() if field == name)
+            parts.append(f"{key}={ours} where {folder / 'config.json'} has {theirs}")
+    return ", ".join(parts)
+
+
 def _is_tokenizer_only(folder: Path) -> bool:
     return (folder / "tokenizer.json").is_file() and not (folder / "config.json").exists()
 

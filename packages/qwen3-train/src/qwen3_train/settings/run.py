@@ -80,6 +80,8 @@ class TrainSettings:
     """Steps between checkpoints; None for only after the last step."""
     keep_max: int
     """Checkpoints to keep."""
+    graceful_exit: bool
+    """Save and end when SIGTERM or SIGUSR1 asks for it; else end at once."""
     async_save: bool
     """Write checkpoints in a thread while training goes on."""
     recompute: Recompute
@@ -186,6 +188,7 @@ def read_settings(
         prefix=monitor.get("prefix") or "qwen3",
         save_every=_positive(monitor.get("save_checkpoint_steps")),
         keep_max=monitor.get("keep_checkpoint_max") or 1,
+        graceful_exit=bool(config.get("use_graceful_exit", True)),
         async_save=bool(monitor.get("async_save")),
         recompute=recompute,
         graph_cache=_graph_cache(config),

@@ -175,6 +175,7 @@ TRAIN: dict[str, Any] = {
         "type": Key((str,), ("MFTrainOneStepCell",)), "scale_sense": NO_EFFECT, "use_clip_grad": FLAG,
         "max_grad_norm": NUMBER,
     },
+    "use_graceful_exit": FLAG,
     "use_skip_data_by_global_norm": FLAG, "check_for_nan_in_loss_and_grad": FLAG, "monitor_config": MONITOR,
     "use_checkpoint_health_monitor": NO_EFFECT, "tensorboard": NO_EFFECT,
     "profile": NO_EFFECT, "profile_start_step": NO_EFFECT, "profile_stop_step": NO_EFFECT,
