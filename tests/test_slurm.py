@@ -15,7 +15,7 @@ from slurm_cluster import Cluster, missing_programs
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "examples" / "slurm"
-LONGEST_S = 600
+LONGEST_S = 400
 STEPS = 400
 
 pytestmark = [

@@ -50,29 +50,28 @@ def plan(
       qwen3-train plan --config my.yaml --parallel_config.model_parallel 8
       qwen3-train plan --config my.yaml --dry-run
     """
-    from qwen3_model.run_config import load_run_config, parse_dotted
+    from qwen3_train.launch import read_config, read_overrides
     from qwen3_train.plan.dry_run import dry_run, dry_run_text, find_tool
     from qwen3_train.plan.plan import make_plan, parse_memory, plan_values
     from qwen3_train.plan.settings import PLAN_SCHEMA, read_plan_settings
     from qwen3_train.plan.text import plan_text
-    from qwen3_train.settings.schema import FLAG_ALIASES
+    from qwen3_train.settings.unused import unused_keys
 
     if runs_dry:
         find_tool()
-    pairs = [(FLAG_ALIASES.get(key, key), value) for key, value in parse_dotted(overrides)]
-    config = load_run_config(config_path, pairs, PLAN_SCHEMA)
+    config = read_config(config_path, overrides, PLAN_SCHEMA)
+    notes = [*config.notes, *unused_keys(config)]
     limit = max_device_memory or config.get("context.max_device_memory")
-    if config.get("parallel_config") and not config.get("use_parallel", False):
-        click.echo("Note: use_parallel is not True, so parallel_config is not used.", err=True)
     made = make_plan(
         read_plan_settings(config),
         num_devices=devices,
         memory_bytes=parse_memory(str(limit)) if limit else None,
     )
-    values = plan_values(made)
+    values = plan_values(made) | {"keys": notes}
     if not as_json:
         click.echo(plan_text(made))
     if runs_dry:
+        pairs = read_overrides(overrides)
         found = dry_run(made, config_path, pairs, os.environ, note=lambda text: click.echo(text, err=True))
         values["dry_run"] = [asdict(each) for each in found]
         if not as_json:
@@ -80,5 +79,7 @@ def plan(
     if as_json:
         click.echo(json.dumps(values, indent=2))
     sys.stdout.flush()
+    for note in notes if not made.problem else ():
+        click.echo(f"Note: {note}", err=True)
     if made.problem:
         raise ConfigError(f"{config_path}: {made.problem}")

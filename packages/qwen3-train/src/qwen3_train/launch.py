@@ -9,15 +9,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from qwen3_model.cann import require_cann
-from qwen3_model.errors import UsageError
+from qwen3_model.errors import ConfigError, UsageError
 from qwen3_model.files import write_text_atomically
 from qwen3_model.msrun.checks import LaunchSettings, check_launch, count_ascend_devices
 from qwen3_model.msrun.launcher import Job, launch_workers
 from qwen3_model.msrun.stop_signals import EXIT_STOPPED, StopRequest, caught_stop_signals
-from qwen3_model.run_config import RunConfig, load_run_config, parse_dotted
+from qwen3_model.run_config import RunConfig, Schema, load_run_config, parse_dotted
 from qwen3_model.simulation import Simulation, read_simulation
+from qwen3_model.yaml_loader import parse_yaml
 from qwen3_train.launch_status import status_of
 from qwen3_train.prepare import PreparedRun, prepare_run
 from qwen3_train.reports.run_log import WORKER_LOG, RunLog
@@ -32,6 +34,7 @@ from qwen3_train.run_folder import (
 from qwen3_train.settings.resume import ResumeSettings
 from qwen3_train.settings.run import TrainSettings, read_settings
 from qwen3_train.settings.schema import FLAG_ALIASES, TRAIN
+from qwen3_train.settings.unused import unused_keys, with_winning_overrides
 from qwen3_train.stopping import STOP_AT_VARIABLE
 
 
@@ -163,14 +166,38 @@ def _num_devices(settings: TrainSettings, environment: Mapping[str, str]) -> int
     return count_ascend_devices(environment.get("ASCEND_RT_VISIBLE_DEVICES"))
 
 
-def read_config(config_path: Path, arguments: Sequence[str]) -> RunConfig:
-    """Return the YAML with the dotted arguments put in.
+def read_config(config_path: Path, arguments: Sequence[str], schema: Schema = TRAIN) -> RunConfig:
+    """Return the YAML with the dotted arguments put in; what these say wins over another spelling of it.
 
     Raises:
         UsageError, ConfigError: A key is unknown or a value cannot be meant.
     """
-    overrides = [(FLAG_ALIASES.get(key, key), value) for key, value in parse_dotted(arguments)]
-    return load_run_config(config_path, overrides, TRAIN)
+    overrides = read_overrides(arguments)
+    if _run_mode(config_path, overrides) == "predict":
+        raise UsageError(
+            f"run_mode='predict' is not for this command; use qwen3-infer generate --config {config_path}"
+        )
+    return load_run_config(config_path, overrides, schema)
+
+
+def read_overrides(arguments: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the dotted arguments as keys and values, with what they switch off in the YAML.
+
+    Raises:
+        UsageError: An argument cannot be meant, or two say the same thing.
+    """
+    pairs = [(FLAG_ALIASES.get(key, key), value) for key, value in parse_dotted(arguments)]
+    return with_winning_overrides(pairs)
+
+
+def _run_mode(config_path: Path, overrides: Sequence[tuple[str, str]]) -> Any:
+    """Return the run's mode before its keys are checked, which in a YAML for prediction are others."""
+    stated = dict(overrides).get("run_mode")
+    if stated is None and config_path.is_file():
+        with suppress(ConfigError, UnicodeDecodeError):
+            values = parse_yaml(config_path.read_text(encoding="utf-8"), str(config_path))
+            stated = values.get("run_mode") if isinstance(values, dict) else None
+    return stated
 
 
 def run_rank(
@@ -236,7 +263,7 @@ def _train(
 
 def _write_run(run: PreparedRun, config: RunConfig, log: RunLog) -> None:
     settings, plan = run.settings, run.plan
-    for note in (*config.notes, *run.notes):
+    for note in (*config.notes, *unused_keys(config), *run.notes):
         log.line(note, "WARNING")
     log.line(
         f"model of {settings.model.num_parameters():,} parameters; {plan.num_steps} steps of "

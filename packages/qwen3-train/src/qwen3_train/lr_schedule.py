@@ -31,6 +31,18 @@ SCHEDULES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
+ALIASES = {
+    "constant_with_warmup": "ConstantWarmUpLR",
+    "linear": "LinearWithWarmUpLR",
+    "cosine": "CosineWithWarmUpLR",
+    "cosine_with_restarts": "CosineWithRestartsAndWarmUpLR",
+    "polynomial": "PolynomialWithWarmUpLR",
+    "cosine_annealing": "CosineAnnealingLR",
+    "cosine_annealing_warm_restarts": "CosineAnnealingWarmRestarts",
+}
+"""mindformers' short names."""
+
+
 def make_schedule(section: Mapping[str, Any], run_steps: int) -> Schedule:
     """Return the learning rate of each step that the YAML section `lr_schedule` describes.
 
@@ -43,8 +55,10 @@ def make_schedule(section: Mapping[str, Any], run_steps: int) -> Schedule:
         named.
     """
     kind = section.get("type") or "ConstantWarmUpLR"
+    kind = ALIASES.get(kind, kind)
     if kind not in SCHEDULES:
-        raise ConfigError(f"lr_schedule.type={kind!r} is none of {', '.join(SCHEDULES)}")
+        names = ", ".join((*SCHEDULES, *ALIASES))
+        raise ConfigError(f"lr_schedule.type={kind!r} is none of {names}")
     values = {key: value for key, value in section.items() if value is not None and key != "type"}
     problems = list(_problems(kind, values))
     if problems:

@@ -15,6 +15,7 @@ from qwen3_model.msrun.records import (
     DONE,
     FAILED,
     LOG_DIR_VARIABLE,
+    NODE_VARIABLE,
     RUNNING,
     SCHEDULER,
     STOPPED,
@@ -30,6 +31,9 @@ def main() -> None:
     """Run the target, or the scheduler, and record how it ends."""
     log_dir = Path(os.environ[LOG_DIR_VARIABLE])
     is_scheduler = os.environ.get("MS_ROLE") == "MS_SCHED"
+    if is_scheduler and os.environ.get(NODE_VARIABLE, "0") != "0":
+        # msrun takes each node with the address of node 0 for node 0, also where several are on one machine.
+        return
     name = SCHEDULER if is_scheduler else f"worker_{os.environ['RANK_ID']}"
     # msrun sets one thread; MindSpore reads this when it is imported.
     os.environ["OMP_NUM_THREADS"] = "1" if is_scheduler else os.environ[THREADS_VARIABLE]

@@ -26,6 +26,7 @@ from qwen3_model.msrun.records import (
     ENDED,
     FAILED,
     LOG_DIR_VARIABLE,
+    NODE_VARIABLE,
     RUNNING,
     SCHEDULER,
     STOPPED,
@@ -129,6 +130,7 @@ def worker_environment(environment: Mapping[str, str], settings: LaunchSettings,
         COLLECTIVE_VARIABLE: environment.get(COLLECTIVE_VARIABLE, COLLECTIVE_S),
         JOB_VARIABLE: job,
         LOG_DIR_VARIABLE: str(settings.log_dir.absolute()),
+        NODE_VARIABLE: str(settings.node_rank),
         THREADS_VARIABLE: threads,
     }
 

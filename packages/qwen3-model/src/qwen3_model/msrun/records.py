@@ -14,6 +14,8 @@ ENDED = (DONE, STOPPED)
 SCHEDULER = "scheduler"
 LOG_DIR_VARIABLE = "QWEN3_LOG_DIR"
 """Tells a worker where its record belongs."""
+NODE_VARIABLE = "QWEN3_NODE"
+"""Tells a process the number of its node."""
 THREADS_VARIABLE = "QWEN3_THREADS"
 """Tells a worker its share of the processor's threads."""
 

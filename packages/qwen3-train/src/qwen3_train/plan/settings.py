@@ -14,6 +14,7 @@ from qwen3_train.settings.datasets import TOKENS
 from qwen3_train.settings.model import read_model
 from qwen3_train.settings.recompute import read_recompute
 from qwen3_train.settings.schema import MODEL_CONFIG, TRAIN
+from qwen3_train.settings.values import value_problems
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 PLAN_SCHEMA: dict[str, Any] = TRAIN | {
@@ -90,7 +91,7 @@ def read_plan_settings(config: RunConfig) -> PlanSettings:
     Raises:
         ConfigError: A size is missing or out of range; all that can be found at once are named.
     """
-    problems = _range_problems(config)
+    problems = _range_problems(config) + value_problems(config)
     seq_length = config.get("train_dataset.data_loader.config.seq_length")
     if seq_length is None:
         handlers = config.get("train_dataset.data_loader.handler") or []
@@ -100,6 +101,12 @@ def read_plan_settings(config: RunConfig) -> PlanSettings:
         problems.append(f"train_dataset.data_loader.config.seq_length={seq_length} must be at least 1")
     if problems:
         raise ConfigError("; ".join(problems))
+    model = read_model(config.get("model.model_config") or {}, _folder(config))
+    if seq_length > model.max_position_embeddings:
+        raise ConfigError(
+            f"seq_length={seq_length} is longer than "
+            f"max_position_embeddings={model.max_position_embeddings}; shorten one or raise the other"
+        )
     layout, offset = _layout(config), read_offset(config.get("model.model_config.offset"))
     recompute = read_recompute(config.get("recompute_config"), layout.pp).kind
     if recompute is None:
@@ -110,7 +117,7 @@ def read_plan_settings(config: RunConfig) -> PlanSettings:
     is_fused = config.get("context.device_target", "Ascend") == "Ascend"
     compute = config.get("model.model_config.compute_dtype", "bfloat16")
     return PlanSettings(
-        model=read_model(config.get("model.model_config") or {}, _folder(config)),
+        model=model,
         layout=layout,
         offset=offset if layout.pp > 1 else (),
         micro_batch=config.get("runner_config.batch_size", 1),

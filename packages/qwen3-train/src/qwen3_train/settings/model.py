@@ -90,7 +90,7 @@ SIZES = (
 
 
 def size_differences(model: Qwen3Config, folder: Path) -> str:
-    """Say which sizes of `model` are not those of the config.json in `folder`, if it has one; "" where all are."""
+    """Say which sizes of `model` are not those of a config.json in `folder`; "" where all are."""
     if not (folder / "config.json").is_file():
         return ""
     held = Qwen3Config.from_dir(folder)

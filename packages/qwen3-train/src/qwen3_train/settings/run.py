@@ -24,6 +24,7 @@ from qwen3_train.settings.recompute import Recompute, read_recompute
 from qwen3_train.settings.resume import ResumeSettings, read_resume
 from qwen3_train.settings.skip import SkipSettings, read_skip
 from qwen3_train.settings.token_files import DataSettings
+from qwen3_train.settings.values import check_schedule, lr_section, number_problems
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,7 +130,8 @@ def read_settings(
     num_stages = layout.pp if layout is not None else 1
     recompute = _collect(problems, read_recompute, config.get("recompute_config"), num_stages)
     available = default_device(simulation)
-    problems += _number_problems(config) + _mode_problems(config, available)
+    problems += number_problems(config) + _mode_problems(config, available)
+    _collect(problems, check_schedule, config)
     skip = _collect(problems, read_skip, config)
     resume = _collect(problems, read_resume, config)
     device = config.get("context.device_target") or available
@@ -168,7 +170,10 @@ def read_settings(
         weights_from=_weights(config, hf_dir, resume),
         strategy_from=_path(config.get("src_strategy_path_or_dir")),
         fused_layout=FusedLayout(
-            contiguous_qkv=config.get("model.model_config.use_contiguous_weight_layout_attention", False),
+            contiguous_qkv=config.get(
+                "model.model_config.use_contiguous_weight_layout_attention",
+                config.get("model.model_config.use_contiguous_weight_layout", False),
+            ),
             interleaved_mlp=config.get("model.model_config.use_interleaved_weight_layout_mlp", True),
         ),
         resume=resume,
@@ -177,7 +182,7 @@ def read_settings(
         epochs=config.get("runner_config.epochs", 1),
         stop_step=_callback(config, "TrainCallBack").get("stop_step"),
         adam=_adam(config.get("optimizer") or {}),
-        lr_schedule=_lr_section(config),
+        lr_schedule=lr_section(config),
         max_grad_norm=float(wrapper.get("max_grad_norm") or 1.0) if wrapper.get("use_clip_grad") else None,
         skip=skip,
         data=data,
@@ -225,37 +230,6 @@ def _layout(config: RunConfig, worker_num: int) -> Layout:
     return layout
 
 
-def _number_problems(config: RunConfig) -> list[str]:
-    """Name the numbers that are out of range."""
-    problems = []
-    for key in ("batch_size", "gradient_accumulation_steps", "epochs"):
-        value = config.get(f"runner_config.{key}", 1)
-        if value < 1:
-            problems.append(f"runner_config.{key}={value} must be at least 1")
-    for index, callback in enumerate(config.get("callbacks") or []):
-        for key in ("per_print_times", "keep_checkpoint_max", "stop_step"):
-            if callback.get(key) is not None and callback[key] < 1:
-                problems.append(f"callbacks.{index}.{key}={callback[key]} must be at least 1")
-    wrapper = config.get("runner_wrapper") or {}
-    if wrapper.get("max_grad_norm") is not None and not wrapper["max_grad_norm"] > 0:
-        problems.append(f"runner_wrapper.max_grad_norm={wrapper['max_grad_norm']} must be above 0")
-    return problems + _optimizer_problems(config.get("optimizer") or {})
-
-
-def _optimizer_problems(section: Mapping[str, Any]) -> list[str]:
-    problems = []
-    if (kind := section.get("type") or "AdamW") not in ("AdamW", "FusedAdamW"):
-        problems.append(f"optimizer.type={kind!r} is not implemented; use AdamW")
-    betas = section.get("betas") or [0.9, 0.999]
-    if len(betas) != 2 or not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in betas):
-        problems.append(f"optimizer.betas={betas} must be two numbers from 0 to below 1")
-    if not section.get("eps", 1e-8) > 0:
-        problems.append(f"optimizer.eps={section['eps']} must be above 0")
-    if (section.get("weight_decay") or 0.0) < 0:
-        problems.append(f"optimizer.weight_decay={section['weight_decay']} must be at least 0")
-    return problems
-
-
 def _mode_problems(config: RunConfig, available: str) -> list[str]:
     problems = []
     mode = config.get("run_mode", "train")
@@ -280,13 +254,6 @@ def _adam(section: Mapping[str, Any]) -> AdamSettings:
         eps=float(section.get("eps") or 1e-8),
         weight_decay=float(section.get("weight_decay") or 0.0),
     )
-
-
-def _lr_section(config: RunConfig) -> Mapping[str, Any]:
-    section = config.get("lr_schedule")
-    if section:
-        return section
-    return {"type": "ConstantWarmUpLR", "learning_rate": config.get("optimizer.learning_rate", 1e-3)}
 
 
 def _weights(config: RunConfig, hf_dir: Path | None, resume: ResumeSettings) -> Path | None:

@@ -39,11 +39,13 @@ MODEL_CONFIG: dict[str, Any] = {
     "compute_dtype": Key((str,), ("bfloat16", "float16", "float32"), effect="ascend"),
     "layernorm_compute_dtype": FLOAT32_ONLY, "softmax_compute_dtype": FLOAT32_ONLY,
     "rotary_dtype": FLOAT32_ONLY,
-    "fp32_residual_connection": NO_EFFECT, "use_flash_attention": NO_EFFECT,
+    "fp32_residual_connection": NO_EFFECT, "residual_dtype": NO_EFFECT, "type": NO_EFFECT,
+    "use_flash_attention": NO_EFFECT,
     "pet_config": PET_CONFIG, "offset": ANY, "use_cache": NO_EFFECT, "input_sliced_sig": NO_EFFECT,
     "qkv_concat": NO_EFFECT,
     "untie_embeddings_and_output_weights": NO_EFFECT, "use_past": NO_EFFECT, "return_extra_loss": NO_EFFECT,
     # Of a checkpoint of mindformers to start from; its shapes cannot tell.
+    "use_contiguous_weight_layout": FLAG,  # its name in mindformers 1.6
     "use_contiguous_weight_layout_attention": FLAG, "use_interleaved_weight_layout_mlp": FLAG,
 }  # fmt: skip
 
@@ -154,6 +156,8 @@ TRAIN: dict[str, Any] = {
         "data_parallel": COUNT, "model_parallel": COUNT, "pipeline_stage": COUNT, "micro_batch_num": COUNT,
         "use_seq_parallel": FLAG, "gradient_aggregation_group": NO_EFFECT, "vocab_emb_dp": NO_EFFECT,
         "context_parallel": Key((int,), (1,)), "expert_parallel": Key((int,), (1,)),
+        "seq_split_num": Key((int,), (1,)), "ulysses_degree_in_cp": Key((int,), (1,)),
+        "context_parallel_algo": NO_EFFECT,
     },
     "micro_batch_interleave_num": NO_EFFECT,
     "parallel": {
@@ -161,6 +165,7 @@ TRAIN: dict[str, Any] = {
         "dataset_strategy": NO_EFFECT, "enable_alltoall": NO_EFFECT, "search_mode": NO_EFFECT,
         "gradients_mean": NO_EFFECT, "parallel_optimizer_config": NO_EFFECT,
         "strategy_ckpt_config": {"save_file": NO_EFFECT, "only_trainable_params": NO_EFFECT},
+        "strategy_ckpt_save_file": NO_EFFECT, "pipeline_config": NO_EFFECT,
     },
     "recompute_config": {
         "recompute": ANY, "select_recompute": ANY,
@@ -173,13 +178,19 @@ TRAIN: dict[str, Any] = {
     "callbacks": [CALLBACK],
     "runner_wrapper": {
         "type": Key((str,), ("MFTrainOneStepCell",)), "scale_sense": NO_EFFECT, "use_clip_grad": FLAG,
-        "max_grad_norm": NUMBER,
+        "max_grad_norm": NUMBER, "local_norm": NO_EFFECT,
     },
     "use_graceful_exit": FLAG,
     "use_skip_data_by_global_norm": FLAG, "check_for_nan_in_loss_and_grad": FLAG, "monitor_config": MONITOR,
     "use_checkpoint_health_monitor": NO_EFFECT, "tensorboard": NO_EFFECT,
     "profile": NO_EFFECT, "profile_start_step": NO_EFFECT, "profile_stop_step": NO_EFFECT,
     "init_start_profile": NO_EFFECT, "profile_communication": NO_EFFECT, "profile_memory": NO_EFFECT,
+    "profiler_level": NO_EFFECT, "profile_pipeline": NO_EFFECT, "profile_output": NO_EFFECT,
+    "profile_rank_ids": NO_EFFECT, "mstx": NO_EFFECT, "with_stack": NO_EFFECT,
+    "train_precision_sync": NO_EFFECT, "infer_precision_sync": NO_EFFECT, "remove_redundancy": NO_EFFECT,
+    "load_ckpt_async": NO_EFFECT, "auto_tune": NO_EFFECT, "autotune_per_step": NO_EFFECT,
+    "filepath_prefix": NO_EFFECT, "print_separate_loss": NO_EFFECT, "swap_config": NO_EFFECT,
+    "moe_config": NO_EFFECT, "layers_per_stage": NO_EFFECT,
     "layer_scale": NO_EFFECT, "layer_decay": NO_EFFECT, "lr_scale_factor": NO_EFFECT,
 }  # fmt: skip
 

@@ -1,0 +1,69 @@
+"""Values of a YAML that can be checked without its files, by `launch` and `plan` alike."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from qwen3_model.errors import ConfigError
+from qwen3_model.run_config import RunConfig
+from qwen3_train.lr_schedule import make_schedule
+from qwen3_train.settings.resume import read_resume
+from qwen3_train.settings.skip import read_skip
+
+ANY_STEPS = 1000
+"""Of a run whose number of steps only the data know."""
+
+
+def value_problems(config: RunConfig) -> list[str]:
+    """Return what is wrong with numbers, optimizer, schedule, skipping and resuming."""
+    problems = number_problems(config)
+    checks: tuple[Callable[[RunConfig], object], ...] = (read_skip, read_resume, check_schedule)
+    for check in checks:
+        try:
+            check(config)
+        except ConfigError as error:
+            problems.append(str(error))
+    return problems
+
+
+def check_schedule(config: RunConfig) -> None:
+    """Raise ConfigError where no run could have the schedule."""
+    make_schedule(lr_section(config), ANY_STEPS)
+
+
+def lr_section(config: RunConfig) -> Mapping[str, Any]:
+    """Return the schedule's keys; a constant rate where the YAML has no schedule."""
+    section = config.get("lr_schedule")
+    if section:
+        return section
+    return {"type": "ConstantWarmUpLR", "learning_rate": config.get("optimizer.learning_rate", 1e-3)}
+
+
+def number_problems(config: RunConfig) -> list[str]:
+    """Name the numbers that are out of range."""
+    problems = []
+    for key in ("batch_size", "gradient_accumulation_steps", "epochs"):
+        value = config.get(f"runner_config.{key}", 1)
+        if value < 1:
+            problems.append(f"runner_config.{key}={value} must be at least 1")
+    for index, callback in enumerate(config.get("callbacks") or []):
+        for key in ("per_print_times", "keep_checkpoint_max", "stop_step"):
+            if callback.get(key) is not None and callback[key] < 1:
+                problems.append(f"callbacks.{index}.{key}={callback[key]} must be at least 1")
+    wrapper = config.get("runner_wrapper") or {}
+    if wrapper.get("max_grad_norm") is not None and not wrapper["max_grad_norm"] > 0:
+        problems.append(f"runner_wrapper.max_grad_norm={wrapper['max_grad_norm']} must be above 0")
+    return problems + _optimizer_problems(config.get("optimizer") or {})
+
+
+def _optimizer_problems(section: Mapping[str, Any]) -> list[str]:
+    problems = []
+    if (kind := section.get("type") or "AdamW") not in ("AdamW", "FusedAdamW"):
+        problems.append(f"optimizer.type={kind!r} is not implemented; use AdamW")
+    betas = section.get("betas") or [0.9, 0.999]
+    if len(betas) != 2 or not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in betas):
+        problems.append(f"optimizer.betas={betas} must be two numbers from 0 to below 1")
+    if not section.get("eps", 1e-8) > 0:
+        problems.append(f"optimizer.eps={section['eps']} must be above 0")
+    if (section.get("weight_decay") or 0.0) < 0:
+        problems.append(f"optimizer.weight_decay={section['weight_decay']} must be at least 0")
+    return problems
