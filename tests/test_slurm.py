@@ -16,7 +16,7 @@ from slurm_cluster import Cluster, missing_programs
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "examples" / "slurm"
 LONGEST_S = 400
-STEPS = 400
+STEPS = 120
 
 pytestmark = [
     pytest.mark.slow,
@@ -95,7 +95,7 @@ def test_a_run_outlives_a_lost_node_and_a_signal_and_equals_the_unbroken_one(clu
     loader = values["train_dataset"]["data_loader"]
     loader["sizes"] = [2 * STEPS, 0, 0]
     loader["config"] |= {"seq_length": 32, "data_path": [str(tokens)]}
-    values["callbacks"][1]["save_checkpoint_steps"] = 20
+    values["callbacks"][1]["save_checkpoint_steps"] = 10
     config = tmp_path / "run.yaml"
     config.write_text(yaml.safe_dump(values), encoding="utf-8")
     arguments = ["--config", str(config), "--worker-num", "2", "--output_dir"]
@@ -105,12 +105,12 @@ def test_a_run_outlives_a_lost_node_and_a_signal_and_equals_the_unbroken_one(clu
     def reached(step):
         return (out / "metrics.jsonl").exists() and len(losses(out)) >= step
 
-    wait_for(lambda: reached(30), cluster, job)
+    wait_for(lambda: reached(15), cluster, job)
     cluster.kill_node("n2")
     wait_for(lambda: cluster.job(job)["Restarts"] == "1", cluster, job)
     cluster.start_node("n2")
     before = len(losses(out))
-    wait_for(lambda: reached(before + 30), cluster, job)
+    wait_for(lambda: reached(before + 15), cluster, job)
     cluster.run("scancel", "--signal=USR1", job)
     wait_for(lambda: cluster.job(job)["Restarts"] == "2", cluster, job)
     stopped = max(out.glob("checkpoint/rank_0/*.safetensors"), key=lambda path: path.stat().st_mtime)

@@ -45,3 +45,15 @@ def map_file(path: Path, size_bytes: int) -> NDArray[Any]:
     array = np.frombuffer(memoryview(mapped), dtype=np.uint8)
     array.flags.writeable = False
     return array
+
+
+def advise_random(mapped: NDArray[Any]) -> None:
+    """Tell the system that a mapped array is read here and there, so that it reads no pages ahead."""
+    if mapped.nbytes == 0:
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    first = mapped.ctypes.data
+    begin = first - first % mmap.PAGESIZE
+    # Advice alone: a kernel that refuses it changes nothing.
+    libc.madvise(begin, first + mapped.nbytes - begin, mmap.MADV_RANDOM)

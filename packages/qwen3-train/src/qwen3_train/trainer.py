@@ -19,7 +19,8 @@ from qwen3_train.checkpoints.resume import data_facts, run_facts
 from qwen3_train.checkpoints.strategy_files import write_strategies
 from qwen3_train.checkpoints.weights import resume_weights, start_weights
 from qwen3_train.checkpoints.writer import CheckpointWriter
-from qwen3_train.data.batches import evaluation_batches, step_batches
+from qwen3_train.data.batches import evaluation_batches
+from qwen3_train.data.step_reader import StepReader
 from qwen3_train.graph_cache import graph_cache
 from qwen3_train.lora.base import write_adapter_config
 from qwen3_train.lora.run import start_adapters
@@ -33,6 +34,7 @@ from qwen3_train.skipped_steps import SkippedSteps
 from qwen3_train.step import Evaluation, TrainStep
 from qwen3_train.stopping import StopAgreement
 
+COUNT_BASE = 1 << 12
 RECENT_STEPS = 20
 """Steps that the estimate of the time left looks back on."""
 
@@ -127,7 +129,10 @@ def train(
     )
     try:
         loop = _Loop(run, step, Evaluation(model, grid), grid, world, writer, metrics, log, strategy)
-        return loop.run(done, agreement)
+        try:
+            return loop.run(done, agreement)
+        finally:
+            loop.reader.close()
     finally:
         if writer is not None:
             writer.close()
@@ -152,6 +157,15 @@ class _Loop:
         self.prepared, self.step, self.evaluation = run, step, evaluation
         self.grid, self.world, self.writer, self.metrics, self.log = grid, world, writer, metrics, log
         self.times_s: list[float] = []
+        self.reader = StepReader(
+            run.train,
+            run.plan,
+            run.options,
+            run.settings.model.vocab_size,
+            replica=grid.replica,
+            last_step=run.last_step,
+            add_counts=self._add_counts,
+        )
         self.skipped = SkippedSteps(run.settings.skip)
         # Rank 0 says it to all; float32 has these integers exactly.
         parts = (float(secrets.randbelow(1 << 24)) if grid.rank == 0 else 0.0 for _ in range(2))
@@ -202,10 +216,7 @@ class _Loop:
     def _step(self, number: int) -> dict[str, float]:
         run, started_s = self.prepared, time.perf_counter()
         lr = run.schedule(number - 1)
-        batches = step_batches(
-            run.train, run.plan, run.options, number, run.settings.model.vocab_size, self.grid.replica
-        )
-        result = self.step.run(batches, lr, number)
+        result = self.step.run(self.reader.batches(number), lr, number)
         step_time_s = time.perf_counter() - started_s
         warning = self.skipped.notice(number, result)
         self.times_s.append(step_time_s)
@@ -242,18 +253,32 @@ class _Loop:
             self.step.dropout.switch_off()
         total, counted = 0.0, 0
         batches = evaluation_batches(
-            run.valid, run.num_valid, run.settings.batch_size, run.options, run.settings.model.vocab_size
+            run.valid,
+            run.num_valid,
+            run.settings.batch_size,
+            run.options,
+            run.settings.model.vocab_size,
+            replica=self.grid.replica,
+            num_replicas=self.grid.layout.dp,
         )
-        for index, (batch, unmasked) in enumerate(batches):
+        for batch, unmasked in batches:
             counted += unmasked
-            if index % self.grid.layout.dp == self.grid.replica:
-                total += self.evaluation.run(batch)
+            total += self.evaluation.run(batch)
         (total,) = self.world.add(total if self.grid.has_loss() else 0.0)
+        counted = self._add_counts(counted)
         loss = total / max(counted, 1)
         perplexity = math.exp(min(loss, 700.0))
         self._write(step=number, eval_loss=loss, eval_perplexity=perplexity)
         told = f"eval_loss: {loss:.6f}, eval_perplexity: {perplexity:.3f} on {counted} held-out tokens"
         self.log.line(f"step {number}: {told}")
+
+    def _add_counts(self, counted: int) -> int:
+        """Add up whole numbers over the replicas; float32 has each half exactly."""
+        if self.world.world.size == 1:
+            return counted
+        upper, lower = divmod(counted, COUNT_BASE) if self.grid.has_loss() else (0, 0)
+        upper_sum, lower_sum = self.world.add(float(upper), float(lower))
+        return int(upper_sum) * COUNT_BASE + int(lower_sum)
 
     def _save(self, number: int) -> None:
         if self.writer is None:

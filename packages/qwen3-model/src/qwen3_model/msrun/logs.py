@@ -5,6 +5,10 @@ import signal
 from pathlib import Path
 
 TAIL_BYTES = 8192
+HINTS = {
+    "SIGKILL": ", perhaps by the system for want of memory",
+    "SIGBUS": ", perhaps since a file that it had mapped was cut, or its disk failed",
+}
 
 
 def tail_lines(path: Path) -> list[str]:
@@ -40,6 +44,6 @@ def exit_reason(msrun_log: Path, pid: int) -> str:
             if code >= 0:
                 return f"exited with code {code}"
             name = signal.Signals(-code).name
-            hint = ", perhaps by the system for want of memory" if name == "SIGKILL" else ""
+            hint = HINTS.get(name, "")
             return f"was killed by {name}{hint}"
     return ""

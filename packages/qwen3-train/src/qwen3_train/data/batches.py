@@ -7,7 +7,7 @@ other state.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,39 +29,69 @@ class Batch:
     input_ids_BL: NDArray[np.int32]
     labels_BL: NDArray[np.int32]
     weights_BL: NDArray[np.float32]
-    """Loss mask over the unmasked tokens of the whole step."""
+    """Loss mask, in the end over the unmasked tokens of the whole step."""
     position_ids_BL: NDArray[np.int32] | None
     segment_ids_BL: NDArray[np.int32] | None
 
 
 def step_batches(
-    dataset: Dataset, plan: BatchPlan, options: DocumentOptions, step: int, vocab_size: int, replica: int = 0
+    dataset: Dataset, plan: BatchPlan, options: DocumentOptions, step: int, vocab_size: int
 ) -> list[Batch]:
-    """Return the micro-batches that `replica` takes of a step.
+    """Return the micro-batches of a step of one replica.
 
-    Each forward pass takes the next samples, first those of replica 0. All samples of the step are read,
-    since the weights need the count of its unmasked tokens.
+    Raises:
+        FormatError: The data hold an id that the model has no row for.
+    """
+    return weighted(*own_batches(dataset, plan, options, step, vocab_size))
+
+
+def own_batches(
+    dataset: Dataset, plan: BatchPlan, options: DocumentOptions, step: int, vocab_size: int, replica: int = 0
+) -> tuple[list[Batch], int]:
+    """Return the micro-batches that `replica` takes of a step, with weights of 0 or 1, and how many are 1.
+
+    Each forward pass takes the next samples, first those of replica 0. No other samples are read.
 
     Raises:
         FormatError: The data hold an id that the model has no row for.
     """
     epoch, _ = plan.epoch_and_step(step)
-    samples = [read_sample(dataset, number, options, epoch - 1) for number in plan.samples(step)]
-    counted = int(sum(sample.loss_mask_L.sum() for sample in samples))
-    size = plan.micro_batch
-    starts = range(replica * size, len(samples), plan.num_replicas * size)
-    parts = [samples[first : first + size] for first in starts]
-    return [_stack(part, options, counted, vocab_size) for part in parts]
+    numbers, size = plan.samples(step), plan.micro_batch
+    batches, counted = [], 0
+    for first in range(replica * size, len(numbers), plan.num_replicas * size):
+        part = numbers[first : first + size]
+        samples = [read_sample(dataset, number, options, epoch - 1) for number in part]
+        counted += int(sum(sample.loss_mask_L.sum() for sample in samples))
+        batches.append(_stack(samples, options, vocab_size))
+    return batches, counted
+
+
+def weighted(batches: list[Batch], counted: int) -> list[Batch]:
+    """Divide the weights by the number of tokens that carry loss in the whole step."""
+    share = np.float32(max(counted, 1))
+    return [replace(batch, weights_BL=batch.weights_BL / share) for batch in batches]
+
+
+def all_tokens_count(dataset: Dataset, options: DocumentOptions) -> bool:
+    """Say whether every token carries loss, so that a step's count is known without reading it."""
+    return not isinstance(dataset, SftDataset) and options.pad < 0 and not options.eod_mask_loss
 
 
 def evaluation_batches(
-    dataset: Dataset, num_samples: int, batch: int, options: DocumentOptions, vocab_size: int
+    dataset: Dataset,
+    num_samples: int,
+    batch: int,
+    options: DocumentOptions,
+    vocab_size: int,
+    *,
+    replica: int = 0,
+    num_replicas: int = 1,
 ) -> Iterator[tuple[Batch, int]]:
-    """Yield batches of one row count with weights of 0 or 1, and their unmasked tokens.
+    """Yield a replica's batches of one row count with weights of 0 or 1, and their unmasked tokens.
 
     The last batch is filled up with samples of weight 0, so that no second graph is compiled.
     """
-    for first in range(0, num_samples, batch):
+    for first in range(replica * batch, num_samples, num_replicas * batch):
         numbers = range(first, min(first + batch, num_samples))
         samples = [read_sample(dataset, number, options) for number in numbers]
         counted = int(sum(sample.loss_mask_L.sum() for sample in samples))
@@ -73,7 +103,7 @@ def evaluation_batches(
                     blank.position_ids_L, blank.document_ids_L,
                 )
             )  # fmt: skip
-        yield _stack(samples, options, 1, vocab_size), counted
+        yield _stack(samples, options, vocab_size), counted
 
 
 def read_sample(dataset: Dataset, number: int, options: DocumentOptions, epoch: int = 0) -> Sample:
@@ -95,7 +125,7 @@ def foreign_id(ids: NDArray[Any], vocab_size: int) -> int | None:
     return smallest if (smallest := int(ids.min())) < 0 else None
 
 
-def _stack(samples: list[Sample], options: DocumentOptions, counted: int, vocab_size: int) -> Batch:
+def _stack(samples: list[Sample], options: DocumentOptions, vocab_size: int) -> Batch:
     ids_BL = np.stack([sample.input_ids_L for sample in samples])
     labels_BL = np.stack([sample.labels_L for sample in samples])
     for each_BL in (ids_BL, labels_BL):
@@ -105,11 +135,10 @@ def _stack(samples: list[Sample], options: DocumentOptions, counted: int, vocab_
             f"the data hold id {foreign}, but the model has vocab_size={vocab_size}; use data of the "
             "model's tokenizer"
         )
-    mask_BL = np.stack([sample.loss_mask_L for sample in samples])
     return Batch(
         ids_BL,
         labels_BL,
-        mask_BL / np.float32(max(counted, 1)),
+        np.stack([sample.loss_mask_L for sample in samples]),
         np.stack([s.position_ids_L for s in samples]) if options.reset_position_ids else None,
         np.stack([s.document_ids_L for s in samples]) if options.separate_documents else None,
     )
