@@ -176,7 +176,10 @@ def test_two_spellings_are_named_in_a_yaml_and_refused_on_the_command_line(tmp_p
         ({"optimizer__type": "Muon"}, "optimizer.type='Muon' is not implemented"),
         ({"train_dataset__data_loader__config__seq_length": 100}, "longer than max_position_embeddings=64"),
         ({"runner_wrapper__max_grad_norm": -1.0}, "max_grad_norm=-1.0 must be above 0"),
-        ({"model__model_config__num_hidden_layers": 100_000}, "num_layers=100000 must be a whole number from 1 to"),
+        (
+            {"model__model_config__num_hidden_layers": 100_000},
+            "num_layers=100000 must be a whole number from 1 to",
+        ),
         ({"run_mode": "predict"}, "use qwen3-infer generate --config"),
     ],
 )
