@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 
 from qwen3_model.errors import FormatError
 from qwen3_train.data.batch_plan import BatchPlan
-from qwen3_train.data.gpt_dataset import DocumentOptions, GptData, Sample, make_sample
+from qwen3_train.data.gpt_dataset import (
+    BlendedDataset,
+    DocumentOptions,
+    GptData,
+    GptDataset,
+    Sample,
+    make_sample,
+)
 from qwen3_train.data.sft_blend import SftBlend
 from qwen3_train.data.sft_dataset import SftDataset
 
@@ -74,7 +81,8 @@ def weighted(batches: list[Batch], counted: int) -> list[Batch]:
 
 def all_tokens_count(dataset: Dataset, options: DocumentOptions) -> bool:
     """Say whether every token carries loss, so that a step's count is known without reading it."""
-    return not isinstance(dataset, SftDataset) and options.pad < 0 and not options.eod_mask_loss
+    is_text = isinstance(dataset, GptDataset | BlendedDataset)
+    return is_text and options.pad < 0 and not options.eod_mask_loss
 
 
 def evaluation_batches(

@@ -8,8 +8,7 @@ from qwen3_model.file_map import advise_random
 from qwen3_model.tokens import TokenFile, sibling
 from qwen3_train.data.batch_plan import BatchPlan
 from qwen3_train.data.batches import Batch, Dataset, all_tokens_count, own_batches, weighted
-from qwen3_train.data.gpt_dataset import DocumentOptions, GptDataset
-from qwen3_train.data.sft_dataset import SftDataset
+from qwen3_train.data.gpt_dataset import BlendedDataset, DocumentOptions, GptDataset
 
 
 class StepReader:
@@ -73,17 +72,16 @@ class StepReader:
         return own_batches(self.dataset, self.plan, self.options, step, self.vocab_size, self.replica)
 
     def _all_files(self) -> list[TokenFile]:
-        if isinstance(self.dataset, SftDataset):
-            return []
-        parts = [self.dataset] if isinstance(self.dataset, GptDataset) else self.dataset.datasets
-        return [part.tokens for part in parts]
+        if isinstance(self.dataset, GptDataset):
+            return [self.dataset.tokens]
+        if isinstance(self.dataset, BlendedDataset):
+            return [part.tokens for part in self.dataset.datasets]
+        return []
 
     def _token_files(self, step: int) -> list[TokenFile]:
         """Return the files that a step reads; conversations are in memory."""
-        if isinstance(self.dataset, SftDataset):
-            return []
-        if isinstance(self.dataset, GptDataset):
-            return [self.dataset.tokens]
+        if not isinstance(self.dataset, BlendedDataset):
+            return self._all_files()
         files = {int(self.dataset.files_N[number]) for number in self.plan.samples(step)}
         return [self.dataset.datasets[file].tokens for file in files]
 
