@@ -156,6 +156,36 @@ def test_the_device_is_ascend_where_there_is_one_and_cann_is_asked_for_there(tmp
     assert device({"LD_LIBRARY_PATH": str(tmp_path)}) == "Ascend"
 
 
+MINDFORMERS = """
+context: {mode: 0, enable_graph_kernel: False, max_device_memory: 59GB, save_graphs: False,
+          jit_config: {jit_level: O0, infer_boost: 'on'}, ascend_config: {precision_mode:
+          must_keep_origin_dtype}}
+parallel: {parallel_mode: MANUAL_PARALLEL, enable_alltoall: False}
+model:
+  model_config: {type: Qwen3Config, position_embedding_type: rope, pad_token_id: 151643, compute_dtype:
+  bfloat16,
+                 layernorm_compute_dtype: float32, softmax_compute_dtype: float32, rotary_dtype: bfloat16,
+                 params_dtype: bfloat16, residual_dtype: bfloat16, block_size: 32, num_blocks: 1024,
+                 normalization: RMSNorm, add_bias_linear: False, gated_linear_unit: True,
+                 use_contiguous_weight_layout: True}
+"""
+
+
+def test_the_keys_of_mindformers_yamls_since_1_6_are_taken_and_those_without_effect_named(tmp_path):
+    (tmp_path / "predict.yaml").write_text(MINDFORMERS, "utf-8")
+    settings = read_settings(tmp_path / "predict.yaml", FLAGS, ())
+    (note,) = (note for note in settings.notes if "infer_boost" in note)
+    for name in ("residual_dtype", "rotary_dtype", "num_blocks", "pad_token_id"):
+        assert f"model.model_config.{name}" in note
+    assert settings.fused_layout.contiguous_qkv
+    other = ("--model.model_config.use_contiguous_weight_layout_attention", "False")
+    assert not read_settings(tmp_path / "predict.yaml", FLAGS, other).fused_layout.contiguous_qkv
+    for wrong in ("normalization=LayerNorm", "gated_linear_unit=False", "add_bias_linear=True"):
+        name, _, value = wrong.partition("=")
+        with pytest.raises(UsageError, match=name):
+            read_settings(tmp_path / "predict.yaml", FLAGS, (f"--model.model_config.{name}", value))
+
+
 def test_a_layout_has_no_effect_without_use_parallel():
     overrides = ("--use_parallel", "False", "--parallel_config.model_parallel", "2")
     settings = read_settings(None, FLAGS, overrides)

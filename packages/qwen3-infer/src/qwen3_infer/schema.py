@@ -11,11 +11,18 @@ NO_EFFECT = Key(effect="none")
 MODEL_CONFIG: dict[str, Any] = {
     "compute_dtype": Key((str,), ("bfloat16", "float16", "float32"), effect="ascend"),
     "layernorm_compute_dtype": Key((str,), ("float32",)), "softmax_compute_dtype": Key((str,), ("float32",)),
-    # Turns are computed in float32, weights stay as they are stored, the cache has rows and no blocks.
-    "rotary_dtype": NO_EFFECT, "params_dtype": NO_EFFECT,
+    # Turns are computed in float32, weights and the stream between layers are bfloat16 on Ascend and the
+    # cache has blocks of its own size there, as many as --max-tokens-in-cache asks for.
+    "rotary_dtype": NO_EFFECT, "params_dtype": NO_EFFECT, "residual_dtype": NO_EFFECT,
+    "fp32_residual_connection": NO_EFFECT,
+    "position_embedding_type": Key((str,), ("rope", "yarn")), "normalization": Key((str,), ("RMSNorm",)),
+    "add_bias_linear": Key((bool,), (False,)), "add_qkv_bias": Key((bool,), (False,)),
+    "gated_linear_unit": Key((bool,), (True,)), "qk_layernorm": Key((bool,), (True,)),
+    "hidden_act": Key((str,), ("silu", "swiglu")), "pad_token_id": NO_EFFECT,
     "use_flash_attention": NO_EFFECT, "block_size": NO_EFFECT, "num_blocks": NO_EFFECT,
     # Of a checkpoint of mindformers; its shapes cannot tell.
     "use_contiguous_weight_layout_attention": FLAG, "use_interleaved_weight_layout_mlp": FLAG,
+    "use_contiguous_weight_layout": FLAG,  # an older name of the first
     "use_past": NO_EFFECT, "qkv_concat": NO_EFFECT, "parallel_decoding_params": NO_EFFECT,
     "is_dynamic": NO_EFFECT, "batch_size": NO_EFFECT, "seq_length": NO_EFFECT, "type": NO_EFFECT,
     "offset": NO_EFFECT, "checkpoint_name_or_path": NO_EFFECT,

@@ -158,7 +158,10 @@ def read_settings(
         load_checkpoint=checkpoint,
         strategy=paths["src_strategy_path_or_dir"],
         fused_layout=FusedLayout(
-            contiguous_qkv=run.get("model.model_config.use_contiguous_weight_layout_attention", False),
+            contiguous_qkv=run.get(
+                "model.model_config.use_contiguous_weight_layout_attention",
+                run.get("model.model_config.use_contiguous_weight_layout", False),
+            ),
             interleaved_mlp=run.get("model.model_config.use_interleaved_weight_layout_mlp", True),
         ),
         adapter=paths["adapter"],

@@ -25,7 +25,11 @@ CONTEXT_SCHEMA: Mapping[str, Any] = {
     "device_id": Key((int,), effect="ascend"),
     "max_device_memory": Key((str,), effect="ascend"),
     "memory_optimize_level": Key((str,), LEVELS, effect="ascend"),
-    "jit_config": {"jit_level": Key((str,), ("O0", "O1", "O2"), effect="ascend")},
+    "jit_config": {
+        "jit_level": Key((str,), ("O0", "O1", "O2"), effect="ascend"),
+        # Deprecated in MindSpore; our graphs need no kernel that comes with it.
+        "infer_boost": Key((str,), ("on", "off"), effect="none"),
+    },
     "ascend_config": {
         "precision_mode": Key((str,), PRECISION_MODES, effect="ascend"),
         "parallel_speed_up_json_path": _NO_EFFECT, "jit_compile": _NO_EFFECT, "ge_options": _NO_EFFECT,
