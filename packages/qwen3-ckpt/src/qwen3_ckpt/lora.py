@@ -30,7 +30,7 @@ from qwen3_model.fused import FusedLayout, is_fused, split_fused
 from qwen3_model.model_weights import model_weights
 from qwen3_model.rows import cast
 from qwen3_model.safetensors_file import write_safetensors
-from qwen3_model.source_file import open_source
+from qwen3_model.source_file import SourceFile, open_source, refuse_changed
 from qwen3_model.tokenizer import TOKENIZER_FILES
 from qwen3_model.weight_files import open_checkpoint
 
@@ -51,8 +51,8 @@ class AdapterSource:
     """Row order of fused weights in the source."""
 
 
-def read_adapters(source: AdapterSource) -> tuple[AdapterSet, Qwen3Config | None]:
-    """Read adapters in any form, and the base's config where one is found.
+def read_adapters(source: AdapterSource) -> tuple[AdapterSet, Qwen3Config | None, list[SourceFile]]:
+    """Read adapters in any form, and the base's config where one is found; return the files read, too.
 
     Raises:
         Qwen3Error: There are none, they are damaged, or alpha is unknown.
@@ -60,7 +60,8 @@ def read_adapters(source: AdapterSource) -> tuple[AdapterSet, Qwen3Config | None
     hf_dir = source.hf_dir or find_companions(source.path)
     config = Qwen3Config.from_dir(hf_dir) if hf_dir else None
     if (source.path / WEIGHTS_FILE).is_file():
-        return read_peft(source.path, source.alpha), config
+        files = [open_source(source.path / name) for name in (CONFIG_FILE, WEIGHTS_FILE)]
+        return read_peft(source.path, source.alpha), config, files
     checkpoint = open_checkpoint(source.path)
     tensors = checkpoint.tensors
     if is_fused(tensors):
@@ -75,7 +76,7 @@ def read_adapters(source: AdapterSource) -> tuple[AdapterSet, Qwen3Config | None
     if alpha is None:
         raise ConfigError(f"no {CONFIG_FILE} lies beside {source.path}; state --lora-alpha")
     adapters = replace(pair(halves, alpha), base=trained_base(checkpoint.first))
-    return with_peft_embedding(adapters), config
+    return with_peft_embedding(adapters), config, checkpoint.sources()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ def fuse_lora(
     source, base_dir = request.adapter, request.base_dir
     base = open_checkpoint(base_dir)
     model = need_model_files(base_dir, None)
-    adapters, _ = read_adapters(source)
+    adapters, _, files = read_adapters(source)
     notes = _check_base(adapters, base_dir, any_base=request.any_base)
     weights = model_weights(base.tensors, model.config)
     touched = adapters.modules.keys() | adapters.saved.keys()
@@ -123,7 +124,8 @@ def fuse_lora(
     tensors = fuse_adapters(weights, adapters)
     if request.dtype:
         tensors = {name: cast(tensor, request.dtype) for name, tensor in tensors.items()}
-    sources = sources_of([base_dir, source.path, *source.path.glob("*")], [base], model)
+    sources = sources_of([base_dir, source.path], [base], model)
+    sources = replace(sources, files=(*sources.files, *files))
     write_hf_folder(output_dir, tensors, model, sources, force=force, quiet=quiet, shard_bytes=shard_bytes)
     return adapters, notes
 
@@ -178,7 +180,7 @@ def export_lora(source: AdapterSource, output_dir: Path, base_model: str, *, for
         WeightError: The adapters do not fit the config beside them.
         OutputExistsError: `output_dir` is there and `force` is false.
     """
-    adapters, config = read_adapters(source)
+    adapters, config, files = read_adapters(source)
     if adapters.saved:
         raise FormatError(
             f"{source.path} has whole weights of modules_to_save; it is PEFT's own already, copy it as it is"
@@ -190,7 +192,7 @@ def export_lora(source: AdapterSource, output_dir: Path, base_model: str, *, for
             "whether the head is tied to the adapted embedding decides what PEFT must be told: name the "
             "base's folder with --hf-dir"
         )
-    sources = [path for path in (source.path, source.hf_dir) if path]
+    sources = [path for path in (source.path, source.hf_dir) if path] + [file.path for file in files]
     is_tied = bool(config and config.tie_word_embeddings and adapters.ties_head)
     base = base_model or adapters.base_name or _base_beside(source.path)
     with output_directory(output_dir, force=force, sources=sources) as folder:
@@ -200,6 +202,7 @@ def export_lora(source: AdapterSource, output_dir: Path, base_model: str, *, for
         write_safetensors(folder / WEIGHTS_FILE, peft_tensors(adapters, is_tied=is_tied), metadata)
         text = json.dumps(peft_config(adapters, config, base, is_tied=is_tied), indent=2)
         (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+        refuse_changed(files)
     return adapters
 
 

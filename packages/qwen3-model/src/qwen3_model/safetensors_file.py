@@ -106,18 +106,20 @@ class SafetensorsFile:
             self._map.madvise(mmap.MADV_DONTNEED, start, info.end - start)
 
     def float32(self, name: str) -> np.ndarray:
-        """Return a float tensor widened to float32, exactly.
+        """Return a copy of a float tensor, widened to float32 exactly.
 
         Raises:
             FormatError: There is no such tensor or it holds no float.
         """
-        raw = self.raw(name)
-        dtype = self.tensors[name].dtype
-        if dtype not in FLOAT_DTYPES:
+        info = self.tensors.get(name)
+        if info is None:
+            raise FormatError(f"{self.path} has no tensor {name}")
+        if info.dtype not in FLOAT_DTYPES:
             raise FormatError(
-                f"{self.path}: tensor {name} is {dtype}, expected one of {', '.join(FLOAT_DTYPES)}"
+                f"{self.path}: tensor {name} is {info.dtype}, expected one of {', '.join(FLOAT_DTYPES)}"
             )
-        return to_float32(raw, dtype)
+        data = self.source.read(info.start, info.size_bytes)
+        return to_float32(data.view(NUMPY_DTYPES[info.dtype]).reshape(info.shape), info.dtype)
 
 
 def open_safetensors(path: Path) -> SafetensorsFile:
