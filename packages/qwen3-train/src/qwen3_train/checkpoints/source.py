@@ -35,15 +35,18 @@ class ResumeSource:
         """Folder of the run that wrote it."""
         return self.merged or self.first.parent.parent.parent
 
-    def open(self) -> Tensors:
+    def open(self, own_rank: int | None = None) -> Tensors:
         """Open its tensors.
+
+        Args:
+            own_rank: Rank whose file is read wherever it holds what is wanted, rather than a replica's.
 
         Raises:
             ConfigError, FormatError: A file is missing or damaged, or files and strategies do not fit.
         """
         if self.merged is not None:
             return open_weight_files(self.merged, self.strategy)
-        return open_rank_tensors(self.files, self.strategy)
+        return open_rank_tensors(self.files, self.strategy, own_rank=own_rank)
 
 
 def find_source(settings: TrainSettings, *, force: bool, notes: list[str]) -> ResumeSource | None:

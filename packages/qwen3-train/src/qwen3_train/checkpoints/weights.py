@@ -68,7 +68,7 @@ def resume_weights(
     Raises:
         WeightError: The checkpoint does not fit the model.
     """
-    tensors = unfused(source.open(), model.config, layout)
+    tensors = unfused(source.open(step.grid.rank), model.config, layout)
     _assign(model, step.weights | step.moments(), tensors, step.grid.replica)
     state = read_state(open_safetensors(source.first))
     step.num_skipped = state.skipped
