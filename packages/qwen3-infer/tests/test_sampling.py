@@ -150,3 +150,55 @@ def test_a_temperature_at_the_end_of_the_numbers_still_gives_a_distribution(temp
 def test_a_penalty_that_leaves_float32_is_refused(penalty):
     with pytest.raises(ConfigError, match="it must be from"):
         Sampling(**penalty)
+
+
+def sorted_distribution(logits_V, sampling):
+    """The same by a sort of everything, in float64."""
+    ids = np.argsort(-logits_V, kind="stable")
+    ids = ids[: sampling.top_k] if sampling.top_k else ids
+    weights = np.exp((logits_V[ids].astype(np.float64) - logits_V.max()) / sampling.temperature)
+    if sampling.top_p < 1:
+        weights = weights[np.cumsum(weights) - weights < sampling.top_p * weights.sum()]
+    weights = weights[weights >= sampling.min_p * weights[0]]
+    return ids[: len(weights)], weights / weights.sum()
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 6.0], ids=["flat", "of a model", "sharp"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"top_p": 0.95}, {"top_p": 0.3, "temperature": 0.5}, {"top_k": 20, "top_p": 0.95}, {"top_k": 3000},
+        {"min_p": 0.05}, {"min_p": 1.0}, {"top_p": 0.9, "min_p": 0.02, "temperature": 1.7}, {},
+    ],
+)  # fmt: skip
+def test_what_is_sorted_in_part_is_what_a_whole_sort_gives(scale, settings):
+    rng, sampling = np.random.default_rng(5), Sampling(**settings)
+    for size in (151_936, 4099, 37):
+        logits = (rng.gumbel(0, 2.2, size) * scale).astype(np.float32).round(2)  # with equals
+        logits[rng.integers(0, size, size // 10)] = -np.inf
+        ids, found = distribution(logits, sampling)
+        expected_ids, expected = sorted_distribution(logits, sampling)
+        # float32 sums may move a cut between the last two.
+        assert abs(len(ids) - len(expected_ids)) <= 1
+        count = min(len(ids), len(expected_ids))
+        np.testing.assert_array_equal(ids[:count], expected_ids[:count])
+        np.testing.assert_allclose(found[:count], expected[:count], rtol=2e-4)
+
+
+def test_draws_without_a_cut_follow_the_numbers_through_all_ids():
+    logits = np.random.default_rng(6).normal(0, 2, 2000).astype(np.float32)
+    logits[[0, 511, 512, 1023, 1999]] = -np.inf
+    weights = np.exp(logits.astype(np.float64))
+    ends = np.cumsum(weights) / weights.sum()
+
+    class Numbers:
+        def random(self):
+            return self.next
+
+    numbers = Numbers()
+    for token in np.flatnonzero(weights):
+        for numbers.next in (ends[token] - 1e-6, ends[token] - weights[token] / weights.sum() + 1e-6):
+            if weights[token] / weights.sum() > 1e-5:
+                assert choose(logits, Sampling(), numbers) == token
+    for numbers.next in (0.0, np.nextafter(1.0, 0.0)):
+        assert weights[choose(logits, Sampling(), numbers)] > 0

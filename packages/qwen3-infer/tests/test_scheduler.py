@@ -219,3 +219,21 @@ def test_requests_wait_in_their_order_until_there_is_room(make_request):
     scheduler.advance()
     assert (len(scheduler.waiting), scheduler.pool.num_used) == (1, 256)
     assert list(run(scheduler)) == [0, 1, 2]
+
+
+def test_a_request_without_room_is_compared_again_only_once_room_was_given_back(make_request, monkeypatch):
+    compared = []
+    monkeypatch.setattr(
+        "qwen3_infer.engine.scheduler.num_equal", lambda first, second: compared.append(1) or 0
+    )
+    scheduler = Scheduler(Ledger(4, 8 * ALIGN), NoText())
+    for index, new_tokens in enumerate((2 * ALIGN, 4 * ALIGN)):
+        scheduler.submit(make_request(range(1, 3 * ALIGN), index=index, new_tokens=new_tokens))
+    while not scheduler.running:
+        scheduler.advance()
+    assert (len(compared), len(scheduler.waiting)) == (1, 1)
+    while scheduler.waiting:
+        before = len(compared)
+        scheduler.advance()
+        assert len(compared) == before or not scheduler.waiting
+    assert len(compared) == 2

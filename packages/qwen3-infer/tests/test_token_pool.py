@@ -55,3 +55,14 @@ def test_a_region_that_holds_nothing_is_not_kept():
     pool.leave(region)
     assert not region.is_alive
     assert list(pool.regions) == []
+
+
+def test_nothing_is_given_up_for_a_request_that_has_no_room_even_so():
+    pool = TokenPool(160, 32)
+    left, used, other = (filled(pool, 32, number) for number in range(3))
+    pool.leave(left)
+    pool.leave(other)
+    assert pool.take(128, keep=left) is None
+    assert (left.is_alive, other.is_alive) == (True, True)
+    pool.leave(used)
+    assert pool.take(128) is not None

@@ -11,6 +11,11 @@ import numpy as np
 
 from qwen3_model.errors import ConfigError
 
+CANDIDATES = (256, 4096)
+"""Likeliest tokens that are sorted at first where top_p alone cuts, and next."""
+BLOCK = 512
+GROUP = 32
+"""Logits of which the largest stands for all when a floor of the likeliest is looked for."""
 MOST_PENALTY = 1e6
 """Beyond it penalised logits would leave float32."""
 
@@ -88,6 +93,8 @@ def choose(
         logits_V = restrict(logits_V)
     if sampling.is_greedy:
         return int(logits_V.argmax())
+    if not (sampling.top_k or sampling.min_p) and sampling.top_p == 1:
+        return _draw_of_all(logits_V, sampling.temperature, rng)
     return _draw(*distribution(logits_V, sampling), rng)
 
 
@@ -127,6 +134,21 @@ def _draw(ids: np.ndarray, probs: np.ndarray, rng: np.random.Generator) -> int:
     return int(ids[min(int(place), len(ids) - 1)])
 
 
+def _draw_of_all(logits_V: np.ndarray, temperature: float, rng: np.random.Generator) -> int:
+    """Draw without any cut, in the order of ids: first a block of them, then one of it."""
+    with np.errstate(over="ignore"):
+        weights_V = np.exp((logits_V - logits_V.max()) / np.float32(temperature))
+    starts = np.arange(0, len(weights_V), BLOCK)
+    blocks = np.cumsum(np.add.reduceat(weights_V, starts, dtype=np.float64))
+    wanted = rng.random() * blocks[-1]
+    block = min(int(np.searchsorted(blocks, wanted, side="right")), len(blocks) - 1)
+    within = np.cumsum(weights_V[starts[block] : starts[block] + BLOCK], dtype=np.float64)
+    place = int(np.searchsorted(within, wanted - (blocks[block - 1] if block else 0.0), side="right"))
+    # Rounding may lead one beyond the last that can come.
+    last = int(np.flatnonzero(weights_V[starts[block] : starts[block] + BLOCK])[-1])
+    return int(starts[block]) + min(place, last)
+
+
 def penalise(
     logits_V: np.ndarray, sampling: Sampling, prompt_ids: Collection[int], completion_ids: Collection[int]
 ) -> np.ndarray:
@@ -159,26 +181,77 @@ def distribution(logits_V: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, 
 
     Cuts in transformers' order, each on the renormalised rest of the one before: top_k, top_p, min_p.
     """
-    ids = _likeliest_first(logits_V, sampling.top_k)
-    # The difference first: a temperature near 0 must not make infinities of the logits themselves.
-    below = logits_V[ids].astype(np.float64) - np.float64(logits_V[ids[0]])
-    with np.errstate(over="ignore"):
-        weights = np.exp(below / sampling.temperature)
-    if sampling.top_p < 1:
-        before = np.cumsum(weights) - weights
-        weights = weights[before < sampling.top_p * weights.sum()]
+    if sampling.top_k == 0 and sampling.top_p < 1:
+        ids, weights = _nucleus(logits_V, sampling)
+    else:
+        ids = _likeliest_first(logits_V, sampling.top_k or _num_above(logits_V, sampling))
+        weights = _weights(logits_V[ids], logits_V[ids[0]], sampling.temperature)
+        if sampling.top_p < 1:
+            weights = weights[_before(weights) < sampling.top_p * weights.sum()]
     if sampling.min_p > 0:
         weights = weights[weights >= sampling.min_p * weights[0]]
     return ids[: len(weights)], weights / weights.sum()
 
 
-def _likeliest_first(logits_V: np.ndarray, top_k: int) -> np.ndarray:
-    if 0 < top_k < len(logits_V):
-        # A whole sort of 150,000 logits costs ten times as much as finding the cut first.
-        threshold = np.partition(logits_V, -top_k)[-top_k]
-        candidates = np.flatnonzero(logits_V >= threshold)
-        return candidates[np.argsort(-logits_V[candidates], kind="stable")][:top_k]
-    return np.argsort(-logits_V, kind="stable")
+def _nucleus(logits_V: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
+    """Return the likeliest ids that together reach top_p of all, with their weights.
+
+    Most often few do, so that no more are sorted than it takes.
+    """
+    highest, ids, weights = logits_V.max(), np.empty(0, np.int64), np.empty(0)
+    least = sampling.top_p * _total(logits_V, highest, sampling.temperature)
+    for count in (*CANDIDATES, len(logits_V)):
+        ids = _likeliest_first(logits_V, count)
+        weights = _weights(logits_V[ids], highest, sampling.temperature)
+        if len(ids) == len(logits_V) or weights.sum() >= least:
+            break
+    weights = weights[_before(weights) < least]
+    return ids, weights
+
+
+def _num_above(logits_V: np.ndarray, sampling: Sampling) -> int:
+    """Return how many tokens `min_p` may keep; 0 for all."""
+    if not sampling.min_p:
+        return 0
+    margin = 1 + 1e-3 * sampling.temperature  # far more than rounding; what is too much is cut afterwards
+    floor = float(logits_V.max()) + sampling.temperature * math.log(sampling.min_p) - margin
+    return int(np.count_nonzero(logits_V >= floor))
+
+
+def _weights(logits: np.ndarray, highest: np.float32, temperature: float) -> np.ndarray:
+    # The difference first: a temperature near 0 must not make infinities of the logits themselves.
+    below = logits.astype(np.float64) - np.float64(highest)
+    with np.errstate(over="ignore"):
+        return np.exp(below / temperature)
+
+
+def _total(logits_V: np.ndarray, highest: np.float32, temperature: float) -> float:
+    """Return the sum of all weights; float32 does for single ones, and takes a tenth of the time."""
+    with np.errstate(over="ignore"):
+        return float(np.exp((logits_V - highest) / np.float32(temperature)).sum(dtype=np.float64))
+
+
+def _before(weights: np.ndarray) -> np.ndarray:
+    return np.cumsum(weights) - weights
+
+
+def _likeliest_first(logits_V: np.ndarray, count: int) -> np.ndarray:
+    """Return the `count` likeliest ids, likeliest first and equals by id; all of them for 0."""
+    if not 0 < count < len(logits_V):
+        return np.argsort(-logits_V, kind="stable")
+    # A whole sort of 150,000 logits costs a hundred times as much as finding those above a floor first.
+    candidates = np.flatnonzero(logits_V >= _floor(logits_V, count))
+    return candidates[np.argsort(-logits_V[candidates], kind="stable")][:count]
+
+
+def _floor(logits_V: np.ndarray, count: int) -> np.float32:
+    """Return a value that at least `count` logits reach, and not many more."""
+    num_groups = len(logits_V) // GROUP
+    if num_groups < 2 * count:
+        return np.partition(logits_V, -count)[-count]
+    # The largest of so many groups are so many logits.
+    largest = logits_V[: num_groups * GROUP].reshape(GROUP, num_groups).max(0)
+    return np.partition(largest, -count)[-count]
 
 
 def likeliest_log_probabilities(logits_V: np.ndarray, count: int) -> tuple[tuple[int, float], ...]:

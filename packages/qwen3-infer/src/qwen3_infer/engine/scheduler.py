@@ -66,6 +66,7 @@ class Scheduler:
         self.grammars = Grammars(tokenizer)
         """Compiles what answers must follow; on any thread."""
         self.pool = TokenPool(engine.num_tokens, engine.unit)
+        self._has_no_room: tuple[Job, int] | None = None
         self.waiting: deque[Job] = deque()
         self.reading: list[Job] = []
         self.running: list[Job] = []
@@ -137,11 +138,14 @@ class Scheduler:
         """Give the first in the queue a region, as long as there is room."""
         while self.waiting and len(self.reading) + len(self.running) < self._engine.num_rows:
             job = self.waiting[0]
+            if self._has_no_room == (job, self.pool.num_left):
+                return  # nothing has been given back since
             source, shared = self._best_source(job)
             need = tokens_needed(job.request)
             if not (source and self._goes_on(job, source, shared)):
                 job.region = self.pool.take(need, keep=source)
                 if job.region is None:
+                    self._has_no_room = job, self.pool.num_left
                     return
                 if source and source.is_alive:
                     job.source, job.num_shared = source, shared

@@ -4,7 +4,7 @@ A region that its request has left keeps what it holds until the room is needed,
 begins alike.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from qwen3_infer.engine.pieces import round_up
@@ -36,6 +36,8 @@ class TokenPool:
         self.num_tokens, self.unit = num_tokens // unit * unit, unit
         self._used: list[Region] = []
         self._left: list[Region] = []  # the longest unused first
+        self.num_left = 0
+        """How often a request has given its region back: after each there may be more room."""
 
     @property
     def num_used(self) -> int:
@@ -62,11 +64,12 @@ class TokenPool:
         What was left behind longest goes first; `keep` stays as long as there is other room.
         """
         size = self.size_for(num_tokens)
-        while (start := self._gap(size)) is None:
+        if self._gap(size, self._used) is None:
+            return None  # not even without all that was left behind, which therefore stays
+        while (start := self._gap(size, self.regions)) is None:
             victim = next((region for region in self._left if region is not keep), None)
             if victim is None:
-                if keep not in self._left:
-                    return None
+                assert keep is not None
                 victim, keep = keep, None
             self._forget(victim)
         region = Region(start, size)
@@ -89,6 +92,7 @@ class TokenPool:
     def leave(self, region: Region) -> None:
         """Give a region back with what it holds."""
         self._used.remove(region)
+        self.num_left += 1
         if region.held:
             self._left.append(region)
         else:
@@ -104,10 +108,10 @@ class TokenPool:
         self._left.remove(region)
         region.is_alive = False
 
-    def _gap(self, size: int) -> int | None:
-        """Return the start of the first gap of at least `size`."""
+    def _gap(self, size: int, regions: Iterable[Region]) -> int | None:
+        """Return the start of the first gap of at least `size` between `regions`."""
         at = 0
-        for region in sorted(self.regions, key=lambda each: each.start):
+        for region in sorted(regions, key=lambda each: each.start):
             if region.start - at >= size:
                 return at
             at = region.end
