@@ -8,6 +8,7 @@ import safetensors.numpy
 from click.testing import CliRunner
 
 from qwen3_ckpt.cli import main as ckpt
+from qwen3_model.adapters import base_fingerprint
 from qwen3_model.checkpoint_files import Place
 from qwen3_model.config import Qwen3Config
 from qwen3_model.fresh_weights import init_weights
@@ -58,7 +59,13 @@ def write_run(run_dir, layout, whole, base):
                 )
         rank_dir = run_dir / "checkpoint" / f"rank_{rank}"
         rank_dir.mkdir(parents=True)
-        save_checkpoint(rank_dir, f"qwen3_rank_{rank}", Place(1, 7), TrainState(7, "data", "base"), tensors)
+        save_checkpoint(
+            rank_dir,
+            f"qwen3_rank_{rank}",
+            Place(1, 7),
+            TrainState(7, "data", base_fingerprint(base)),
+            tensors,
+        )
         write_strategies(run_dir, layout, CONFIG, rank, shares_moments=layout.dp > 1, lora=LORA)
     (run_dir / "config.json").write_text(json.dumps(CONFIG.to_hf()), encoding="utf-8")
     told = {"lora_alpha": ALPHA, "base_model_name_or_path": str(base)}

@@ -248,3 +248,45 @@ def test_a_rank_file_stands_for_its_step(tmp_path):
     (path,) = (made.checkpoint_dir / "rank_1").glob("*.safetensors")
     assert run("convert", path, tmp_path / "out").exit_code == 0
     assert_whole(tmp_path / "out", made.whole)
+
+
+# Companions
+
+
+def test_small_files_come_along_and_links_out_of_the_folder_do_not(tmp_path):
+    source = write(tmp_path / "hf", WEIGHTS)
+    for name in ("LICENSE", "README.md", "additional_chat_templates/tool.jinja"):
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text(name, encoding="utf-8")
+    assert run("convert", source, tmp_path / "out").exit_code == 0
+    for name in ("LICENSE", "README.md", "additional_chat_templates/tool.jinja"):
+        assert (tmp_path / "out" / name).read_text(encoding="utf-8") == name
+    (tmp_path / "private").write_text("secret", encoding="utf-8")
+    (source / "vocab.json").symlink_to(tmp_path / "private")
+    result = run("convert", source, tmp_path / "leak")
+    assert result.exit_code == 1
+    assert "vocab.json is a link out of its folder" in result.output
+    assert not (tmp_path / "leak").exists()
+
+
+def test_links_of_the_hubs_cache_are_followed(tmp_path):
+    snapshot = write(tmp_path / "models--me--m" / "snapshots" / "abc", WEIGHTS)
+    (tmp_path / "models--me--m" / "blobs").mkdir()
+    for number, path in enumerate(sorted(snapshot.iterdir())):
+        path.rename(tmp_path / "models--me--m" / "blobs" / str(number))
+        path.symlink_to(f"../../blobs/{number}")
+    assert run("convert", snapshot, tmp_path / "out").exit_code == 0
+    assert_whole(tmp_path / "out")
+
+
+def test_names_of_strangers_do_not_reach_the_terminal_raw(tmp_path):
+    name = "\x1b]0;owned\x07model.x\nfine"
+    write_safetensors(
+        tmp_path / "a.safetensors", [(TensorPlan(name, "F32", (1,)), [np.ones(1, np.float32)])], {}
+    )
+    for words in (
+        ("inspect", tmp_path / "a.safetensors"),
+        ("diff", tmp_path / "a.safetensors", tmp_path / "a.safetensors"),
+    ):
+        assert "\x1b" not in run(*words).output
+        assert "\x07" not in run(*words).output
