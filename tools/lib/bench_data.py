@@ -7,7 +7,7 @@ that are in memory. gigatoken takes part where it is installed, in the way of Me
 the whole file is encoded into one array in memory. It closes empty documents with an end-of-document id too;
 the other tools give them no token, so its file is compared without those ids.
 All times are wall times of a new process, start and tokenizer load included. The first run of qwen3-data
-makes the compact copy of the tokenizer that the later ones load; it is reported by itself.
+is reported by itself.
 """
 
 import argparse
@@ -91,7 +91,7 @@ def report(results: dict[str, list[dict]], megabytes: float) -> None:
         print(f"{line} {cpu_s:13.2f} {peak_mb:10.0f}")
     if "qwen3-data" in results:
         first_s = results["qwen3-data"][0]["wall_s"]
-        print(f"qwen3-data's first run, which makes the copy of the tokenizer: {first_s:.2f} s")
+        print(f"qwen3-data's first run, with cold files: {first_s:.2f} s")
     for name, run in best.items():
         parts = run.get("parts_s")
         if parts:
@@ -166,7 +166,6 @@ def run_ours(source: Path, tokenizer_dir: Path, output: Path) -> dict:
             tokenizer_dir=tokenizer_dir,
             force=True,
             dtype="int32",
-            cache_dir=output.with_name("cache"),
         )
     )
     parts = {"import": import_s, **{f"{stage} (overlapping)": busy for stage, busy in result.busy_s.items()}}

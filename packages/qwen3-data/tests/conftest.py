@@ -12,14 +12,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 from qwen3_data.cli import main
 
 
-@pytest.fixture(autouse=True)
-def cache_dir(tmp_path_factory, monkeypatch):
-    """Keep the tests' copies of tokenizers out of the user's cache; return the folder of this test's."""
-    folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
-    return folder / "qwen3-data"
-
-
 @pytest.fixture
 def run():
     """Run `qwen3-data` with the given words; returns click's result."""

@@ -12,7 +12,8 @@ import time
 
 import pytest
 
-from qwen3_data import engines, reference_process, token_writer, workspace
+from qwen3_data import engines, token_writer, workspace
+from qwen3_model.errors import FormatError
 from qwen3_model.tokens import open_tokens, read_manifest
 
 PROGRAM = "from qwen3_data.cli import main; main()"
@@ -163,11 +164,14 @@ def test_a_dying_stage_stops_the_command_with_its_reason(preprocess, corpus, mon
     assert outputs() == []
 
 
-def test_a_dead_reference_process_stops_the_command_with_its_code(preprocess, corpus, monkeypatch, outputs):
-    monkeypatch.setattr("qwen3_data.reference_process.sys.executable", "/bin/false")
+def test_a_reference_that_cannot_be_loaded_stops_the_command(preprocess, corpus, monkeypatch, outputs):
+    def fail(self, file, *, allow_special):
+        raise FormatError("no reference")
+
+    monkeypatch.setattr("qwen3_data.engines.TokenizersEngine.__init__", fail)
     result = preprocess(corpus, "--on-error", "skip", "--engine", "fastokens")
     assert result.exit_code == 1
-    assert "the process of the reference encoder died with code 1" in result.stderr
+    assert "no reference" in result.stderr
     assert outputs() == []
 
 
@@ -275,14 +279,3 @@ def test_a_kill_while_the_finished_run_tidies_up_loses_nothing(
     assert result.exit_code == 0, result.output
     assert (tmp_path / "bad.jsonl").read_bytes() == rejects
     assert not [name for name in outputs() if name.startswith(".")]
-
-
-def test_the_reference_ends_without_a_word_when_its_parent_is_gone(qwen3_tokenizer_dir):
-    script = reference_process.__file__
-    words = [sys.executable, "-P", script, str(qwen3_tokenizer_dir / "tokenizer.json"), "text"]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(words, **pipes) as process:
-        process.stdout.close()
-        process.stdin.write(b'"a"\n')
-        process.stdin.close()
-        assert process.stderr.read() == b""

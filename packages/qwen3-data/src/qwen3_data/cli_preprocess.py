@@ -141,17 +141,9 @@ def preprocess_command(
     keys = tuple(dict.fromkeys(key for entry in json_keys for key in entry.split(",") if key))
     if not keys:
         raise UsageError("--json-keys names no key")
-    settings = Settings(json_keys=keys, cache_dir=_cache_dir(), **options)
+    settings = Settings(json_keys=keys, **options)
     result = preprocess(settings)
     from qwen3_data.report import preprocess_report  # now, since it needs what loads beside the encoder
 
     for line in preprocess_report(result):
         click.echo(line)
-
-
-def _cache_dir() -> Path | None:
-    folder = os.environ.get("XDG_CACHE_HOME")
-    try:
-        return (Path(folder) if folder else Path.home() / ".cache") / "qwen3-data"
-    except RuntimeError:  # no home folder
-        return None

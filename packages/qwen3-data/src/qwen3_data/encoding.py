@@ -43,23 +43,9 @@ class Encoded:
 class Reference(Protocol):
     """Encodes one text at a time."""
 
-    def ask(self, text: str) -> None:
-        """Have `text` encoded."""
-
-    def answer(self) -> list[int]:
-        """Return the ids of the text asked for."""
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """A text that the reference was asked for."""
-
-    text: str
-    ids_T: NDArray[np.uint32]
-    """What the encoder gave."""
-    is_head: bool
-    """The text is a document's beginning; `ids_T` are of the whole."""
 
 
 class Checker:
@@ -69,31 +55,23 @@ class Checker:
         self._reference, self._splits = reference, splits
         self.num_checked = 0
 
-    def ask(
-        self, texts: Sequence[str], ids_T: NDArray[np.uint32], offsets: NDArray[np.int64]
-    ) -> Sample | None:
-        """Ask the reference for one of the texts, if one is fit; `confirm` must follow before the next."""
+    def check(self, texts: Sequence[str], ids_T: NDArray[np.uint32], offsets: NDArray[np.int64]) -> None:
+        """Raise FormatError where the ids of one of the texts differ from the reference's."""
         if not texts:
-            return None
+            return
         place = (self.num_checked * 2654435761) % len(texts)
         text = texts[place]
         if len(text) > CHECK_CHARS:
             if not self._splits:
-                return None
+                return
             text = head_of_text(text, CHECK_CHARS)
-        self._reference.ask(text)
-        got_T = ids_T[offsets[place] : offsets[place + 1]]
-        return Sample(text, got_T, is_head=len(text) < len(texts[place]))
-
-    def confirm(self, sample: Sample | None) -> None:
-        """Raise FormatError where the sample's ids differ from the reference's."""
-        if sample is None:
-            return
-        wanted = np.array(self._reference.answer(), dtype=np.uint32)
-        got = sample.ids_T[: len(wanted)] if sample.is_head else sample.ids_T
+        wanted = np.array(self._reference.encode(text), dtype=np.uint32)
+        got = ids_T[offsets[place] : offsets[place + 1]]
+        if len(text) < len(texts[place]):
+            got = got[: len(wanted)]
         self.num_checked += 1
         if not np.array_equal(wanted, got):
-            raise FormatError(_difference(sample.text, wanted, got))
+            raise FormatError(_difference(text, wanted, got))
 
 
 def encode_batches(
@@ -101,7 +79,7 @@ def encode_batches(
 ) -> Iterator[Encoded]:
     """Yield the ids of each batch, in pieces of at most about CHUNK_CHARS.
 
-    Each piece is held until its sample is confirmed, which the reference computes while the next is encoded.
+    Nothing is given out before a sample of it equals the reference's.
 
     Args:
         batches: Texts.
@@ -111,22 +89,15 @@ def encode_batches(
         cut: Makes the sentences of a text, each a sequence; None for one sequence per document.
     """
     nothing = (np.empty(0, dtype=np.uint32), np.zeros(1, dtype=np.int64), np.empty(0, dtype=np.uint8))
-    held: list[Encoded] = []
-    sample: Sample | None = None
     for batch in batches:
         for key, texts in batch.texts.items():
             for pieces, ends in _chunks(texts, cut, splits=splits):
                 ids_T, offsets = engine.encode(pieces)
                 if checker is not None:
-                    checker.confirm(sample)
-                    sample = checker.ask(pieces, ids_T, offsets)
-                yield from held
+                    checker.check(pieces, ids_T, offsets)
                 num_chars = sum(map(len, pieces))
-                held = [Encoded(key, ids_T, offsets, np.array(ends, dtype=np.uint8), num_chars, None)]
-        held.append(Encoded(key, *nothing, 0, batch))
-    if checker is not None:
-        checker.confirm(sample)
-    yield from held
+                yield Encoded(key, ids_T, offsets, np.array(ends, dtype=np.uint8), num_chars, None)
+        yield Encoded(key, *nothing, 0, batch)
 
 
 def _chunks(texts: Sequence[Text], cut: Cut | None, *, splits: bool) -> Iterator[tuple[list[str], list[int]]]:

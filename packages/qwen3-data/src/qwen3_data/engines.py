@@ -2,15 +2,14 @@
 
 import importlib.util
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from qwen3_data.reference_process import ReferenceProcess
 from qwen3_data.tokenizer_facts import TokenizerFile
-from qwen3_model.errors import ConfigError, FormatError
+from qwen3_model.errors import ConfigError
+from qwen3_model.rust_errors import rust_errors
 
 if TYPE_CHECKING:  # numpy takes a tenth of a second to import, in which an encoder can begin to load
     import numpy as np
@@ -39,23 +38,21 @@ class FastokensEngine:
     def __init__(self, file: TokenizerFile, *, allow_special: bool) -> None:
         import fastokens
 
-        try:
+        with rust_errors(
+            f"fastokens cannot read {file.path} (pass --engine tokenizers to use the reference)"
+        ):
             self._tokenizer = fastokens.Tokenizer.from_json_str(file.json)
-        except FormatError:
-            raise
-        except Exception as error:  # its Rust code raises several kinds
-            raise FormatError(
-                f"fastokens cannot read {file.path}: {error}; pass --engine tokenizers to use the reference"
-            ) from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._as_text = not allow_special
+        self._path = file.path
 
     def encode(self, texts: Sequence[str]) -> "tuple[NDArray[np.uint32], NDArray[np.int64]]":
         """Return all ids, joined, and where each text's begin (one more than texts)."""
         import numpy as np
 
-        ids, offsets = self._tokenizer.encode_batch_flat(list(texts), False, self._as_text)
+        with rust_errors(f"fastokens cannot encode with {self._path}"):
+            ids, offsets = self._tokenizer.encode_batch_flat(list(texts), False, self._as_text)
         return np.frombuffer(ids, dtype="<u4"), np.frombuffer(offsets, dtype="<i8")
 
 
@@ -67,19 +64,19 @@ class TokenizersEngine:
     def __init__(self, file: TokenizerFile, *, allow_special: bool) -> None:
         from tokenizers import Tokenizer
 
-        try:
+        with rust_errors(f"{file.path} is no tokenizer that `tokenizers` can read"):
             self._tokenizer = Tokenizer.from_file(str(file.path))
-        except Exception as error:  # tokenizers raises bare Exception
-            raise FormatError(f"{file.path} is no tokenizer that `tokenizers` can read: {error}") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = not allow_special
+        self._path = file.path
 
     def encode(self, texts: Sequence[str]) -> "tuple[NDArray[np.uint32], NDArray[np.int64]]":
         """Return all ids, joined, and where each text's begin (one more than texts)."""
         import numpy as np
 
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        with rust_errors(f"`tokenizers` cannot encode with {self._path}"):
+            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         ids = [np.asarray(encoding.ids, dtype=np.uint32) for encoding in encodings]
         offsets = np.zeros(len(ids) + 1, dtype=np.int64)
         np.cumsum([len(part) for part in ids], out=offsets[1:])
@@ -117,35 +114,44 @@ def choose_engine(name: str, input_bytes: int | None) -> str:
     return name
 
 
+class LateReference:
+    """The reference encoder, which loads after the other and beside its first texts."""
+
+    def __init__(self, loading: "Future[Engine]") -> None:
+        self._loading = loading
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text."""
+        ids_T, _ = self._loading.result().encode([text])
+        return ids_T.tolist()
+
+
 @dataclass(frozen=True, slots=True)
 class Encoders:
     """An encoder that is being loaded, and what its samples are compared with."""
 
     loading: "Future[Engine]"
-    reference: ReferenceProcess | None
+    reference: LateReference | None
     """None where the encoder is the reference."""
 
 
-@contextmanager
-def load_encoders(name: str, file: TokenizerFile, *, allow_special: bool) -> Iterator[Encoders]:
-    """Begin to load the encoder `name` in a thread and the reference in a process of its own.
+def load_encoders(name: str, file: TokenizerFile, *, allow_special: bool) -> Encoders:
+    """Begin to load the encoder `name`, and then the reference, in a thread.
 
-    Errors of the encoder come with its result.
+    Errors of an encoder come with its result.
     """
-    future: Future[Engine] = Future()
+    names = [name] if name == "tokenizers" else [name, "tokenizers"]
+    loading: list[Future[Engine]] = [Future() for _ in names]
 
     def load() -> None:
-        try:
-            future.set_result(make_engine(name, file, allow_special=allow_special))
-        except BaseException as error:
-            future.set_exception(error)
+        for one, future in zip(names, loading, strict=True):
+            try:
+                future.set_result(make_engine(one, file, allow_special=allow_special))
+            except BaseException as error:
+                future.set_exception(error)
 
     threading.Thread(target=load).start()
-    if name == "tokenizers":
-        yield Encoders(future, None)
-        return
-    with ReferenceProcess(file.path, allow_special=allow_special) as reference:
-        yield Encoders(future, reference)
+    return Encoders(loading[0], LateReference(loading[1]) if len(loading) > 1 else None)
 
 
 def _has_fastokens() -> bool:

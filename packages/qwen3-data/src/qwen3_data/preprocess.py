@@ -41,8 +41,6 @@ class Settings:
     resume: bool = False
     force: bool = False
     quiet: bool = False
-    cache_dir: Path | None = None
-    """Where copies of tokenizers are kept that load faster; None for nowhere."""
 
 
 def preprocess(settings: Settings) -> "Result":
@@ -54,9 +52,9 @@ def preprocess(settings: Settings) -> "Result":
     started_s = time.monotonic()
     sources = find_sources(settings.inputs)
     chosen = choose_engine(settings.engine, input_size(sources))
-    file = TokenizerFile(settings.tokenizer_dir, settings.cache_dir if chosen == "fastokens" else None)
-    with load_encoders(chosen, file, allow_special=settings.allow_special) as encoders:
-        # Imported here, since numpy takes a tenth of a second to import, in which the encoder loads.
-        from qwen3_data.preprocess_run import run_preprocess
+    file = TokenizerFile(settings.tokenizer_dir)
+    encoders = load_encoders(chosen, file, allow_special=settings.allow_special)
+    # Imported here, since numpy takes a tenth of a second to import, in which the encoder loads.
+    from qwen3_data.preprocess_run import run_preprocess
 
-        return run_preprocess(settings, sources, file, encoders, started_s)
+    return run_preprocess(settings, sources, file, encoders, started_s)

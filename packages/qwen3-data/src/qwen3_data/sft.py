@@ -97,20 +97,6 @@ def write_sft(settings: SftSettings) -> tuple[Path, SftManifest, SftTotals]:
     return output, manifest, run.totals
 
 
-class _Reference:
-    """The tokenizer that the run has loaded anyway."""
-
-    def __init__(self, tokenizer: Qwen3Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._text = ""
-
-    def ask(self, text: str) -> None:
-        self._text = text
-
-    def answer(self) -> list[int]:
-        return self._tokenizer.encode(self._text)
-
-
 class _SftRun:
     def __init__(
         self, settings: SftSettings, sources: list[Source], tokenizer: Qwen3Tokenizer, engine: str
@@ -129,7 +115,7 @@ class _SftRun:
         self.totals = SftTotals()
         self.checker: Checker | None = None
         if engine != "tokenizers":
-            self.checker = Checker(_Reference(tokenizer), splits=facts.splits)
+            self.checker = Checker(tokenizer, splits=facts.splits)
 
     def write(self, stem: Path) -> SftManifest:
         """Write the files of the run into the folder in which it grows."""
@@ -193,7 +179,7 @@ class _SftRun:
     def _ids(self, texts: list[str]) -> tuple[NDArray[Any], NDArray[np.int64]]:
         ids_T, offsets = self.engine.encode(texts)
         if self.checker is not None:
-            self.checker.confirm(self.checker.ask(texts, ids_T, offsets))
+            self.checker.check(texts, ids_T, offsets)
         return ids_T, offsets
 
     def _nothing_left(self) -> str:

@@ -7,7 +7,6 @@ from typing import Any
 
 import orjson
 
-from qwen3_data.compact_tokenizer import read_compact, write_compact
 from qwen3_data.splitting import can_split
 from qwen3_model.errors import ConfigError, FormatError
 
@@ -28,14 +27,12 @@ class TokenizerFacts:
 
 
 class TokenizerFile:
-    """The bytes of a tokenizer.json, and its compact copy where the cache has one."""
+    """The bytes of a tokenizer.json."""
 
-    def __init__(self, directory: Path, cache_dir: Path | None = None) -> None:
+    def __init__(self, directory: Path) -> None:
         self.path = tokenizer_path(directory)
-        self._cache_dir = cache_dir
         self._raw = self.path.read_bytes()
         self.sha256 = hashlib.sha256(self._raw).hexdigest()
-        self._compact = None if cache_dir is None else read_compact(cache_dir, self.sha256)
 
     @property
     def json(self) -> str:
@@ -44,54 +41,38 @@ class TokenizerFile:
         Raises:
             FormatError: It is no text.
         """
-        if self._compact is not None:
-            return self._compact.json
         try:
             return self._raw.decode("utf-8")
         except UnicodeDecodeError as error:
             raise FormatError(f"{self.path} is not UTF-8: {error}") from error
 
     def facts(self, eod_token: str | None) -> TokenizerFacts:
-        """Return what can be known without loading it; keep a compact copy for the next time.
+        """Return what can be known without loading it.
 
         Raises:
             ConfigError: It has no token `eod_token`.
             FormatError: It is damaged.
         """
-        compact = self._compact
-        if compact is not None:
-            head, vocab, vocab_size = compact.head, None, compact.vocab_size
-        else:
-            parsed = self._parse()
-            head, vocab = parsed, parsed["model"]["vocab"]
-            added_ids = {entry["content"]: entry["id"] for entry in head["added_tokens"]}
-            # A tokenizer from which tokens were taken may have larger ids than it has entries.
-            vocab_size = max(len(vocab.keys() | added_ids), 1 + max((vocab | added_ids).values(), default=-1))
-            if self._cache_dir is not None:
-                write_compact(self._cache_dir, self.sha256, parsed, vocab_size)
-        added = head["added_tokens"]
-        ids = {entry["content"]: entry["id"] for entry in added}
-        return TokenizerFacts(
-            directory=self.path.parent,
-            sha256=self.sha256,
-            vocab_size=vocab_size,
-            eod_id=NO_ID if eod_token is None else self._id_of(eod_token, ids, vocab),
-            special_tokens=[entry["content"] for entry in added if entry["special"]],
-            splits=can_split(head),
-        )
-
-    def _id_of(self, eod_token: str, added: dict[str, int], vocab: dict[str, int] | None) -> int:
-        if eod_token in added:
-            return added[eod_token]
-        if vocab is None:
-            vocab = self._parse()["model"]["vocab"]
-        if eod_token not in vocab:
-            special = [entry["content"] for entry in self._parse()["added_tokens"] if entry["special"]]
+        parsed = self._parse()
+        vocab, added = parsed["model"]["vocab"], parsed["added_tokens"]
+        added_ids = {entry["content"]: entry["id"] for entry in added}
+        # A tokenizer from which tokens were taken may have larger ids than it has entries.
+        vocab_size = max(len(vocab.keys() | added_ids), 1 + max((vocab | added_ids).values(), default=-1))
+        special = [entry["content"] for entry in added if entry["special"]]
+        eod_id = NO_ID if eod_token is None else added_ids.get(eod_token, vocab.get(eod_token))
+        if eod_id is None:
             raise ConfigError(
                 f"--eod-token {eod_token} is no token of {self.path.parent}; its special tokens are "
                 f"{', '.join(special[:6]) or 'none'}"
             )
-        return vocab[eod_token]
+        return TokenizerFacts(
+            directory=self.path.parent,
+            sha256=self.sha256,
+            vocab_size=vocab_size,
+            eod_id=eod_id,
+            special_tokens=special,
+            splits=can_split(parsed),
+        )
 
     def _parse(self) -> dict[str, Any]:
         try:

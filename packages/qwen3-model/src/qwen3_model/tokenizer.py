@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from qwen3_model.byte_level import letter_bytes
 from qwen3_model.chat_template import render_chat_template
 from qwen3_model.errors import FormatError
+from qwen3_model.rust_errors import rust_errors
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -70,10 +71,8 @@ class Qwen3Tokenizer:
                 f"{directory} holds no tokenizer.json; give the folder of a Qwen3 model or of its tokenizer"
             )
         raw = path.read_bytes()
-        try:
+        with rust_errors(f"{path} is no tokenizer that `tokenizers` can read"):
             tokenizer = Tokenizer.from_buffer(raw)
-        except Exception as error:  # tokenizers raises bare Exception, ValueError and others
-            raise FormatError(f"{path} is no tokenizer that `tokenizers` can read: {error}") from error
         tokenizer.no_truncation()
         tokenizer.no_padding()
         settings = _read_settings(directory / "tokenizer_config.json")
@@ -103,9 +102,12 @@ class Qwen3Tokenizer:
         with self._lock:
             self._tokenizer.encode_special_tokens = not allow_special
             try:
-                encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-            except (TypeError, UnicodeEncodeError) as error:
-                raise _surrogate_error(texts) from error
+                with rust_errors(f"the tokenizer {self.name} cannot encode"):
+                    encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+            except FormatError as error:
+                if isinstance(error.__cause__, TypeError | UnicodeEncodeError):
+                    raise _surrogate_error(texts) from error
+                raise
         return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
