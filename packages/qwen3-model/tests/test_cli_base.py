@@ -1,4 +1,5 @@
 import errno
+import resource
 import signal
 import subprocess
 import sys
@@ -107,3 +108,11 @@ def test_a_finished_command_leaves_signals_as_they_were():
     for error in (None, ConfigError("no")):
         CliRunner().invoke(make_command(error), ["work"])
         assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_too_many_open_files_are_a_sentence_with_the_limit_and_the_remedy():
+    error = OSError(errno.EMFILE, "Too many open files", "a.safetensors")
+    result = CliRunner().invoke(make_command(error), ["work"])
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    assert result.exit_code == 1
+    assert f"more than {limit} files are open at once (a.safetensors); raise the limit" in result.output

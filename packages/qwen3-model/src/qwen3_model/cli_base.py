@@ -61,6 +61,11 @@ def _os_sentence(error: OSError) -> str:
     place = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"no space left on the device{place}; nothing half-written was kept; make room and run again"
+    if error.errno == errno.EMFILE:
+        import resource  # late: `--help` needs none
+
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return f"more than {limit} files are open at once{place}; raise the limit with `ulimit -n`"
     return f"{error.strerror or error}{place}"
 
 
