@@ -146,6 +146,46 @@ def legacy_bytes(token):
     return token.encode() if part == token else bytes.fromhex(part.replace("\\x", ""))
 
 
+def test_the_prompt_is_echoed_with_the_log_probabilities_that_eval_has(client, tokenizer, serve_dir):
+    from qwen3_infer.engine.loading import load_model
+    from qwen3_infer.evaluate.score_engine import Scorer
+    from qwen3_model.kernels import make_kernels
+
+    text = "The river rises in the hills, and " * 12 + "it ends in the sea."
+    ids = tokenizer.encode(text)
+    choice = complete(client, [ids], max_tokens=1, logprobs=1, echo=True).choices[0]
+    found = choice.logprobs
+    assert len(found.tokens) == len(ids) + 1
+    assert choice.text.startswith(text)
+    assert found.token_logprobs[0] is found.top_logprobs[0] is None
+    scored = Scorer(load_model(serve_dir, make_kernels("CPU"), quiet=True), 256).score(ids, len(ids) - 1)
+    assert found.token_logprobs[1:-1] == pytest.approx(scored.log_probs_T.tolist(), abs=2e-4)
+    likeliest = [max(top, key=top.get) for top in found.top_logprobs[1:-1]]
+    is_likeliest = [token == best for token, best in zip(found.tokens[1:-1], likeliest, strict=True)]
+    assert is_likeliest == scored.is_likeliest_T.tolist()
+    assert found.text_offset[:3] == [0, len(found.tokens[0]), len(found.tokens[0]) + len(found.tokens[1])]
+    alone = complete(client, [ids], max_tokens=0, logprobs=1, echo=True)
+    assert alone.choices[0].text == text
+    assert alone.choices[0].logprobs.token_logprobs == found.token_logprobs[:-1]
+    assert (alone.choices[0].finish_reason, alone.usage.completion_tokens) == ("length", 0)
+    with pytest.raises(openai.BadRequestError, match="max_tokens: must be at least 1 without echo"):
+        complete(client, text, max_tokens=0)
+
+
+def test_an_echo_continues_as_it_would_without(client):
+    free = complete(client, ["Once upon", "A time"], logprobs=2)
+    echoed = complete(client, ["Once upon", "A time"], logprobs=2, echo=True)
+    for prompt, one, other in zip(["Once upon", "A time"], free.choices, echoed.choices, strict=True):
+        assert other.text == prompt + one.text
+        count = len(one.logprobs.tokens)
+        assert other.logprobs.tokens[-count:] == one.logprobs.tokens
+        assert other.logprobs.token_logprobs[-count:] == one.logprobs.token_logprobs
+        assert other.logprobs.text_offset[-count:] == [at + len(prompt) for at in one.logprobs.text_offset]
+    pieces = [chunk.choices[0] for chunk in complete(client, "Once upon", echo=True, stream=True)]
+    assert "".join(piece.text for piece in pieces) == echoed.choices[0].text
+    assert pieces[0].text == "Once upon"
+
+
 def test_tools_stand_in_the_prompt(client, tokenizer):
     answer = chat(client, tools=TOOLS, tool_choice="auto")
     assert answer.usage.prompt_tokens == len(encode_conversation(tokenizer, HELLO, TOOLS))

@@ -91,6 +91,9 @@ class Decoding:
     """Whether the model's log-probability of each token is kept."""
     top_logprobs: int = 0
     """Of how many of the likeliest tokens it is kept besides."""
+    prompt_logprobs: int | None = None
+    """Of how many of the likeliest tokens it is kept at each token of the prompt, beside that token's own;
+    None for neither."""
     min_tokens: int = 0
     """None of `stop_ids` is chosen before so many tokens."""
     grammar: Grammar | None = None

@@ -81,6 +81,18 @@ class MindSporeEngine:
         where = self._rooms.piece(start, position, length)
         return self._rows(Tensor(ids_BL), Tensor(positions_BL), _one(len(ids) - 1), where)[0]
 
+    def read_all(self, start: int, ids: Sequence[int], position: int, length: int) -> np.ndarray:
+        """Do the same as `read`, and return the logits after each of `ids`, float32 (len(ids), V)."""
+        ids_BL = np.zeros((1, length), np.int32)
+        ids_BL[0, : len(ids)] = ids
+        positions_BL = np.arange(position, position + length, dtype=np.int32)[None]
+        where = self._rooms.piece(start, position, length)
+        every = Tensor(np.arange(length, dtype=np.int32))
+        rows = self._rows(Tensor(ids_BL), Tensor(positions_BL), every, where)
+        if isinstance(rows, LikeliestRows):
+            return np.stack([rows.whole(row) for row in range(len(ids))])
+        return rows[: len(ids)]
+
     def decode(self, starts_B: np.ndarray, tokens_B: np.ndarray, positions_B: np.ndarray) -> Sequence[Logits]:
         """Add one token to each of B regions, at its position; return the logits after each."""
         tokens_R, positions_R, where = self._rooms.batch(starts_B, tokens_B, positions_B)

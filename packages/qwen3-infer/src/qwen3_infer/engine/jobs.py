@@ -41,6 +41,10 @@ class Completion:
     """Tokens of the prompt that were copied from another request instead of being read."""
 
 
+TokenLogprobs = tuple[float, tuple[tuple[int, float], ...]]
+"""A token's log-probability, and the likeliest tokens at its place with theirs."""
+
+
 @dataclass(eq=False, slots=True)
 class Job:
     """A request on its way."""
@@ -57,6 +61,8 @@ class Job:
     """How much of it."""
     follower: Follower | None = None
     """What the answer's grammar allows, if it has one."""
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """Of each token of the prompt but the first, if asked for."""
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
 

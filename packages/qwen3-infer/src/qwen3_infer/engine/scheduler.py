@@ -49,6 +49,10 @@ class Engine(Protocol):
         """
         ...
 
+    def read_all(self, start: int, ids: Sequence[int], position: int, length: int) -> np.ndarray:
+        """Do the same, and return the logits after each of `ids`, float32 (len(ids), V)."""
+        ...
+
     def decode(self, starts_B: np.ndarray, tokens_B: np.ndarray, positions_B: np.ndarray) -> Sequence[Logits]:
         """Add one token to each of B regions, at its position; return the logits after each."""
         ...
@@ -165,8 +169,8 @@ class Scheduler:
 
     def _best_source(self, job: Job) -> tuple[Region | None, int]:
         """Return the region that begins most like the prompt, or soon will, and how much of it."""
-        if not self._engine.shares_beginnings:
-            return None, 0
+        if not self._engine.shares_beginnings or job.request.decoding.prompt_logprobs is not None:
+            return None, 0  # what is not read has no logits
         ids = job.request.prompt_ids
         best: tuple[Region | None, int] = (None, 0)
         promised = {other.region: other.request.prompt_ids for other in self.reading}
@@ -218,9 +222,18 @@ class Scheduler:
     def _read(self, job: Job) -> list[Event]:
         ids, region = job.request.prompt_ids, job.region
         assert region is not None
-        start, length = next(cut(len(ids), job.num_read, self._engine.pieces))
+        is_scored = job.request.decoding.prompt_logprobs is not None
+        # The logits of all places of a long piece would take much memory.
+        pieces = self._engine.pieces[-1:] if is_scored else self._engine.pieces
+        start, length = next(cut(len(ids), job.num_read, pieces))
         piece = ids[start : start + length]
-        logits = self._engine.read(region.start, piece, start, length)
+        logits: Logits
+        if is_scored:
+            logits_LV = self._engine.read_all(region.start, piece, start, length)
+            score_prompt(job, logits_LV, start)
+            logits = logits_LV[-1]
+        else:
+            logits = self._engine.read(region.start, piece, start, length)
         region.held.extend(piece)
         job.num_read += len(piece)
         self._num_pieces += 1
@@ -316,6 +329,15 @@ def _decode_input(job: Job) -> tuple[int, int, int]:
     """Return where a job's region starts, its newest token and that token's position."""
     assert job.region is not None
     return job.region.start, job.ids[-1], len(job.request.prompt_ids) + len(job.ids) - 1
+
+
+def score_prompt(job: Job, logits_LV: np.ndarray, start: int) -> None:
+    """Keep the log-probabilities of the tokens of a prompt that follow those from `start` on."""
+    ids, count = job.request.prompt_ids, job.request.decoding.prompt_logprobs
+    assert count is not None
+    for logits_V, token in zip(logits_LV, ids[start + 1 :], strict=False):
+        likeliest = likeliest_log_probabilities(logits_V, count)
+        job.prompt_logprobs.append((log_probability(logits_V, token), likeliest))
 
 
 def num_equal(first: Sequence[int], second: Sequence[int]) -> int:

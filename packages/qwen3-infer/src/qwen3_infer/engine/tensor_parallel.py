@@ -63,7 +63,7 @@ class WholeLogits(CachedQwen3):
     def construct(
         self, ids_BL: Tensor, position_ids_BL: Tensor, last_B: Tensor, rows_B: Any = None
     ) -> Tensor:
-        """Return float32 logits (B, V)."""
+        """Return float32 logits (B, V): of B rows, or at B places of one."""
         part_BV = self.network(ids_BL, position_ids_BL, None, self.cache, last_B, rows_B)
         return joined(self.group, part_BV)
 

@@ -74,6 +74,10 @@ class Answer:
         """Take in a token and yield the chunks that it makes certain."""
         index = event.job.request.index * self._num_samples + event.job.request.sample
         choice = self.choices[index]
+        if self._request.echo and choice.num_tokens == 0:
+            yield self._echo(index, choice, event)
+            if self._request.is_prompt_alone:
+                return
         choice.num_tokens += 1
         done = event.completion
         if done and event.job.request.sample == 0:
@@ -86,6 +90,23 @@ class Answer:
             choice.finish_reason = done.finish_reason if done else None
             if event.piece or done or logprobs:
                 yield self._chunk(index, {"text": event.piece, "logprobs": logprobs})
+
+    def _echo(self, index: int, choice: Choice, event: Event) -> dict[str, Any]:
+        """Return the chunk with the prompt."""
+        prompt_ids = event.job.request.prompt_ids
+        choice.text = self._tokenizer.decode(prompt_ids, skip_special=False)
+        logprobs = None
+        if event.job.request.decoding.prompt_logprobs is not None:
+            first = self._legacy_entry(choice, prompt_ids[0], None, ())
+            entries = [first] + [
+                self._legacy_entry(choice, token, logprob, likeliest)
+                for token, (logprob, likeliest) in zip(prompt_ids[1:], event.job.prompt_logprobs, strict=True)
+            ]
+            logprobs = _joined(entries)
+            choice.logprobs.append(logprobs)
+        if self._request.is_prompt_alone:
+            choice.finish_reason = "length"
+        return self._chunk(index, {"text": choice.text, "logprobs": logprobs})
 
     def _add_chat(self, index: int, choice: Choice, event: Event) -> Iterator[dict[str, Any]]:
         logprobs = self._chat_logprobs(choice, event)
@@ -189,15 +210,24 @@ class Answer:
     def _legacy_logprobs(self, choice: Choice, event: Event) -> dict[str, Any] | None:
         if event.logprob is None:
             return None
+        entry = self._legacy_entry(choice, event.token, event.logprob, event.top_logprobs)
+        choice.logprobs.append(entry)
+        return entry
+
+    def _legacy_entry(
+        self, choice: Choice, token: int, logprob: float | None, likeliest: Sequence[tuple[int, float]]
+    ) -> dict[str, Any]:
+        """Return what the older endpoint says of one token; the first of a prompt has no probability."""
+        tops = None if logprob is None else {self._legacy_text(other): value for other, value in likeliest}
         entry = {
-            "tokens": [self._legacy_text(event.token)],
-            "token_logprobs": [event.logprob],
-            "top_logprobs": [{self._legacy_text(token): logprob for token, logprob in event.top_logprobs}],
+            "tokens": [self._legacy_text(token)],
+            "token_logprobs": [logprob],
+            "top_logprobs": [tops],
             "text_offset": [choice.offset],
         }
-        raw = self._tokenizer.token_bytes(event.token)
-        choice.offset += len(choice.characters.decode(raw or b""))
-        choice.logprobs.append(entry)
+        raw = self._tokenizer.token_bytes(token)
+        text = self._tokenizer.token_text(token) if raw is None else choice.characters.decode(raw)
+        choice.offset += len(text)
         return entry
 
     def _legacy_text(self, token: int) -> str:

@@ -67,6 +67,12 @@ LENGTH = Field(
     lambda v: v == -1 or 1 <= v < 2**31,
     {"type": "integer", "minimum": -1, "maximum": 2**31 - 1},
 )
+NO_OR_LENGTH = Field(
+    (int,),
+    "must be a whole number, 0 with echo alone, or -1 for as many as there is room for",
+    lambda v: -1 <= v < 2**31,
+    LENGTH.schema,
+)
 EFFORT = _one_of("none", "minimal", "low", "medium", "high", "xhigh")
 """All but the first two let the model think."""
 SEED = Field((int,), "must be a whole number", schema={"type": "integer"})
@@ -143,6 +149,7 @@ CHAT: dict[str, Field] = COMMON | {
     "enable_thinking": FLAG, "chat_template_kwargs": TABLE,
 }  # fmt: skip
 COMPLETION: dict[str, Field] = COMMON | {
+    "max_tokens": NO_OR_LENGTH, "echo": FLAG,
     "prompt": PROMPT,
     "logprobs": _count(0, 20),
 }  # fmt: skip

@@ -64,6 +64,10 @@ class ApiRequest:
     """Whether `<tool_call>` in the answer is a call."""
     starts_in_thought: bool
     """Whether the prompt ends with an open `<think>`."""
+    echo: bool = False
+    """Whether the answer begins with the prompt."""
+    is_prompt_alone: bool = False
+    """Whether the answer is no more than that; the token that a request always makes is dropped."""
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -148,13 +152,20 @@ def read_completion(body: Any, service: Service) -> ApiRequest:
     )
     prompts = _prompt_ids(given["prompt"], service)
     length = given.get("max_tokens", DEFAULT_COMPLETION_TOKENS)
+    echo = bool(given.get("echo"))
+    if length == 0 and not echo:
+        raise invalid("max_tokens", "must be at least 1 without echo")
+    if echo and "logprobs" in given:
+        decoding = replace(decoding, prompt_logprobs=given["logprobs"])
     return ApiRequest(
         is_chat=False,
-        requests=_requests(prompts, given, decoding, length, service),
+        requests=_requests(prompts, given, decoding, length or 1, service),
         stream=bool(given.get("stream")),
         include_usage=_include_usage(given),
         has_tools=False,
         starts_in_thought=False,
+        echo=echo,
+        is_prompt_alone=length == 0,
     )
 
 
