@@ -86,6 +86,12 @@ def test_a_server_of_two_processes_answers_as_one_does_and_ends_with_either(
         ("Hello", sampled | {"extra_body": {"repetition_penalty": 1.2, "top_k": 20}}),
     ]:  # fmt: skip
         assert complete(two, prompt, **fields).text == complete(one, prompt, **fields).text, fields
+    scored = [
+        complete(each, LONG, logprobs=1, max_tokens=1, extra_body={"echo": True}).logprobs.token_logprobs
+        for each in (one, two)
+    ]
+    assert scored[0][0] is None
+    assert scored[1][1:] == pytest.approx(scored[0][1:], abs=1e-4)
     expected, found = (complete(each, "Hello there", logprobs=2) for each in (one, two))
     assert found.text == expected.text
     np.testing.assert_allclose(found.logprobs.token_logprobs, expected.logprobs.token_logprobs, atol=1e-4)

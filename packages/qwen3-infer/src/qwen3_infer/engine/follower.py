@@ -102,6 +102,9 @@ class _Follower:
         if name == "copy":
             self._engine.copy(*values)
             return {}, []
+        if name == "read_all":
+            self._rows = ()
+            return {}, [self._engine.read_all(*values)]
         if name == "read":
             self._rows = [self._engine.read(*values)]
         else:

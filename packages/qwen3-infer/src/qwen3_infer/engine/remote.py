@@ -181,6 +181,11 @@ class RemoteEngine:
         numbers = [int(start), [int(token) for token in ids], int(position), int(length)]
         return self._rows({"do": "read", "with": numbers})[0]
 
+    def read_all(self, start: int, ids: Sequence[int], position: int, length: int) -> np.ndarray:
+        """Do the same, and return the logits after each of `ids`, float32 (len(ids), V)."""
+        numbers = [int(start), [int(token) for token in ids], int(position), int(length)]
+        return self._ranks.call({"do": "read_all", "with": numbers})[1][0]
+
     def decode(self, starts_B: np.ndarray, tokens_B: np.ndarray, positions_B: np.ndarray) -> Sequence[Logits]:
         """Add one token to each of B regions, at its position; return the logits after each."""
         numbers = [each_B.tolist() for each_B in (starts_B, tokens_B, positions_B)]
