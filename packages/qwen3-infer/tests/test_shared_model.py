@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -124,12 +125,20 @@ def test_a_server_of_two_processes_answers_as_one_does_and_ends_with_either(
 
 
 @pytest.mark.slow
-def test_a_server_of_two_processes_ends_in_order(start_server, folder, tmp_path):
-    server = start_server(*serve(folder), *two_processes(tmp_path / "logs"))
-    assert complete(connect(server), "Hello").text
-    assert server.end(signal.SIGTERM) == 0
-    assert server.lines[-1] == "stopped\n"
-    assert not workers(tmp_path / "logs")
+def test_a_server_over_two_nodes_ends_in_order(start_server, folder, tmp_path):
+    job = ["--worker-num", "2", "--local-worker-num", "1", "--master-port", free_port()]
+    logs = [tmp_path / "node0", tmp_path / "node1"]
+    other = subprocess.Popen(
+        [sys.executable, *serve(folder), *job, "--node-rank", "1", "--log-dir", str(logs[1])],
+        stderr=subprocess.PIPE,
+    )
+    with other:
+        server = start_server(*serve(folder), *job, "--log-dir", str(logs[0]))
+        assert complete(connect(server), "Hello").text
+        assert server.end(signal.SIGTERM) == 0
+        assert server.lines[-1] == "stopped\n"
+        assert other.wait(60) == 0
+    assert not workers(logs[0]) + workers(logs[1])
 
 
 @pytest.mark.slow
@@ -244,6 +253,31 @@ def test_a_devices_logits_come_over_only_when_they_are_asked_for(device_rank):
     np.testing.assert_array_equal(rows[1].whole(), logits[1])
     np.testing.assert_array_equal(rows[0].whole(), logits[0])
     assert asked == ["serve_engine", "decode", "whole"]
+
+
+def test_a_process_of_another_node_that_ends_is_noticed_by_who_waits_and_by_who_does_not(monkeypatch):
+    monkeypatch.setattr("qwen3_infer.engine.remote.VERDICT_S", 0.3)
+    for waits in (True, False):
+        ranks = Ranks("127.0.0.1", 2)
+        links = [socket.create_connection(("127.0.0.1", ranks.port)) for _ in range(2)]
+        for rank, link in enumerate(links):
+            wire.send(link, {"rank": rank, "secret": ranks.secret})
+        wire.send(links[0], {"notes": []})
+        ranks.meet()
+        ranks.check()
+        assert not ranks.has_failed
+        links[1].close()
+        if waits:
+            with pytest.raises(Qwen3Error, match=r"rank 1 has ended; worker_1\.log"):
+                ranks.call({"do": "decode"})
+        else:
+            ranks.check()
+            time.sleep(0.4)
+            with pytest.raises(Qwen3Error, match="rank 1 has ended"):
+                ranks.check()
+        assert ranks.has_failed
+        ranks.close()
+        links[0].close()
 
 
 def test_who_waits_for_a_process_that_died_gets_the_launchers_sentence(device_rank):

@@ -86,7 +86,8 @@ def open_model(
         yield RemoteModel(ranks, about["compute_dtype"])
     finally:
         ranks.close()
-        watching.join(PATIENCE_S)
+        if not ranks.has_failed:  # who waits for one that has ended would not hear
+            watching.join(PATIENCE_S)
         is_over.set()
         watching.join()
 

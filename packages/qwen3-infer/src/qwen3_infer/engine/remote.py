@@ -5,6 +5,7 @@ chosen, by whom and when, is decided here alone. B requests, V vocabulary, C can
 """
 
 import secrets
+import select
 import socket
 import time
 from collections.abc import Sequence
@@ -18,8 +19,8 @@ from qwen3_infer.evaluate.scored import Scored
 from qwen3_model.errors import Qwen3Error, WeightError
 
 LOOK_S = 0.2
-VERDICT_S = 15.0
-"""For the launcher to say which process ended, once a connection is gone."""
+VERDICT_S = 8.0
+"""For the launcher, which sees those of its node, to say which process ended once a connection is gone."""
 
 
 class Ranks:
@@ -36,6 +37,7 @@ class Ranks:
         self._num_ranks = num_ranks
         self._links: list[socket.socket] = []
         self._error: Qwen3Error | None = None
+        self._gone_since_s: float | None = None
         self._is_closed = False
 
     def meet(self) -> list[str]:
@@ -68,8 +70,18 @@ class Ranks:
 
     def check(self) -> None:
         """Raise what has ended a process, should one have ended."""
+        if self._error is None and (gone := self._gone()) is not None:
+            now_s = time.monotonic()
+            self._gone_since_s = self._gone_since_s or now_s
+            if now_s - self._gone_since_s > VERDICT_S:
+                self.fail(Qwen3Error(f"rank {gone} has ended; worker_{gone}.log on its node may say why"))
         if self._error is not None:
             raise self._error
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a process has ended before it was told to."""
+        return self._error is not None
 
     def call(self, message: dict[str, Any]) -> tuple[dict[str, Any], list[np.ndarray]]:
         """Let all do something, and return rank 0's answer.
@@ -94,8 +106,18 @@ class Ranks:
             self._raise_verdict()
         return self._answer()
 
+    def _gone(self) -> int | None:
+        """Return a rank whose connection has ended; none but the first ever says anything."""
+        if self._is_closed or len(self._links) < self._num_ranks:
+            return None
+        said, _, _ = select.select(self._links[1:], [], [], 0)
+        return self._links.index(said[0]) if said else None
+
     def _answer(self) -> tuple[dict[str, Any], list[np.ndarray]]:
         try:
+            while not select.select(self._links[:1], [], [], LOOK_S)[0]:
+                if self._gone() is not None:  # rank 0 waits for it, and would for half an hour
+                    self._raise_verdict()
             said, arrays = wire.receive(self._links[0])
         except OSError:
             self._raise_verdict()
@@ -104,10 +126,11 @@ class Ranks:
         return said, arrays
 
     def _raise_verdict(self) -> None:
-        until_s = time.monotonic() + VERDICT_S
-        while self._error is None and time.monotonic() < until_s:
+        until_s = time.monotonic() + 2 * VERDICT_S
+        while time.monotonic() < until_s:
+            self.check()
             time.sleep(LOOK_S)
-        raise self._error or Qwen3Error("a process that shares the model out does not answer any more")
+        raise Qwen3Error("a process that shares the model out does not answer any more")
 
     def fail(self, error: Qwen3Error) -> None:
         """Say why the job has ended; who waits for an answer gets it as an exception."""
