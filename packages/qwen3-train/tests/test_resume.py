@@ -108,7 +108,7 @@ def test_auto_takes_a_run_that_is_done_for_finished_and_true_says_what_helps(pre
     )
     done = CliRunner().invoke(main, ["launch", "--config", str(config)])
     assert (done.exit_code, done.stdout) == (0, "")
-    assert "is finished: qwen3_rank_0-1_6.safetensors is its step 6 of 6" in done.stderr
+    assert "is finished with qwen3_rank_0-1_6.safetensors" in done.stderr
 
 
 def test_a_first_checkpoint_that_was_never_finished_lets_auto_begin_and_damage_does_not(prepare):

@@ -24,6 +24,7 @@ from qwen3_train.launch_status import status_of
 from qwen3_train.prepare import PreparedRun, prepare_run
 from qwen3_train.reports.run_log import WORKER_LOG, RunLog
 from qwen3_train.run_folder import (
+    BEST,
     METRICS,
     RESOLVED_CONFIG,
     only_run,
@@ -273,13 +274,15 @@ def _write_run(run: PreparedRun, config: RunConfig, log: RunLog) -> None:
     if settings.layout.num_ranks > 1:
         log.line(f"{settings.layout.num_ranks} processes: {_layout_words(settings)}")
     write_text_atomically(settings.output_dir / RESOLVED_CONFIG, config.to_yaml())
-    write_model_files(
-        settings.output_dir,
-        settings.model,
-        settings.hf_dir,
-        tokenizer_dir=settings.tokenizer_dir,
-        stop_ids=run.stop_ids,
-    )
+    for folder in (settings.output_dir, settings.output_dir / BEST)[: 1 + settings.validation.keep_best]:
+        folder.mkdir(exist_ok=True)
+        write_model_files(
+            folder,
+            settings.model,
+            settings.hf_dir,
+            tokenizer_dir=settings.tokenizer_dir,
+            stop_ids=run.stop_ids,
+        )
 
 
 def _layout_words(settings: TrainSettings) -> str:
@@ -303,8 +306,8 @@ def _pinned(run: PreparedRun) -> list[str]:
 def _say_finished(run: PreparedRun) -> None:
     assert run.source is not None
     sys.stderr.write(
-        f"{run.settings.output_dir} is finished: {run.source.first.name} is its step {run.last_step} of "
-        f"{run.last_step}. To train longer raise runner_config.epochs or stop_step; to begin anew choose "
+        f"{run.settings.output_dir} is finished with {run.source.first.name}. To train longer raise "
+        "runner_config.epochs, stop_step or the patience of EarlyStopping; to begin anew choose "
         "another --output_dir, or pass --force\n"
     )
 

@@ -21,6 +21,7 @@ from qwen3_train.run_folder import refuse_used_folder, restore_replaced
 from qwen3_train.settings.model import size_differences
 from qwen3_train.settings.run import TrainSettings
 from qwen3_train.settings.token_files import DataSettings
+from qwen3_train.settings.validation import BestLoss
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +42,8 @@ class PreparedRun:
     """Of the data and their order; a resumed run must have the same."""
     source: ResumeSource | None
     """Checkpoint to continue from; None for a run that begins."""
+    best: BestLoss
+    """Of its evaluations so far."""
     is_finished: bool
     """Whether that checkpoint is the run's end, which is no error where `resume_training` is auto."""
     lora_base: Path | None
@@ -83,7 +86,9 @@ def prepare_run(settings: TrainSettings, *, force: bool, saves: bool = True) -> 
     resumed = continue_plan(settings, source, _plan(settings, data.train), data.fingerprint, base_hash, notes)
     plan = resumed.plan
     last_step = min(plan.num_steps, settings.stop_step or plan.num_steps)
-    is_finished = source is not None and resumed.steps_done >= last_step
+    patience = settings.validation.patience
+    is_stopped = patience is not None and resumed.best.waited >= patience
+    is_finished = source is not None and (resumed.steps_done >= last_step or is_stopped)
     if source is not None and is_finished and settings.resume.mode != "auto":
         raise ConfigError(f"{source.first.name} {_finished(resumed, last_step)}")
     # Weights and two moments in float32, and one more checkpoint while the new one is written.
@@ -115,6 +120,7 @@ def prepare_run(settings: TrainSettings, *, force: bool, saves: bool = True) -> 
         schedule=make_schedule(settings.lr_schedule, plan.num_steps),
         fingerprint=data.fingerprint(None),
         source=source,
+        best=resumed.best,
         is_finished=is_finished,
         lora_base=base,
         lora_base_fingerprint=base_hash,
@@ -124,6 +130,11 @@ def prepare_run(settings: TrainSettings, *, force: bool, saves: bool = True) -> 
 
 
 def _finished(resumed: Resumed, last_step: int) -> str:
+    if resumed.steps_done < last_step:
+        return (
+            f"was ended by EarlyStopping, {resumed.best.waited} evaluations after the lowest loss; raise its "
+            "patience to train longer"
+        )
     if last_step < resumed.plan.num_steps:
         remedy = f"raise stop_step of the callback TrainCallBack, up to {resumed.plan.num_steps}"
     else:

@@ -16,12 +16,15 @@ from qwen3_model.tokenizer import TOKENIZER_FILES
 
 METRICS = "metrics.jsonl"
 RESOLVED_CONFIG = "run.yaml"
+BEST = "best"
+"""Folder of the checkpoint with the lowest eval_loss, which is a run's folder itself."""
 REPLACED = ".replaced"
 """Where `--force` keeps the run before until the new one has a checkpoint of its own."""
 LOCK = ".lock"
 """Locked, and with the number of its process within, while a run writes to the folder."""
 ARTEFACTS = (
     "checkpoint",
+    "best",
     "strategy",
     METRICS,
     RESOLVED_CONFIG,

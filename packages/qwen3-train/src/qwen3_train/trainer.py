@@ -3,6 +3,7 @@
 import math
 import secrets
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import mindspore as ms
@@ -29,7 +30,7 @@ from qwen3_train.peak_memory import peak_memory_gb
 from qwen3_train.prepare import PreparedRun
 from qwen3_train.recompute import apply_recompute
 from qwen3_train.reports.run_log import Metrics, RunLog, step_line
-from qwen3_train.run_folder import METRICS
+from qwen3_train.run_folder import BEST, METRICS
 from qwen3_train.skipped_steps import SkippedSteps
 from qwen3_train.step import Evaluation, TrainStep
 from qwen3_train.stopping import StopAgreement
@@ -96,30 +97,16 @@ def train(
     else:
         done = resume_weights(step, model, run.source, settings.fused_layout)
         log.line(f"resumed from {run.source.files.get(rank, run.source.first)} after step {done}")
-    if settings.lora and run.lora_base and rank == 0:
-        write_adapter_config(settings.lora, settings, run.lora_base)
-    strategy = write_strategies(
-        settings.output_dir,
-        settings.layout,
-        settings.model,
-        rank,
-        offset=settings.offset,
-        shares_moments=settings.parallel_optimizer,
-        lora=settings.lora,
-    )
+    strategy = _describe(run, settings.output_dir, rank)
     # Every rank knows the loss of all; one writes it down.
     metrics = Metrics(settings.output_dir / METRICS, after_step=done) if rank == 0 else None
     world = WorldSum(grid.world)
-    writer = None
+    writer = best_writer = None
     if saves:
-        writer = CheckpointWriter(
-            settings.output_dir / "checkpoint" / f"rank_{rank}",
-            f"{settings.prefix}_rank_{rank}",
-            settings.keep_max,
-            in_thread=settings.async_save,
-            wait_for_others=lambda: world.add(0.0),
-            log=log.line,
-        )
+        writer = _make_writer(run, settings.output_dir, rank, world, log, keep_max=settings.keep_max)
+        if settings.validation.keep_best:
+            _describe(run, settings.output_dir / BEST, rank)
+            best_writer = _make_writer(run, settings.output_dir / BEST, rank, world, log, keep_max=1)
     agreement = StopAgreement(
         request or StopRequest(),
         world.add,
@@ -129,6 +116,7 @@ def train(
     )
     try:
         loop = _Loop(run, step, Evaluation(model, grid), grid, world, writer, metrics, log, strategy)
+        loop.best_writer = best_writer
         try:
             return loop.run(done, agreement)
         finally:
@@ -138,6 +126,35 @@ def train(
             writer.close()
         if metrics is not None:
             metrics.close()
+
+
+def _describe(run: PreparedRun, folder: Path, rank: int) -> Path:
+    """Write beside the checkpoints in `folder` how they are cut, and of adapters what they belong to."""
+    settings = replace(run.settings, output_dir=folder)
+    if settings.lora and run.lora_base and rank == 0:
+        write_adapter_config(settings.lora, settings, run.lora_base)
+    return write_strategies(
+        folder,
+        settings.layout,
+        settings.model,
+        rank,
+        offset=settings.offset,
+        shares_moments=settings.parallel_optimizer,
+        lora=settings.lora,
+    )
+
+
+def _make_writer(
+    run: PreparedRun, folder: Path, rank: int, world: WorldSum, log: RunLog, *, keep_max: int
+) -> CheckpointWriter:
+    return CheckpointWriter(
+        folder / "checkpoint" / f"rank_{rank}",
+        f"{run.settings.prefix}_rank_{rank}",
+        keep_max,
+        in_thread=run.settings.async_save and folder == run.settings.output_dir,
+        wait_for_others=lambda: world.add(0.0),
+        log=log.line,
+    )
 
 
 class _Loop:
@@ -153,7 +170,8 @@ class _Loop:
         log: RunLog,
         strategy: Path,
     ) -> None:
-        self.strategy = strategy
+        self.strategy, self.best = strategy, replace(run.best)
+        self.best_writer: CheckpointWriter | None = None
         self.prepared, self.step, self.evaluation = run, step, evaluation
         self.grid, self.world, self.writer, self.metrics, self.log = grid, world, writer, metrics, log
         self.times_s: list[float] = []
@@ -191,6 +209,9 @@ class _Loop:
                 self._log_step(number, values)
             if number == last or (settings.eval_every and number % settings.eval_every == 0):
                 self._evaluate(number)
+                if self._is_hopeless() and number < last:
+                    self._end_early(number)
+                    return ""
             if number == last or (settings.save_every and number % settings.save_every == 0):
                 started_s, saved = time.perf_counter(), number
                 self._save(number)
@@ -198,6 +219,18 @@ class _Loop:
                 self._require_folder()
         self._finish()
         return ""
+
+    def _is_hopeless(self) -> bool:
+        patience = self.prepared.settings.validation.patience
+        return patience is not None and self.best.waited >= patience
+
+    def _end_early(self, number: int) -> None:
+        self._save(number)
+        self._finish()
+        self.log.line(
+            f"EarlyStopping: eval_loss was lowest at step {self.best.step} ({self.best.loss:.6f}), "
+            f"{self.best.waited} evaluations ago; the run ends after step {number}"
+        )
 
     def _finish(self) -> None:
         if self.writer is not None:
@@ -271,6 +304,8 @@ class _Loop:
         self._write(step=number, eval_loss=loss, eval_perplexity=perplexity)
         told = f"eval_loss: {loss:.6f}, eval_perplexity: {perplexity:.3f} on {counted} held-out tokens"
         self.log.line(f"step {number}: {told}")
+        if self.best.take(number, loss, run.settings.validation.min_delta) and self.best_writer and number:
+            self._save_to(self.best_writer, number)
 
     def _add_counts(self, counted: int) -> int:
         """Add up whole numbers over the replicas; float32 has each half exactly."""
@@ -281,11 +316,13 @@ class _Loop:
         return int(upper_sum) * COUNT_BASE + int(lower_sum)
 
     def _save(self, number: int) -> None:
-        if self.writer is None:
-            return
+        if self.writer is not None:
+            self._save_to(self.writer, number)
+
+    def _save_to(self, writer: CheckpointWriter, number: int) -> None:
         run = self.prepared
         parameters = self.step.weights | self.step.moments()
-        self.writer.save(
+        writer.save(
             Place(*run.plan.epoch_and_step(number)),
             TrainState(
                 number,
@@ -297,6 +334,7 @@ class _Loop:
                 self.course,
                 skipped=self.step.num_skipped,
                 settings=run_facts(run.settings),
+                best=asdict(self.best) if math.isfinite(self.best.loss) else {},
             ),
             [FloatTensor(name, tuple(held.shape), held.asnumpy) for name, held in parameters.items()],
         )

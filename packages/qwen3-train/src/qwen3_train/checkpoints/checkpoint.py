@@ -62,6 +62,8 @@ class TrainState:
     """Of the steps taken, those that were not applied."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Rates, betas and the like of the run, by key."""
+    best: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `BestLoss`; empty where nothing was evaluated."""
 
 
 def save_checkpoint(
@@ -121,6 +123,7 @@ def read_state(file: SafetensorsFile) -> TrainState:
         raw.get("version", STATE_VERSION),
         raw.get("skipped", 0),
         raw.get("settings", {}),
+        raw.get("best", {}),
     )
 
 
@@ -139,6 +142,8 @@ def _told(state: TrainState) -> dict[str, Any]:
         told["base"] = state.base
     if state.settings:
         told["settings"] = dict(state.settings)
+    if state.best:
+        told["best"] = dict(state.best)
     if state.skipped:
         told["skipped"] = state.skipped
     if state.course:

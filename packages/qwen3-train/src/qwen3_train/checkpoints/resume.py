@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from qwen3_model.errors import ConfigError
@@ -14,6 +14,7 @@ from qwen3_train.data.batch_plan import BatchPlan, Start
 from qwen3_train.settings.conversation_blend import BlendSettings
 from qwen3_train.settings.hf_loader import HfDataSettings, SftFileSettings
 from qwen3_train.settings.run import TrainSettings
+from qwen3_train.settings.validation import BestLoss
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,6 +23,7 @@ class Resumed:
 
     plan: BatchPlan
     steps_done: int = 0
+    best: BestLoss = field(default_factory=BestLoss)
 
 
 def continue_plan(
@@ -56,6 +58,7 @@ def continue_plan(
             f"{source.first} belongs to another base (fingerprint {state.base or 'none'}, now "
             f"{base or 'none'}); name the folder that its adapters were trained on as pretrained_model_dir"
         )
+    best = BestLoss(**state.best)
     notes += changed_settings(state.settings, run_facts(settings))
     wanted = fingerprint(plan.global_batch if state.version == 1 else None)
     if not state.data:
@@ -74,8 +77,8 @@ def continue_plan(
             f"ignore_data_skip: the data are others{difference}; epoch {changed.start.epoch + 1} begins with "
             f"their sample {changed.start.samples}, and the run will have {changed.num_steps} steps"
         )
-        return Resumed(plan=changed, steps_done=state.global_step)
-    return Resumed(plan=_continued(plan, state, notes), steps_done=state.global_step)
+        return Resumed(plan=changed, steps_done=state.global_step, best=best)
+    return Resumed(plan=_continued(plan, state, notes), steps_done=state.global_step, best=best)
 
 
 def run_facts(settings: TrainSettings) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from qwen3_train.settings.recompute import Recompute, read_recompute
 from qwen3_train.settings.resume import ResumeSettings, read_resume
 from qwen3_train.settings.skip import SkipSettings, read_skip
 from qwen3_train.settings.token_files import DataSettings
+from qwen3_train.settings.validation import ValidationSettings, read_validation
 from qwen3_train.settings.values import check_schedule, lr_section, number_problems
 
 
@@ -74,6 +75,7 @@ class TrainSettings:
     do_eval: bool
     eval_every: int | None
     """Steps between evaluations; None for only before the first and after the last step."""
+    validation: ValidationSettings
     log_every: int
     prefix: str
     """Beginning of checkpoint file names."""
@@ -127,13 +129,15 @@ def read_settings(
     eval_data = _collect(problems, read_eval_dataset, config, data) if data is not None else None
     layout = _collect(problems, _layout, config, worker_num)
     offset = _collect(problems, read_offset, config.get("model.model_config.offset"))
-    num_stages = layout.pp if layout is not None else 1
-    recompute = _collect(problems, read_recompute, config.get("recompute_config"), num_stages)
+    recompute = _collect(
+        problems, read_recompute, config.get("recompute_config"), layout.pp if layout is not None else 1
+    )
     available = default_device(simulation)
     problems += number_problems(config) + _mode_problems(config, available)
     _collect(problems, check_schedule, config)
     skip = _collect(problems, read_skip, config)
     resume = _collect(problems, read_resume, config)
+    validation = _collect(problems, read_validation, config)
     device = config.get("context.device_target") or available
     output_dir = Path(config.get("output_dir") or "./output")
     ascend = _collect(problems, _ascend, config, device, worker_num, output_dir)
@@ -152,6 +156,7 @@ def read_settings(
     assert layout is not None
     assert ascend is not None
     assert resume is not None
+    assert validation is not None
     if lora is not None:
         refuse_empty_stages(lora, model, layout, offset)
     monitor = _callback(config, "CheckpointMonitor")
@@ -189,6 +194,7 @@ def read_settings(
         eval_data=eval_data,
         do_eval=bool(config.get("do_eval", False)),
         eval_every=_positive(config.get("eval_step_interval")),
+        validation=validation,
         log_every=_callback(config, "MFLossMonitor").get("per_print_times") or 1,
         prefix=monitor.get("prefix") or "qwen3",
         save_every=_positive(monitor.get("save_checkpoint_steps")),

@@ -107,8 +107,8 @@ LR_SCHEDULE: dict[str, Any] = {
 }  # fmt: skip
 
 CALLBACK: dict[str, Any] = {
-    "type": Key((str,), ("MFLossMonitor", "CheckpointMonitor", "TrainCallBack")),
-    "per_print_times": COUNT, "stop_step": COUNT,
+    "type": Key((str,), ("MFLossMonitor", "CheckpointMonitor", "TrainCallBack", "EarlyStopping")),
+    "per_print_times": COUNT, "stop_step": COUNT, "patience": COUNT, "min_delta": NUMBER, "keep_best": FLAG,
     "prefix": TEXT, "save_checkpoint_steps": COUNT, "keep_checkpoint_max": COUNT,
     "checkpoint_format": Key((str,), ("safetensors",)), "integrated_save": NO_EFFECT,
     # mindformers' threads and processes differ in nothing that a run would show.

@@ -11,7 +11,7 @@ CALLBACK_KEYS = {
     "CheckpointMonitor": (
         "prefix", "save_checkpoint_steps", "keep_checkpoint_max", "checkpoint_format", "integrated_save",
         "async_save", "remove_redundancy", "save_trainable_params", "save_network_params", "exception_save",
-        "directory", "keep_best", "save_optimizer",
+        "directory", "keep_best",
     ),
     "TrainCallBack": ("stop_step",),
     "EarlyStopping": ("patience", "min_delta"),

@@ -8,6 +8,7 @@ from qwen3_model.run_config import RunConfig
 from qwen3_train.lr_schedule import make_schedule
 from qwen3_train.settings.resume import read_resume
 from qwen3_train.settings.skip import read_skip
+from qwen3_train.settings.validation import read_validation
 
 ANY_STEPS = 1000
 """Of a run whose number of steps only the data know."""
@@ -16,7 +17,12 @@ ANY_STEPS = 1000
 def value_problems(config: RunConfig) -> list[str]:
     """Return what is wrong with numbers, optimizer, schedule, skipping and resuming."""
     problems = number_problems(config)
-    checks: tuple[Callable[[RunConfig], object], ...] = (read_skip, read_resume, check_schedule)
+    checks: tuple[Callable[[RunConfig], object], ...] = (
+        read_skip,
+        read_resume,
+        read_validation,
+        check_schedule,
+    )
     for check in checks:
         try:
             check(config)
