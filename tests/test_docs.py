@@ -16,7 +16,7 @@ PAGES = [
     ROOT / "CONTRIBUTING.md",
     *sorted(ROOT.glob("packages/*/README.md")),
 ]
-PAGES += sorted(ROOT.glob("docs/**/*.md"))
+PAGES += sorted(ROOT.glob("docs/**/*.md")) + sorted(ROOT.glob("examples/**/*.md"))
 PROGRAMS = ["qwen3-model", "qwen3-data", "qwen3-train", "qwen3-ckpt", "qwen3-infer"]
 DEFAULT_YAML = "pretrain_qwen3_32b_4k.yaml"
 
