@@ -84,3 +84,35 @@ def test_special_tokens_give_no_text(tokenizer):
     stream = TextStream(tokenizer)
     assert stream.push(tokenizer.token_id("<|im_end|>")) == ""
     assert stream.push(tokenizer.encode("a")[0]) + stream.finish() == "a"
+
+
+class Counted:
+    """Bytes as tokens, 256 for a special one; counts what is decoded."""
+
+    def __init__(self):
+        self.num_decoded = 0
+
+    def decode(self, ids, skip_special=True):
+        self.num_decoded += len(ids)
+        return bytes(token for token in ids if token < 256).decode("utf-8", "replace")
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        [256] * 2000,
+        [0x80] * 2000,
+        [0xF0] * 1001,
+        [*b"a", *[256] * 500, *"\u00e9\U0001f600".encode() * 100, *[0xE2, 0x82] * 300],
+        [0xE2, *[256] * 100, 0x82, 256, 0xAC],
+        [0xF0, 0x9F, 0x98, 0x80] * 300,
+    ],
+    ids=["special", "no character", "beginnings", "mixed", "special within one", "four tokens each"],
+)  # fmt: skip
+def test_text_that_does_not_grow_costs_no_more_for_each_token(ids):
+    tokenizer = Counted()
+    stream = TextStream(tokenizer)
+    pieces = [stream.push(token) for token in ids]
+    assert tokenizer.num_decoded < 200 * len(ids)
+    pieces.append(stream.finish())
+    assert "".join(pieces) == stream.text == Counted().decode(ids)

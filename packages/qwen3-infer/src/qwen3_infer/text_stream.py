@@ -5,6 +5,10 @@ from collections.abc import Sequence
 from qwen3_model.tokenizer import Qwen3Tokenizer
 
 BROKEN = "\ufffd"
+LONGEST_CHARACTER = 4
+"""Bytes of UTF-8."""
+MOST_HELD = 16
+"""Tokens without a whole character at their end, before what is certain of them is given out."""
 
 
 class TextStream:
@@ -29,13 +33,29 @@ class TextStream:
 
     def push(self, token: int) -> str:
         """Add a token and return the text that is now certain, often empty."""
+        if not self._tokenizer.decode([token]):
+            return ""  # a special token, which would be decoded again with each that follows
         self._ids.append(token)
         known = self._tokenizer.decode(self._ids[self._start : self._read])
         text = self._tokenizer.decode(self._ids[self._start :])
-        if text.endswith(BROKEN) or len(text) <= len(known):
+        if text.endswith(BROKEN):
+            return self._give(self._certain(known, text), is_last=False)
+        if len(text) <= len(known):
             return ""
         self._start, self._read = self._read, len(self._ids)
         return self._give(text[len(known) :], is_last=False)
+
+    def _certain(self, known: str, text: str) -> str:
+        """Return what of a text that ends within a character no later byte can change; most often nothing."""
+        if len(self._ids) - self._read < MOST_HELD:
+            return ""
+        # A character has at most four bytes and a token at least one: one of four cuts lies between two.
+        for cut in range(len(self._ids) - LONGEST_CHARACTER, len(self._ids) - 2 * LONGEST_CHARACTER, -1):
+            before = self._tokenizer.decode(self._ids[self._start : cut])
+            if text.startswith(before):
+                self._start, self._read = self._read, cut
+                return before[len(known) :]
+        return ""
 
     def finish(self) -> str:
         """Return what was held back; bytes that are no whole character become U+FFFD."""
