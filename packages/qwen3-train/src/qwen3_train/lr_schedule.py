@@ -70,6 +70,12 @@ def make_schedule(section: Mapping[str, Any], run_steps: int) -> Schedule:
     return _with_warmup(values, peak, total, decay)
 
 
+def warmup_length(section: Mapping[str, Any], run_steps: int) -> int:
+    """Return the steps in which the rate rises, of a schedule that `make_schedule` has accepted."""
+    total = section.get("total_steps") or -1
+    return _warmup_steps(section, run_steps if total == -1 else total)
+
+
 def _problems(kind: str, values: Mapping[str, Any]) -> list[str]:
     problems = []
     allowed = {"learning_rate", "base_lr", "total_steps", *SCHEDULES[kind]}
@@ -114,7 +120,7 @@ def _with_warmup(values: Mapping[str, Any], peak: float, total: int, decay: Sche
 
 
 def _warmup_steps(values: Mapping[str, Any], total: int) -> int:
-    if "warmup_ratio" in values:
+    if values.get("warmup_ratio") is not None:
         return int(total * values["warmup_ratio"])
     return int(values.get("warmup_steps", 0))
 

@@ -16,7 +16,7 @@ from qwen3_train.data.gpt_dataset import DocumentOptions
 from qwen3_train.data.sft_prepare import prepare_sft
 from qwen3_train.data.token_data import prepare_tokens
 from qwen3_train.lora.base import find_base
-from qwen3_train.lr_schedule import Schedule, make_schedule
+from qwen3_train.lr_schedule import Schedule, make_schedule, warmup_length
 from qwen3_train.run_folder import refuse_used_folder, restore_replaced
 from qwen3_train.settings.model import size_differences
 from qwen3_train.settings.run import TrainSettings
@@ -106,6 +106,10 @@ def prepare_run(settings: TrainSettings, *, force: bool, saves: bool = True) -> 
                 f"{len(others)} weights train besides adapters ({others[0]}, ...), as freeze_include and "
                 "freeze_exclude say; qwen3-ckpt lora takes the adapters alone"
             )
+    if (warmup := warmup_length(settings.lr_schedule, plan.num_steps)) > last_step:
+        notes.append(
+            f"the warm-up takes {warmup} steps and the run {last_step}, so the learning rate is never reached"
+        )
     checkpoint_bytes = (lora.num_trained if lora else num_parameters) * 12
     if saves:
         require_free_space(settings.output_dir, checkpoint_bytes * (settings.keep_max + 1))
