@@ -85,7 +85,8 @@ def test_kernels_are_counted_by_kind_in_the_graph_whose_compilation_made_them(tm
             (4, "AllReduce", "hccl_kernel"), (30, "Add", "opapi_kernel"),
         ],
     )  # fmt: skip
-    (graph,) = report.graphs
+    graph, elsewhere = report.graphs
+    assert (elsewhere.name, elsewhere.kernels) == ("(elsewhere)", {"aclnn": {"Add": 1}})
     assert graph.kernels == {"aclnn": {"MatMul": 2}, "hccl": {"AllReduce": 1}, "view": {"Reshape": 1}}
     assert (graph.name, graph.seconds, graph.peak_bytes) == ("WholeStep", 9.0, 3 << 30)
     assert report.memory == {"peak_bytes": 100 << 20, "peak_with_fragments_bytes": 130 << 20}

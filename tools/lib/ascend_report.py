@@ -15,6 +15,8 @@ LISTED = ("internal", "aclnn", "aclop")
 """Kinds whose operators have to be in the list."""
 KINDS = ("internal", "aclnn", "aclop", "hccl", "host", "view")
 GIB = 1 << 30
+ELSEWHERE = "(elsewhere)"
+"""Stands for the graphs that processes which the command starts have compiled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,9 @@ def make_report(facts: Mapping[str, Any], graphs_path: Path, log_dir: Path) -> R
         )
         for entry in map(json.loads, lines)
     ]
+    spans = [(entry["started_s"], entry["ended_s"]) for entry in map(json.loads, lines)]
+    rest = [each for each in kernels if not any(start <= each.time_s <= end for start, end in spans)]
+    graphs.append(Graph(ELSEWHERE, 0.0, _counted(rest), None))
     # A graph of the host alone, as MindSpore makes them for single operators, says nothing of the device.
     graphs = [graph for graph in graphs if graph.kernels or graph.error]
     problems = list(_problems(graphs))
