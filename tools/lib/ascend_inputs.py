@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TOKENIZER = ROOT / "tools/demo_data/tokenizer"
 TEXT = ROOT / "tools/demo_data/wikitext2_valid.txt"
 WORDS = ("one", "two", "three", "four", "five", "six")
-NUM_RECORDS = 4000
+NUM_RECORDS = 600
 
 
 class Inputs:
