@@ -89,12 +89,15 @@ def main() -> int:
     if sys.argv[1:] == ["make"]:
         print(stand_in())
         return 0
-    usage = "%(prog)s [options] -- COMMAND ... | --all [NAME] | --small [NAME] | make"
+    usage = "%(prog)s [options] -- COMMAND ... | --all [NAME] | --small [NAME] | --record [NAME] | make"
     parser = argparse.ArgumentParser(prog="tools/ascend_dry_run", description=__doc__, usage=usage)
     matrix = parser.add_mutually_exclusive_group()
     matrix.add_argument("--all", nargs="?", const="", metavar="NAME", help="every case with NAME in its name")
     matrix.add_argument(
         "--small", nargs="?", const="", metavar="NAME", help="the same of those of tools/test"
+    )
+    matrix.add_argument(
+        "--record", nargs="?", const="", metavar="NAME", help="write down the memory that plan is held to"
     )
     parser.add_argument("--rank", type=int, default=0, help="the rank that is played (default 0)")
     parser.add_argument("--ranks", type=int, default=1, help="ranks of the job (default 1)")
@@ -108,6 +111,10 @@ def main() -> int:
 
         cases = all_cases() if options.all is not None else small_cases()
         return 1 if run_cases(case for case in cases if name in case.name) else 0
+    if options.record is not None:
+        from ascend_record import record
+
+        return record(options.record)
     if not options.command:
         parser.error("give a command after --, or make")
     if not 0 <= options.rank < options.ranks:

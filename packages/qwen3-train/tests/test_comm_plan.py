@@ -41,9 +41,14 @@ def test_replicas_add_up_one_gradient_whatever_the_number_of_passes():
         assert found[("dp", "gradients")].sent_bytes == 4 * 8_190_735_360
 
 
-def test_zero1_gathers_the_updated_weights():
-    found = traffic("8B", layout=Layout(dp=2), parallel_optimizer=True)[("dp", "updated weights")]
-    assert found.sent_bytes == 2 * 8_190_735_360
+def test_zero1_scatters_gradients_and_gathers_the_updated_weights():
+    found = traffic("8B", layout=Layout(dp=2), parallel_optimizer=True)
+    assert set(found) == {("dp", "gradients"), ("dp", "updated weights")}
+    assert {item.sent_bytes for item in found.values()} == {2 * 8_190_735_360}
+    # 151936 rows of the vocabulary over 8 shards do not divide by 32, those of embedding and head.
+    uneven = traffic("8B", layout=Layout(dp=32, tp=8), parallel_optimizer=True)
+    rest = uneven["dp", "gradients that do not divide"]
+    assert (rest.operation, rest.payload_bytes) == ("all-reduce", 2 * 4 * 151_936 // 8 * 4096)
 
 
 def test_a_stage_sends_each_micro_batch_to_its_neighbours():

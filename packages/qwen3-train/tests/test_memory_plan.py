@@ -9,7 +9,7 @@ from qwen3_model.layout import Layout, shard_slices
 from qwen3_train.lora.shapes import Adapters
 from qwen3_train.parallel.stages import stage_names
 from qwen3_train.plan.memory import PARTS, micro_batches_in_flight, optimizer_elements, plan_memory
-from qwen3_train.plan.saved_tensors import layer_tensors
+from qwen3_train.plan.saved_tensors import layer_tensors, shared_tensors
 
 GIB = 2**30
 
@@ -56,16 +56,24 @@ def test_zero1_shares_the_moments_of_weights_whose_rows_divide():
     assert (one, two, four) == (8 * 8_190_735_360, one / 2, one / 4)
 
 
-def test_the_largest_gradient_is_there_twice_and_that_of_a_tied_embedding_three_times():
-    for size, copies in (("8B", 1), ("0.6B", 2)):
+def test_a_tied_embeddings_gradient_is_a_sum_of_two():
+    for size, copies in (("8B", 0), ("0.6B", 2)):
         (memory,) = plan_memory(make_settings(size, layout=Layout(tp=4)))
         assert memory.gradient_work == copies * 4 * (151_936 // 4) * SIZES[size].hidden_size
 
 
-def test_accumulation_adds_one_more_gradient():
-    once, twice, often = (plan_memory(make_settings(accumulation=n))[0] for n in (1, 2, 9))
+def test_the_update_returns_the_largest_weight_and_its_moments():
+    largest = 4 * (151_936 // 4) * SIZES["8B"].hidden_size
+    once, often = (plan_memory(make_settings("8B", layout=Layout(tp=4), accumulation=n))[0] for n in (1, 2))
+    # A scaled gradient takes its gradient's place; a sum stays beside it.
+    assert (once.update_work, often.update_work) == (3 * largest, 4 * largest)
+
+
+def test_accumulation_keeps_the_sums_in_place_of_the_gradients():
+    once, twice, often = (plan_memory(make_settings("8B", accumulation=n))[0] for n in (1, 2, 9))
     assert once.gradient_sums == 0
-    assert twice.gradient_sums == often.gradient_sums == twice.gradients
+    assert twice.gradient_sums == often.gradient_sums == once.gradients == once.parameters
+    assert twice.gradients == 4 * 151_936 * 4096  # the largest
 
 
 def test_stages_keep_fewer_micro_batches_towards_the_end():
@@ -98,9 +106,17 @@ def test_a_fused_layer_of_06b_keeps_what_a_hand_count_says():
     assert counted == 4096 * (2 * halves + 4 * floats)
 
 
-def test_full_recomputation_keeps_the_input_of_each_layer():
-    kept = [tensor.name for tensor in layer_tensors(make_settings()) if tensor.is_kept("full")]
-    assert kept == ["input_layernorm.input"]
+@pytest.mark.parametrize(
+    ("layout", "entering"),
+    [
+        (Layout(), []),
+        (Layout(tp=2, sequence_parallel=True), []),
+        (Layout(tp=2), ["qkv_proj.input", "gate_up_proj.input"]),
+    ],
+)
+def test_full_recomputation_keeps_the_input_of_each_layer(layout, entering):
+    tensors = layer_tensors(make_settings(layout=layout, recompute="full"))
+    assert [tensor.name for tensor in tensors if tensor.is_kept("full")] == ["layer.input", *entering]
 
 
 def test_the_plain_kernels_keep_the_probabilities():
@@ -161,7 +177,8 @@ def test_a_device_is_as_full_as_its_fullest_moment():
     (memory,) = plan_memory(make_settings("8B", layout=Layout(tp=8)))
     held = memory.parameters + memory.optimizer
     assert memory.moments["loss"] == held + memory.weight_copies + memory.activations + memory.logits
-    assert memory.moments["update"] == held + memory.gradients + memory.gradient_work
+    shared = sum(tensor.num_bytes for tensor in shared_tensors(make_settings("8B")))
+    assert memory.moments["update"] == held + shared + memory.gradients + memory.update_work
     assert memory.total == memory.moments[memory.fullest] == max(memory.moments.values())
     # Without activations to speak of, the gradients decide.
     (short,) = plan_memory(make_settings("8B", layout=Layout(tp=8), seq_length=128))
@@ -171,9 +188,15 @@ def test_a_device_is_as_full_as_its_fullest_moment():
 def test_passes_add_each_gradient_to_its_sum_as_it_comes():
     once, often = (plan_memory(make_settings("8B", accumulation=n))[0] for n in (1, 8))
     assert often.moments["loss"] - once.moments["loss"] == often.gradient_sums
-    assert often.moments["end of the backward pass"] < once.moments["end of the backward pass"] + (
+    moment = "first layer's gradient"
+    embedding = 4 * 151_936 * 4096
+    layer = 4 * (4096 * (2 * 4096 + 2 * 1024 + 3 * 12_288) + 2 * 4096 + 2 * 128)
+    assert once.moments[moment] - often.moments[moment] == once.gradients - embedding - layer - (
         often.gradient_sums
     )
+    # 16 bytes a parameter, the embedding's own gradient, ids, turns and mask.
+    shared = sum(tensor.num_bytes for tensor in shared_tensors(make_settings("8B")))
+    assert often.moments["embedding's gradient"] == 16 * 8_190_735_360 + embedding + shared
 
 
 @pytest.mark.parametrize("is_fused", [True, False])

@@ -21,14 +21,14 @@ TWO_NODES = {
 }  # fmt: skip
 # Size, settings and GiB on the fullest device: training of 4096 tokens on devices of 58 GB.
 RECOMMENDED = [
-    ("32B", TWO_NODES | {"recompute": "full"}, 42.9),
-    ("14B", ONE_NODE | {"recompute": "full"}, 28.1),
+    ("32B", TWO_NODES | {"recompute": "full"}, 36.7),
+    ("14B", ONE_NODE | {"recompute": "full"}, 28.6),
     ("8B", ONE_NODE, 18.9),
     ("4B", ONE_NODE, 11.0),
     ("1.7B", ONE_NODE, 5.6),
     ("0.6B", ONE_NODE, 3.0),
-    ("32B", {"layout": Layout(tp=8), "recompute": "full", "adapters": LORA}, 22.1),
-    ("14B", {"layout": Layout(tp=8), "recompute": "full", "adapters": LORA}, 11.6),
+    ("32B", {"layout": Layout(tp=8), "recompute": "full", "adapters": LORA}, 24.2),
+    ("14B", {"layout": Layout(tp=8), "recompute": "full", "adapters": LORA}, 12.8),
     ("8B", {"layout": Layout(tp=8), "adapters": LORA}, 15.5),
 ]
 

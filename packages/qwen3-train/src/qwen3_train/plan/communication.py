@@ -88,14 +88,19 @@ def _data_traffic(settings: PlanSettings, stage: int) -> list[Traffic]:
     dp = settings.layout.dp
     if dp == 1:
         return []
-    shapes = _trained(settings, stage)
-    gradients = WEIGHT_BYTES * sum(math.prod(shape) for shape in shapes.values())
-    traffic = [_ring("dp", "all-reduce", "gradients", 1, gradients, dp)]
-    if settings.parallel_optimizer:
-        shared = WEIGHT_BYTES * sum(math.prod(shape) for shape in shapes.values() if shape[0] % dp == 0)
-        sent = shared * (dp - 1) // dp
-        traffic.append(Traffic("dp", "all-gather", "updated weights", 1, shared, sent))
-    return traffic
+    sizes = [
+        (shape[0] % dp == 0, WEIGHT_BYTES * math.prod(shape)) for shape in _trained(settings, stage).values()
+    ]
+    every = sum(size for _, size in sizes)
+    if not settings.parallel_optimizer:
+        return [_ring("dp", "all-reduce", "gradients", 1, every, dp)]
+    shared = sum(size for is_shared, size in sizes if is_shared)
+    sent = shared * (dp - 1) // dp
+    return [
+        Traffic("dp", "reduce-scatter", "gradients", bool(shared), shared, sent),
+        _ring("dp", "all-reduce", "gradients that do not divide", every > shared, every - shared, dp),
+        Traffic("dp", "all-gather", "updated weights", bool(shared), shared, sent),
+    ]
 
 
 def _pipeline_traffic(settings: PlanSettings, stage: int) -> list[Traffic]:

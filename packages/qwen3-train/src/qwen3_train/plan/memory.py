@@ -30,13 +30,16 @@ WEIGHT_BYTES = 4
 """params_dtype float32; gradients and both moments have the same type."""
 BUCKET_BYTES = 64 * 2**20
 """Gradients that travel together in one all-reduce, copied into one buffer."""
-LOSS, BACKWARD, UPDATE, WHOLE = "loss", "end of the backward pass", "update", "whole step"
-"""Moments: the gradient of the logits is made; that of the first layer and the embedding; the first weight is
-updated. A CPU has the whole step alone."""
+UPDATE_OUTPUTS = 3
+"""Ascend's AdamW returns weight and moments, which MindSpore gives memory of their own."""
+LOSS, FIRST_LAYER, EMBEDDING_GRADIENT, UPDATE, WHOLE = (
+    "loss", "first layer's gradient", "embedding's gradient", "update", "whole step",
+)  # fmt: skip
+"""Moments of a step that can be the fullest, in their order; a CPU has the whole step alone."""
 
 PARTS = (
-    "parameters", "optimizer", "gradient_sums", "updated_rows", "gradients", "gradient_work", "weight_copies",
-    "activations", "working", "logits", "communication",
+    "parameters", "optimizer", "gradient_sums", "updated_rows", "gradients", "gradient_work", "update_work",
+    "weight_copies", "activations", "working", "logits", "communication",
 )  # fmt: skip
 """The fields of `StageMemory` that are bytes of max_device_memory, in the order in which they are shown."""
 
@@ -48,18 +51,19 @@ class StageMemory:
     parameters: int
     """Weights in float32, adapters included."""
     gradients: int
-    """One float32 gradient for each trained weight."""
+    """One float32 gradient for each trained weight; of several passes the largest, which its sum takes in."""
     gradient_sums: int
     """The sum over the forward passes of a step, where there are several."""
     gradient_work: int
-    """The largest gradient once more while it is summed, scaled and applied; twice for a tied embedding,
-    whose gradient is a sum of two."""
+    """A tied embedding's gradient is a sum of two, which makes three tensors of its size."""
+    update_work: int
+    """What the update of the largest weight takes: the operator's outputs, and its scaled gradient."""
     optimizer: int
     """AdamW's two moments, float32, shared among the replicas with enable_parallel_optimizer."""
     updated_rows: int
     """With enable_parallel_optimizer the rows of the weights that a replica updates, once more."""
     weight_copies: int
-    """Matrices in the compute type, where that is not float32; one layer's under full recomputation."""
+    """Matrices in the compute type, where that is not float32 and they are not made again."""
     activations: int
     """What the backward pass needs of a micro-batch, and the inputs of those in flight in a pipeline."""
     working: int
@@ -125,32 +129,46 @@ def _stage_memory(settings: PlanSettings, stage: int) -> StageMemory:
         adapters = adapter_shapes(settings.model, layout, settings.offset, stage, settings.adapters)
     trained = adapters if settings.adapters else weights
     dp = layout.dp if settings.parallel_optimizer else 1
-    gradients = WEIGHT_BYTES * _elements(trained)
-    layer = _layer_bytes(settings)
+    is_tied = settings.model.tie_word_embeddings and EMBEDDING in trained
+    sizes = [WEIGHT_BYTES * math.prod(shape) for shape in trained.values()]
+    largest_own = max(WEIGHT_BYTES * optimizer_elements([shape], dp) for shape in trained.values())
+    every, of_embedding = sum(sizes), WEIGHT_BYTES * math.prod(trained.get(EMBEDDING, (0,)))
+    has_passes = settings.passes > 1
+    # Sums stay; what replicas make of them or of gradients goes with its last reader.
+    updates_sums = has_passes and dp == 1
     parts = {
         "parameters": WEIGHT_BYTES * (_elements(weights) + _elements(adapters)),
         "optimizer": 2 * WEIGHT_BYTES * optimizer_elements(trained.values(), dp),
-        "gradient_sums": gradients if settings.passes > 1 else 0,
+        "gradient_sums": every if has_passes else 0,
         "updated_rows": WEIGHT_BYTES * updated_elements(trained.values(), dp),
-        "gradients": gradients,
-        "gradient_work": _gradient_work(trained, is_tied=settings.model.tie_word_embeddings),
+        "gradients": max(sizes) if has_passes else every,
+        "gradient_work": 2 * of_embedding if is_tied else 0,
+        "update_work": _update_work(settings, largest_own, is_tied=is_tied, updates_sums=updates_sums),
         "weight_copies": _weight_copies(settings, weights),
         "activations": _activations(settings, stage),
-        "working": sum(layer) - layer[0],
+        "working": _working(settings, weights),
         "logits": _bytes(logits_tensors(settings)) if is_last else 0,
-        "communication": min(BUCKET_BYTES, gradients) if layout.dp > 1 else 0,
+        "communication": min(BUCKET_BYTES, every) if layout.dp > 1 else 0,
     }
     moments = {WHOLE: sum(parts.values())}
     if settings.is_fused:
         held = sum(parts[part] for part in ("parameters", "optimizer", "gradient_sums", "updated_rows"))
-        # A step of several passes adds each gradient to its sum as soon as it is there.
-        passing = (
-            gradients if settings.passes == 1 else max(WEIGHT_BYTES * math.prod(s) for s in trained.values())
-        )
+        shared = _bytes(shared_tensors(settings))
+        kept = _bytes(tensor for tensor in layer_tensors(settings) if tensor.is_kept(settings.recompute))
+        # The embedding's gradient is the last one; of a tied one the head's part is the first.
+        # Of several passes one layer's gradients are on their way to their sums.
+        before = _layer_gradients(trained) if has_passes else every - of_embedding
+        before += of_embedding if is_tied else 0
+        own = WEIGHT_BYTES * optimizer_elements(trained.values(), dp)
         moments = {
             LOSS: held + parts["weight_copies"] + parts["activations"] + parts["logits"],
-            BACKWARD: held + passing + sum(layer) + parts["gradient_work"],
-            UPDATE: held + gradients + parts["gradient_work"] + parts["communication"],
+            FIRST_LAYER: held + shared + before + kept + parts["working"],
+            EMBEDDING_GRADIENT: held
+            + shared
+            + parts["gradients"]
+            + parts["gradient_work"]
+            + parts["communication"],
+            UPDATE: held + shared + (0 if updates_sums else own) + parts["update_work"],
         }
     return StageMemory(
         **parts,
@@ -160,11 +178,18 @@ def _stage_memory(settings: PlanSettings, stage: int) -> StageMemory:
     )
 
 
-def _layer_bytes(settings: PlanSettings) -> tuple[int, int, int]:
-    """Bytes of one layer: kept for its backward pass, made again there, and of the gradients in it."""
+def _update_work(settings: PlanSettings, largest: int, *, is_tied: bool, updates_sums: bool) -> int:
+    if settings.is_fused:
+        return largest * (UPDATE_OUTPUTS + updates_sums)
+    # On a CPU the scaled gradient alone, in the place of what a tied embedding's gradient has taken.
+    return 0 if is_tied else largest
+
+
+def _working(settings: PlanSettings, weights: Mapping[str, tuple[int, ...]]) -> int:
+    """What one layer takes in its backward pass beside what is kept: gradients, and what is made again."""
     every = layer_tensors(settings)
-    kept = _bytes(tensor for tensor in every if tensor.is_kept(settings.recompute))
-    return kept, _bytes(every) - kept, _bytes(backward_tensors(settings))
+    again = _bytes(tensor for tensor in every if not tensor.is_kept(settings.recompute))
+    return again + _bytes(backward_tensors(settings)) + _layer_copies(settings, weights)
 
 
 def _activations(settings: PlanSettings, stage: int) -> int:
@@ -175,7 +200,8 @@ def _activations(settings: PlanSettings, stage: int) -> int:
     """
     layout, is_last = settings.layout, stage == settings.layout.pp - 1
     num_layers = len(stage_layers(settings.model.num_layers, layout.pp, settings.offset)[stage])
-    of_one = num_layers * _layer_bytes(settings)[0] + (_bytes(head_tensors(settings)) if is_last else 0)
+    kept = _bytes(tensor for tensor in layer_tensors(settings) if tensor.is_kept(settings.recompute))
+    of_one = num_layers * kept + (_bytes(head_tensors(settings)) if is_last else 0)
     # The first stage's inputs are ids.
     waiting = micro_batches_in_flight(stage, layout.pp, settings.micro_batch_num) if stage else 0
     stream = settings.rows // settings.sequence_split * settings.model.hidden_size * settings.compute_bytes
@@ -186,20 +212,29 @@ def _weight_copies(settings: PlanSettings, weights: Mapping[str, tuple[int, ...]
     """A matrix is cast before each product; the backward pass reads the same copy, or a repeated layer's."""
     if settings.compute_bytes == WEIGHT_BYTES:
         return 0
+    layers = {name.split(".")[2] for name in weights if name.startswith("model.layers.")}
+    if settings.recompute == "full":
+        return 0  # made again for each layer and for the head
     # An embedding is cast after the look-up; as a tied head it is cast whole.
-    cast = {name: shape for name, shape in weights.items() if len(shape) > 1}
-    in_layers = {name: shape for name, shape in cast.items() if name.startswith("model.layers.")}
-    elements = _elements(in_layers)
-    if settings.recompute == "full" and in_layers:
-        elements //= len({name.split(".")[2] for name in in_layers})
-    has_head = HEAD in cast or ("model.norm.weight" in weights and settings.model.tie_word_embeddings)
+    has_head = HEAD in weights or ("model.norm.weight" in weights and settings.model.tie_word_embeddings)
     head = settings.model.vocab_size // settings.layout.tp * settings.model.hidden_size if has_head else 0
-    return settings.compute_bytes * (elements + head)
+    return len(layers) * _layer_copies(settings, weights) + settings.compute_bytes * head
 
 
-def _gradient_work(trained: Mapping[str, tuple[int, ...]], *, is_tied: bool) -> int:
-    name, shape = max(trained.items(), key=lambda weight: math.prod(weight[1]))
-    return WEIGHT_BYTES * math.prod(shape) * (2 if is_tied and name == EMBEDDING else 1)
+def _layer_gradients(trained: Mapping[str, tuple[int, ...]]) -> int:
+    """Bytes of the gradients of the stage's first layer that trains."""
+    layers = [name.split(".")[2] for name in trained if name.startswith("model.layers.")]
+    own = {name: shape for name, shape in trained.items() if layers and f".layers.{layers[0]}." in name}
+    return WEIGHT_BYTES * _elements(own)
+
+
+def _layer_copies(settings: PlanSettings, weights: Mapping[str, tuple[int, ...]]) -> int:
+    """The matrices of one layer in the compute type, where that is not float32."""
+    if settings.compute_bytes == WEIGHT_BYTES:
+        return 0
+    first = next((name.split(".")[2] for name in weights if name.startswith("model.layers.")), None)
+    own = (shape for name, shape in weights.items() if name.startswith(f"model.layers.{first}."))
+    return settings.compute_bytes * sum(math.prod(shape) for shape in own if len(shape) > 1)
 
 
 def _elements(shapes: Mapping[str, tuple[int, ...]]) -> int:

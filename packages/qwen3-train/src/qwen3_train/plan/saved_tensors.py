@@ -59,22 +59,33 @@ class SavedTensor:
 def layer_tensors(settings: PlanSettings) -> list[SavedTensor]:
     """Return what one decoder layer keeps of one micro-batch.
 
-    Full recomputation keeps the layer's input alone. Selective recomputation (`recompute`) repeats
+    Full recomputation keeps the layer's input, and without sequence parallelism what enters split products.
+    Selective recomputation (`recompute`) repeats
     silu(gate) * up, and on a CPU attention from queries, keys and values; a CPU has no other.
     """
     tensors = _attention_tensors(settings) + _mlp_tensors(settings)
     if settings.is_fused:
-        return tensors
+        if settings.recompute != "full":
+            return tensors
+        shape = (settings.rows // settings.sequence_split, settings.model.hidden_size)
+        if settings.layout.tp > 1 and not settings.layout.sequence_parallel:
+            # What a cell with a gradient of its own takes, as the sum before a column split, is kept.
+            entering = ("qkv_proj.input", "gate_up_proj.input")
+            tensors = [replace(each, dropped_by="") if each.name in entering else each for each in tensors]
+        return [SavedTensor("layer.input", shape, settings.compute_bytes, ""), *tensors]
     return [replace(each, dropped_by="") if each.dropped_by == "full" else each for each in tensors]
 
 
 def head_tensors(settings: PlanSettings) -> list[SavedTensor]:
     """Return what the last norm and the head keep, without the logits."""
     rows, hidden = settings.rows, settings.model.hidden_size
-    return [
-        *_norm_tensors(settings, "norm", rows // settings.sequence_split, hidden, "", ""),
+    tensors = [
+        *_norm_tensors(settings, "norm", rows // settings.sequence_split, hidden, "full"),
         SavedTensor("lm_head.input", (rows, hidden), settings.compute_bytes, ""),
     ]
+    # MindSpore makes float32 inputs of norms again wherever it recomputes layers.
+    recompute = settings.recompute if settings.is_fused else "none"
+    return [tensor for tensor in tensors if tensor.is_kept(recompute)]
 
 
 def logits_tensors(settings: PlanSettings) -> list[SavedTensor]:
@@ -129,7 +140,9 @@ def _attention_tensors(settings: PlanSettings) -> list[SavedTensor]:
     b, length, rows, h = settings.micro_batch, settings.seq_length, settings.rows, model.head_dim
     n, k = model.num_heads // tp, model.num_kv_heads // tp
     tensors = [
-        *_norm_tensors(settings, "input_layernorm", rows // settings.sequence_split, model.hidden_size, ""),
+        *_norm_tensors(
+            settings, "input_layernorm", rows // settings.sequence_split, model.hidden_size, "full"
+        ),
         SavedTensor("qkv_proj.input", (rows, model.hidden_size), c, "full"),
         *_norm_tensors(settings, "q_norm", rows * n, h, "full"),
         *_norm_tensors(settings, "k_norm", rows * k, h, "full"),

@@ -35,10 +35,11 @@ def count_totals(settings: PlanSettings, stages: list[StageMemory], traffic: lis
     """Add up what the ranks of each stage do."""
     layout = settings.layout
     ranks_of_stage = layout.dp * layout.tp
-    # A gradient is as large as what it is of, and so is each of the two moments.
+    # A gradient, or its sum, is as large as what it is of, and so is each of the two moments.
+    trained = [max(stage.gradients, stage.gradient_sums) for stage in stages]
     return Totals(
-        checkpoint_bytes=ranks_of_stage * sum(stage.gradients + stage.optimizer for stage in stages),
-        unique_bytes=layout.tp * sum(3 * stage.gradients for stage in stages),
+        checkpoint_bytes=ranks_of_stage * (sum(trained) + sum(stage.optimizer for stage in stages)),
+        unique_bytes=layout.tp * 3 * sum(trained),
         sent_bytes=ranks_of_stage * sum(item.sent_bytes for items in traffic for item in items),
         num_groups=_num_groups(settings),
         idle_share=(layout.pp - 1) / (settings.micro_batch_num + layout.pp - 1),
