@@ -108,7 +108,8 @@ def _generate(out: Path, model_dir: Path) -> Path:
         "--predict-batch-size",
         len(PROMPTS),
     ]
-    flags += ["--max-new-tokens", 60, "--do-sample", "--temperature", 0.8, "--top-k", 40, "--seed", 1]
+    flags += ["--max-new-tokens", 60, "--do-sample", "--temperature", 0.6, "--top-k", 20]
+    flags += ["--repetition-penalty", 1.1, "--seed", 1]
     _step("Generate", "qwen3-infer", "generate", *flags, "--no-stream", "--save-file", result)
     return result
 
