@@ -12,14 +12,16 @@ import numpy as np
 from qwen3_model.errors import ConfigError
 from qwen3_model.plain_text import without_controls
 from qwen3_model.run_config import load_run_config, parse_dotted
+from qwen3_model.sft import read_sft_manifest
 from qwen3_model.tokenizer import Qwen3Tokenizer
+from qwen3_model.tokens import sibling
 from qwen3_train.data.batches import read_sample
 from qwen3_train.data.gpt_dataset import Sample
 from qwen3_train.data.run_data import RunData
 from qwen3_train.data.sft_prepare import prepare_sft
 from qwen3_train.data.token_data import prepare_tokens
 from qwen3_train.settings.conversation_blend import BlendSettings
-from qwen3_train.settings.hf_loader import HfDataSettings
+from qwen3_train.settings.hf_loader import HfDataSettings, SftFileSettings
 from qwen3_train.settings.run import read_settings
 from qwen3_train.settings.schema import FLAG_ALIASES, TRAIN
 from qwen3_train.settings.token_files import DataSettings
@@ -64,6 +66,9 @@ def _choices(data: object) -> str:
         shares = data.weights or ("all",) * len(data.parts)
         shown = (f"{share}{_choices(part)}" for share, part in zip(shares, data.parts, strict=True))
         return "".join(f"\n  datasets.{number}: share {one}" for number, one in enumerate(shown))
+    if isinstance(data, SftFileSettings):
+        made = read_sft_manifest(sibling(data.prefix, ".json"))
+        return f"; loss_on {made.loss_on}, thoughts {made.thoughts}, empty_think {made.empty_think}"
     if not isinstance(data, HfDataSettings):
         return ""
     chat = data.chat
