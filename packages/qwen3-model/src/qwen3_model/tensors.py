@@ -1,6 +1,6 @@
 """Whole tensors by name, wherever their bytes lie: what training and generation read into memory."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from numpy.typing import NDArray
@@ -23,6 +23,9 @@ class Tensors:
 
     def __contains__(self, name: str) -> bool:
         return name in self.lazy
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.lazy)
 
     def names(self) -> list[str]:
         """Return the names of all tensors."""
