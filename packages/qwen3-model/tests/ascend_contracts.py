@@ -64,8 +64,26 @@ def check_heads(query, key, value, num_heads, halves):
     return num_kv_heads
 
 
+def check_flash_attention_of_documents(query, key, value, head_num, attn_mask, ends, sparse_mode, halves):
+    """TND: tokens of all documents one after the other, `ends` for queries and for keys."""
+    require(query.dtype in halves, "flash attention: queries are of a half type")
+    require(key.dtype == query.dtype, "flash attention: keys are of the queries' type")
+    require(value.dtype == query.dtype, "flash attention: values are of the queries' type")
+    require(len(query.shape) == 3, "flash attention: three dimensions, TND")
+    require(key.shape == value.shape, "flash attention: keys and values are of one shape")
+    require(query.shape[0] == key.shape[0], "flash attention: as many keys as queries here")
+    require(query.shape[1] == head_num, "flash attention: N is the number of heads")
+    require(query.shape[1] % key.shape[1] == 0, "flash attention: key heads divide query heads")
+    require(query.shape[2] == key.shape[2], "flash attention: heads of one width")
+    require(sparse_mode == 3, "flash attention: mode 3 for documents")
+    require(attn_mask.dtype in (ms.bool_, ms.uint8), "flash attention: the mask is bool or uint8")
+    require(attn_mask.shape == (2048, 2048), "flash attention: mode 3 wants a mask of 2048 x 2048")
+    require(isinstance(ends[0], tuple), "flash attention: ends of documents are numbers of the host")
+    require(len(ends[0]) == len(ends[1]), "flash attention: as many documents of keys as of queries")
+
+
 def check_flash_attention(query, key, value, head_num, attn_mask, input_layout, sparse_mode, halves):
-    require(input_layout == "BSH", "flash attention: BSH here")
+    require(input_layout == "BSH", "flash attention: BSH here, or TND with ends of documents")
     check_heads(query, key, value, head_num, halves)
     require(attn_mask.dtype in (ms.bool_, ms.uint8), "flash attention: the mask is bool or uint8")
     full = (query.shape[0], 1, query.shape[1], key.shape[1])
@@ -150,8 +168,17 @@ def rotary_position_embedding(x, cos, sin, mode=0):
 
 
 def flash_attention_score(
-    query, key, value, head_num, *, attn_mask=None, scalar_value=1.0, input_layout="BSH", sparse_mode=0
-):
+    query, key, value, head_num, *, attn_mask=None, actual_seq_qlen=None, actual_seq_kvlen=None,
+    scalar_value=1.0, input_layout="BSH", sparse_mode=0,
+):  # fmt: skip
+    if input_layout == "TND":
+        ends = (actual_seq_qlen, actual_seq_kvlen)
+        check_flash_attention_of_documents(query, key, value, head_num, attn_mask, ends, sparse_mode, HALVES)
+        return FLASH(
+            query, key, value, head_num, attn_mask=attn_mask, actual_seq_qlen=actual_seq_qlen,
+            actual_seq_kvlen=actual_seq_kvlen, scalar_value=scalar_value, input_layout=input_layout,
+            sparse_mode=sparse_mode,
+        )  # fmt: skip
     check_flash_attention(query, key, value, head_num, attn_mask, input_layout, sparse_mode, HALVES)
     return FLASH(
         query, key, value, head_num, attn_mask=attn_mask, scalar_value=scalar_value,

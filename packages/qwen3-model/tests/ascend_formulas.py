@@ -10,6 +10,7 @@ from ascend_contracts import (
     HALVES,
     OPERATORS,
     check_flash_attention,
+    check_flash_attention_of_documents,
     check_incre_flash_attention,
     check_kv_cache_scatter_update,
     check_rms_norm,
@@ -53,6 +54,19 @@ def attend(query, key, value, num_heads, hidden, scale):
     return like(out.reshape(query.shape), query)
 
 
+def attend_in_documents(query, key, value, attn_mask, ends, scale):
+    """Each document by itself, in the causal order that is counted from its last query and its last key."""
+    later = attn_mask.astype(ms.uint8).asnumpy()
+    require(np.array_equal(later, np.triu(np.ones((2048, 2048)), 1)), "not the causal mask")
+    tokens = np.arange(query.shape[0])
+    for each in ends:
+        require(list(each) == sorted(each) and each[-1] == len(tokens), "ends ascend to the last token")
+    of_query, of_key = (np.searchsorted(np.array(each), tokens, side="right") for each in ends)
+    hidden = (of_query[:, None] != of_key) | (tokens[:, None] < tokens)
+    rows = [each.reshape(1, each.shape[0], -1) for each in (query, key, value)]
+    return attend(*rows, query.shape[1], hidden, scale).reshape(query.shape)
+
+
 class Formulas:
     """The operators; `halves` are the types that the attention ones take."""
 
@@ -94,11 +108,19 @@ class Formulas:
         head_num,
         *,
         attn_mask=None,
+        actual_seq_qlen=None,
+        actual_seq_kvlen=None,
         scalar_value=1.0,
         input_layout="BSH",
         sparse_mode=0,
     ):
         self.called.append("flash_attention_score")
+        if input_layout == "TND":
+            ends = (actual_seq_qlen, actual_seq_kvlen)
+            check_flash_attention_of_documents(
+                query, key, value, head_num, attn_mask, ends, sparse_mode, self.halves
+            )
+            return attend_in_documents(query, key, value, attn_mask, ends, scalar_value)
         check_flash_attention(query, key, value, head_num, attn_mask, input_layout, sparse_mode, self.halves)
         hidden = attn_mask.astype(ms.uint8).asnumpy() != 0
         if sparse_mode == 2:

@@ -16,6 +16,7 @@ from qwen3_model.ascend_kernels import AscendKernels
 from qwen3_model.cache import BlockCache
 from qwen3_model.config import SIZES
 from qwen3_model.kernels import PortableKernels
+from qwen3_model.layout import Part
 from qwen3_model.loading import init_model
 from qwen3_model.model import CachedQwen3, Qwen3ForCausalLM
 
@@ -28,6 +29,8 @@ BFLOAT16_ATOL = 0.25  # eight bits between the operators, over two layers; seen 
 WRONG = 0.02  # what a wrong call changes at least, far from the rounding of float32
 BLOCK = 16
 CAPACITY = 4 * BLOCK
+SEEN = set()
+"""Types of what the norms have been given."""
 
 
 @ms.jit_class
@@ -43,6 +46,10 @@ class CpuMatmul(AscendKernels):
 
     def linear(self, x_MD, weight_OD):
         return self._matmul(x_MD.astype(ms.float32), weight_OD.astype(ms.float32)).astype(x_MD.dtype)
+
+    def rms_norm(self, x_MD, weight_D, eps):
+        SEEN.add(str(x_MD.dtype))
+        return super().rms_norm(x_MD, weight_D, eps)
 
 
 def model_with(kernels):
@@ -106,6 +113,11 @@ class Room:
         return int32(writes), int32(table), tuple(at + 1 for at in positions)
 
 
+def packed_by_ends(model):
+    text, positions, segments = packed()
+    return model(text, positions, model.kernels.segments(segments.asnumpy())).asnumpy()
+
+
 def cached_logits(model):
     """A prompt read in two pieces into the second row, then two tokens decoded in both rows."""
     room = Room(model.kernels)
@@ -129,6 +141,7 @@ def cached_logits(model):
 WAYS = {
     "causal order": lambda model: model(ids(2, 9)).asnumpy(),
     "documents kept apart": lambda model: model(*packed()).asnumpy(),
+    "documents by their ends": packed_by_ends,
     "pieces and decoding": cached_logits,
 }
 
@@ -182,6 +195,32 @@ def test_bfloat16_rounds_and_every_operator_gets_the_types_that_it_takes(monkeyp
     if way == "pieces and decoding":
         expected |= {"incre_flash_attention", "kv_cache_scatter_update"}
     assert set(formulas.called) == expected
+
+
+def test_a_float32_residual_stream_keeps_what_a_bfloat16_one_rounds_away(monkeypatch):
+    text, part = ids(1, 6), Part(layers=range(4), is_last=False)
+
+    def added(kernels):
+        """What four layers add to large embeddings."""
+        model = Qwen3ForCausalLM(dataclasses.replace(CONFIG, num_layers=8), kernels, part=part)
+        init_model(model, 5)
+        table = model.model.embed_tokens.weight
+        table.set_data(Tensor(np.round(table.asnumpy() * 64) * 64))  # whole numbers, which bfloat16 has
+        before = table.asnumpy()[text.asnumpy()[0]]
+        return model.model(text).astype(ms.float32).asnumpy() - before
+
+    wanted = added(PortableKernels())
+    Formulas().install(monkeypatch)
+    errors, streams = {}, {}
+    for is_float32 in (False, True):
+        SEEN.clear()
+        difference = added(CpuMatmul(float32_residual=is_float32)) - wanted
+        errors[is_float32] = np.sqrt(np.mean(difference**2) / np.mean(wanted**2))
+        streams[is_float32] = set(SEEN)
+    # The norms of queries and keys read what is no part of the stream.
+    assert streams == {False: {"BFloat16"}, True: {"BFloat16", "Float32"}}
+    assert errors[True] < 0.02
+    assert errors[False] > 0.1
 
 
 def swapped(first, second):
@@ -272,6 +311,46 @@ WHERE_CALLED = {
     DECODE: ["pieces and decoding"],
     STORE: ["pieces and decoding"],
 }
+
+
+def test_ends_of_documents_are_counted_over_all_rows_and_filled_up():
+    segments = packed()[2].asnumpy()
+    ends = AscendKernels().segments(segments)
+    assert (ends[:5], set(ends[5:]), len(ends)) == ((3, 7, 9, 11, 14), {14}, 128)
+    many = AscendKernels().segments(np.arange(300).reshape(2, 150))
+    assert (many[:300], len(many)) == (tuple(range(1, 301)), 512)
+    # A row ends a document even if the next one begins with the same number.
+    assert AscendKernels().segments(np.zeros((2, 4), np.int32))[:3] == (4, 8, 8)
+
+
+ENDS = "actual_seq_qlen", "actual_seq_kvlen"
+OF_DOCUMENTS = {
+    "no end of the first document": [argument(name, lambda ends: ends[1:]) for name in ENDS],
+    "other ends for the keys": [argument(ENDS[1], lambda ends: (5, *ends[1:]))],
+    "causal order of all": [argument("sparse_mode", lambda mode: 2)],
+    "mask transposed": [argument("attn_mask", transposed)],
+    "no scale": [without("scalar_value")],
+    "keys and values swapped": [swapped(1, 2)],
+    "heads side by side": [argument(0, lambda q: q.reshape(1, q.shape[0], -1))],
+    "other layout": [argument("input_layout", lambda layout: "BSH")],
+}
+
+
+@pytest.mark.parametrize("mistake", OF_DOCUMENTS)
+def test_a_wrong_call_with_documents_is_noticed(monkeypatch, ascend, formulas, wanted, mistake):
+    where, right = OPERATORS[ATTEND][0], formulas.flash_attention_score
+
+    def wrong(*arguments, **named):
+        for change in OF_DOCUMENTS[mistake]:
+            arguments, named = change(arguments, named)
+        return right(*arguments, **named)
+
+    monkeypatch.setattr(where, ATTEND, wrong)
+    try:
+        found = packed_by_ends(ascend)
+    except Exception:  # refused, by the formula or by an operator after it
+        return
+    assert np.abs(found - wanted["documents by their ends"]).max() > WRONG
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

@@ -9,6 +9,7 @@ from mindspore import Tensor
 
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError
+from qwen3_model.kernels import PortableKernels
 from qwen3_model.layout import Part, shard_slices
 from qwen3_model.loading import fill, init_model
 from qwen3_model.lora import LoraDropout, LoraLinear, add_lora, fresh_half, init_lora
@@ -88,7 +89,7 @@ def test_adapters_act_as_the_fused_weights(tied):
 
 def test_dropout_depends_on_the_tick_alone_and_drops_the_share_that_it_should():
     x = np.random.default_rng(3).standard_normal((64, 80)).astype(np.float32)
-    switch = LoraDropout(0.25)
+    switch = LoraDropout(0.25, PortableKernels())
     call = ms.jit(switch.construct)
 
     def dropped(tick, salt=0):

@@ -28,7 +28,7 @@ def install(monkeypatch):
         # A jitted `construct` is a graph of its own; other cells are parts of one.
         if not hasattr(type(cell).construct, "__wrapped__"):
             return run(cell, *inputs, **named)
-        key = (cell, *[None if x is None else (x.shape, str(x.dtype)) for x in inputs])
+        key = (cell, *map(kind, inputs))
         if key in returned:
             return returned[key]
         number, _ = executor.compile(cell, *inputs, phase="export.mindir", do_convert=False)
@@ -42,6 +42,13 @@ def install(monkeypatch):
     monkeypatch.setattr(nn.Cell, "__call__", call)
     _fake_groups(monkeypatch)
     return graphs
+
+
+def kind(x):
+    """What a graph is compiled for: the shape of a tensor, how many numbers, or that there is none."""
+    if isinstance(x, Tensor):
+        return x.shape, str(x.dtype)
+    return None if x is None else (type(x).__name__, len(x) if isinstance(x, tuple) else 1)
 
 
 def tensors(output):

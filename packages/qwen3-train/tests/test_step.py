@@ -13,10 +13,11 @@ from mindspore import Parameter, Tensor
 
 from qwen3_model.kernels import AscendKernels, PortableKernels, make_kernels
 from qwen3_model.model import Qwen3ForCausalLM
+from qwen3_model.portable_ops import num_rows
 from qwen3_model.safetensors_file import open_safetensors
 from qwen3_train.data.batches import Batch
 from qwen3_train.lr_schedule import make_schedule
-from qwen3_train.optimizer import AdamW, SumOfSquares, adam_scalars, num_rows
+from qwen3_train.optimizer import AdamW, SumOfSquares, adam_scalars
 from qwen3_train.parallel.gradients import OwnGradients
 from qwen3_train.settings.adam import AdamSettings
 from qwen3_train.settings.model import read_model
@@ -64,12 +65,45 @@ class _Update(ms.nn.Cell):
         self.adam = adam
 
     @ms.jit
-    def construct(self, rate, eps, decay, a, b):
-        return self.adam(rate, eps, decay, (a, b))
+    def construct(self, rate, eps, decay, step, a, b):
+        return self.adam(rate, eps, decay, step, (a, b))
 
 
-@pytest.mark.parametrize("kernels", [PortableKernels, AscendKernels])
-def test_five_updates_equal_torch_adamw(kernels):
+def documented_adamw(var, m, v, max_v, gradient, step, lr, beta1, beta2, decay, eps, amsgrad, maximize):
+    """Ascend's AdamW by the formula of its documentation, in float64."""
+    assert max_v is v
+    assert (amsgrad, maximize, step.dtype, step.shape) == (False, False, ms.int64, (1,))
+    assert all(type(number) is float for number in (lr, beta1, beta2, decay, eps))
+    w, g, t = var.asnumpy().astype(np.float64), gradient.asnumpy().astype(np.float64), int(step.asnumpy()[0])
+    first = beta1 * m.asnumpy().astype(np.float64) + (1 - beta1) * g
+    second = beta2 * v.asnumpy().astype(np.float64) + (1 - beta2) * g**2
+    w = w * (1 - lr * decay) - lr * (first / (1 - beta1**t)) / (np.sqrt(second / (1 - beta2**t)) + eps)
+    for parameter, values in ((var, w), (m, first), (v, second)):
+        parameter.set_data(Tensor(values.astype(np.float32)))
+    return var, m, v
+
+
+def test_five_updates_on_ascend_equal_torch_adamw():
+    """Its kernel is on no CPU: the same updates, operator by operator, with the documented formula."""
+    kernels = AscendKernels()
+    kernels._adamw = documented_adamw
+    names = ("weight", "m", "v")
+    for i in range(2):
+        start = np.array(GOLDEN.raw(f"adamw.start.{i}"))
+        held = [Parameter(Tensor(start * (name == "weight")), name=name) for name in names]
+        for step in range(5):
+            rate, eps, decay, count = adam_scalars(kernels, SETTINGS, ADAM["lr"], step + 1)
+            gradient = Tensor(np.array(GOLDEN.raw(f"adamw.gradient.{step}.{i}")))
+            own_decay = decay if start.ndim > 1 else None
+            kernels.adamw(
+                *held, gradient, float(rate), eps, own_decay, count, (SETTINGS.beta1, SETTINGS.beta2)
+            )
+            after, limit = GOLDEN.raw(f"adamw.after.{step}.{i}"), ATOL_ADAM * (step + 1)
+            np.testing.assert_allclose(held[0].asnumpy(), after, rtol=limit, atol=limit)
+
+
+def test_five_updates_equal_torch_adamw():
+    kernels = PortableKernels
     weights = {
         f"w{i}": Parameter(Tensor(np.array(GOLDEN.raw(f"adamw.start.{i}"))), name=f"w{i}") for i in range(2)
     }
@@ -77,7 +111,7 @@ def test_five_updates_equal_torch_adamw(kernels):
     for step in range(5):
         gradients = [Tensor(np.array(GOLDEN.raw(f"adamw.gradient.{step}.{i}"))) for i in range(2)]
         before = [weight.asnumpy().copy() for weight in weights.values()]
-        update(*adam_scalars(SETTINGS, ADAM["lr"], step + 1), *gradients)
+        update(*adam_scalars(update.adam.kernels, SETTINGS, ADAM["lr"], step + 1), *gradients)
         for i, weight in enumerate(weights.values()):
             after = GOLDEN.raw(f"adamw.after.{step}.{i}")
             assert np.abs(after - before[i]).max() > 1e-3  # the step moved it
@@ -138,11 +172,11 @@ def test_separate_documents_have_the_loss_of_each_alone():
 def test_the_squares_of_a_large_weight_are_summed_without_loss():
     # One row of this length comes out 2% off.
     value, size = np.float32(0.1), 2**25
-    total = SumOfSquares((True,))((Tensor(np.full((2**15, 2**10), value)),))
+    total = SumOfSquares((True,), PortableKernels())((Tensor(np.full((2**15, 2**10), value)),))
     assert float(total.asnumpy()[0]) == pytest.approx(size * float(value) ** 2, rel=5e-5)
     # As gradients are: a few large ones first, which the small ones must not vanish beside.
     values = np.sort(np.exp(2 * np.random.default_rng(0).standard_normal(2**17)))[::-1].astype(np.float32)
-    total = SumOfSquares((True,))((Tensor(values.reshape(2**12, 2**5)),))
+    total = SumOfSquares((True,), PortableKernels())((Tensor(values.reshape(2**12, 2**5)),))
     assert float(total.asnumpy()[0]) == pytest.approx((values.astype(np.float64) ** 2).sum(), rel=5e-6)
     sizes = (1, 2**22, 2**22 + 2, 2**27, 3 * 2**22)
     assert [num_rows(size, 2**22) for size in sizes] == [1, 1, 2, 32, 4]
@@ -154,12 +188,12 @@ class _Finish(ms.nn.Cell):
     def __init__(self, weights, max_norm):
         super().__init__(auto_prefix=False)
         self.adam = AdamW(weights, SETTINGS, PortableKernels())
-        self.finish = OwnGradients(len(weights), max_norm)
+        self.finish = OwnGradients(len(weights), max_norm, self.adam.kernels)
 
     @ms.jit
-    def construct(self, rate, eps, decay, gradients):
+    def construct(self, rate, eps, decay, step, gradients):
         gradients, scale, norm, loss = self.finish(gradients, rate)
-        return self.adam(rate, eps, decay, gradients, scale), norm, loss
+        return self.adam(rate, eps, decay, step, gradients, scale), norm, loss
 
 
 @pytest.mark.parametrize(("max_norm", "factor"), [(10.0, 1.0), (1.0, 0.2), (None, 1.0)])
@@ -167,7 +201,7 @@ def test_gradients_are_scaled_to_the_limit_and_left_alone_below_it(max_norm, fac
     gradients = (Tensor(np.array([[3.0]], np.float32)), Tensor(np.array([0.0, 4.0], np.float32)))
     weights = {f"w{i}": Parameter(Tensor(np.zeros(g.shape, np.float32))) for i, g in enumerate(gradients)}
     finish = _Finish(weights, max_norm)
-    _, norm, _ = finish(*adam_scalars(SETTINGS, 1e-3, 1), gradients)
+    _, norm, _ = finish(*adam_scalars(PortableKernels(), SETTINGS, 1e-3, 1), gradients)
     assert float(norm.asnumpy()) == 5.0
     for gradient, m in zip(gradients, finish.adam.m, strict=True):
         expected = gradient.asnumpy() * (1 - SETTINGS.beta1) * factor
@@ -178,7 +212,7 @@ def test_weights_of_a_deep_model_are_updated():
     # As many as 0.6B has. One loop over all of them would exceed MindSpore's limit on nested calls.
     weights = {f"w{i}": Parameter(Tensor(np.ones(1, np.float32)), name=f"w{i}") for i in range(310)}
     gradients = tuple(Tensor(np.full(1, i, np.float32)) for i in range(310))
-    _, norm, _ = _Finish(weights, 1.0)(*adam_scalars(SETTINGS, 1e-3, 1), gradients)
+    _, norm, _ = _Finish(weights, 1.0)(*adam_scalars(PortableKernels(), SETTINGS, 1e-3, 1), gradients)
     assert float(norm.asnumpy()) == pytest.approx(np.sqrt(np.sum(np.arange(310.0) ** 2)), rel=1e-5)
     assert [float(weight.asnumpy()[0]) for weight in weights.values()] == pytest.approx(
         [1.0] + [1.0 - 1e-3] * 309, abs=1e-6

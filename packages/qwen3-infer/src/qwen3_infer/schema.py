@@ -11,10 +11,11 @@ NO_EFFECT = Key(effect="none")
 MODEL_CONFIG: dict[str, Any] = {
     "compute_dtype": Key((str,), ("bfloat16", "float16", "float32"), effect="ascend"),
     "layernorm_compute_dtype": Key((str,), ("float32",)), "softmax_compute_dtype": Key((str,), ("float32",)),
-    # Turns are computed in float32, weights and the stream between layers are bfloat16 on Ascend and the
+    # Turns are computed in float32, weights are bfloat16 on Ascend and the
     # cache has blocks of its own size there, as many as --max-tokens-in-cache asks for.
-    "rotary_dtype": NO_EFFECT, "params_dtype": NO_EFFECT, "residual_dtype": NO_EFFECT,
-    "fp32_residual_connection": NO_EFFECT,
+    "rotary_dtype": NO_EFFECT, "params_dtype": NO_EFFECT,
+    "fp32_residual_connection": Key((bool,), effect="ascend"),
+    "residual_dtype": Key((str,), ("float32", "bfloat16"), effect="ascend"),
     "position_embedding_type": Key((str,), ("rope", "yarn")), "normalization": Key((str,), ("RMSNorm",)),
     "add_bias_linear": Key((bool,), (False,)), "add_qkv_bias": Key((bool,), (False,)),
     "gated_linear_unit": Key((bool,), (True,)), "qk_layernorm": Key((bool,), (True,)),

@@ -14,7 +14,7 @@ from qwen3_model.ascend_settings import AscendSettings, read_ascend_settings
 from qwen3_model.cann import require_cann
 from qwen3_model.companions import find_companions
 from qwen3_model.errors import ConfigError, UsageError
-from qwen3_model.fused import FusedLayout
+from qwen3_model.fused import FusedLayout, read_fused_layout
 from qwen3_model.run_config import RunConfig, load_run_config, parse_dotted, parse_run_config
 from qwen3_model.simulation import default_device, read_simulation
 from qwen3_model.weight_files import is_distributed
@@ -160,13 +160,7 @@ def read_settings(
         model_dir=model_dir,
         load_checkpoint=checkpoint,
         strategy=paths["src_strategy_path_or_dir"],
-        fused_layout=FusedLayout(
-            contiguous_qkv=run.get(
-                "model.model_config.use_contiguous_weight_layout_attention",
-                run.get("model.model_config.use_contiguous_weight_layout", False),
-            ),
-            interleaved_mlp=run.get("model.model_config.use_interleaved_weight_layout_mlp", True),
-        ),
+        fused_layout=read_fused_layout(run),
         adapter=paths["adapter"],
         model_parallel=_model_parallel(run, worker_num),
         output_dir=Path(value_of("output_dir", "output")),

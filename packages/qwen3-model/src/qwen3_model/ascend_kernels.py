@@ -19,22 +19,32 @@ from qwen3_model.config import Qwen3Config
 
 # FlashAttentionScore's compressed causal mask has this fixed size whatever the sequence length.
 COMPRESSED_MASK = 2048
-FULL_MASK, COMPRESSED_CAUSAL = 0, 2
-"""Its sparse modes: the whole (L, S) as a mask, and the causal order counted from the first key."""
+FULL_MASK, COMPRESSED_CAUSAL, CAUSAL_IN_EACH = 0, 2, 3
+"""Its sparse modes: the whole (L, S) as a mask, the causal order, and the causal order in each document."""
+FEWEST_ENDS = 128
+"""Documents of a batch are filled up to this many, or a power of two: each number is a graph of its own."""
 SPLIT_HALVES = 0
 """RotaryPositionEmbedding's mode in which x[i] and x[i + H/2] are a pair."""
 
 
 @ms.jit_class
 class AscendKernels:
-    """MindSpore's fused operators for Ascend, in bfloat16."""
+    """MindSpore's fused operators for Ascend, in bfloat16.
+
+    What the layers add to is of `residual_dtype`: bfloat16, or float32 (`fp32_residual_connection`).
+    """
 
     compute_dtype = ms.bfloat16
+    clears_nan = True
 
-    def __init__(self) -> None:
+    def __init__(self, *, float32_residual: bool = False) -> None:
+        self.residual_dtype = ms.float32 if float32_residual else self.compute_dtype
         self._matmul = ops.MatMul(transpose_b=True)
         self._join = ops.Concat(-1)
-        self._adamw, self._no_decay = ops.AdamWeightDecay(), Tensor(0.0, ms.float32)
+        self._cat, self._adamw = ops.Concat(0), ops.auto_generate.AdamW()
+        self._copy, self._add = ops.auto_generate.InplaceCopy(), ops.auto_generate.InplaceAddExt()
+        self._zero, self._slice = ops.auto_generate.InplaceZero(), ops.auto_generate.SliceExt()
+        self._scatter_add = ops.auto_generate.InplaceScatterAdd()
 
     def make_cache(self, config: Qwen3Config, num_rows: int, capacity: int) -> KVCache:
         """Return room for `capacity` tokens in each of `num_rows` rows, in blocks that they share."""
@@ -48,6 +58,10 @@ class AscendKernels:
         """Return those rows."""
         return mint.index_select(x_MD, 0, rows_R)
 
+    def columns(self, weight_RV: Tensor, ids_M: Tensor) -> Tensor:
+        """Return the column of each id, (R, M)."""
+        return mint.index_select(weight_RV, 1, ids_M)
+
     def linear(self, x_MD: Tensor, weight_OD: Tensor) -> Tensor:
         """Multiply each row by the transpose of the weight."""
         return self._matmul(x_MD, weight_OD.astype(x_MD.dtype))
@@ -55,7 +69,7 @@ class AscendKernels:
     def rms_norm(self, x_MD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         """Scale each row to unit root mean square, then by the weight, in float32."""
         if weight_D.dtype == x_MD.dtype:  # the operator itself computes in float32
-            return ops.rms_norm(x_MD, weight_D, eps)[0]
+            return ops.rms_norm(x_MD, weight_D, eps)[0].astype(self.compute_dtype)
         normed_MD = ops.rms_norm(x_MD.astype(ms.float32), weight_D.astype(ms.float32), eps)[0]
         return normed_MD.astype(self.compute_dtype)
 
@@ -68,13 +82,27 @@ class AscendKernels:
     ) -> tuple:
         """Return what every layer needs: sizes, the turns as (B, L, 1, H), the mask (1 hides a key)."""
         sizes = cos_BLH.shape[0], cos_BLH.shape[1], num_heads, num_kv_heads
-        if visible_BLS is None:
+        ends = None
+        if visible_BLS is None or isinstance(visible_BLS, tuple):
+            ends = visible_BLS
             mask = Tensor(np.triu(np.ones((COMPRESSED_MASK, COMPRESSED_MASK), np.uint8), 1))
         else:
             mask = mint.logical_not(visible_BLS).astype(ms.uint8).expand_dims(1)
         cos_BL1H = self._join((cos_BLH, cos_BLH)).expand_dims(2)
         sin_BL1H = self._join((sin_BLH, sin_BLH)).expand_dims(2)
-        return sizes, (cos_BL1H, sin_BL1H), mask
+        return sizes, (cos_BL1H, sin_BL1H), mask, ends
+
+    def segments(self, ids_BL: np.ndarray) -> tuple[int, ...]:
+        """Return what a graph takes for documents kept apart: where each ends in the rows side by side.
+
+        The last end is repeated, which says that further documents are empty. Graphs take the numbers (B, L),
+        too, and make a mask of (L, L) of them.
+        """
+        is_end_BL = np.ones(ids_BL.shape, bool)
+        is_end_BL[:, :-1] = ids_BL[:, 1:] != ids_BL[:, :-1]
+        ends = (np.flatnonzero(is_end_BL) + 1).tolist()
+        room = max(FEWEST_ENDS, 1 << (len(ends) - 1).bit_length())
+        return ms.mutable(tuple(ends + ends[-1:] * (room - len(ends))))
 
     def rotate_queries(self, q_RH: Tensor, plan: Any) -> Tensor:
         """Turn pair i = (x[i], x[i + H/2]) of each query head by its angle, in float32."""
@@ -90,8 +118,21 @@ class AscendKernels:
 
     def attention(self, q_RH: Tensor, k_RH: Tensor, v_RH: Tensor, plan: Any) -> Tensor:
         """Return softmax(q k^T / sqrt(H) + mask) v in the order of `q_RH`, never holding all scores."""
-        (b, length, num_heads, num_kv_heads), _, mask = plan
+        (b, length, num_heads, num_kv_heads), _, mask, ends = plan
         h = q_RH.shape[1]
+        if ends is not None:
+            return ops.flash_attention_score(
+                q_RH.reshape(-1, num_heads, h),
+                k_RH.reshape(-1, num_kv_heads, h),
+                v_RH.reshape(-1, num_kv_heads, h),
+                num_heads,
+                attn_mask=mask,
+                actual_seq_qlen=ends,
+                actual_seq_kvlen=ends,
+                scalar_value=h**-0.5,
+                input_layout="TND",
+                sparse_mode=CAUSAL_IN_EACH,
+            ).reshape(-1, h)
         out_BLD = ops.flash_attention_score(
             q_RH.reshape(b, length, num_heads * h),
             k_RH.reshape(b, -1, num_kv_heads * h),
@@ -107,7 +148,7 @@ class AscendKernels:
     def cached_attention(self, q_RH: Tensor, k_RH: Tensor, v_RH: Tensor, plan: Any, cached: Any) -> Tensor:
         """Store new keys and values, all in the order (B, L, heads), and attend to those stored so far."""
         keys, values, _, places = cached
-        (b, length, num_heads, num_kv_heads), _, _ = plan
+        (b, length, num_heads, num_kv_heads), _, _, _ = plan
         h = q_RH.shape[1]
         keys = self._stored(keys, places[0], k_RH)
         values = self._stored(values, places[0], v_RH)
@@ -127,23 +168,65 @@ class AscendKernels:
         )
         return out_B1D.reshape(-1, h)
 
+    def adam_scalars(
+        self, lr: float, step: int, eps: float, decay: float, betas: tuple[float, float]
+    ) -> tuple[float, float, float, Tensor]:
+        """Return rate, eps, decay and step as `adamw` takes them for the `step`-th update, counted from 1."""
+        # The operator takes numbers; one that is not mutable would be a constant of the graph.
+        return ms.mutable(float(lr)), eps, decay, Tensor([step], ms.int64)
+
     def adamw(  # noqa: PLR0913
         self,
         weight: Parameter,
         m: Parameter,
         v: Parameter,
         gradient: Tensor,
-        rate: Tensor,
-        eps: Tensor,
-        decay: Tensor | None,
+        rate: float,
+        eps: float,
+        decay: float | None,
+        step: Tensor,
         betas: tuple[float, float],
     ) -> Tensor:
-        """Update a weight and its moments in place; all float32, the scalars too.
+        """Update a weight and its moments in place, all float32 (Loshchilov and Hutter 2019, algorithm 2)."""
+        own_decay = 0.0 if decay is None else decay
+        beta1, beta2 = betas
+        # Without amsgrad the fourth tensor is not read; MindSpore's own optimizer gives v there, too.
+        updated = self._adamw(
+            weight, m, v, v, gradient, step, rate, beta1, beta2, own_decay, eps, False, False
+        )
+        return updated[0]
 
-        With m and v as Adam has them: weight = weight - rate (m / (sqrt(v) + eps) + decay weight).
-        """
-        own_decay = self._no_decay if decay is None else decay
-        return self._adamw(weight, m, v, rate, betas[0], betas[1], eps, own_decay, gradient)
+    def sum_of_squares(self, x: Tensor) -> Tensor:
+        """Return the sum of the squares of all elements, float32 of shape (1,)."""
+        return mint.sum(x * x).reshape(1)
+
+    def add_all(self, parts: tuple[Tensor, ...]) -> Tensor:
+        """Return the sum of many tensors of shape (1,)."""
+        return mint.sum(self._cat(parts)).reshape(1)
+
+    def assign(self, target: Parameter, value: Tensor) -> Tensor:
+        """Overwrite `target`."""
+        return self._copy(target, value)
+
+    def add_to(self, target: Parameter, value: Tensor) -> Tensor:
+        """Add to `target` in place."""
+        return self._add(target, value, 1)
+
+    def fold_bits(self, x: Tensor) -> Tensor:
+        """Return x ^ (x >> 15) of int32, the shift with its sign."""
+        return mint.bitwise_xor(x, mint.floor_divide(x, 1 << 15))
+
+    def clear(self, target: Parameter) -> Tensor:
+        """Set all to zero in place."""
+        return self._zero(target)
+
+    def rows(self, x: Tensor, first: int, end: int) -> Tensor:
+        """Return rows `first` to `end` of a tensor that takes no gradient."""
+        return self._slice(x, 0, first, end, 1)
+
+    def subtract_at(self, x_MV: Tensor, columns_M1: Tensor, values_M1: Tensor) -> Tensor:
+        """Subtract in one place of each row of `x_MV`, which nothing else reads; takes no gradient."""
+        return self._scatter_add(x_MV, 1, columns_M1, -values_M1)
 
     def _stored(self, cache: Parameter, writes_W2: Tensor, new_RH: Tensor) -> Tensor:
         """The cache with new rows in the order (B, L, K) at `writes_W2`: a block and a token of it."""
@@ -155,7 +238,7 @@ class AscendKernels:
         return mint.index_select(cache, 0, blocks_P).reshape(1, -1, cache.shape[2])
 
     def _rotate(self, x_RH: Tensor, plan: Any, num_heads: int) -> Tensor:
-        (b, length, _, _), (cos_BL1H, sin_BL1H), _ = plan
+        (b, length, _, _), (cos_BL1H, sin_BL1H), _, _ = plan
         h = x_RH.shape[1]
         x_BLNH = x_RH.astype(ms.float32).reshape(b, length, num_heads, h)
         turned_BLNH = ops.auto_generate.rotary_position_embedding(x_BLNH, cos_BL1H, sin_BL1H, SPLIT_HALVES)

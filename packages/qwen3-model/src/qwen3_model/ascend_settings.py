@@ -55,6 +55,8 @@ class AscendSettings:
     memory_optimize_level: str | None = None
     jit_level: str | None = None
     precision_mode: str | None = None
+    float32_residual: bool = False
+    """Whether the layers add to float32 and not to bfloat16."""
     work_dir: Path | None = None
     """Folder for what MindSpore otherwise writes into the working directory: rank_N, offload, graphs."""
 
@@ -90,8 +92,21 @@ def read_ascend_settings(
         memory_optimize_level=config.get("context.memory_optimize_level"),
         jit_level=config.get("context.jit_config.jit_level"),
         precision_mode=config.get("context.ascend_config.precision_mode"),
+        float32_residual=_float32_residual(config),
         work_dir=work_dir,
     )
+
+
+def _float32_residual(config: RunConfig) -> bool:
+    """What `fp32_residual_connection` says, or its older name `residual_dtype`."""
+    section = "model.model_config"
+    stated, dtype = config.get(f"{section}.fp32_residual_connection"), config.get(f"{section}.residual_dtype")
+    if stated is not None and dtype is not None and stated != (dtype == "float32"):
+        raise ConfigError(
+            f"{section}: fp32_residual_connection={stated} and residual_dtype={dtype} contradict each other; "
+            "give the first alone"
+        )
+    return bool(stated) or dtype == "float32"
 
 
 def choose_device(target: str, ascend: AscendSettings | None = None) -> None:
@@ -110,6 +125,10 @@ def _choose_ascend(ascend: AscendSettings) -> None:
 
     if ascend.work_dir is not None:
         _write_into(ascend.work_dir)
+    from qwen3_model.ascend_gradients import add_gradients_by_add
+
+    add_gradients_by_add()
+
     if ascend.device_id is None:
         ms.set_device("Ascend")
     else:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import WeightError
 from qwen3_model.rows import LazyTensor, PickedRows, Run
+from qwen3_model.run_config import RunConfig
 from qwen3_model.safetensors_file import TensorPlan
 from qwen3_model.tensors import Tensors
 
@@ -45,6 +46,16 @@ class FusedLayout:
     """q, k, v one below the other instead of grouped."""
     interleaved_mlp: bool = True
     """gate and up row by row instead of one below the other."""
+
+
+def read_fused_layout(config: RunConfig) -> FusedLayout:
+    """Return what a YAML says of mindformers' checkpoint, by the newer or the older name of a key."""
+    section = "model.model_config"
+    older = config.get(f"{section}.use_contiguous_weight_layout", False)
+    return FusedLayout(
+        contiguous_qkv=config.get(f"{section}.use_contiguous_weight_layout_attention", older),
+        interleaved_mlp=config.get(f"{section}.use_interleaved_weight_layout_mlp", True),
+    )
 
 
 def unfused(tensors: Tensors, config: Qwen3Config, layout: FusedLayout) -> Tensors:

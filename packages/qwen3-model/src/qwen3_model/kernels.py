@@ -9,6 +9,7 @@ B batch, L query length, S key length, N query heads, K key/value heads, G = N /
 F feed-forward, V vocabulary, M rows (B * L), R head rows (B * L * N), D width.
 """
 
+import math
 from typing import Any
 
 import mindspore as ms
@@ -19,7 +20,7 @@ from qwen3_model.ascend_kernels import AscendKernels
 from qwen3_model.cache import KVCache, write_and_read
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError
-from qwen3_model.portable_ops import OrderRows, RmsNorm, Softmax
+from qwen3_model.portable_ops import OrderRows, RmsNorm, Softmax, num_rows
 
 __all__ = ["AscendKernels", "PortableKernels", "make_kernels"]
 
@@ -31,7 +32,8 @@ HIDDEN = -1e30
 class PortableKernels:
     """Plain mathematics in float32 that broadcasts and transposes no large tensor (see `portable_ops`)."""
 
-    compute_dtype = ms.float32
+    compute_dtype = residual_dtype = ms.float32
+    clears_nan = False
 
     def __init__(self) -> None:
         # These primitives are several times faster on a CPU than mint's matmul, split and cat.
@@ -43,6 +45,9 @@ class PortableKernels:
         self._add_row = ops.BiasAdd()
         self._rms_norm, self._softmax, self._order_rows = RmsNorm(), Softmax(), OrderRows()
         self._adam, self._descend = ops.Adam(), ops.ApplyGradientDescent()
+        self._shift, self._xor = ops.RightShift(), ops.BitwiseXor()
+        self._fifteen = Tensor(np.full(1, 15, np.int32))
+        self._assign, self._assign_add, self._add_all = ops.Assign(), ops.AssignAdd(), ops.AddN()
 
     def make_cache(self, config: Qwen3Config, num_rows: int, capacity: int) -> KVCache:
         """Return room for `capacity` tokens in each of `num_rows` rows."""
@@ -55,6 +60,10 @@ class PortableKernels:
     def pick(self, x_MD: Tensor, rows_R: Tensor) -> Tensor:
         """Return those rows."""
         return ops.gather(x_MD, rows_R, 0)
+
+    def columns(self, weight_RV: Tensor, ids_M: Tensor) -> Tensor:
+        """Return the column of each id, (R, M)."""
+        return ops.gather(weight_RV, ids_M, 1)
 
     def linear(self, x_MD: Tensor, weight_OD: Tensor) -> Tensor:
         """Multiply each row by the transpose of the weight, which stays where it is."""
@@ -85,6 +94,10 @@ class PortableKernels:
         q_orders = _swapped(b, length, num_heads), _swapped(b, num_heads, length)
         k_orders = _swapped(b, length, num_kv_heads), _swapped(b, num_kv_heads, length)
         return (b, num_kv_heads), turns, mask, q_orders, k_orders
+
+    def segments(self, ids_BL: np.ndarray) -> Tensor:
+        """Return what a graph takes for documents kept apart: each token's document, (B, L)."""
+        return Tensor(ids_BL)
 
     def rotate_queries(self, q_RH: Tensor, plan: Any) -> Tensor:
         """Turn pair i = (x[i], x[i + H/2]) of each query head by its angle (Su et al. 2021, eq. 34)."""
@@ -123,6 +136,19 @@ class PortableKernels:
         v_RH = write_and_read(values, places, self.heads_first(v_RH, plan), num_rows)
         return self.attention(q_RH, k_RH, v_RH, plan)
 
+    def adam_scalars(
+        self, lr: float, step: int, eps: float, decay: float, betas: tuple[float, float]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return rate, eps, decay and step as `adamw` takes them for the `step`-th update, counted from 1.
+
+        The kernel knows no bias correction. With c1 = 1 - beta1^t, c2 = 1 - beta2^t and
+            rate = lr sqrt(c2) / c1,  eps' = eps sqrt(c2),  decay' = decay c1 / sqrt(c2)
+        its update is lr * ((m / c1) / (sqrt(v / c2) + eps) + decay * weight).
+        """
+        c1, root2 = 1.0 - betas[0] ** step, math.sqrt(1.0 - betas[1] ** step)
+        rate, eps, decay = lr * root2 / c1, eps * root2, decay * c1 / root2
+        return _scalar(rate), _scalar(eps), _scalar(decay), _scalar(step)
+
     def adamw(  # noqa: PLR0913
         self,
         weight: Parameter,
@@ -132,9 +158,10 @@ class PortableKernels:
         rate: Tensor,
         eps: Tensor,
         decay: Tensor | None,
+        step: Tensor,
         betas: tuple[float, float],
     ) -> Tensor:
-        """Update a weight and its moments in place; all float32, the scalars too.
+        """Update a weight and its moments in place; all float32, the scalars of `adam_scalars` too.
 
         With m and v as Adam has them, without its bias correction (Kingma and Ba 2015, algorithm 1):
         weight = weight (1 - rate decay) - rate m / (sqrt(v) + eps).
@@ -143,6 +170,43 @@ class PortableKernels:
         if decay is not None:
             weight = ops.depend(weight, self._descend(weight, rate * decay, weight))
         return self._adam(weight, m, v, 0.0, 0.0, rate, betas[0], betas[1], eps, gradient)
+
+    def sum_of_squares(self, x: Tensor) -> Tensor:
+        """Return the sum of the squares of all elements, float32 of shape (1,)."""
+        # The product of a row with itself sums squares without a temporary and, unlike L2Loss, exactly.
+        rows = x.reshape(num_rows(x.size), 1, -1)
+        return self._scores(rows, rows).sum().reshape(-1)
+
+    def add_all(self, parts: tuple[Tensor, ...]) -> Tensor:
+        """Return the sum of many tensors of shape (1,)."""
+        return self._add_all(parts)
+
+    def assign(self, target: Parameter, value: Tensor) -> Tensor:
+        """Overwrite `target`."""
+        return self._assign(target, value)
+
+    def add_to(self, target: Parameter, value: Tensor) -> Tensor:
+        """Add to `target` in place."""
+        return self._assign_add(target, value)
+
+    def fold_bits(self, x: Tensor) -> Tensor:
+        """Return x ^ (x >> 15) of int32, the shift with its sign."""
+        return self._xor(x, self._shift(x, self._fifteen))
+
+    def clear(self, target: Parameter) -> Tensor:
+        """Set to zero in place; NaN stays, as `clears_nan` says."""
+        # Not zeros_like, which is compiled into a constant as large as the weight.
+        return self._assign(target, target - target)
+
+    def rows(self, x: Tensor, first: int, end: int) -> Tensor:
+        """Return rows `first` to `end` of a tensor that takes no gradient."""
+        return x[first:end]
+
+    def subtract_at(self, x_MV: Tensor, columns_M1: Tensor, values_M1: Tensor) -> Tensor:
+        """Return `x_MV` after one subtraction in each row; takes no gradient."""
+        rows_M1 = Tensor(np.arange(x_MV.shape[0], dtype=np.int32).reshape(-1, 1))
+        places_M2 = self._join((rows_M1, columns_M1))
+        return ops.tensor_scatter_sub(x_MV, places_M2, values_M1.reshape(-1))
 
     def _turns(self, cos_BLH: Tensor, sin_BLH: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
         """Repeat each token's cos and sin for its heads; with -sin first, swapped halves need no negation."""
@@ -161,17 +225,23 @@ class PortableKernels:
         return x_RH if order is None else self._order_rows(x_RH, order, inverse)
 
 
-def make_kernels(device_target: str) -> PortableKernels | AscendKernels:
+def make_kernels(device_target: str, *, float32_residual: bool = False) -> PortableKernels | AscendKernels:
     """Return the kernels of `device_target`, MindSpore's name of a device.
+
+    With `float32_residual` layers add to float32 on Ascend, too; a CPU knows nothing else.
 
     Raises:
         ConfigError: The device is neither CPU nor Ascend.
     """
     if device_target == "Ascend":
-        return AscendKernels()
+        return AscendKernels(float32_residual=float32_residual)
     if device_target == "CPU":
         return PortableKernels()
     raise ConfigError(f"device_target={device_target!r} is not supported; use CPU or Ascend")
+
+
+def _scalar(value: float) -> Tensor:
+    return Tensor(np.float32(value))
 
 
 def _swapped(b: int, outer: int, inner: int) -> Tensor | None:

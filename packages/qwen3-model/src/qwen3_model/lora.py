@@ -19,7 +19,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from qwen3_model.errors import ConfigError
-from qwen3_model.layers import Embedding, Linear, LookUp, make_parameter
+from qwen3_model.layers import Embedding, Kernels, Linear, LookUp, make_parameter
 from qwen3_model.layout import placement, shard_slices, whole_shape
 from qwen3_model.loading import fill
 from qwen3_model.model import Qwen3ForCausalLM, name_parameters
@@ -38,14 +38,12 @@ class LoraDropout(nn.Cell):
     every tensor-parallel rank what one process would.
     """
 
-    def __init__(self, rate: float) -> None:
+    def __init__(self, rate: float, kernels: Kernels) -> None:
         super().__init__(auto_prefix=False)
-        self.rate = rate
+        self.rate, self.kernels = rate, kernels
         self.tick = _state("tick", np.int32(0))
         self.lowest_kept = _state("lowest_kept", np.int32(0))
         self.gain = _state("gain", np.float32(1))
-        self.shift, self.xor = ops.RightShift(), ops.BitwiseXor()
-        self.fifteen = Tensor(np.full(1, 15, np.int32))
 
     def switch_on(self, tick: int) -> None:
         """Drop inputs, others for each `tick`, which counts forward passes over all replicas."""
@@ -66,13 +64,12 @@ class LoraDropout(nn.Cell):
         columns_D = self._mix(places_D * PER_MODULE + salt)
         hash_MD = self._mix(rows_M.expand_dims(1) + columns_D.expand_dims(0))
         # The shift carries the sign along, so this lies in 0 to 2^31 - 1.
-        hash_MD = self.xor(hash_MD, self.shift(hash_MD, self.fifteen))
+        hash_MD = self.kernels.fold_bits(hash_MD)
         is_kept_MD = (hash_MD >= self.lowest_kept).astype(x_MD.dtype)
         return x_MD * is_kept_MD * self.gain.astype(x_MD.dtype)
 
     def _mix(self, x: Tensor) -> Tensor:
-        x = x * FIRST
-        return self.xor(x, self.shift(x, self.fifteen)) * SECOND
+        return self.kernels.fold_bits(x * FIRST) * SECOND
 
 
 class Half(nn.Cell):
@@ -128,7 +125,7 @@ class LoraEmbedding(LookUp):
 
     def look_up(self, rows_M: Tensor) -> Tensor:
         x_MD = self.kernels.embed(self.weight, rows_M)
-        low_RM = ops.gather(self.lora_A.weight, rows_M, 1).astype(x_MD.dtype) * self.scale
+        low_RM = self.kernels.columns(self.lora_A.weight, rows_M).astype(x_MD.dtype) * self.scale
         return x_MD + self.widen(low_RM, self.lora_B.weight.astype(x_MD.dtype))
 
     def project(self, hidden_MD: Tensor) -> Tensor:
@@ -164,7 +161,7 @@ def add_lora(
     Raises:
         ConfigError: A module is not there or cannot carry an adapter.
     """
-    switch = LoraDropout(dropout) if dropout else None
+    switch = LoraDropout(dropout, model.kernels) if dropout else None
     cells, known = dict(model.cells_and_names()), model.config.weight_shapes()
     # The number of a module in the whole model, so that a stage drops what one process would.
     for salt, path in enumerate(modules):

@@ -33,8 +33,8 @@ class DecoderLayer(nn.Cell):
     def construct(
         self, x_MD: Tensor, plan: Any, cached: tuple[Parameter, Parameter, int, tuple] | None = None
     ) -> Tensor:
-        x_MD = x_MD + self.self_attn(self.input_layernorm(x_MD), plan, cached)
-        return x_MD + self.mlp(self.post_attention_layernorm(x_MD))
+        x_MD = x_MD + self.self_attn(self.input_layernorm(x_MD), plan, cached).astype(x_MD.dtype)
+        return x_MD + self.mlp(self.post_attention_layernorm(x_MD)).astype(x_MD.dtype)
 
 
 class NumberedLayers(nn.CellList):
@@ -89,7 +89,7 @@ class Qwen3Model(nn.Cell):
         visible_BLS = self._visible(position_ids_BL, segment_ids_BL, cache, rows_B)
         plan = self.kernels.plan(cos_BLH, sin_BLH, visible_BLS, self.num_heads, self.num_kv_heads)
         if x_MD is None:
-            x_MD = self.embed_tokens(ids_BL.reshape(-1))
+            x_MD = self.embed_tokens(ids_BL.reshape(-1)).astype(self.kernels.residual_dtype)
         if cache is None:
             for layer in self.layers:
                 x_MD = layer(x_MD, plan)
@@ -105,8 +105,8 @@ class Qwen3Model(nn.Cell):
         """Return which keys each query sees, (B, L, S); None is the causal order."""
         if cache is not None:
             return cache.visible(position_ids_BL, rows_B)
-        if segment_ids_BL is None:
-            return None
+        if segment_ids_BL is None or isinstance(segment_ids_BL, tuple):
+            return segment_ids_BL
         places_L = ops.arange(segment_ids_BL.shape[1])
         past_LS = places_L.expand_dims(0) <= places_L.expand_dims(1)
         return mint.logical_and(segment_ids_BL.expand_dims(1) == segment_ids_BL.expand_dims(2), past_LS)
@@ -121,6 +121,7 @@ class Qwen3ForCausalLM(nn.Cell):
             nothing else, unless there is a cache.
         segment_ids_BL: int32; a token sees the earlier tokens of its own segment only. One segment per
             document keeps packed documents apart, and a segment of their own hides padding on either side.
+            Or what `kernels.segments` makes of them.
         cache: Where keys and values are kept. Then `position_ids_BL` must be given, below the cache's
             capacity, and alone says what a query sees: slots 0 to its position.
         last_B: int32; the place in each row whose logits are wanted.
@@ -171,10 +172,14 @@ class Qwen3ForCausalLM(nn.Cell):
 
     def head(self, hidden_MD: Tensor) -> Tensor:
         """Return float32 logits (M, V) of hidden states (M, D); of V the share that this rank has."""
+        return self.project(hidden_MD).astype(ms.float32)
+
+    def project(self, hidden_MD: Tensor) -> Tensor:
+        """Return the same in the type that the model computes in."""
         hidden_MD = self.tp.enter(hidden_MD)
         if self.is_tied:
-            return self.model.embed_tokens.project(hidden_MD).astype(ms.float32)
-        return self.lm_head(hidden_MD).astype(ms.float32)
+            return self.model.embed_tokens.project(hidden_MD)
+        return self.lm_head(hidden_MD)
 
 
 class CachedQwen3(nn.Cell):

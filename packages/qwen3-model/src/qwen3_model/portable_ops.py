@@ -10,6 +10,11 @@ R rows, D width, S keys.
 import mindspore as ms
 from mindspore import Tensor, mint, nn, ops
 
+# Before 2.9 MindSpore's product adds up a row in one go, and is 1e-5 off from some 50,000 elements on; since
+# then it does so in blocks, and many short rows take eight times as long as a few long ones.
+SUMS_IN_BLOCKS = tuple(int(part) for part in ms.__version__.split(".")[:2]) >= (2, 9)
+MAX_ROW = 4 << 20 if SUMS_IN_BLOCKS else 16 << 10
+
 
 class RmsNorm(nn.Cell):
     """Return x * weight / sqrt(mean(x^2) + eps) row by row (Zhang and Sennrich 2019, eq. 4)."""
@@ -68,3 +73,15 @@ class OrderRows(nn.Cell):
 
 def _ones(rows: int, columns: int) -> Tensor:
     return ops.ones((rows, columns), ms.float32)
+
+
+def num_rows(size: int, max_row: int = MAX_ROW) -> int:
+    """Return into how many equal rows to cut elements whose squares are summed in float32, row by row.
+
+    One row of 156 million normal numbers, the embedding of Qwen3-0.6B, comes out 4% short on a CPU; in rows
+    of up to `max_row` the sum is within 1e-6, or 2e-5 where all are equal.
+    """
+    rows = 1
+    while size > rows * max_row and size % (2 * rows) == 0:
+        rows *= 2
+    return rows

@@ -23,23 +23,24 @@ class GuardedUpdate(nn.Cell):
         super().__init__(auto_prefix=False)
         self.adam, self.limit = adam, None if skip is None else skip.norm_limit
 
-    def construct(
+    def construct(  # noqa: PLR0913
         self,
-        rate: Tensor,
-        eps: Tensor,
-        decay: Tensor,
+        rate: Any,
+        eps: Any,
+        decay: Any,
+        step: Tensor,
         gradients: tuple[Tensor, ...],
         scale: Tensor | None,
         loss: Tensor,
         norm: Tensor,
     ) -> Tensor:
         if self.limit is None:
-            return self.adam(rate, eps, decay, gradients, scale)
+            return self.adam(rate, eps, decay, step, gradients, scale)
         # A branch and no factor of 0, which would leave NaN as it is. NaN is not below anything.
         if ops.logical_and(norm < self.limit, ops.isfinite(loss)):
-            done = self.adam(rate, eps, decay, gradients, scale)
+            done = self.adam(rate, eps, decay, step, gradients, scale)
         else:
-            done = rate
+            done = step
         return done
 
 
@@ -49,5 +50,5 @@ def is_applied(skip: SkipSettings | None, loss: float, norm: float) -> bool:
 
 
 def clear(total: Parameter) -> None:
-    """Set a sum of gradients to zero, whatever it holds; a compiled graph sees it."""
+    """Set a sum of gradients to zero on the host, whatever it holds; a compiled graph sees it."""
     ops.assign(total, Tensor(np.zeros(total.shape, np.float32)))

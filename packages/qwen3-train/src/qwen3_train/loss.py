@@ -3,8 +3,12 @@
 B batch, L length, M = B * L, D hidden, V vocabulary.
 """
 
+from typing import Any
+
+import mindspore as ms
 from mindspore import Tensor, nn, ops
 
+from qwen3_model.layers import Kernels
 from qwen3_model.model import Qwen3ForCausalLM
 from qwen3_train.data.batches import Batch
 from qwen3_train.parallel.split_loss import SplitCrossEntropy
@@ -32,9 +36,10 @@ class TokenLoss(nn.Cell):
         super().__init__(auto_prefix=False)
         self.model = model
         # On a CPU several times faster than ops.cross_entropy, forward and backward.
-        self.log_softmax, self.pick, self.sum = ops.LogSoftmax(-1), ops.GatherD(), ops.ReduceSum()
+        self.log_softmax, self.pick = ops.LogSoftmax(-1), ops.GatherD()
+        self.sum = ops.auto_generate.SumExt()
         self.is_split = model.tp.size > 1
-        self.split_cross_entropy = SplitCrossEntropy(model.tp)
+        self.split_cross_entropy = SplitCrossEntropy(model.tp, model.kernels)
 
     def construct(
         self,
@@ -46,22 +51,22 @@ class TokenLoss(nn.Cell):
         x_MD: Tensor | None = None,
     ) -> Tensor:
         hidden_MD = self.model.model(ids_BL, position_ids_BL, segment_ids_BL, None, None, x_MD)
-        logits_MV = self.model.head(hidden_MD)
+        logits_MV = self.model.project(hidden_MD)
         if self.is_split:
-            losses_M = self.split_cross_entropy(logits_MV, labels_BL.reshape(-1))[:, 0]
+            losses_M, _ = self.split_cross_entropy(logits_MV, labels_BL.reshape(-1))
             return self.sum(losses_M * weights_BL.reshape(-1))
-        log_probs_MV = self.log_softmax(logits_MV)
+        log_probs_MV = self.log_softmax(logits_MV.astype(ms.float32))
         picked_M1 = self.pick(log_probs_MV, 1, labels_BL.reshape(-1, 1))
         return -self.sum(picked_M1.reshape(-1) * weights_BL.reshape(-1))
 
 
-def loss_arguments(batch: Batch) -> list[Tensor | None]:
+def loss_arguments(batch: Batch, kernels: Kernels) -> list[Any]:
     """Return the first five arguments of `TokenLoss`."""
     parts = (
         batch.input_ids_BL,
         batch.labels_BL,
         batch.weights_BL,
         batch.position_ids_BL,
-        batch.segment_ids_BL,
     )
-    return [None if part is None else Tensor(part) for part in parts]
+    segments = None if batch.segment_ids_BL is None else kernels.segments(batch.segment_ids_BL)
+    return [*(None if part is None else Tensor(part) for part in parts), segments]

@@ -15,17 +15,13 @@ from qwen3_train.settings.adam import AdamSettings
 
 BLOCK = 12
 """Weights that are updated side by side: about a layer's."""
-# Before 2.9 MindSpore's product adds up a row in one go, and is 1e-5 off from some 50,000 elements on; since
-# then it does so in blocks, and many short rows take eight times as long as a few long ones.
-SUMS_IN_BLOCKS = tuple(int(part) for part in ms.__version__.split(".")[:2]) >= (2, 9)
-MAX_ROW = 4 << 20 if SUMS_IN_BLOCKS else 16 << 10
 
 
 class AdamW(nn.Cell):
     """Hold the moments of `weights` and update all of them.
 
     Args of the call:
-        rate, eps, decay: float32 scalars from `AdamSettings.scalars`.
+        rate, eps, decay, step: From `adam_scalars`.
         gradients: One per weight, float32.
         scale: float32 scalar that they are multiplied by, each just before its own update; or None.
     """
@@ -44,18 +40,19 @@ class AdamW(nn.Cell):
 
     def construct(
         self,
-        rate: Tensor,
-        eps: Tensor,
-        decay: Tensor,
+        rate: Any,
+        eps: Any,
+        decay: Any,
+        step: Tensor,
         gradients: tuple[Tensor, ...],
         scale: Tensor | None = None,
     ) -> Tensor:
-        done = rate
+        done = step
         for first in range(0, len(gradients), BLOCK):
             end = first + BLOCK
             # One block after the other: all scaled gradients at once take as much memory as the model.
             own_scale = None if scale is None else ops.depend(scale, done)
-            update = ops.partial(self._update_one, ops.depend(rate, done), eps, decay, own_scale)
+            update = ops.partial(self._update_one, rate, eps, decay, step, own_scale)
             updated = self.each(
                 update,
                 self.decays[first:end],
@@ -64,14 +61,15 @@ class AdamW(nn.Cell):
                 self.v[first:end],
                 gradients[first:end],
             )
-            done = ops.depend(rate, updated)
+            done = ops.depend(step, updated)
         return done
 
     def _update_one(  # noqa: PLR0913
         self,
-        rate: Tensor,
-        eps: Tensor,
-        decay: Tensor,
+        rate: Any,
+        eps: Any,
+        decay: Any,
+        step: Tensor,
         scale: Tensor | None,
         is_decayed: bool,
         weight: Tensor,
@@ -81,39 +79,22 @@ class AdamW(nn.Cell):
     ) -> Any:
         own_decay = decay if is_decayed else None
         own_gradient = gradient if scale is None else gradient * scale
-        return self.kernels.adamw(weight, m, v, own_gradient, rate, eps, own_decay, self.betas)
+        return self.kernels.adamw(weight, m, v, own_gradient, rate, eps, own_decay, step, self.betas)
 
 
 class SumOfSquares(nn.Cell):
     """Add up the squares of all elements of those tensors whose place is counted, float32 of one element."""
 
-    def __init__(self, counts: Sequence[bool]) -> None:
+    def __init__(self, counts: Sequence[bool], kernels: Kernels) -> None:
         super().__init__(auto_prefix=False)
-        self.counts = tuple(counts)
-        # The product of a row with itself sums squares without a temporary and, unlike L2Loss, exactly.
-        self.dot = ops.BatchMatMul(transpose_b=True)
-        self.each, self.add, self.nothing = ops.HyperMap(), ops.AddN(), Tensor([0.0], ms.float32)
+        self.counts, self.kernels = tuple(counts), kernels
+        self.each, self.nothing = ops.HyperMap(), Tensor([0.0], ms.float32)
 
     def construct(self, tensors: tuple[Tensor, ...]) -> Tensor:
-        return self.add(self.each(self._square, self.counts, tensors))
+        return self.kernels.add_all(self.each(self._square, self.counts, tensors))
 
     def _square(self, is_counted: bool, tensor: Tensor) -> Tensor:
-        if not is_counted:
-            return self.nothing
-        rows = tensor.reshape(num_rows(tensor.size), 1, -1)
-        return self.dot(rows, rows).sum().reshape(-1)
-
-
-def num_rows(size: int, max_row: int = MAX_ROW) -> int:
-    """Return into how many equal rows to cut elements whose squares are summed in float32, row by row.
-
-    One row of 156 million normal numbers, the embedding of Qwen3-0.6B, comes out 4% short on a CPU; in rows
-    of up to `max_row` the sum is within 1e-6, or 2e-5 where all are equal.
-    """
-    rows = 1
-    while size > rows * max_row and size % (2 * rows) == 0:
-        rows *= 2
-    return rows
+        return self.kernels.sum_of_squares(tensor) if is_counted else self.nothing
 
 
 class ClipScale(nn.Cell):
@@ -133,9 +114,10 @@ class ClipScale(nn.Cell):
         return ops.minimum(self.max_norm / (norm + 1e-6), self.one)
 
 
-def adam_scalars(settings: AdamSettings, lr: float, step: int) -> list[Tensor]:
-    """Return `settings.scalars` as tensors, so that a new value compiles nothing anew."""
-    return [Tensor(np.float32(value)) for value in settings.scalars(lr, step)]
+def adam_scalars(kernels: Kernels, settings: AdamSettings, lr: float, step: int) -> tuple[Any, ...]:
+    """Return what the update of a step, counted from 1, takes first; a new value compiles nothing anew."""
+    betas = settings.beta1, settings.beta2
+    return kernels.adam_scalars(lr, step, settings.eps, settings.weight_decay, betas)
 
 
 def _moment(name: str, weight: Any) -> Parameter:

@@ -14,6 +14,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
+from qwen3_model.layers import Kernels
 from qwen3_model.lora import LoraDropout
 from qwen3_model.model import Qwen3ForCausalLM
 from qwen3_train.data.batches import Batch
@@ -86,26 +87,30 @@ class TrainStep:
             self.adam: Optimizer = SharedAdamW(self.weights, settings, self.grid.replicas, model.kernels)
         else:
             self.adam = AdamW(self.weights, settings, model.kernels)
-        self.is_alone = self.grid.layout.num_ranks == 1
+        self.is_alone, self.kernels = self.grid.layout.num_ranks == 1, model.kernels
+        takes_sums = num_micro_batches > 1 or self.grid.layout.pp > 1
+        sums = ParameterTuple([_sum_of_gradients(*each) for each in self.weights.items()] * takes_sums)
         finish = (
-            OwnGradients(len(self.weights), max_norm)
+            OwnGradients(len(self.weights), max_norm, self.kernels)
             if self.is_alone
-            else SharedGradients(self.weights, self.grid, max_norm)
+            else SharedGradients(
+                self.weights, self.grid, max_norm, self.kernels, shares_moments=shares_moments
+            )
         )
         update = GuardedUpdate(self.adam, skip)
         self._graphs = graphs
         self._sums: ParameterTuple | None = None
         self._whole: Any = None
         self._stage: PipelineStage | None = None
-        if num_micro_batches == 1 and self.grid.layout.pp == 1:
+        if not takes_sums:
             self._whole = _WholeStep(TokenLoss(model), self.adam.weights, update, finish)
             return
-        sums = ParameterTuple([_sum_of_gradients(name, weight) for name, weight in self.weights.items()])
         if self.grid.layout.pp == 1:
             self._add = _AddGradients(TokenLoss(model), self.adam.weights, sums)
         else:
             self._stage = PipelineStage(model, self.grid, sums)
         self._sums, self._apply = sums, _ApplyGradients(update, sums, finish)
+        self._clear = _ClearSums(sums, self.kernels)
 
     def run(self, micro_batches: Sequence[Batch], lr: float, step: int) -> StepResult:
         """Take one step.
@@ -115,7 +120,7 @@ class TrainStep:
             lr: Learning rate of this step.
             step: Number of this step, counted from 1.
         """
-        scalars = adam_scalars(self.settings, lr, step - self.num_skipped)
+        scalars = adam_scalars(self.kernels, self.settings, lr, step - self.num_skipped)
 
         def before_pass(number: int) -> None:
             # Counted as if one process took the passes of all replicas in turn.
@@ -126,7 +131,7 @@ class TrainStep:
         if self._whole is not None:
             before_pass(0)
             with self._compiling(micro_batches[0]):
-                loss, norm = self._whole(*scalars, *loss_arguments(micro_batches[0]))
+                loss, norm = self._whole(*scalars, *loss_arguments(micro_batches[0], self.kernels))
             return self._result(float(loss.asnumpy()), float(norm.asnumpy()))
         # Float64 on the host: the sum then does not depend on how the step was cut.
         total = 0.0
@@ -136,17 +141,19 @@ class TrainStep:
             for number, batch in enumerate(micro_batches):
                 before_pass(number)
                 with self._compiling(batch):
-                    loss = self._add(*loss_arguments(batch))
+                    loss = self._add(*loss_arguments(batch, self.kernels))
                 total += float(loss.asnumpy())
         loss, norm = self._apply(*scalars, Tensor(np.float32(total)))
+        self._clear()
         return self._result(total if self.is_alone else float(loss.asnumpy()), float(norm.asnumpy()))
 
     def _result(self, loss: float, norm: float) -> StepResult:
         result = StepResult(loss, norm, is_applied(self.skip, loss, norm))
         if not result.is_applied:
             self.num_skipped += 1
-            for total in self._sums or ():
-                clear(total)
+            if not self.kernels.clears_nan:
+                for total in self._sums or ():
+                    clear(total)
         return result
 
     def _compiling(self, batch: Batch) -> AbstractContextManager[None]:
@@ -167,13 +174,14 @@ class Evaluation:
 
     def __init__(self, model: Qwen3ForCausalLM, grid: Grid | None = None) -> None:
         self._stage = PipelineStage(model, grid, None) if grid and grid.layout.pp > 1 else None
+        self.kernels = model.kernels
         self._loss: Any = None if self._stage else _Forward(TokenLoss(model))
 
     def run(self, batch: Batch) -> float:
         """Return the sum of the batch's token losses times their weights; 0 on all but the last stage."""
         if self._stage is not None:
             return self._stage.evaluate(batch)
-        return float(self._loss(*loss_arguments(batch)).asnumpy())
+        return float(self._loss(*loss_arguments(batch, self.kernels)).asnumpy())
 
 
 class _Forward(nn.Cell):
@@ -195,17 +203,17 @@ class _WholeStep(nn.Cell):
         self.loss_and_gradients = ms.value_and_grad(loss, None, weights)
 
     @ms.jit
-    def construct(self, rate, eps, decay, ids, labels, weights, positions=None, segments=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202, PLR0913
+    def construct(self, rate, eps, decay, step, ids, labels, weights, positions=None, segments=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202, PLR0913
         loss, gradients = self.loss_and_gradients(ids, labels, weights, positions, segments)
         gradients, scale, norm, loss = self.finish(gradients, loss)
-        done = self.update(rate, eps, decay, gradients, scale, loss, norm)
+        done = self.update(rate, eps, decay, step, gradients, scale, loss, norm)
         return ops.depend(loss, done), norm
 
 
 class _AddGradients(nn.Cell):
     def __init__(self, loss: TokenLoss, weights: ParameterTuple, sums: ParameterTuple) -> None:
         super().__init__(auto_prefix=False)
-        self.add = AddGradients(sums)
+        self.add = AddGradients(sums, loss.model.kernels)
         self.loss_and_gradients = ms.value_and_grad(loss, None, weights)
 
     @ms.jit
@@ -215,26 +223,33 @@ class _AddGradients(nn.Cell):
 
 
 class _ApplyGradients(nn.Cell):
+    """Takes the sums themselves for gradients: a copy of them is a quarter more of all that a rank has."""
+
     def __init__(self, update: GuardedUpdate, sums: ParameterTuple, finish: Finish) -> None:
         super().__init__(auto_prefix=False)
         self.update, self.sums, self.finish = update, sums, finish
-        self.assign, self.each = ops.Assign(), ops.HyperMap()
 
     @ms.jit
-    def construct(self, rate, eps, decay, loss):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        gradients, scale, norm, loss = self.finish(self.each(self._copy, self.sums), loss)
-        done = self.update(rate, eps, decay, gradients, scale, loss, norm)
-        cleared = self.each(ops.partial(self._clear, done), self.sums, gradients)
-        return loss, ops.depend(norm, cleared)
+    def construct(self, rate, eps, decay, step, loss):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        gradients, scale, norm, loss = self.finish(self.sums, loss)
+        done = self.update(rate, eps, decay, step, gradients, scale, loss, norm)
+        return loss, ops.depend(norm, done)
 
-    def _copy(self, total):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        return total * 1.0
 
-    def _clear(self, done, total, gradient):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        # Not zeros_like, which is compiled into a constant as large as the weight. Of a gradient that is no
-        # number this is not zero, but there the run stops, or skips the step and clears on the host.
-        gradient = ops.depend(gradient, done)
-        return self.assign(total, gradient - gradient)
+class _ClearSums(nn.Cell):
+    """A graph of its own: in one with the update MindSpore would keep copies of what that reads."""
+
+    def __init__(self, sums: ParameterTuple, kernels: Kernels) -> None:
+        super().__init__(auto_prefix=False)
+        self.sums, self.kernels, self.each = sums, kernels, ops.HyperMap()
+        self.done = Tensor(np.zeros(1, np.float32))
+
+    @ms.jit
+    def construct(self):  # type: ignore[no-untyped-def]  # noqa: ANN202
+        return ops.depend(self.done * 1.0, self.each(self._clear, self.sums))
+
+    def _clear(self, total):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        return self.kernels.clear(total)
 
 
 def _signature(batch: Batch) -> str:

@@ -76,7 +76,7 @@ def train(
     """
     settings = run.settings
     grid = make_grid(settings.device, settings.model, settings.layout, settings.offset, rank)
-    kernels = make_kernels(settings.device)
+    kernels = make_kernels(settings.device, float32_residual=settings.ascend.float32_residual)
     model = Qwen3ForCausalLM(settings.model, kernels, tp=grid.tp, part=grid.part)
     dropout = start_adapters(model, run) if settings.lora else None
     apply_recompute(model, settings.recompute, grid.stage)

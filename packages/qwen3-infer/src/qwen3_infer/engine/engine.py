@@ -142,7 +142,8 @@ def choose_kernels(device: Device, note: Callable[[str], None]) -> Kernels:
             if device.kernels != "auto":
                 raise
             note(f"{error}; going on with MindSpore's own operators, several times slower")
-    return make_kernels(device.target)
+    is_float32 = device.ascend is not None and device.ascend.float32_residual
+    return make_kernels(device.target, float32_residual=is_float32)
 
 
 def _one(value: int) -> Tensor:

@@ -1,18 +1,23 @@
 """Gradients of a step from those that each rank has: summed over ranks, with what clips their common norm.
 
-What is summed: over shards the gradients of weights that each uses in part; over the two ends of a pipeline
-those of a tied embedding; over replicas all. Tensors travel in buckets, so that small ones cost no latency of
-their own. Each weight counts once in the norm, whatever the layout.
+What is summed: over replicas all, in the order in which the backward pass ends, so that a sum can begin while
+it goes on; then over shards the gradients of weights that each uses in part, and over the two ends of a
+pipeline those of a tied embedding. With ZeRO-1 each replica gets its own rows of the sum alone. Tensors
+travel in buckets, so that small ones cost no latency of their own. Each weight counts once in the norm,
+whatever the layout.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from qwen3_model.collectives import Group
+from qwen3_model.layers import Kernels
 from qwen3_train.optimizer import ClipScale, SumOfSquares
 from qwen3_train.parallel.grid import Grid
+from qwen3_train.parallel.stages import is_shared_out
 
 BUCKET_BYTES = 64 << 20
 BLOCK = 24
@@ -33,9 +38,9 @@ class OwnGradients(nn.Cell):
         The gradients, the scale that clips them (None for none), their norm before it, the loss.
     """
 
-    def __init__(self, num_weights: int, max_norm: float | None) -> None:
+    def __init__(self, num_weights: int, max_norm: float | None, kernels: Kernels) -> None:
         super().__init__(auto_prefix=False)
-        self.squares, self.clip = SumOfSquares((True,) * num_weights), ClipScale(max_norm)
+        self.squares, self.clip = SumOfSquares((True,) * num_weights, kernels), ClipScale(max_norm)
 
     def construct(self, gradients: tuple[Tensor, ...], loss: Tensor) -> Finished:
         norm = ops.sqrt(self.squares(gradients).reshape(()))
@@ -43,80 +48,141 @@ class OwnGradients(nn.Cell):
 
 
 class SharedGradients(nn.Cell):
-    """Many ranks: the same call, with gradients and loss of all of them."""
+    """Many ranks: the same call, with gradients and loss of all of them.
 
-    def __init__(self, weights: Mapping[str, Parameter], grid: Grid, max_norm: float | None) -> None:
+    With `shares_moments` a gradient that the replicas share out comes back as this replica's rows.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, Parameter],
+        grid: Grid,
+        max_norm: float | None,
+        kernels: Kernels,
+        *,
+        shares_moments: bool = False,
+    ) -> None:
         super().__init__(auto_prefix=False)
-        names = list(weights)
-        sizes = [weight.size for weight in weights.values()]
-        partial = [i for i, name in enumerate(names) if grid.tp.is_partial(name)]
-        tied = [i for i, name in enumerate(names) if grid.ends.size > 1 and "embed_tokens" in name]
-        self.shards = BucketSum(grid.tp.group, partial, sizes)
-        self.ends = BucketSum(grid.ends, tied, sizes)
-        self.replicas = BucketSum(grid.replicas, range(len(names)), sizes)
+        names, dp = list(weights), grid.replicas.size
+        shapes = [tuple(weight.shape) for weight in weights.values()]
+        cut = [shares_moments and is_shared_out(shape, dp) for shape in shapes]
+        own = [(s[0] // dp, *s[1:]) if is_cut else s for s, is_cut in zip(shapes, cut, strict=True)]
+        # The backward pass ends with the first weights.
+        last_first = range(len(names) - 1, -1, -1)
+        partial = [i for i in last_first if grid.tp.is_partial(names[i])]
+        tied = [i for i in last_first if grid.ends.size > 1 and "embed_tokens" in names[i]]
+        shared, whole = [i for i in last_first if cut[i]], [i for i in last_first if not cut[i]]
+        self.own_rows = BucketSum(grid.replicas, shared, shapes, scatters=True)
+        self.replicas = BucketSum(grid.replicas, whole, shapes)
+        self.shards, self.ends = BucketSum(grid.tp.group, partial, own), BucketSum(grid.ends, tied, own)
         self.world, self.has_loss = grid.world, grid.has_loss()
-        self.squares, self.clip = SumOfSquares([grid.counts(name) for name in names]), ClipScale(max_norm)
-        self.join, self.nothing = ops.Concat(0), Tensor([0.0], ms.float32)
+        counts = [grid.counts(name, is_cut=is_cut) for name, is_cut in zip(names, cut, strict=True)]
+        self.squares, self.clip = SumOfSquares(counts, kernels), ClipScale(max_norm)
+        self.join, self.split = ops.Concat(0), ops.auto_generate.SplitWithSize()
+        self.nothing = Tensor([0.0], ms.float32)
 
     def construct(self, gradients: tuple[Tensor, ...], loss: Tensor) -> Finished:
-        gradients = self.replicas(self.ends(self.shards(gradients)))
+        gradients, last = self.own_rows(gradients, self.nothing)
+        gradients, last = self.replicas(gradients, last)
+        # A group's sums must come in the same order on all of its ranks: these after the backward pass's own.
+        gradients, last = self.shards(gradients, ops.depend(last, gradients))
+        gradients, last = self.ends(gradients, last)
         # Behind the last bucket in any case, so that all ranks exchange in the same order.
-        square = ops.depend(self.squares(gradients), gradients)
+        square = ops.depend(self.squares(gradients), last)
         own_loss = loss.reshape(-1) if self.has_loss else self.nothing
-        totals = self.world.sum(self.join((square, own_loss)))
-        norm, loss = ops.sqrt(totals[0]), totals[1]
-        return gradients, self.clip(norm), norm, loss
+        square, loss = self.split(self.world.sum(self.join((square, own_loss))), (1, 1), 0)
+        norm = ops.sqrt(square.reshape(()))
+        return gradients, self.clip(norm), norm, loss.reshape(())
 
 
 class AddGradients(nn.Cell):
     """Add gradients to their sums; return `result` afterwards."""
 
-    def __init__(self, sums: ParameterTuple) -> None:
+    def __init__(self, sums: ParameterTuple, kernels: Kernels) -> None:
         super().__init__(auto_prefix=False)
-        self.sums, self.each, self.add = sums, ops.HyperMap(), ops.AssignAdd()
+        self.sums, self.each, self.kernels = sums, ops.HyperMap(), kernels
 
     def construct(self, gradients: tuple[Tensor, ...], result: Tensor) -> Tensor:
-        return ops.depend(result, self.each(self.add, self.sums, gradients))
+        return ops.depend(result, self.each(self._add, self.sums, gradients))
+
+    def _add(self, total: Tensor, gradient: Tensor) -> Tensor:
+        return self.kernels.add_to(total, gradient)
 
 
 class BucketSum(nn.Cell):
-    """Replace some of many tensors by their sums over a group."""
+    """Replace some of many tensors by their sums over a group, or by this rank's rows of these sums.
 
-    def __init__(self, group: Group, chosen: Sequence[int], sizes: Sequence[int]) -> None:
-        """Choose tensors by their places; `sizes` has the elements of all tensors."""
+    Args of the call:
+        tensors: All of them.
+        last: A tensor that is there before the first exchange begins.
+
+    Returns:
+        All of them, and a tensor that is there when the last exchange has ended.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        chosen: Sequence[int],
+        shapes: Sequence[tuple[int, ...]],
+        *,
+        scatters: bool = False,
+    ) -> None:
+        """Choose tensors by their places, in the order of their exchange.
+
+        Args:
+            group: Whose ranks exchange.
+            chosen: Places of the tensors.
+            shapes: Of all tensors.
+            scatters: Return this rank's rows alone.
+        """
         super().__init__(auto_prefix=False)
-        self.group, self.join = group, ops.Concat(0)
+        self.group, self.scatters = group, scatters
+        sizes = [math.prod(shape) for shape in shapes]
         self.buckets = () if group.size == 1 else make_buckets(chosen, sizes)
-        self.where = tuple(_place(self.buckets, sizes, i) for i in range(len(sizes)))
+        self.pieces = group.size if scatters else 1
+        self.sizes = tuple(tuple(sizes[i] // self.pieces for i in bucket) for bucket in self.buckets)
+        self.shapes = tuple((shape[0] // self.pieces, *shape[1:]) for shape in shapes)
+        self.where = tuple(_place(self.buckets, i) for i in range(len(shapes)))
+        self.join, self.split = ops.Concat(1), ops.auto_generate.SplitWithSize()
 
-    def construct(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def construct(self, tensors: tuple[Tensor, ...], last: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         if len(self.buckets) == 0:
-            return tensors
-        sums: tuple[Tensor, ...] = ()
-        for bucket in self.buckets:
-            joined = self._joined(bucket, tensors)
-            if len(sums) > 0:  # one bucket after the other, in the same order on all ranks
-                joined = ops.depend(joined, sums[-1])
-            sums = (*sums, self.group.sum(joined))
+            return tensors, last
+        sums: tuple[tuple[Tensor, ...], ...] = ()
+        for number in range(len(self.buckets)):
+            # One bucket after the other, in the same order on all ranks.
+            joined = ops.depend(self._joined(self.buckets[number], tensors), last)
+            last = self.group.scatter_rows(joined) if self.scatters else self.group.sum(joined)
+            sums = (*sums, self._parts(number, last.reshape(-1)))
         results: tuple[Tensor, ...] = ()
         for first in range(0, len(tensors), BLOCK):
             results = (*results, *self._pick_block(first, tensors[first : first + BLOCK], sums))
-        return results
+        return results, last
 
     def _joined(self, bucket: tuple[int, ...], tensors: tuple[Tensor, ...]) -> Tensor:
+        """Those of a bucket side by side, a row for each rank that gets one."""
         flat: tuple[Tensor, ...] = ()
         for i in bucket:
-            flat = (*flat, tensors[i].reshape(-1))
+            flat = (*flat, tensors[i].reshape(self.pieces, -1))
         return flat[0] if len(flat) == 1 else self.join(flat)
 
+    def _parts(self, number: int, total: Tensor) -> tuple[Tensor, ...]:
+        """The tensors of a bucket."""
+        bucket, sizes = self.buckets[number], self.sizes[number]
+        flat = (total,) if len(sizes) == 1 else self.split(total, sizes, 0)
+        parts: tuple[Tensor, ...] = ()
+        for k in range(len(bucket)):
+            parts = (*parts, flat[k].reshape(self.shapes[bucket[k]]))
+        return parts
+
     def _pick_block(
-        self, first: int, tensors: tuple[Tensor, ...], sums: tuple[Tensor, ...]
+        self, first: int, tensors: tuple[Tensor, ...], sums: tuple[tuple[Tensor, ...], ...]
     ) -> tuple[Tensor, ...]:
         results: tuple[Tensor, ...] = ()
         for i in range(len(tensors)):
-            number, start, end = self.where[first + i]
-            result = tensors[i] if number < 0 else sums[number][start:end].reshape(tensors[i].shape)
-            results = (*results, result)
+            number, place = self.where[first + i]
+            results = (*results, tensors[i] if number < 0 else sums[number][place])
         return results
 
 
@@ -133,10 +199,9 @@ def make_buckets(chosen: Sequence[int], sizes: Sequence[int]) -> tuple[tuple[int
     return tuple(tuple(bucket) for bucket in buckets)
 
 
-def _place(buckets: Sequence[Sequence[int]], sizes: Sequence[int], i: int) -> tuple[int, int, int]:
-    """The bucket of tensor `i` with its first and last element there; -1 for none."""
+def _place(buckets: Sequence[Sequence[int]], i: int) -> tuple[int, int]:
+    """The bucket of tensor `i` and its place there; -1 for none."""
     for number, bucket in enumerate(buckets):
         if i in bucket:
-            first = sum(sizes[other] for other in bucket[: bucket.index(i)])
-            return number, first, first + sizes[i]
-    return -1, 0, 0
+            return number, bucket.index(i)
+    return -1, 0

@@ -46,9 +46,12 @@ class Grid:
         """Tensor-parallel shard, from 0."""
         return self.layout.place(self.rank)[2]
 
-    def counts(self, name: str) -> bool:
-        """Say whether this rank counts the weight `name` in sums over all ranks, each being counted once."""
-        if self.replica != 0:
+    def counts(self, name: str, *, is_cut: bool = False) -> bool:
+        """Say whether this rank counts what it has of the weight `name` in sums over all ranks.
+
+        Each is counted once; where `is_cut`, each replica counts rows of its own.
+        """
+        if self.replica != 0 and not is_cut:
             return False
         if "tp" not in placement(name) and self.shard != 0:
             return False

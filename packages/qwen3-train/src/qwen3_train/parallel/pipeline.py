@@ -26,7 +26,8 @@ class PipelineStage:
 
     def __init__(self, model: Qwen3ForCausalLM, grid: Grid, sums: ParameterTuple | None) -> None:
         """Prepare to add gradients to `sums`, one per trained weight of the stage; None to evaluate only."""
-        self.grid, self.width, self.dtype = grid, model.config.hidden_size, model.kernels.compute_dtype
+        self.grid, self.width, self.dtype = grid, model.config.hidden_size, model.kernels.residual_dtype
+        self.kernels = model.kernels
         self.before: Any = grid.before
         self.after: Any = grid.after
         self.split = grid.layout.tp if grid.layout.sequence_parallel else 1
@@ -83,17 +84,17 @@ class PipelineStage:
         if not self.grid.part.is_first:
             x_MD = self.before.receive(self._shape(batch), self.dtype)
         if self._last is not None:
-            return float(self._last(x_MD, *loss_arguments(batch)).asnumpy())
+            return float(self._last(x_MD, *loss_arguments(batch, self.kernels)).asnumpy())
         self.after.send(self._rows(batch, x_MD))
         return 0.0
 
     def _rows(self, batch: Batch, x_MD: Tensor | None) -> Tensor:
-        ids, _, _, positions, segments = loss_arguments(batch)
+        ids, _, _, positions, segments = loss_arguments(batch, self.kernels)
         return self._forward(x_MD, ids, positions, segments)
 
     def _gradient(self, batch: Batch, x_MD: Tensor | None, grad_MD: Tensor | None) -> tuple[float, Any]:
         """Add up the weights' gradients; return the loss on the last stage, and the input's gradient."""
-        ids, labels, weights, positions, segments = loss_arguments(batch)
+        ids, labels, weights, positions, segments = loss_arguments(batch, self.kernels)
         if self.grid.part.is_last:
             loss, input_grad_MD = self._backward(x_MD, ids, labels, weights, positions, segments)
             return float(loss.asnumpy()), input_grad_MD
@@ -116,24 +117,13 @@ class _Rows(nn.Cell):
         return self.model.model(ids_BL, position_ids_BL, segment_ids_BL, None, None, x_MD)
 
 
-class _Product(nn.Cell):
-    """The hidden states' product with a gradient: its own gradients are those handed on to the stage."""
-
+class _FirstRows(nn.Cell):
     def __init__(self, model: Qwen3ForCausalLM) -> None:
         super().__init__(auto_prefix=False)
-        self.rows, self.sum = _Rows(model), ops.ReduceSum()
+        self.rows = _Rows(model)
 
-    def construct(self, x_MD, grad_MD, ids_BL, position_ids_BL=None, segment_ids_BL=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        return self.sum(self.rows(x_MD, ids_BL, position_ids_BL, segment_ids_BL) * grad_MD)
-
-
-class _FirstProduct(nn.Cell):
-    def __init__(self, model: Qwen3ForCausalLM) -> None:
-        super().__init__(auto_prefix=False)
-        self.product = _Product(model)
-
-    def construct(self, grad_MD, ids_BL, position_ids_BL=None, segment_ids_BL=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        return self.product(None, grad_MD, ids_BL, position_ids_BL, segment_ids_BL)
+    def construct(self, ids_BL, position_ids_BL=None, segment_ids_BL=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        return self.rows(None, ids_BL, position_ids_BL, segment_ids_BL)
 
 
 class _LossOfRows(nn.Cell):
@@ -168,30 +158,34 @@ class _Loss(nn.Cell):
 class _Backward(nn.Cell):
     def __init__(self, model: Qwen3ForCausalLM, weights: ParameterTuple, sums: ParameterTuple) -> None:
         super().__init__(auto_prefix=False)
-        self.add, self.gradients = AddGradients(sums), ms.grad(_FirstProduct(model), None, weights)
+        self.add, self.rows, self.weights = AddGradients(sums, model.kernels), _FirstRows(model), weights
+        self.gradient = ops.GradOperation(get_by_list=True, sens_param=True)
         self.done = Tensor(np.zeros(1, np.float32))
 
     @ms.jit
     def construct(self, grad_MD, ids_BL, position_ids_BL=None, segment_ids_BL=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        gradients = self.gradients(grad_MD, ids_BL, position_ids_BL, segment_ids_BL)
+        gradient = self.gradient(self.rows, self.weights)
+        gradients = gradient(ids_BL, position_ids_BL, segment_ids_BL, grad_MD)
         return self.add(gradients, self.done * 1.0)
 
 
 class _MiddleBackward(nn.Cell):
     def __init__(self, model: Qwen3ForCausalLM, weights: ParameterTuple, sums: ParameterTuple) -> None:
         super().__init__(auto_prefix=False)
-        self.add, self.gradients = AddGradients(sums), ms.grad(_Product(model), 0, weights)
+        self.add, self.rows, self.weights = AddGradients(sums, model.kernels), _Rows(model), weights
+        self.all_gradients = ops.GradOperation(get_all=True, get_by_list=True, sens_param=True)
 
     @ms.jit
     def construct(self, x_MD, grad_MD, ids_BL, position_ids_BL=None, segment_ids_BL=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        input_grad_MD, gradients = self.gradients(x_MD, grad_MD, ids_BL, position_ids_BL, segment_ids_BL)
-        return self.add(gradients, input_grad_MD)
+        gradient = self.all_gradients(self.rows, self.weights)
+        input_gradients, gradients = gradient(x_MD, ids_BL, position_ids_BL, segment_ids_BL, grad_MD)
+        return self.add(gradients, input_gradients[0])
 
 
 class _LastBackward(nn.Cell):
     def __init__(self, model: Qwen3ForCausalLM, weights: ParameterTuple, sums: ParameterTuple) -> None:
         super().__init__(auto_prefix=False)
-        self.add = AddGradients(sums)
+        self.add = AddGradients(sums, model.kernels)
         self.loss_and_gradients = ms.value_and_grad(_LossOfRows(TokenLoss(model)), 0, weights)
 
     @ms.jit

@@ -1,6 +1,7 @@
 """AdamW whose moments are shared out over replicas (ZeRO-1, Rajbhandari et al. 2020, section 5.1).
 
-Each replica has the moments of its rows of every weight, updates those rows, and gets the others' from them.
+Each replica has the moments of its rows of every weight, updates those rows by their gradients, which are all
+that it is given, and gets the others' rows from them.
 A weight whose rows do not divide is updated by all.
 """
 
@@ -18,7 +19,7 @@ from qwen3_train.settings.adam import AdamSettings
 
 
 class SharedAdamW(nn.Cell):
-    """The same call as `AdamW`; `m` and `v` hold this replica's rows."""
+    """The same call as `AdamW`; gradients, `m` and `v` have this replica's rows of what is cut."""
 
     def __init__(
         self,
@@ -39,48 +40,45 @@ class SharedAdamW(nn.Cell):
         self.cut = tuple(is_shared_out(weight.shape, replicas.size) for weight in weights.values())
         sizes = [piece.size for piece in self.pieces]
         self.buckets = make_buckets([i for i, cut in enumerate(self.cut) if cut], sizes)
-        self.assign, self.join, self.each = ops.Assign(), ops.Concat(0), ops.HyperMap()
+        self.kernels, self.each = kernels, ops.HyperMap()
+        self.join, self.split = ops.Concat(0), ops.auto_generate.SplitWithSize()
 
     def construct(
         self,
-        rate: Tensor,
-        eps: Tensor,
-        decay: Tensor,
+        rate: Any,
+        eps: Any,
+        decay: Any,
+        step: Tensor,
         gradients: tuple[Tensor, ...],
         scale: Tensor | None = None,
     ) -> Tensor:
         taken = self.each(self._take, self.cut, self.pieces, self.weights)
-        own = self.each(self._own, self.cut, gradients)
-        done = self.adam(ops.depend(rate, taken), eps, decay, own, scale)
+        done = self.adam(rate, eps, decay, ops.depend(step, taken), gradients, scale)
         for bucket in self.buckets:
             done = ops.depend(done, self._hand_round(bucket, done))
         return done
 
     def _take(self, is_cut: bool, piece: Tensor, weight: Tensor) -> Any:
         """Put this replica's rows of a weight into its piece."""
-        return self.assign(piece, self._rows(weight)) if is_cut else piece
-
-    def _own(self, is_cut: bool, gradient: Tensor) -> Tensor:
-        return self._rows(gradient) if is_cut else gradient
-
-    def _rows(self, x: Tensor) -> Tensor:
-        """This replica's rows."""
-        rows = x.shape[0] // self.size
-        return x[self.index * rows : (self.index + 1) * rows]
+        if not is_cut:
+            return piece
+        rows = weight.shape[0] // self.size
+        own = self.kernels.rows(weight, self.index * rows, (self.index + 1) * rows)
+        return self.kernels.assign(piece, own)
 
     def _hand_round(self, bucket: tuple[int, ...], done: Tensor) -> Tensor:
         """Put the rows that all replicas have updated into the weights."""
         flat: tuple[Tensor, ...] = ()
+        sizes: tuple[int, ...] = ()
         for i in bucket:
             flat = (*flat, ops.depend(self.pieces[i], done).reshape(-1))
+            sizes = (*sizes, self.pieces[i].size)
         joined = flat[0] if len(flat) == 1 else self.join(flat)
         all_R = self.replicas.gather_rows(ops.depend(joined, done)).reshape(self.size, -1)
-        first = 0
-        for i in bucket:
-            end = first + self.pieces[i].size
-            rows = all_R[:, first:end].reshape(self.weights[i].shape)
-            done = ops.depend(done, self.assign(self.weights[i], rows))
-            first = end
+        parts = (all_R,) if len(flat) == 1 else self.split(all_R, sizes, 1)
+        for k in range(len(bucket)):
+            weight = self.weights[bucket[k]]
+            done = ops.depend(done, self.kernels.assign(weight, parts[k].reshape(weight.shape)))
         return done
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from qwen3_model.ascend_settings import AscendSettings, read_ascend_settings
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError
-from qwen3_model.fused import FusedLayout
+from qwen3_model.fused import FusedLayout, read_fused_layout
 from qwen3_model.layout import Layout
 from qwen3_model.run_config import RunConfig
 from qwen3_model.simulation import Simulation, default_device
@@ -174,13 +174,7 @@ def read_settings(
         hf_dir=hf_dir,
         weights_from=_weights(config, hf_dir, resume),
         strategy_from=_path(config.get("src_strategy_path_or_dir")),
-        fused_layout=FusedLayout(
-            contiguous_qkv=config.get(
-                "model.model_config.use_contiguous_weight_layout_attention",
-                config.get("model.model_config.use_contiguous_weight_layout", False),
-            ),
-            interleaved_mlp=config.get("model.model_config.use_interleaved_weight_layout_mlp", True),
-        ),
+        fused_layout=read_fused_layout(config),
         resume=resume,
         batch_size=config.get("runner_config.batch_size", 1),
         accumulation=config.get("runner_config.gradient_accumulation_steps", 1),

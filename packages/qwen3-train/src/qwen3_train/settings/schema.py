@@ -39,7 +39,9 @@ MODEL_CONFIG: dict[str, Any] = {
     "compute_dtype": Key((str,), ("bfloat16", "float16", "float32"), effect="ascend"),
     "layernorm_compute_dtype": FLOAT32_ONLY, "softmax_compute_dtype": FLOAT32_ONLY,
     "rotary_dtype": FLOAT32_ONLY,
-    "fp32_residual_connection": NO_EFFECT, "residual_dtype": NO_EFFECT, "type": NO_EFFECT,
+    # A CPU adds in float32 in any case.
+    "fp32_residual_connection": Key((bool,), effect="ascend"), "type": NO_EFFECT,
+    "residual_dtype": Key((str,), ("float32", "bfloat16"), effect="ascend"),
     "use_flash_attention": NO_EFFECT,
     "pet_config": PET_CONFIG, "offset": ANY, "use_cache": NO_EFFECT, "input_sliced_sig": NO_EFFECT,
     "qkv_concat": NO_EFFECT,
