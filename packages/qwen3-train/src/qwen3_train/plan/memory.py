@@ -156,8 +156,8 @@ def _stage_memory(settings: PlanSettings, stage: int) -> StageMemory:
         shared = _bytes(shared_tensors(settings))
         kept = _bytes(tensor for tensor in layer_tensors(settings) if tensor.is_kept(settings.recompute))
         # The embedding's gradient is the last one; of a tied one the head's part is the first.
-        # Of several passes one layer's gradients are on their way to their sums.
-        before = _layer_gradients(trained) if has_passes else every - of_embedding
+        # Sums take their gradients in behind the whole backward pass, as a dry run of stages shows.
+        before = every - of_embedding
         before += of_embedding if is_tied else 0
         own = WEIGHT_BYTES * optimizer_elements(trained.values(), dp)
         moments = {
@@ -219,13 +219,6 @@ def _weight_copies(settings: PlanSettings, weights: Mapping[str, tuple[int, ...]
     has_head = HEAD in weights or ("model.norm.weight" in weights and settings.model.tie_word_embeddings)
     head = settings.model.vocab_size // settings.layout.tp * settings.model.hidden_size if has_head else 0
     return len(layers) * _layer_copies(settings, weights) + settings.compute_bytes * head
-
-
-def _layer_gradients(trained: Mapping[str, tuple[int, ...]]) -> int:
-    """Bytes of the gradients of the stage's first layer that trains."""
-    layers = [name.split(".")[2] for name in trained if name.startswith("model.layers.")]
-    own = {name: shape for name, shape in trained.items() if layers and f".layers.{layers[0]}." in name}
-    return WEIGHT_BYTES * _elements(own)
 
 
 def _layer_copies(settings: PlanSettings, weights: Mapping[str, tuple[int, ...]]) -> int:
