@@ -99,17 +99,15 @@ def logits_tensors(settings: PlanSettings) -> list[SavedTensor]:
 def shared_tensors(settings: PlanSettings) -> list[SavedTensor]:
     """Return what all layers of a stage read: ids, rotary tables and the causal mask.
 
-    The plain kernels repeat the tables for every head. The fused operator's causal mask has one size; where
-    documents are kept apart it is given the whole mask.
+    The plain kernels repeat the tables for every head. The fused operator's causal mask has one size,
+    also where documents are kept apart: it takes their ends.
     """
     model, tp, rows = settings.model, settings.layout.tp, settings.rows
     ids = SavedTensor("ids", (rows,), 4, "")
     if settings.is_fused:
         table = (settings.micro_batch, settings.seq_length, 1, model.head_dim)
         tables = [SavedTensor(name, table, settings.compute_bytes, "") for name in ("cos", "sin")]
-        side = settings.seq_length if settings.separate_documents else COMPRESSED_MASK
-        rows_of_mask = settings.micro_batch * side if settings.separate_documents else side
-        return [ids, *tables, SavedTensor("mask", (rows_of_mask, side), 1, "")]
+        return [ids, *tables, SavedTensor("mask", (COMPRESSED_MASK, COMPRESSED_MASK), 1, "")]
     tables = [
         SavedTensor(f"{name} of {heads}", (rows * count // tp, model.head_dim), 4, "")
         for heads, count in (("queries", model.num_heads), ("keys", model.num_kv_heads))
