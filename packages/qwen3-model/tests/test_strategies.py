@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from qwen3_model.errors import FormatError
+from qwen3_model.errors import ConfigError, FormatError
 from qwen3_model.strategies import find_strategy, merged_strategy, read_stages
 from qwen3_model.strategy import TensorLayout, merge_strategies, write_strategy
 
@@ -98,3 +98,15 @@ def test_a_strategy_is_found_where_its_users_keep_it(tmp_path, place):
     found = find_strategy(tmp_path / "checkpoint")
     assert found is not None
     assert read_stages(found)[0] == {0: {NAME: CUT}}
+
+
+def test_other_json_files_of_a_folder_are_no_strategies(tmp_path):
+    for name, text in {"config.json": "{}", "jobs.json": "[]", "broken.json": "{"}.items():
+        (tmp_path / "strategy" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "strategy" / name).write_text(text, encoding="utf-8")
+    assert find_strategy(tmp_path / "checkpoint") is None
+    with pytest.raises(ConfigError, match="holds no strategy file"):
+        read_stages(tmp_path / "strategy")
+    write_json(tmp_path / "strategy/ckpt_strategy_rank_0.json")
+    assert find_strategy(tmp_path / "checkpoint") == tmp_path / "strategy"
+    assert read_stages(tmp_path / "strategy") == ({0: {NAME: CUT}}, [])

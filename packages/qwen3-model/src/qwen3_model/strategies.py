@@ -16,7 +16,8 @@ Stages = dict[int, dict[str, TensorLayout]]
 MERGED_NAME = re.compile(r"(\d+)-(.+)")
 MERGED_FILES = ("merged_ckpt_strategy.ckpt", "merge_strategy.ckpt", "merged_ckpt_strategy.json")
 """What mindformers' and MindSpore's own tools call a file that merges the stages."""
-ENDINGS = ("*.ckpt", "*.json")
+JSON_KEY = b'"parallel_layout_item"'
+"""What a strategy in JSON has and other JSON files of a run do not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ def find_strategy(checkpoint_dir: Path) -> Path | None:
     """Return the strategy of the ranks in `checkpoint_dir`: a folder beside it, or a merged file near it."""
     run_dir = checkpoint_dir.absolute().parent
     folders = [run_dir / "strategy", checkpoint_dir, run_dir, run_dir / "merge_strategy"]
-    if next((path for ending in ENDINGS for path in folders[0].glob(ending)), None):
+    if _files_in(folders[0]):
         return folders[0]
     return next(
         (path for folder in folders for name in MERGED_FILES if (path := folder / name).is_file()), None
@@ -105,10 +106,19 @@ def strategy_files(source: Path) -> list[Path]:
         raise ConfigError(
             f"{source} does not exist; give the folder with ckpt_strategy_rank_*.ckpt or one such file"
         )
-    found = sorted(path for ending in ENDINGS for path in source.glob(ending))
+    found = _files_in(source)
     if not found:
-        raise ConfigError(f"{source} holds no strategy file (*.ckpt or *.json)")
+        raise ConfigError(
+            f"{source} holds no strategy file (*.ckpt or *.json), such as ckpt_strategy_rank_0.ckpt; without "
+            "it nobody knows which part of a tensor a rank's file holds"
+        )
     return found
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """Return the strategy files in a folder, which may hold other JSON files, a run's config.json for one."""
+    in_json = [path for path in folder.glob("*.json") if path.is_file() and JSON_KEY in path.read_bytes()]
+    return sorted([*folder.glob("*.ckpt"), *in_json])
 
 
 def _read_files(source: Path) -> list[_File]:
