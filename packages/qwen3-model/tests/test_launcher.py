@@ -29,7 +29,9 @@ def start(tmp_path):
         environment.pop("OMP_NUM_THREADS", None)
         command = [sys.executable, str(HERE / "fake_launch.py"), "launch", deed, str(tmp_path), *options]
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | streams
-        started.append(subprocess.Popen(command, env=environment, start_new_session=True, **streams))
+        # nohup's processes ignore SIGHUP, and so would this one when the tests run under it.
+        streams |= {"start_new_session": True, "preexec_fn": hear_hangups}
+        started.append(subprocess.Popen(command, env=environment, **streams))
         return started[-1]
 
     yield launch
@@ -39,6 +41,10 @@ def start(tmp_path):
     for pid in job_processes(tmp_path, wait=False):
         if is_alive(pid):
             os.kill(pid, signal.SIGKILL)
+
+
+def hear_hangups():
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def job_processes(folder, *, wait=True):
