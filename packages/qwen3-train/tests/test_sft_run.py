@@ -46,6 +46,8 @@ def dataset_of(tmp_path, demo_tokenizer_dir):
 
     def make(records, **options):
         path = write_records(tmp_path / "records.jsonl", records)
+        # transformers renders the conversations by Qwen3's own template.
+        options = {"thoughts": "template"} | options
         data = read_hf_data(loader(path, tmp_path / "cache", seq_length=LENGTH, **options))
         return SftDataset(make_samples(data, tokenizer, quiet=True)[0], LENGTH, tokenizer.pad_id, None)
 
