@@ -83,6 +83,12 @@ def make_demo_folder(tmp_path, demo_tokenizer_dir):
     return make
 
 
+@pytest.fixture(scope="session")
+def demo_folder_writer():
+    """Return `write_demo_folder`, for a folder that lives longer than a test."""
+    return write_demo_folder
+
+
 def write_demo_folder(directory, tokenizer_dir, **changes):
     """Write a model folder with that tokenizer and random weights, and return it."""
     shutil.copytree(tokenizer_dir, directory)

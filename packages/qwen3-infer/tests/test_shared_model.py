@@ -41,10 +41,8 @@ def two_processes(log_dir):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, demo_tokenizer_dir):
-    from conftest import write_demo_folder
-
-    return write_demo_folder(tmp_path_factory.mktemp("shared") / "tiny", demo_tokenizer_dir, **SHARABLE)
+def folder(tmp_path_factory, demo_tokenizer_dir, demo_folder_writer):
+    return demo_folder_writer(tmp_path_factory.mktemp("shared") / "tiny", demo_tokenizer_dir, **SHARABLE)
 
 
 def serve(folder):
