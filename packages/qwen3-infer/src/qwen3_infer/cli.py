@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from qwen3_infer import __version__
+from qwen3_infer.chat.interrupt import Interrupt
 from qwen3_infer.cli_evaluate import evaluate, score
 from qwen3_infer.cli_options import (
     ARGUMENTS,
@@ -169,7 +170,6 @@ def chat(
     Example:
       qwen3-infer chat --pretrained-model-dir Qwen3-0.6B --no-thinking --temperature 0.7 --top-p 0.8
     """
-    from qwen3_infer.chat.interrupt import Interrupt
     from qwen3_infer.chat.run import Terminal, run_chat
     from qwen3_infer.cli_launch import read_launch, runs_for_another
     from qwen3_infer.settings import read_settings
@@ -185,7 +185,7 @@ def chat(
         return
     interrupt = Interrupt()
     terminal = Terminal(
-        lines=_lines(),
+        lines=_lines(interrupt),
         say=lambda text: click.echo(text, nl=False),
         think=lambda text: click.secho(text, nl=False, err=True, dim=True),
         note=lambda text: click.echo(text, err=True),
@@ -196,13 +196,15 @@ def chat(
         run_chat(settings, device, terminal, system=system, context_tokens=context_tokens, launch=launch)
 
 
-def _lines() -> Iterator[str]:
+def _lines(interrupt: Interrupt) -> Iterator[str]:
     """Yield what the user types, or the lines of what is no terminal."""
     if sys.stdin.isatty() and sys.stdout.isatty():
         from qwen3_infer.chat.editor import typed_lines
 
         state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state")
-        yield from typed_lines(state / "qwen3-infer/chat_history", lambda text: click.echo(text, err=True))
+        # Ctrl-C may come before the editor has the terminal; it ends the program no more than within it.
+        interrupt.between_answers = lambda: click.echo("Ctrl-D or /exit leaves", err=True)
+        yield from typed_lines(state / "qwen3-infer/chat_history", interrupt.between_answers)
         return
     for line in sys.stdin:
         yield line.rstrip("\n")

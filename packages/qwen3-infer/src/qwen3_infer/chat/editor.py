@@ -11,12 +11,12 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from qwen3_infer.chat.commands import COMMANDS
 
 
-def typed_lines(history_path: Path, note: Callable[[str], None]) -> Iterator[str]:
+def typed_lines(history_path: Path, say_how_to_leave: Callable[[], None]) -> Iterator[str]:
     """Yield what is typed at a terminal until Ctrl-D; Ctrl-C empties the line.
 
     Args:
         history_path: Keeps what was typed, readable by this user alone; nothing does when it is not writable.
-        note: Tells the user something.
+        say_how_to_leave: Called at Ctrl-C.
     """
     keys = KeyBindings()
 
@@ -35,7 +35,7 @@ def typed_lines(history_path: Path, note: Callable[[str], None]) -> Iterator[str
         try:
             yield session.prompt()
         except KeyboardInterrupt:
-            note("Ctrl-D or /exit leaves")
+            say_how_to_leave()
         except EOFError:
             return
 

@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 POLL_S = 0.1
@@ -19,6 +19,8 @@ class Interrupt:
     def __init__(self) -> None:
         self.has_come = False
         """Whether it came since the answer began."""
+        self.between_answers: Callable[[], None] | None = None
+        """Called for a signal that comes outside an answer, in the thread; None ends the program."""
         self._is_answering = self._is_over = False
 
     def __enter__(self) -> "Interrupt":
@@ -34,7 +36,7 @@ class Interrupt:
 
     @contextmanager
     def during_answer(self) -> Iterator[None]:
-        """Take the signal for the answer that is made meanwhile; at other times it ends the program."""
+        """Take the signal for the answer that is made meanwhile."""
         self.has_come, self._is_answering = False, True
         try:
             yield
@@ -45,6 +47,10 @@ class Interrupt:
         while not self._is_over:
             if signal.sigtimedwait({signal.SIGINT}, POLL_S) is None:
                 continue
-            if not self._is_answering:
-                os.kill(os.getpid(), signal.SIGTERM)
             self.has_come = True
+            if self._is_answering:
+                continue
+            if self.between_answers is None:
+                os.kill(os.getpid(), signal.SIGTERM)
+            else:
+                self.between_answers()
