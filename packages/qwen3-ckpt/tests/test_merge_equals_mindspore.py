@@ -31,8 +31,11 @@ SPECS = {
     "dp2pp2zero1fp16": Spec(dp=2, pp=2, with_moments=True, shard_moments=True, dtype="F16"),
 }
 ORACLE = """
-import json, sys
+import json, sys, types
 import mindspore as ms
+from mindspore.parallel import transform_safetensors
+# After each file it waits until half of the machine's memory is free, which other processes may never allow.
+transform_safetensors.psutil = types.SimpleNamespace(virtual_memory=lambda: types.SimpleNamespace(percent=0))
 for run, out, redundant, suffix in json.load(open(sys.argv[1])):
     ms.parallel.merge_pipeline_strategys(f"{run}/strategy", f"{out}/merged.ckpt")
     ms.unified_safetensors(f"{run}/checkpoint", f"{out}/merged.ckpt", f"{out}/unified",
