@@ -44,7 +44,8 @@ def test_the_steps_of_the_readme_run_one_after_the_other(tmp_path):
     assert "fused 28 adapters" in said[5]
     losses = [json.loads(line)["loss"] for line in (tmp_path / "output_lora/metrics.jsonl").open()]
     assert len(losses) == 15
-    assert losses[-1] < losses[0]
+    # Of several batches each: the losses of single ones differ by more than fifteen steps teach.
+    assert sum(losses[-3:]) < sum(losses[:3]) - 0.1
     assert "Name three colours." in (tmp_path / "answer.txt").read_text(encoding="utf-8")
     perplexity = float(said[6].split("perplexity ")[-1].split(",")[0])
     assert 10 < perplexity < 4096
