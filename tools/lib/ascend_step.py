@@ -54,7 +54,8 @@ def main() -> None:
 def make_step(settings: TrainSettings, rank: int) -> TrainStep:
     """Return the step of a rank, as the trainer makes it."""
     grid = make_grid(settings.device, settings.model, settings.layout, settings.offset, rank)
-    model = Qwen3ForCausalLM(settings.model, make_kernels(settings.device), tp=grid.tp, part=grid.part)
+    kernels = make_kernels(settings.device, float32_residual=settings.ascend.float32_residual)
+    model = Qwen3ForCausalLM(settings.model, kernels, tp=grid.tp, part=grid.part)
     dropout, lora = None, settings.lora
     if lora:
         dropout = add_lora(model, lora.modules, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout)

@@ -6,7 +6,6 @@ peft adds is never passed over in silence.
 Source: peft's LoraConfig; a pattern's key fits a module when it matches the end of its path.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3_model.errors import FormatError
+from qwen3_model.json_file import read_json
 
 CONFIG_FILE = "adapter_config.json"
 READ = {
@@ -100,17 +100,6 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         modules_to_save=tuple(saved), ties_head=bool(config.get("ensure_weight_tying")),
         base=str(config.get("base_model_name_or_path") or ""),
     )  # fmt: skip
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; raise FormatError where it is none."""
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path} is not JSON: {error}") from None
-    if not isinstance(told, dict):
-        raise FormatError(f"{path} holds no JSON object")
-    return told
 
 
 def stated_alpha_in(config: Mapping[str, Any], path: Path) -> float:

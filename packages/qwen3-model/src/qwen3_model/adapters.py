@@ -22,11 +22,11 @@ from qwen3_model.adapter_config import (
     CONFIG_FILE,
     AdapterConfig,
     read_adapter_config,
-    read_json,
     stated_alpha_in,
 )
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import FormatError, WeightError
+from qwen3_model.json_file import read_json
 from qwen3_model.safetensors_file import SafetensorsFile, open_safetensors
 
 WEIGHTS_FILE = "adapter_model.safetensors"

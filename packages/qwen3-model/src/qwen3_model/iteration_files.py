@@ -9,7 +9,6 @@ Parts are numbered with the last axis running fastest. A run of one device write
 """
 
 import ast
-import json
 import math
 from collections.abc import Iterator, Mapping
 from itertools import product
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3_model.errors import FormatError, WeightError
+from qwen3_model.json_file import read_json
 from qwen3_model.rows import FileRows, JoinedColumns, LazyTensor, RowSource, StackedRows, from_file
 from qwen3_model.safetensors_file import SafetensorsFile, TensorPlan, open_safetensors
 
@@ -48,7 +48,7 @@ def suffix_of(folder: Path) -> str:
     path = folder / COMMON
     if not path.is_file():
         return "1_1"
-    told = _read(path)
+    told = read_json(path)
     try:
         return f"{max(1, int(told.get('epoch_num', 1)))}_{max(1, int(told.get('step_num', 1)))}"
     except (TypeError, ValueError) as error:
@@ -72,7 +72,7 @@ def open_iteration(folder: Path) -> tuple[dict[str, LazyTensor], list[Safetensor
                 f"{folder} has files of several devices but no {METADATA}, which says what they hold"
             )
         return {name: from_file(file, name) for file in files for name in file.tensors}, files
-    told = _read(path)
+    told = read_json(path)
     opened: dict[str, SafetensorsFile] = {}
     try:
         storage = {ast.literal_eval(key): value for key, value in told["storage_data"].items()}
@@ -154,13 +154,3 @@ def _grid(cuts: tuple[int, ...], rows: Mapping[tuple[int, ...], FileRows]) -> Ro
         ]
         bands.append(columns[0] if len(columns) == 1 else JoinedColumns(columns))
     return bands[0] if len(bands) == 1 else StackedRows(bands)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path} is not JSON: {error}") from None
-    if not isinstance(told, dict):
-        raise FormatError(f"{path} holds no JSON object")
-    return told
