@@ -17,6 +17,8 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from qwen3_model.private_files import SharedFileError, cache_home, make_private, require_private
+
 TOOLS = {"gcc": "gcc", "g++": "g++", "nm": "binutils", "strings": "binutils", "readelf": "binutils"}
 """Programs that are needed and the Debian package that has each."""
 SOURCE = Path(__file__).with_name("ascend_stand_in.cc")
@@ -65,15 +67,20 @@ def stand_in() -> Path:
 
     It has cann/lib64 and python, and appears whole or not at all, also when two processes build it.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qwen3-ascend-dry-run"
+    try:
+        return _stand_in(make_private(cache_home(os.environ) / "qwen3-ascend-dry-run"))
+    except SharedFileError as error:
+        raise SystemExit(f"ascend_dry_run: {error}") from None
+
+
+def _stand_in(cache: Path) -> Path:
     sources = SOURCE.read_bytes() + Path(__file__).read_bytes()
     version = importlib.metadata.version("mindspore")
     folder = cache / f"{version}-{platform.machine()}-{hashlib.sha256(sources).hexdigest()[:12]}"
     if folder.is_dir():
-        return folder
+        return require_private(folder)
     if missing := missing_tools():
         raise SystemExit(f"ascend_dry_run: needs {' and '.join(missing)}; install them")
-    cache.mkdir(parents=True, exist_ok=True, mode=0o700)
     building = Path(tempfile.mkdtemp(prefix="building-", dir=cache))  # 0700
     try:
         _build(building, mindspore_folder() / "lib")

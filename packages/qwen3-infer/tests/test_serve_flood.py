@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from qwen3_infer.serve.log import Throttle, one_line
+from qwen3_infer.serve.log import Throttle
 from qwen3_infer.serve.protocol import ConnectionLimits, Connections
+from qwen3_model.plain_text import one_line
 
 SCRIPT = Path(__file__).with_name("scripted_server.py")
 LAUNCH = """

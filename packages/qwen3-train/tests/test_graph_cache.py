@@ -86,6 +86,36 @@ def test_a_damaged_graph_is_written_anew(tmp_path):
 
 
 @pytest.mark.usefixtures("fresh_process")
+@pytest.mark.parametrize("place", ["cache", "graph", "file"])
+def test_a_graph_that_others_could_have_written_is_not_taken(tmp_path, place):
+    cache, notes = tmp_path / "cache", []
+
+    def compile_once():
+        with GraphCache(cache, "facts", notes.append).graph("inputs"):
+            folder = os.environ.pop("MS_COMPILER_CACHE_PATH", None)
+            os.environ.pop("MS_COMPILER_CACHE_ENABLE", None)
+            if folder is not None and not list(Path(folder).rglob("*.mindir")):
+                (Path(folder) / "a.mindir").touch(mode=0o666)
+        os.environ.pop("MS_COMPILER_CACHE_ENABLE", None)
+        return folder
+
+    before = os.umask(0)
+    try:
+        compile_once()
+    finally:
+        os.umask(before)
+    (kept,) = cache.iterdir()
+    assert compile_once() == str(kept)
+    assert notes == []
+    changed = {"cache": cache, "graph": kept, "file": kept / "a.mindir"}[place]
+    changed.chmod(0o777)
+    assert compile_once() is None
+    (note,) = notes
+    assert note.startswith("the compiled graph is not kept or taken: ")
+    assert "can be written by others" in note
+
+
+@pytest.mark.usefixtures("fresh_process")
 def test_a_failing_compilation_leaves_nothing(tmp_path):
     with pytest.raises(RuntimeError, match="no"), GraphCache(tmp_path, "facts").graph("inputs"):
         raise RuntimeError("no")

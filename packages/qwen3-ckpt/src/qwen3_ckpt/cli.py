@@ -18,7 +18,7 @@ from qwen3_ckpt.cli_options import (
     shard_option,
 )
 from qwen3_ckpt.cli_reshard import reshard
-from qwen3_model.cli_base import Commands, force_option, quiet_option
+from qwen3_model.cli_base import Commands, force_option, quiet_option, say
 
 
 @click.group(cls=Commands)
@@ -111,18 +111,18 @@ def merge(  # noqa: PLR0913 - the flags of the tool that it replaces
     )
     prepared = prepare(request)
     for note in prepared.notes:
-        click.echo(f"Note: {note}", err=True)
+        say(f"Note: {note}", err=True)
     result = plan_output(prepared, output_dir, target, force=force)
     summary = f"step {prepared.checkpoint.suffix}: {len(result.tensors)} tensors, {result.size_bytes:,} bytes"
     if dry_run:
         ranks = prepared.checkpoint.ranks.files.values() if prepared.checkpoint.ranks else ()
-        click.echo(f"would merge {summary} from {len(ranks)} ranks into {result.folder}")
+        say(f"would merge {summary} from {len(ranks)} ranks into {result.folder}")
         for file in ranks:
-            click.echo(f"would read {file.source.size_bytes:,} bytes of {file.path}")
-        click.echo(f"would need {result.size_bytes:,} bytes on the disk and less than 256 MB of memory")
+            say(f"would read {file.source.size_bytes:,} bytes of {file.path}")
+        say(f"would need {result.size_bytes:,} bytes on the disk and less than 256 MB of memory")
         return
     write_output(prepared, result, force=force, quiet=quiet, shard_bytes=shard_bytes, workers=max_process_num)
-    click.echo(f"merged {summary}: {result.folder}")
+    say(f"merged {summary}: {result.folder}")
 
 
 @main.command()
@@ -176,4 +176,4 @@ def convert(  # noqa: PLR0913 - one parameter a flag
         hf_dir=hf_dir,
     )
     run(request, output, force=force, quiet=quiet, shard_bytes=shard_bytes)
-    click.echo(f"converted {source}: {output}")
+    say(f"converted {source}: {output}")

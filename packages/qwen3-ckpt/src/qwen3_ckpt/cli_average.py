@@ -13,7 +13,7 @@ from qwen3_ckpt.cli_options import (
     shard_option,
     source_layout_options,
 )
-from qwen3_model.cli_base import force_option, quiet_option
+from qwen3_model.cli_base import force_option, quiet_option, say
 
 
 @click.command()
@@ -57,4 +57,4 @@ def average(  # noqa: PLR0913 - one parameter a flag
     layout = FusedLayout(source_qkv == "contiguous", source_mlp == "interleaved")
     request = AverageRequest(sources, weights, DTYPES[dtype] if dtype else None, hf_dir, layout)
     shares = run(request, output, force=force, quiet=quiet, shard_bytes=shard_bytes)
-    click.echo(f"averaged {len(shares)} sources, {', '.join(f'{share:.4g}' for share in shares)}: {output}")
+    say(f"averaged {len(shares)} sources, {', '.join(f'{share:.4g}' for share in shares)}: {output}")

@@ -14,7 +14,7 @@ from qwen3_ckpt.cli_options import (
     shard_option,
     source_layout_options,
 )
-from qwen3_model.cli_base import Commands, force_option, quiet_option
+from qwen3_model.cli_base import Commands, force_option, quiet_option, say
 
 alpha_option = click.option(
     "--lora-alpha",
@@ -68,8 +68,8 @@ def fuse(  # noqa: PLR0913 - one parameter a flag
     request = FuseRequest(base, source, DTYPES[dtype] if dtype else None, any_base=any_base)
     adapters, notes = fuse_lora(request, output, force=force, quiet=quiet, shard_bytes=shard_bytes)
     for note in notes:
-        click.echo(f"Note: {note}", err=True)
-    click.echo(f"fused {len(adapters.modules) + len(adapters.saved)} adapters: {output}")
+        say(f"Note: {note}", err=True)
+    say(f"fused {len(adapters.modules) + len(adapters.saved)} adapters: {output}")
 
 
 @lora.command()
@@ -101,4 +101,4 @@ def export(  # noqa: PLR0913 - one parameter a flag
 
     layout = FusedLayout(source_qkv == "contiguous", source_mlp == "interleaved")
     adapters = export_lora(AdapterSource(source, lora_alpha, hf_dir, layout), output, base_model, force=force)
-    click.echo(f"exported {len(adapters.modules)} adapters of rank {adapters.rank}: {output}")
+    say(f"exported {len(adapters.modules)} adapters of rank {adapters.rank}: {output}")

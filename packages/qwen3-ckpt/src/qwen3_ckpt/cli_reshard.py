@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from qwen3_ckpt.cli_options import A_PATH, hf_dir_option
-from qwen3_model.cli_base import force_option, quiet_option
+from qwen3_model.cli_base import force_option, quiet_option, say
 
 A_COUNT = click.IntRange(min=1, max=1 << 16)
 
@@ -69,10 +69,10 @@ def reshard(  # noqa: PLR0913 - one parameter a flag
     if drop_optimizer:
         checkpoint = without_optimizer(checkpoint)
     for note in checkpoint.notes:
-        click.echo(f"Note: {note}", err=True)
+        say(f"Note: {note}", err=True)
     cut = make_cut(
         list(checkpoint.tensors), Layout(dp=dp, tp=tp, pp=pp), shifts,
         shard_optimizer=shard_optimizer, remove_redundancy=remove_redundancy,
     )  # fmt: skip
     count = run(checkpoint, cut, output, hf_dir=hf_dir, force=force, quiet=quiet)
-    click.echo(f"resharded step {checkpoint.suffix} for {count} ranks: {output}")
+    say(f"resharded step {checkpoint.suffix} for {count} ranks: {output}")

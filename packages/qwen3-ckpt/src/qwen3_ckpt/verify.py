@@ -15,6 +15,7 @@ from qwen3_model.files import write_text_atomically
 from qwen3_model.hf_folder import INDEX_FILE
 from qwen3_model.model_weights import model_weights
 from qwen3_model.safetensors_file import open_safetensors
+from qwen3_model.small_files import INDEX_BYTES, read_small_text
 from qwen3_model.verify import count_non_finite
 from qwen3_model.weight_files import ADAPTER_FILE, NAME_MAP, open_checkpoint
 
@@ -51,7 +52,7 @@ def find_faults(source: Path, count: Callable[[float], None]) -> Iterator[str]:
 def _index_faults(source: Path) -> Iterator[str]:
     """Yield a sentence where an index or a map of names states another size than its tensors have."""
     for path in [path for name in (INDEX_FILE, NAME_MAP) for path in sorted(source.rglob(name))]:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        told = json.loads(read_small_text(path, INDEX_BYTES))
         metadata = told.get("metadata") or {}
         if "total_size" not in metadata:
             continue
@@ -83,7 +84,7 @@ def manifest_faults(source: Path) -> Iterator[str]:
     if not path.is_file():
         return
     try:
-        hashes = json.loads(path.read_text(encoding="utf-8"))
+        hashes = json.loads(read_small_text(path, INDEX_BYTES))
         items = sorted(hashes.items())
     except (ValueError, AttributeError) as error:
         raise FormatError(f"{path} is no manifest: {error}") from None

@@ -60,8 +60,8 @@ def read_blocks(
         start: A file's beginning or a resume point (`Block.after`).
         keys: Columns to read of parquet files; None for all.
         end: Stop at this file and byte, which is the beginning of a line.
-        max_record_bytes: A record of more bytes is refused before it is held; of parquet, whose rows come
-            from pyarrow, nothing is refused.
+        max_record_bytes: A record of more bytes is refused before it is held; a row of parquet, which
+            pyarrow decompresses, after.
 
     Raises:
         FormatError: A file is damaged, or has a longer record.
@@ -93,7 +93,7 @@ def _read_source(
         # Imported here because pyarrow is an extra.
         from qwen3_data.parquet import parquet_blocks
 
-        return parquet_blocks(source, index, start, keys)
+        return parquet_blocks(source, index, start, keys, longest)
     if source.kind == "text":
         return _text(source, index, start, longest)
     if source.kind == "json" and _is_array(source):
@@ -115,7 +115,7 @@ def _lines(source: Source, index: int, start: Position, stop: int | None, longes
             held += fresh[:at] if at else fresh
             if fresh and not at:
                 if len(held) > longest:
-                    raise _too_long(source, number + 1, longest)
+                    raise too_long(source, number + 1, longest)
                 continue
             if held:
                 cut = not held.endswith(b"\n")
@@ -137,10 +137,11 @@ def _lines(source: Source, index: int, start: Position, stop: int | None, longes
 def _refuse_longer(source: Source, records: list[bytes], first: int, longest: int) -> None:
     for number, record in enumerate(records, first):
         if len(record) > longest:
-            raise _too_long(source, number, longest)
+            raise too_long(source, number, longest)
 
 
-def _too_long(source: Source, number: int, longest: int) -> FormatError:
+def too_long(source: Source, number: int, longest: int) -> FormatError:
+    """Return the error of a record that has more bytes than are allowed."""
     unit = "line" if source.kind == "lines" else "record"
     return FormatError(
         f"{source.path}, {unit} {number} has more than {longest} bytes; raise --max-record-bytes where "
@@ -189,7 +190,7 @@ def _text(source: Source, index: int, start: Position, longest: int) -> Iterator
     with open_source(source) as file:
         raw = _read_all(file, longest)
     if raw is None:
-        raise _too_long(source, 1, longest)
+        raise too_long(source, 1, longest)
     raw = raw.removeprefix(UTF8_BOM)
     yield Block(source, 1, [raw], Position(index, 1, 1), source.size_bytes)
 

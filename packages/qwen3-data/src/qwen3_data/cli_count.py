@@ -9,7 +9,7 @@ import click
 from qwen3_data.cli_inspect import strip_ending
 from qwen3_data.cli_options import engine_option, max_record_option, on_error_option, workers_option
 from qwen3_data.cli_types import ManyValues
-from qwen3_model.cli_base import force_option, quiet_option
+from qwen3_model.cli_base import force_option, quiet_option, say
 
 tokenizer_option = click.option(
     "--tokenizer-dir",
@@ -67,13 +67,13 @@ def count_command(
     for key, found in count.keys.items():
         num_empty = found.num_documents - found.num_with_tokens
         with_ends = found.num_tokens + found.num_with_tokens
-        click.echo(
+        say(
             f"{key}: {found.num_documents:,} documents ({num_empty:,} empty), "
             f"{found.num_chars:,} characters, {found.num_tokens:,} tokens; "
             f"{with_ends:,} with end-of-document ids"
         )
     if count.num_skipped:
-        click.echo(f"{count.num_skipped} bad records skipped")
+        say(f"{count.num_skipped} bad records skipped")
 
 
 @click.command("detokenize")
@@ -108,6 +108,6 @@ def detokenize_command(
     tokenizer = Qwen3Tokenizer.from_dir(tokenizer_dir)
     eod_id = None if eod_token is None else tokenizer.token_id(eod_token)
     restored = detokenize(prefix, output, tokenizer, key=key, eod_id=eod_id, quiet=quiet)
-    click.echo(f"{output}: {restored.num_documents} documents")
+    say(f"{output}: {restored.num_documents} documents")
     if restored.num_damaged:
-        click.echo(f"{restored.num_damaged} documents hold U+FFFD, mostly for bytes that are no UTF-8")
+        say(f"{restored.num_damaged} documents hold U+FFFD, mostly for bytes that are no UTF-8")

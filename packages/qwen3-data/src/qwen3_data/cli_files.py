@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from qwen3_data.cli_types import OutputPrefix
-from qwen3_model.cli_base import force_option, quiet_option
+from qwen3_model.cli_base import force_option, quiet_option, say
 
 DECIMAL = re.compile(r"[-+]?(nan|inf|[0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 MAX_PARTS = 100_000
@@ -54,7 +54,7 @@ def merge_command(
     if not prefixes:
         raise UsageError("name the token files to merge, or a folder of them")
     merge_tokens(prefixes, output_prefix, force=force, allow_incomplete=allow_incomplete)
-    click.echo("\n".join(describe(inspect_tokens(output_prefix))[:4]))
+    say("\n".join(describe(inspect_tokens(output_prefix))[:4]))
 
 
 @click.command("split")
@@ -77,7 +77,7 @@ def split_command(prefix: Path, parts: str, output_prefix: Path | None, *, force
 
     (prefix,) = find_token_files([prefix])
     for path in split_tokens(prefix, output_prefix or prefix, parse_parts(parts), force=force):
-        click.echo(f"Wrote {path}.bin and .idx")
+        say(f"Wrote {path}.bin and .idx")
 
 
 def parse_parts(text: str) -> list[float]:
@@ -146,9 +146,9 @@ def verify_command(
         else:
             found, notes = verify_tokens(prefix, tokenizer_dir, vocab_size, quiet=quiet)
             for note in notes:
-                click.echo(f"note: {note}", err=True)
+                say(f"note: {note}", err=True)
         if not found:
-            click.echo(f"{prefix}: whole")
+            say(f"{prefix}: whole")
         problems += found
     if problems:
         raise FormatError("\n".join(problems))

@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from qwen3_model.cli_base import say
+
 
 def strip_ending(ctx: click.Context, parameter: click.Parameter, value: Path) -> Path:
     """Accept `x.bin`, `x.idx` and `x.json` for the prefix `x`."""
@@ -70,14 +72,14 @@ def _inspect_tokens(
     from qwen3_data.inspect import describe, inspect_tokens
 
     inspection = inspect_tokens(prefix)
-    click.echo("\n".join(describe(inspection)))
+    say("\n".join(describe(inspection)))
     for length in seq_length:
-        click.echo(f"  samples    {inspection.num_samples(length):,} of seq_length {length}")
+        say(f"  samples    {inspection.num_samples(length):,} of seq_length {length}")
     if png is not None:
         from qwen3_data.histogram import draw_lengths
 
         draw_lengths(inspection, png)
-        click.echo(f"  histogram  {png}")
+        say(f"  histogram  {png}")
     tokens = inspection.tokens
     decode = _decoder(tokenizer_dir)
     for number in wanted:
@@ -85,9 +87,9 @@ def _inspect_tokens(
             break
         length = int(tokens.sequence_lengths[number])
         ids = tokens.sequence(number, 0, min(shown, length)).tolist()
-        click.echo(f"sequence {number} ({length} tokens): {' '.join(map(str, ids))}")
+        say(f"sequence {number} ({length} tokens): {' '.join(map(str, ids))}")
         if decode is not None:
-            click.echo(f"  {decode(ids)!r}")
+            say(f"  {decode(ids)!r}")
 
 
 def _inspect_sft(prefix: Path, tokenizer_dir: Path | None, wanted: range) -> None:
@@ -97,10 +99,10 @@ def _inspect_sft(prefix: Path, tokenizer_dir: Path | None, wanted: range) -> Non
 
     file = open_sft(prefix)
     tokenizer = None if tokenizer_dir is None else Qwen3Tokenizer.from_dir(tokenizer_dir)
-    click.echo("\n".join(describe_sft(file)))
+    say("\n".join(describe_sft(file)))
     for number in wanted:
         if number < len(file):
-            click.echo("\n".join(show_pack(file, number, tokenizer)))
+            say("\n".join(show_pack(file, number, tokenizer)))
 
 
 def _decoder(tokenizer_dir: Path | None) -> Callable[[list[int]], str] | None:

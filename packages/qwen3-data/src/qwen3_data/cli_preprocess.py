@@ -8,7 +8,7 @@ import click
 
 from qwen3_data.cli_options import engine_option, max_record_option, on_error_option, workers_option
 from qwen3_data.cli_types import ByteSize, ManyValues, OutputPrefix, TokenizerType
-from qwen3_model.cli_base import force_option, quiet_option
+from qwen3_model.cli_base import force_option, quiet_option, say
 from qwen3_model.errors import UsageError
 
 NOT_NEEDED = {
@@ -131,7 +131,7 @@ def preprocess_command(
     """
     for name in NOT_NEEDED:
         if options.pop(name):
-            click.echo(f"note: --{name.replace('_', '-')} is not needed here: {NOT_NEEDED[name]}", err=True)
+            say(f"note: --{name.replace('_', '-')} is not needed here: {NOT_NEEDED[name]}", err=True)
     if workers is not None:
         # Both encoders take the size of their thread pool from here, once.
         os.environ["RAYON_NUM_THREADS"] = str(workers)
@@ -146,4 +146,4 @@ def preprocess_command(
     from qwen3_data.report import preprocess_report  # now, since it needs what loads beside the encoder
 
     for line in preprocess_report(result):
-        click.echo(line)
+        say(line)

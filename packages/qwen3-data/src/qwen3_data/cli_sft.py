@@ -8,7 +8,7 @@ import click
 
 from qwen3_data.cli_options import engine_option, max_record_option, on_error_option, workers_option
 from qwen3_data.cli_types import ManyValues, OutputPrefix
-from qwen3_model.cli_base import force_option, quiet_option
+from qwen3_model.cli_base import force_option, quiet_option, say
 
 
 @click.command("sft", cls=ManyValues)
@@ -86,22 +86,22 @@ def sft_command(workers: int | None, **options: Any) -> None:
 
     output, manifest, totals = write_sft(SftSettings(**options))
     fill = manifest.num_tokens / (manifest.num_packs * manifest.seq_length)
-    click.echo(
+    say(
         f"{manifest.num_samples} conversations in {manifest.num_packs} sequences, {manifest.num_tokens} "
         f"tokens, {manifest.num_loss_tokens} with loss; sequences are {fill:.1%} full"
     )
     if manifest.num_truncated:
-        click.echo(f"{manifest.num_truncated} conversations cut to {manifest.seq_length} tokens")
+        say(f"{manifest.num_truncated} conversations cut to {manifest.seq_length} tokens")
     if manifest.num_dropped:
-        click.echo(
+        say(
             f"{manifest.num_dropped} conversations left out, too long for {manifest.seq_length}: "
             f"{', '.join(totals.fit.dropped)}"
         )
     if totals.num_without_thought:
-        click.echo(
+        say(
             f"{totals.num_without_thought} answers are learned without the thought of their record, since "
             "the template takes it out; --thoughts keep or split has them"
         )
     if manifest.num_skipped_records:
-        click.echo(f"{manifest.num_skipped_records} bad records skipped")
-    click.echo(f"Wrote {output}.bin, .idx, .mask and .json")
+        say(f"{manifest.num_skipped_records} bad records skipped")
+    say(f"Wrote {output}.bin, .idx, .mask and .json")

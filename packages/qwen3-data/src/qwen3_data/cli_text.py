@@ -5,7 +5,7 @@ from typing import Literal
 
 import click
 
-from qwen3_model.cli_base import force_option
+from qwen3_model.cli_base import force_option, say
 
 
 @click.command("wikitext")
@@ -56,6 +56,6 @@ def wikitext_command(
 
     refuse_existing(output, force=force, sources=[source])
     counts = convert_wikitext(source, output, unit=unit, keep_headings=headings == "keep", unknown=unknown)
-    click.echo(f"{output}: {counts.num_records} records from {counts.num_articles} articles")
+    say(f"{output}: {counts.num_records} records from {counts.num_articles} articles")
     if counts.num_dropped:
-        click.echo(f"{counts.num_dropped} sentences and headings with <unk> left out; --unk keep has them")
+        say(f"{counts.num_dropped} sentences and headings with <unk> left out; --unk keep has them")

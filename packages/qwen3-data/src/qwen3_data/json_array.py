@@ -7,6 +7,7 @@ from qwen3_model.errors import FormatError
 
 # A whole string, a bracket, a comma, or the quote of a string that goes on in the next chunk.
 MARK = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{},"]', re.DOTALL)
+INSIDE = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
 QUOTE, COMMA = 0x22, 0x2C
 
 
@@ -18,37 +19,67 @@ def split_array(chunks: Iterable[bytes], name: str, longest: int) -> Iterator[by
     Raises:
         FormatError: The text is no array, is cut, or has an element of more than `longest` bytes.
     """
-    held, depth, begin, scanned = bytearray(), 0, 0, 0
-    begun = ended = False
+    held, array = bytearray(), _Array()
     for chunk in chunks:
         held += chunk
-        for mark in MARK.finditer(held, scanned):
-            letter = held[mark.start()]
-            if ended or (letter == QUOTE and mark.end() - mark.start() == 1):
-                scanned = mark.start()
-                break
-            scanned = mark.end()
-            if letter == QUOTE:
-                continue
-            depth += (letter in b"[{") - (letter in b"]}")
-            if depth == 1 and letter == 0x5B and not begun:
-                begun, begin = True, mark.end()
-            elif depth == 0 or (depth == 1 and letter == COMMA):
-                yield from _element(held[begin : mark.start()], is_last=depth == 0, name=name)
-                begin, ended = mark.end(), depth == 0
-        else:
-            scanned = len(held)
-        del held[:begin]
-        scanned, begin = scanned - begin, 0
-        if len(held) > longest and not ended:
+        for first, end in array.elements(held):
+            yield from _element(held[first:end], is_last=array.ended, name=name)
+        array.forget(held)
+        if array.ended:
+            _refuse_rest(held, name)
+        elif len(held) > longest:
             raise FormatError(
                 f"{name} has an element of more than {longest} bytes in its JSON array; raise "
                 "--max-record-bytes where memory for several times as much is free, or cut the element"
             )
-        if ended:
-            _refuse_rest(held, name)
-    if not ended:
+    if not array.ended:
         raise FormatError(f"{name} ends inside its JSON array; it was cut, so fetch it again")
+
+
+class _Array:
+    """How far an array was read; no byte of it is looked at twice, however long a text in it is."""
+
+    def __init__(self) -> None:
+        self.depth = self.begin = self.scanned = 0
+        self.begun = self.ended = self.in_string = False
+
+    def elements(self, held: bytearray) -> Iterator[tuple[int, int]]:
+        """Yield where the elements begin and end that are whole in `held`."""
+        if self.in_string:
+            self._skip_string(held, self.scanned)
+        if self.in_string or self.ended:
+            return
+        for mark in MARK.finditer(held, self.scanned):
+            letter = held[mark.start()]
+            if letter == QUOTE and mark.end() - mark.start() == 1:
+                self._skip_string(held, mark.end())
+                return
+            if letter != QUOTE and self._ends(letter, mark.end()):
+                first, self.begin, self.ended = self.begin, mark.end(), self.depth == 0
+                yield first, mark.start()
+                if self.ended:
+                    return
+        self.scanned = len(held)
+
+    def forget(self, held: bytearray) -> None:
+        """Take what was read from the front of `held`."""
+        del held[: self.begin]
+        self.scanned, self.begin = self.scanned - self.begin, 0
+
+    def _ends(self, letter: int, end: int) -> bool:
+        """Count a bracket or comma; return whether an element ends before it."""
+        self.depth += (letter in b"[{") - (letter in b"]}")
+        if self.depth == 1 and letter == 0x5B and not self.begun:
+            self.begun, self.begin = True, end
+            return False
+        return self.depth == 0 or (self.depth == 1 and letter == COMMA)
+
+    def _skip_string(self, held: bytearray, begin: int) -> None:
+        """Read on inside of a string, from `begin`."""
+        inside = INSIDE.match(held, begin)
+        end = begin if inside is None else inside.end()
+        self.in_string = end == len(held) or held[end] != QUOTE
+        self.scanned = end if self.in_string else end + 1
 
 
 def _element(raw: bytearray, *, is_last: bool, name: str) -> Iterator[bytes]:

@@ -15,20 +15,22 @@ if TYPE_CHECKING:
 MAX_ROWS = 1024
 BATCH_BYTES = 4 << 20
 """Of text, as the file's own figures let expect."""
+MOST_BYTES = 256 << 20
+"""Of rows that repeat the longest value of a dictionary."""
 BUFFER_BYTES = 1 << 20
 """Read at once of a column; without a buffer, pyarrow reads a row group's column whole."""
 
 
 def parquet_blocks(
-    source: "Source", index: int, start: "Position", keys: list[str] | None
+    source: "Source", index: int, start: "Position", keys: list[str] | None, longest: int
 ) -> Iterator["Block"]:
-    """Yield the rows after `start`, only the columns `keys`.
+    """Yield the rows after `start`, only the columns `keys`, none of more than `longest` bytes as JSON.
 
     Raises:
         ConfigError: pyarrow is not installed.
-        FormatError: The file is damaged or has no such column.
+        FormatError: The file is damaged, has no such column or a longer row.
     """
-    from qwen3_data.blocks import Block, Position
+    from qwen3_data.blocks import Block, Position, too_long
 
     try:
         pyarrow = importlib.import_module("pyarrow")
@@ -55,8 +57,12 @@ def parquet_blocks(
             if number + rows > start.record:
                 fresh = batch.slice(max(0, start.record - number))
                 records = list(_records(fresh))
+                first = number + rows - len(records) + 1
+                for place, record in enumerate(records, first):
+                    if len(record) > longest:
+                        raise too_long(source, place, longest)
                 after = Position(index, number + rows, number + rows)
-                yield Block(source, number + rows - len(records) + 1, records, after, read_bytes)
+                yield Block(source, first, records, after, read_bytes)
             number += rows
             pyarrow.default_memory_pool().release_unused()
 
@@ -93,11 +99,23 @@ def _plain(value: object) -> str:
 
 
 def _batch_rows(metadata: Any, keys: list[str] | None) -> int:
-    """Return how many rows hold about BATCH_BYTES where they are longest, by the file's metadata."""
-    row_bytes = 0.0
+    """Return how many rows hold about BATCH_BYTES where they are longest, by the file's metadata.
+
+    A value of a column's dictionary may stand in every row, however few bytes the rows have in the file.
+    """
+    row_bytes, value_bytes = 0.0, 0.0
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
-        columns = (group.column(index) for index in range(group.num_columns))
-        sizes = (one.total_uncompressed_size for one in columns if keys is None or one.path_in_schema in keys)
-        row_bytes = max(row_bytes, sum(sizes) / max(1, group.num_rows))
-    return max(1, min(MAX_ROWS, int(BATCH_BYTES / max(1, row_bytes))))
+        columns = [group.column(index) for index in range(group.num_columns)]
+        used = [one for one in columns if keys is None or one.path_in_schema in keys]
+        row_bytes = max(row_bytes, sum(one.total_uncompressed_size for one in used) / max(1, group.num_rows))
+        value_bytes = max(value_bytes, *map(_dictionary_bytes, used), 0.0)
+    return max(1, min(MAX_ROWS, int(BATCH_BYTES / max(1, row_bytes)), int(MOST_BYTES / max(1, value_bytes))))
+
+
+def _dictionary_bytes(column: Any) -> float:
+    """Return about how many bytes a column's dictionary has, and so its longest value at most."""
+    if not column.has_dictionary_page or column.dictionary_page_offset is None:
+        return 0.0
+    stored = max(0, column.data_page_offset - column.dictionary_page_offset)
+    return stored * max(1.0, column.total_uncompressed_size / max(1, column.total_compressed_size))

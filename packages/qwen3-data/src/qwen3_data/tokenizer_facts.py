@@ -9,6 +9,7 @@ import orjson
 
 from qwen3_data.splitting import can_split
 from qwen3_model.errors import ConfigError, FormatError
+from qwen3_model.small_files import INDEX_BYTES, read_small
 
 NO_ID = -1
 
@@ -31,7 +32,7 @@ class TokenizerFile:
 
     def __init__(self, directory: Path) -> None:
         self.path = tokenizer_path(directory)
-        self._raw = self.path.read_bytes()
+        self._raw = read_small(self.path, INDEX_BYTES)
         self.sha256 = hashlib.sha256(self._raw).hexdigest()
 
     @property

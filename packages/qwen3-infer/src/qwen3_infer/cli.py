@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from qwen3_infer.cli_options import (
     with_options,
 )
 from qwen3_infer.cli_serve import serve
-from qwen3_model.cli_base import CONTEXT, Commands, force_option, quiet_option
+from qwen3_model.cli_base import CONTEXT, Commands, force_option, note, quiet_option, say
 from qwen3_model.msrun.checks import LaunchSettings
 from qwen3_model.msrun.cli_options import launch_options
+from qwen3_model.plain_text import without_controls
+from qwen3_model.private_files import state_home
 
 
 @click.group(cls=Commands)
@@ -110,8 +113,8 @@ def generate(
         force=options.pop("force"),
         stream=sys.stdout.isatty() if stream is None else stream,
         quiet=options.pop("quiet"),
-        say=lambda text: click.echo(text, nl=False),
-        note=lambda text: click.echo(text, err=True),
+        say=_say,
+        note=note,
     )
     simulation = read_simulation(os.environ)
     worker_num = simulation.num_ranks if simulation else make_launch(Path()).worker_num
@@ -186,9 +189,9 @@ def chat(
     interrupt = Interrupt()
     terminal = Terminal(
         lines=_lines(interrupt),
-        say=lambda text: click.echo(text, nl=False),
-        think=lambda text: click.secho(text, nl=False, err=True, dim=True),
-        note=lambda text: click.echo(text, err=True),
+        say=_say,
+        think=lambda text: click.secho(without_controls(text), nl=False, err=True, dim=True),
+        note=partial(say, err=True),
         interrupt=interrupt,
         quiet=quiet,
     )
@@ -196,12 +199,17 @@ def chat(
         run_chat(settings, device, terminal, system=system, context_tokens=context_tokens, launch=launch)
 
 
+def _say(text: str) -> None:
+    """Print what a model says, of which a terminal obeys nothing and a file has everything."""
+    click.echo(without_controls(text) if sys.stdout.isatty() else text, nl=False)
+
+
 def _lines(interrupt: Interrupt) -> Iterator[str]:
     """Yield what the user types, or the lines of what is no terminal."""
     if sys.stdin.isatty() and sys.stdout.isatty():
         from qwen3_infer.chat.editor import typed_lines
 
-        state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state")
+        state = state_home(os.environ)
         # Ctrl-C may come before the editor has the terminal; it ends the program no more than within it.
         interrupt.between_answers = lambda: click.echo("Ctrl-D or /exit leaves", err=True)
         yield from typed_lines(state / "qwen3-infer/chat_history", interrupt.between_answers)

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from qwen3_infer.cli_options import MODEL_OPTIONS, ArgumentKeeper, make_device, with_options
-from qwen3_model.cli_base import CONTEXT, force_option, quiet_option
+from qwen3_model.cli_base import CONTEXT, force_option, note, quiet_option, say
 from qwen3_model.msrun.checks import LaunchSettings
 from qwen3_model.msrun.cli_options import launch_options
 
@@ -91,14 +91,14 @@ def score(
     total = run_score(
         settings,
         device,
-        note=lambda text: click.echo(text, err=True),
+        note=note,
         launch=launch,
     )
     if as_json:
         figures = asdict(total) | {"perplexity": total.perplexity, "bits_per_byte": total.bits_per_byte}
-        click.echo(json.dumps(figures))
+        say(json.dumps(figures))
     else:
-        click.echo(
+        say(
             f"perplexity {total.perplexity:.4f}, {total.bits_per_byte:.4f} bits per byte "
             f"({total.num_tokens} tokens predicted, {total.num_bytes} bytes)"
         )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qwen3_infer.device import Device
+from qwen3_model.private_files import cache_home
 
 if TYPE_CHECKING:  # it reads YAML, which `--help` needs not
     from qwen3_infer.settings import RunSettings
@@ -101,7 +102,7 @@ def make_device(run: "RunSettings", kernels: str, threads: int | None) -> Device
     """Return the device that the settings, the options and the environment describe."""
     # MindSpore's own warnings would stand between the lines of text.
     os.environ.setdefault("GLOG_v", "3")
-    cache_dir = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qwen3-infer"
+    cache_dir = cache_home(os.environ) / "qwen3-infer"
     return Device(
         target=run.device_target,
         ascend=replace(run.ascend, work_dir=cache_dir / "mindspore"),

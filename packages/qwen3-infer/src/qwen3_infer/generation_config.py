@@ -9,6 +9,7 @@ from typing import Any
 from qwen3_infer.engine.sampling import Sampling
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError
+from qwen3_model.small_files import read_small_text
 
 SAMPLING_KEYS = (
     "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty",
@@ -54,8 +55,8 @@ def read_generation_config(directory: Path, config: Qwen3Config) -> GenerationCo
     raw: Any = {}
     if path.exists():
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, UnicodeDecodeError) as error:
+            raw = json.loads(read_small_text(path))
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path} is not JSON: {error}") from None
         if not isinstance(raw, dict):
             raise ConfigError(f"{path} holds no JSON object")

@@ -27,6 +27,7 @@ WITHOUT_EFFECT = {
     "layers_pattern", "layers_to_transform", "loftq_config", "lora_dropout", "megatron_core", "peft_version",
     "qalora_group_size", "revision", "runtime_config", "target_modules", "task_type",
 }  # fmt: skip
+MOST_PATTERN, MOST_REPETITIONS = 1000, 4
 # Other starts change the base, too, by what PEFT computes again at loading; base plus B A is not the model.
 PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
@@ -114,12 +115,28 @@ def _pattern(config: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
     pattern = config.get(key) or {}
     try:
         for name, value in pattern.items():
-            re.compile(name)
+            if not is_simple_pattern(name):
+                raise FormatError(
+                    f"{path}: {key} has the pattern {name:.80}, which may never end to match; write "
+                    "names of modules"
+                )
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
                 raise FormatError(f"{path}: {key} of {name} is {value!r}, not a number above 0")
     except (AttributeError, TypeError, re.error) as error:
         raise FormatError(f"{path}: {key} must map patterns of modules to numbers: {error}") from None
     return dict(pattern)
+
+
+def is_simple_pattern(pattern: str) -> bool:
+    """Return whether a regular expression is matched soon: few repetitions, none of a group.
+
+    Raises:
+        re.error: It is no regular expression.
+    """
+    re.compile(pattern)
+    repetitions = len(re.findall(r"[*+?{]", pattern))
+    is_nested = re.search(r"\)[*+?{]", pattern) is not None
+    return len(pattern) <= MOST_PATTERN and repetitions <= MOST_REPETITIONS and not is_nested
 
 
 def _by_pattern(pattern: Mapping[str, Any], module: str, default: Any) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from qwen3_model import __version__
-from qwen3_model.cli_base import Commands, force_option, quiet_option
+from qwen3_model.cli_base import Commands, force_option, quiet_option, say
 
 
 @click.group(cls=Commands)
@@ -28,7 +28,7 @@ def info(source: str, *, as_json: bool) -> None:
     from qwen3_model.describe import describe, to_text
 
     facts = describe(source)
-    click.echo(json.dumps(facts) if as_json else to_text(facts))
+    say(json.dumps(facts) if as_json else to_text(facts))
 
 
 @main.command()
@@ -47,10 +47,10 @@ def verify(hf_dir: Path, *, quiet: bool) -> None:
     num_faults = 0
     for fault in find_faults(hf_dir, quiet=quiet):
         num_faults += 1
-        click.echo(fault)
+        say(fault)
     if num_faults:
         raise WeightError(f"{hf_dir} has {num_faults} fault{'s' if num_faults > 1 else ''}, listed above")
-    click.echo(f"{hf_dir} is sound")
+    say(f"{hf_dir} is sound")
 
 
 @main.command()
@@ -101,4 +101,4 @@ def init(
         force=force,
         quiet=quiet,
     )
-    click.echo(f"{config.num_parameters():,} parameters in {out_dir}")
+    say(f"{config.num_parameters():,} parameters in {out_dir}")

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from qwen3_model.errors import Qwen3Error, UsageError
-from qwen3_model.plain_text import without_controls
+from qwen3_model.plain_text import as_message, without_controls
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -40,13 +40,13 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except UsageError as error:
-            raise click.UsageError(without_controls(str(error))) from error
+            raise click.UsageError(as_message(str(error))) from error
         except Qwen3Error as error:
-            raise click.ClickException(without_controls(str(error))) from error
+            raise click.ClickException(as_message(str(error))) from error
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise click.ClickException(without_controls(_os_sentence(error))) from error
+            raise click.ClickException(as_message(_os_sentence(error))) from error
         except MemoryError as error:
             raise click.ClickException(
                 "out of memory; use a smaller batch or sequence, or more memory"
@@ -107,6 +107,16 @@ def _set_log_level(ctx: click.Context, param: click.Parameter, value: str | None
         level=value.upper(), stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s", force=True
     )
     os.environ["GLOG_v"] = LOG_LEVELS[value]  # noqa: SIM112 - its name
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print lines that may hold names and texts of strangers, which a terminal would obey."""
+    click.echo(without_controls(text), err=err)
+
+
+def note(text: str) -> None:
+    """Print a remark on stderr."""
+    click.echo(as_message(text), err=True)
 
 
 def quiet_option() -> Decorator:

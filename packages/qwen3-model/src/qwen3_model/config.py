@@ -14,6 +14,7 @@ from typing import Any
 
 from qwen3_model.errors import ConfigError
 from qwen3_model.rope_scaling import YarnScaling, read_rope
+from qwen3_model.small_files import read_small_text
 
 # config.json key to our field.
 MAPPED = {
@@ -190,8 +191,8 @@ class Qwen3Config:
             OSError: The file cannot be read.
         """
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+            raw = json.loads(read_small_text(path))
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path} is not JSON: {error}") from None
         if not isinstance(raw, dict):
             raise ConfigError(f"{path} holds no JSON object")

@@ -22,6 +22,7 @@ from qwen3_model.safetensors_file import (
     to_float32,
     write_safetensors,
 )
+from qwen3_model.small_files import INDEX_BYTES, read_small_text
 from qwen3_model.strangers import WANTED, explain
 from qwen3_model.tensors import Tensors, mapped
 
@@ -115,7 +116,7 @@ def _compare_single(single: SafetensorsFile, indexed: dict[str, SafetensorsFile]
 
 def _read_index(index_path: Path) -> dict[str, str]:
     try:
-        weight_map = json.loads(index_path.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = json.loads(read_small_text(index_path, INDEX_BYTES))["weight_map"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise FormatError(f"{index_path} is no index: {type(error).__name__} {error}") from None
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):

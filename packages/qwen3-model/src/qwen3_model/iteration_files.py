@@ -19,6 +19,7 @@ from qwen3_model.errors import FormatError, WeightError
 from qwen3_model.json_file import read_json
 from qwen3_model.rows import FileRows, JoinedColumns, LazyTensor, RowSource, StackedRows, from_file
 from qwen3_model.safetensors_file import SafetensorsFile, TensorPlan, open_safetensors
+from qwen3_model.small_files import read_small_text
 
 METADATA, COMMON, LATEST = "metadata.json", "common.json", "latest_checkpointed_iteration.txt"
 MAX_NAMED = 8
@@ -30,7 +31,7 @@ def find_iteration(source: Path) -> Path | None:
         if (folder / METADATA).is_file() or (folder / COMMON).is_file():
             return folder
         if (folder / LATEST).is_file():
-            text = (folder / LATEST).read_text(encoding="utf-8").strip()
+            text = read_small_text(folder / LATEST).strip()
             if not text.isdigit() or not (latest := folder / f"iteration_{int(text):08d}").is_dir():
                 raise FormatError(
                     f"{folder / LATEST} says {text[:40]!r}, and there is no such folder beside it"

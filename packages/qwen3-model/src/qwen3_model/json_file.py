@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from qwen3_model.errors import FormatError
+from qwen3_model.small_files import INDEX_BYTES, read_small_text
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file; raise FormatError where it is none."""
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        told = json.loads(read_small_text(path, INDEX_BYTES))
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path} is not JSON: {error}") from None
     if not isinstance(told, dict):

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from qwen3_model.errors import ConfigError, UsageError
+from qwen3_model.small_files import YAML_BYTES, read_small_text
 from qwen3_model.yaml_loader import parse_yaml
 
 
@@ -84,7 +85,7 @@ def load_run_config(path: Path, overrides: Sequence[tuple[str, str]], schema: Sc
         ConfigError: The file cannot be read or has unknown keys or wrong values, all of which are named.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_small_text(path, YAML_BYTES)
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; give a YAML file") from None
     except IsADirectoryError:

@@ -17,6 +17,7 @@ import numpy as np
 
 from qwen3_model.byte_writer import Buffer, ByteWriter
 from qwen3_model.errors import FormatError
+from qwen3_model.plain_text import is_text
 from qwen3_model.source_file import SourceFile, open_source
 
 # numpy has no bfloat16 or float8, whose bits travel as unsigned integers.
@@ -33,6 +34,7 @@ FLOAT_DTYPES = ("BF16", "F16", "F32")
 MAX_HEADER_BYTES = 100_000_000
 MAX_DIMENSIONS = 32
 """numpy has no more."""
+BOOLS_AT_ONCE = 1 << 24
 LFS_POINTER, LFS_POINTER_BYTES = b"version https://git-lfs", 64
 
 
@@ -136,9 +138,14 @@ def open_safetensors(path: Path) -> SafetensorsFile:
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise FormatError(f"{path}: __metadata__ must map texts to texts")
+    if not all(map(is_text, (*metadata, *metadata.values()))):
+        raise FormatError(f"{path}: __metadata__ has a text that is no Unicode")
     data_start = 8 + header_bytes
     tensors = {name: _tensor_info(path, name, entry, data_start) for name, entry in header.items()}
     _check_cover(path, tensors.values(), data_start, file_bytes)
+    for info in tensors.values():
+        if info.dtype == "BOOL":
+            _check_bools(source, info)
     return SafetensorsFile(source, metadata, tensors)
 
 
@@ -162,12 +169,22 @@ def _header_length(source: SourceFile) -> int:
 
 def _parse_header(path: Path, text: bytes) -> dict[str, Any]:
     try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=_refuse_duplicates)
+        header = HEADER.decode(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path}: the header is not valid JSON: {error}") from None
     if not isinstance(header, dict) or not text.startswith(b"{"):
         raise FormatError(f"{path}: the header is no JSON object")
     return header
+
+
+def _count(digits: str) -> int:
+    if digits.startswith("-"):  # also -0, which is no count to the reference
+        raise ValueError(f"{digits:.40} is no count")
+    return int(digits)
+
+
+def _no_count(digits: str) -> int:
+    raise ValueError(f"{digits:.40} is no count")
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -179,8 +196,13 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
+HEADER = json.JSONDecoder(
+    object_pairs_hook=_refuse_duplicates, parse_int=_count, parse_float=_no_count, parse_constant=_no_count
+)
+
+
 def _tensor_info(path: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
-    if any(0xD800 <= ord(letter) <= 0xDFFF for letter in name):
+    if not is_text(name):
         raise FormatError(f"{path}: the header has the name {name!r}, which is no Unicode text")
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise FormatError(f"{path}: the header's entry of {name} must have dtype, shape and data_offsets")
@@ -200,6 +222,17 @@ def _tensor_info(path: Path, name: str, entry: Any, data_start: int) -> TensorIn
     if given != needed:
         raise FormatError(f"{path}: {name} of {dtype} {shape} needs {needed} bytes, its offsets span {given}")
     return TensorInfo(name, dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
+
+
+def _check_bools(source: SourceFile, info: TensorInfo) -> None:
+    """Refuse truth values other than 0 and 1, which programs take for different things."""
+    for start in range(info.start, info.end, BOOLS_AT_ONCE):
+        found = source.read(start, min(BOOLS_AT_ONCE, info.end - start))
+        if (wrong := np.flatnonzero(found > 1)).size:
+            raise FormatError(
+                f"{source.path}: {info.name} of BOOL has the byte {found[wrong[0]]}, where only 0 and 1 are "
+                "truth values; the file is damaged"
+            )
 
 
 def _are_counts(values: Any) -> bool:

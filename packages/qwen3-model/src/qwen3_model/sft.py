@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from qwen3_model.errors import FormatError
 from qwen3_model.file_map import map_file
+from qwen3_model.small_files import read_small_text
 from qwen3_model.tokens import TokenFile, open_tokens, sibling
 
 SFT_VERSION = 2
@@ -113,8 +114,8 @@ def read_sft_manifest(path: Path) -> SftManifest:
     if not path.is_file():
         raise FormatError(f"{path} is missing; make the instruction data again with qwen3-data sft")
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        raw = json.loads(read_small_text(path))
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"{path} is no JSON ({error}); make the instruction data again") from error
     if not isinstance(raw, dict) or raw.get("kind") != KIND:
         raise FormatError(f"{path} is no manifest of instruction data")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qwen3_model.errors import ConfigError, FormatError
+from qwen3_model.small_files import INDEX_BYTES, read_small
 from qwen3_model.strategy import TensorLayout, encode_strategy, merge_strategies, read_strategy
 from qwen3_model.strategy_json import read_json_strategy
 
@@ -76,8 +77,9 @@ def merged_strategy(source: Path) -> bytes:
             },
         )
     if ranks[0].is_merged:
-        return ranks[0].path.read_bytes()
-    return merge_strategies({stage: file.path.read_bytes() for file in ranks for stage in file.stages})
+        return read_small(ranks[0].path, INDEX_BYTES)
+    bodies = [(file.stages, read_small(file.path, INDEX_BYTES)) for file in ranks]
+    return merge_strategies({stage: body for stages, body in bodies for stage in stages})
 
 
 def _with_merged(stages: Stages, merged: list[_File]) -> tuple[Stages, list[str]]:
@@ -117,8 +119,13 @@ def strategy_files(source: Path) -> list[Path]:
 
 def _files_in(folder: Path) -> list[Path]:
     """Return the strategy files in a folder, which may hold other JSON files, a run's config.json for one."""
-    in_json = [path for path in folder.glob("*.json") if path.is_file() and JSON_KEY in path.read_bytes()]
+    in_json = [path for path in folder.glob("*.json") if path.is_file() and _is_strategy(path)]
     return sorted([*folder.glob("*.ckpt"), *in_json])
+
+
+def _is_strategy(path: Path) -> bool:
+    with path.open("rb") as file:
+        return JSON_KEY in file.read(INDEX_BYTES)
 
 
 def _read_files(source: Path) -> list[_File]:
@@ -126,7 +133,7 @@ def _read_files(source: Path) -> list[_File]:
     # The ranks of a stage have equal files, so each content is decoded once.
     known: dict[bytes, _File] = {}
     for path in strategy_files(source):
-        body = path.read_bytes()
+        body = read_small(path, INDEX_BYTES)
         known[body] = replace(known[body], path=path) if body in known else _read_file(path)
         files.append(known[body])
     return files

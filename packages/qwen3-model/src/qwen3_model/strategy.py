@@ -15,6 +15,7 @@ from pathlib import Path
 from qwen3_model.errors import FormatError
 from qwen3_model.files import write_atomically
 from qwen3_model.protobuf import as_bytes, as_number, fields, message, number, read_varint, signed, text
+from qwen3_model.small_files import INDEX_BYTES, read_small
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,7 +109,7 @@ def read_strategy(path: Path) -> tuple[int, dict[str, TensorLayout]]:
     Raises:
         FormatError: The file is damaged, or is no strategy file, or uses more than one grid for a tensor.
     """
-    body = path.read_bytes()
+    body = read_small(path, INDEX_BYTES)
     try:
         return _decode(body)
     except (ValueError, IndexError, OverflowError) as error:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from qwen3_model.errors import FormatError
+from qwen3_model.small_files import INDEX_BYTES, read_small_text
 from qwen3_model.strategy import TensorLayout, check_layout
 
 
 def read_json_strategy(path: Path) -> tuple[int, dict[str, TensorLayout]]:
     """Read a strategy file in JSON; returns and raises what `read_strategy` does."""
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        told = json.loads(read_small_text(path, INDEX_BYTES))
         layouts = {name: _layout(name, item) for name, item in told["parallel_layout_item"].items()}
         items = list(told.get("parallel_strategy_item", {}).values())
         return int(items[0]["stage"] if items else told.get("current_stage", 0)), layouts

@@ -13,6 +13,7 @@ from qwen3_model.byte_level import letter_bytes
 from qwen3_model.chat_template import render_chat_template
 from qwen3_model.errors import FormatError
 from qwen3_model.rust_errors import rust_errors
+from qwen3_model.small_files import INDEX_BYTES, read_small, read_small_text
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -70,7 +71,7 @@ class Qwen3Tokenizer:
             raise FormatError(
                 f"{directory} holds no tokenizer.json; give the folder of a Qwen3 model or of its tokenizer"
             )
-        raw = path.read_bytes()
+        raw = read_small(path, INDEX_BYTES)
         with rust_errors(f"{path} is no tokenizer that `tokenizers` can read"):
             tokenizer = Tokenizer.from_buffer(raw)
         tokenizer.no_truncation()
@@ -213,8 +214,8 @@ def _read_settings(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        settings = json.loads(read_small_text(path))
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"{path} is no JSON: {error}") from error
     if not isinstance(settings, dict):
         raise FormatError(f"{path} holds no JSON object")
@@ -224,7 +225,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
 def _read_template(directory: Path, settings: Mapping[str, Any]) -> str | None:
     path = directory / "chat_template.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        return read_small_text(path)
     template = settings.get("chat_template")
     if isinstance(template, list):  # several named templates
         template = next((entry["template"] for entry in template if entry.get("name") == "default"), None)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from qwen3_model.errors import ConfigError, FormatError
 from qwen3_model.file_map import map_file
+from qwen3_model.small_files import read_small_text
 
 MAGIC = b"MMIDIDX\x00\x00"
 IDX_VERSION = 1
@@ -224,8 +225,8 @@ def read_manifest(prefix: Path) -> Manifest | None:
     if not path.is_file():
         return None
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        raw = json.loads(read_small_text(path))
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"{path} is no JSON ({error}); preprocess again or remove it") from error
     manifest = _parse_manifest(raw, path)
     idx_path, bin_path = sibling(prefix, ".idx"), sibling(prefix, ".bin")

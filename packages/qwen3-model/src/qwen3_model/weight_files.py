@@ -13,6 +13,7 @@ from qwen3_model.iteration_files import COMMON, METADATA, find_iteration, open_i
 from qwen3_model.rank_tensors import assemble, strategy_of
 from qwen3_model.rows import LazyTensor, from_file
 from qwen3_model.safetensors_file import SafetensorsFile, open_safetensors
+from qwen3_model.small_files import INDEX_BYTES, read_small_text
 from qwen3_model.source_file import SourceFile, open_source
 from qwen3_model.strangers import WANTED, explain
 from qwen3_model.strategies import Stages, read_stages, strategy_files
@@ -177,7 +178,7 @@ def _open_merged(source: Path) -> Checkpoint:
 def _open_mapped(path: Path) -> dict[str, SafetensorsFile]:
     folder = path.parent
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        told = json.loads(read_small_text(path, INDEX_BYTES))
         weight_map: dict[str, str] = told.get("weight_map", told)
         names = sorted(set(weight_map.values()))
     except (ValueError, AttributeError, TypeError, RecursionError) as error:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import click
 
-from qwen3_model.cli_base import CONTEXT
+from qwen3_model.cli_base import CONTEXT, say
 from qwen3_model.msrun.checks import LaunchSettings
 from qwen3_model.msrun.cli_options import launch_options
+from qwen3_model.plain_text import without_controls
 
 COLOURS = {"pass": "green", "fail": "red", "skipped": "yellow"}
 
@@ -63,12 +64,11 @@ def doctor(
     for finding in examine(device, make_launch(output_dir), output_dir, os.environ, time_out_s=time_out_s):
         failures += finding.state == "fail"
         if as_json:
-            click.echo(json.dumps(asdict(finding)))
+            say(json.dumps(asdict(finding)))
             continue
-        click.echo(
-            f"{click.style(f'{finding.state:8}', COLOURS[finding.state])}{finding.what:11} {finding.text}"
-        )
+        state = click.style(f"{finding.state:8}", COLOURS[finding.state])
+        click.echo(state + without_controls(f"{finding.what:11} {finding.text}"))
         if finding.state == "fail":
-            click.echo(f"{'':19} -> {finding.remedy}")
+            say(f"{'':19} -> {finding.remedy}")
     if failures:
         raise click.exceptions.Exit(1)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from qwen3_model.cli_base import CONTEXT
+from qwen3_model.cli_base import CONTEXT, note, say
 from qwen3_model.errors import ConfigError
 
 
@@ -69,17 +69,17 @@ def plan(
     )
     values = plan_values(made) | {"keys": notes}
     if not as_json:
-        click.echo(plan_text(made))
+        say(plan_text(made))
     if runs_dry:
         pairs = read_overrides(overrides)
-        found = dry_run(made, config_path, pairs, os.environ, note=lambda text: click.echo(text, err=True))
+        found = dry_run(made, config_path, pairs, os.environ, note=note)
         values["dry_run"] = [asdict(each) for each in found]
         if not as_json:
-            click.echo(dry_run_text(found))
+            say(dry_run_text(found))
     if as_json:
-        click.echo(json.dumps(values, indent=2))
+        say(json.dumps(values, indent=2))
     sys.stdout.flush()
-    for note in notes if not made.problem else ():
-        click.echo(f"Note: {note}", err=True)
+    for told in notes if not made.problem else ():
+        say(f"Note: {told}", err=True)
     if made.problem:
         raise ConfigError(f"{config_path}: {made.problem}")

@@ -2,7 +2,7 @@
 
 MindSpore takes the graph that it finds in a folder without asking whether it is the one that the program
 describes. So each folder here is named after all that shapes the graph, the source code included, holds one
-graph, and counts only when it is whole.
+graph, and counts only when it is whole and nobody else could have written it.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +18,8 @@ import mindspore as ms
 
 import qwen3_model
 import qwen3_train
+from qwen3_model.files import temporary_neighbour
+from qwen3_model.private_files import OTHERS_WRITE, SharedFileError, make_private, require_private_tree
 from qwen3_train.settings.run import TrainSettings
 
 SWITCH, FOLDER = "MS_COMPILER_CACHE_ENABLE", "MS_COMPILER_CACHE_PATH"
@@ -27,14 +29,15 @@ SUMS = "sums.json"
 class GraphCache:
     """Let the first graph that a process compiles within `graph` come from `folder`, or go there."""
 
-    def __init__(self, folder: Path, facts: str) -> None:
+    def __init__(self, folder: Path, facts: str, note: Callable[[str], None] = lambda _: None) -> None:
         """Use `folder`, which may hold the graphs of many runs.
 
         Args:
-            folder: Made when needed.
+            folder: Made when needed, for this user alone.
             facts: Text of all that shapes the graph besides source code and MindSpore's version.
+            note: Hears why the cache is not used.
         """
-        self.folder, self.facts = folder, facts
+        self.folder, self.facts, self.note = folder, facts, note
 
     @contextmanager
     def graph(self, inputs: str) -> Iterator[None]:
@@ -44,12 +47,15 @@ class GraphCache:
         if FOLDER in environment or SWITCH in environment:
             yield
             return
-        kept = self.folder / _key(self.facts, inputs)
-        if not is_whole(kept):
-            shutil.rmtree(kept, ignore_errors=True)
-        is_new = not kept.exists()
-        place = kept.with_name(f"{kept.name}.{os.getpid()}.tmp") if is_new else kept
-        place.mkdir(parents=True, exist_ok=True)
+        try:
+            kept = make_private(self.folder) / _key(self.facts, inputs)
+            is_new = not _is_kept(kept)
+            place = temporary_neighbour(kept) if is_new else kept
+            make_private(place)
+        except SharedFileError as error:
+            self.note(f"the compiled graph is not kept or taken: {error}")
+            yield
+            return
         environment.update({SWITCH: "1", FOLDER: str(place)})
         try:
             yield
@@ -61,7 +67,7 @@ class GraphCache:
                 shutil.rmtree(place, ignore_errors=True)
 
 
-def graph_cache(settings: TrainSettings, rank: int) -> GraphCache | None:
+def graph_cache(settings: TrainSettings, rank: int, note: Callable[[str], None]) -> GraphCache | None:
     """Return the cache that a run's `rank` uses, where the run has one; one of adapters has none."""
     # A graph that MindSpore takes from its cache has no values for weights that do not train.
     if settings.graph_cache is None or settings.lora is not None:
@@ -72,7 +78,21 @@ def graph_cache(settings: TrainSettings, rank: int) -> GraphCache | None:
         settings.parallel_optimizer, settings.adam, settings.max_grad_norm, settings.recompute, settings.lora,
         settings.skip,
     )  # fmt: skip
-    return GraphCache(settings.graph_cache, repr(facts))
+    return GraphCache(settings.graph_cache, repr(facts), note)
+
+
+def _is_kept(kept: Path) -> bool:
+    """Say whether `kept` is there; remove it where it is damaged.
+
+    Raises:
+        SharedFileError: Others could have written it.
+    """
+    if not os.path.lexists(kept):
+        return False
+    require_private_tree(kept)
+    if not is_whole(kept):
+        shutil.rmtree(kept, ignore_errors=True)
+    return kept.exists()
 
 
 def is_whole(folder: Path) -> bool:
@@ -90,6 +110,8 @@ def _keep(place: Path, kept: Path) -> None:
         return
     sums = {str(path.relative_to(place)): _sum(path) for path in files}
     (place / SUMS).write_text(json.dumps(sums, indent=1), encoding="utf-8")
+    for path in place.rglob("*"):  # whatever the umask is
+        path.chmod(path.stat().st_mode & ~OTHERS_WRITE)
     try:
         place.rename(kept)
     except OSError:  # another run was first

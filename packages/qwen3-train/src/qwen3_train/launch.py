@@ -19,6 +19,7 @@ from qwen3_model.msrun.launcher import Job, launch_workers
 from qwen3_model.msrun.stop_signals import EXIT_STOPPED, StopRequest, caught_stop_signals
 from qwen3_model.run_config import RunConfig, Schema, load_run_config, parse_dotted
 from qwen3_model.simulation import Simulation, read_simulation
+from qwen3_model.small_files import YAML_BYTES, read_small_text
 from qwen3_model.yaml_loader import parse_yaml
 from qwen3_train.launch_status import status_of
 from qwen3_train.prepare import PreparedRun, prepare_run
@@ -196,7 +197,7 @@ def _run_mode(config_path: Path, overrides: Sequence[tuple[str, str]]) -> Any:
     stated = dict(overrides).get("run_mode")
     if stated is None and config_path.is_file():
         with suppress(ConfigError, UnicodeDecodeError):
-            values = parse_yaml(config_path.read_text(encoding="utf-8"), str(config_path))
+            values = parse_yaml(read_small_text(config_path, YAML_BYTES), str(config_path))
             stated = values.get("run_mode") if isinstance(values, dict) else None
     return stated
 

@@ -12,6 +12,7 @@ from typing import Any
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import OutputExistsError
 from qwen3_model.files import write_atomically, write_text_atomically
+from qwen3_model.small_files import read_small_text
 from qwen3_model.tokenizer import TOKENIZER_FILES
 
 METRICS = "metrics.jsonl"
@@ -163,7 +164,7 @@ def write_model_files(
         if not stop_ids:
             _copy(hf_dir, output_dir, "generation_config.json")
             return
-        stated = json.loads((hf_dir / "generation_config.json").read_text(encoding="utf-8"))
+        stated = json.loads(read_small_text(hf_dir / "generation_config.json"))
     else:
         raw = config.to_hf()
         ids = ("bos_token_id", "eos_token_id", "pad_token_id")

@@ -88,7 +88,7 @@ def train(
         grid=grid,
         shares_moments=settings.parallel_optimizer,
         skip=settings.skip,
-        graphs=graph_cache(settings, rank),
+        graphs=graph_cache(settings, rank, log.line),
     )
     step.dropout, done = dropout, 0
     if run.source is None:

@@ -11,6 +11,7 @@ import numpy as np
 from qwen3_infer.model_folder import ModelFolder
 from qwen3_infer.utf8 import decode_utf8
 from qwen3_model.errors import ConfigError, FormatError, UsageError
+from qwen3_model.small_files import INPUT_BYTES, read_small
 from qwen3_model.tokens import Manifest, TokenFile, open_tokens, read_manifest, sibling
 
 
@@ -143,7 +144,7 @@ def _of_tokens(prefix: Path, folder: ModelFolder) -> Iterator[Document]:
 
 
 def _of_text(path: Path, folder: ModelFolder, reading: Reading) -> Iterator[Document]:
-    text = decode_utf8(path.read_bytes().removeprefix(b"\xef\xbb\xbf"), str(path))
+    text = decode_utf8(read_small(path, INPUT_BYTES).removeprefix(b"\xef\xbb\xbf"), str(path))
     if not text:
         raise FormatError(f"{path} is empty; there is nothing to score")
     yield _document(text, str(path), None, folder, reading)

@@ -8,6 +8,7 @@ from typing import Any
 
 from qwen3_infer.utf8 import decode_utf8
 from qwen3_model.errors import FormatError, UsageError
+from qwen3_model.small_files import INPUT_BYTES, read_small
 
 FILE_SUFFIXES = (".txt", ".jsonl")
 JSON_KEYS = ("id", "prompt", "messages", "tools")
@@ -57,7 +58,7 @@ def _read_file(path: Path) -> Iterator[Prompt]:
         raise FormatError(f"{path} does not exist; --predict-data takes a text or an existing file")
     if path.is_dir():
         raise FormatError(f"{path} is a folder; --predict-data takes a text or a file")
-    lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    lines = read_small(path, INPUT_BYTES).removeprefix(b"\xef\xbb\xbf").split(b"\n")
     if lines[-1] in (b"", b"\r"):
         lines.pop()
     if not lines:

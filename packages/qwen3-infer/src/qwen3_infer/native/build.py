@@ -2,6 +2,7 @@
 
 import ctypes
 import hashlib
+import os
 import platform
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from qwen3_model.errors import Qwen3Error
 from qwen3_model.files import write_atomically
+from qwen3_model.private_files import PRIVATE, make_private, require_private
 
 SOURCE_DIR = Path(__file__).parent
 SOURCE = SOURCE_DIR / "kernels.cc"
@@ -36,12 +38,14 @@ def native_library(cache_dir: Path, num_threads: int, compilers: Sequence[str] =
     """Return the shared library of the kernels, compiled now unless `cache_dir` has it, set to `num_threads`.
 
     Raises:
-        BuildError: There is no C++ compiler, it fails, or the folder cannot be written.
+        BuildError: There is no C++ compiler, it fails, or the folder cannot be written, or others could
+            have written it or the library.
     """
-    library = cache_dir / f"kernels-{_fingerprint()}.so"
     try:
-        if not library.exists():
+        library = make_private(cache_dir) / f"kernels-{_fingerprint()}.so"
+        if not os.path.lexists(library):
             write_atomically(library, lambda temporary: _compile(temporary, compilers))
+        require_private(library)  # what is loaded is run
         loaded = ctypes.CDLL(str(library))
     except BuildError:
         raise
@@ -75,6 +79,7 @@ def _compile(target: Path, compilers: Sequence[str]) -> None:
         raise BuildError(f"{found} cannot compile the native kernels: {reason}") from None
     except subprocess.TimeoutExpired:
         raise BuildError(f"{found} took more than {TIMEOUT_S} s for the native kernels") from None
+    target.chmod(PRIVATE)  # whatever the umask is
 
 
 def _fingerprint() -> str:

@@ -42,13 +42,6 @@ class Throttle:
         self._log(line)
 
 
-def one_line(text: str) -> str:
-    """Return a text in which control characters are spelled, so that it is one line and moves no cursor."""
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
-    )
-
-
 class HttpLog(logging.Handler):
     """Writes what uvicorn says of broken requests."""
 

@@ -41,6 +41,7 @@ from qwen3_model.msrun.stop_signals import (
     blocked_stop_signals,
     caught_stop_signals,
 )
+from qwen3_model.plain_text import as_message
 from qwen3_model.progress import clock
 
 POLL_S = 0.1
@@ -97,7 +98,7 @@ def launch_workers(
         try:
             stopped = _supervise(replace(job, quiet=True), settings, command)
         except BaseException as error:
-            sys.stderr.write(f"Error: {error}\n")
+            sys.stderr.write(f"Error: {as_message(str(error))}\n")
             os._exit(1)
         os._exit(EXIT_STOPPED if stopped else 0)
     return ""

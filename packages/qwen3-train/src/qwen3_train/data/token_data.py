@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from qwen3_model.errors import ConfigError, FormatError
+from qwen3_model.small_files import INDEX_BYTES, read_small
 from qwen3_model.tokens import Manifest, TokenFile, open_tokens, read_manifest
 from qwen3_train.data.batches import Dataset, foreign_id
 from qwen3_train.data.blend import Blend
@@ -91,7 +92,7 @@ def _check_manifest(manifest: Manifest, prefix: str, settings: TrainSettings, da
         )
     tokenizer = settings.hf_dir / "tokenizer.json" if settings.hf_dir else None
     if tokenizer is not None and tokenizer.is_file():
-        digest = hashlib.sha256(tokenizer.read_bytes()).hexdigest()
+        digest = hashlib.sha256(read_small(tokenizer, INDEX_BYTES)).hexdigest()
         if manifest.tokenizer_sha256 and manifest.tokenizer_sha256 != digest:
             raise ConfigError(
                 f"{prefix} was made with another tokenizer ({manifest.tokenizer_name}) than {tokenizer}; "

@@ -10,6 +10,7 @@ from typing import Any
 from qwen3_model.adapter_config import CONFIG_FILE
 from qwen3_model.errors import ConfigError
 from qwen3_model.files import write_text_atomically
+from qwen3_model.small_files import read_small_text
 from qwen3_train.settings.lora import LoraSettings, peft_targets
 from qwen3_train.settings.run import TrainSettings
 
@@ -38,7 +39,7 @@ def find_base(settings: TrainSettings, run_dir: Path | None) -> Path:
         else:
             remedy = "to begin adapters on its weights use --resume_training auto"
         raise ConfigError(f"{path} does not exist, so {run_dir} is no run of adapters; {remedy}")
-    held = json.loads(path.read_text(encoding="utf-8"))
+    held = json.loads(read_small_text(path))
     asked = adapter_config(settings.lora, settings, Path(held["base_model_name_or_path"]))
     changed = [key for key in asked if held.get(key) != asked[key]]
     if changed:

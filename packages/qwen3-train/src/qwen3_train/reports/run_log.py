@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 from qwen3_model.errors import FormatError
 from qwen3_model.files import write_text_atomically
+from qwen3_model.plain_text import without_controls
 from qwen3_model.progress import clock
 from qwen3_train.reports.event_file import EventFile
 
@@ -38,7 +39,8 @@ class RunLog:
         """Write one line with the time in front."""
         to_terminal = to_terminal and not (self._quiet and level == "INFO")
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-        told = f"{stamp} - {level} - {text}\n"
+        # Names of strangers begin no line that looks like ours.
+        told = f"{stamp} - {level} - {without_controls(text)}".replace("\n", "\n  ") + "\n"
         if to_terminal:
             self._stream.write(told)
             self._stream.flush()

@@ -1,0 +1,33 @@
+"""Files that are read whole: no more of one than a stated limit, whatever the file claims or is."""
+
+from pathlib import Path
+
+from qwen3_model.errors import FormatError
+
+SETTINGS_BYTES = 16_000_000
+"""Of a config, a tokenizer's settings, a manifest; those in use have some thousand."""
+INDEX_BYTES = 100_000_000
+"""Of an index of weights, a strategy, a tokenizer; as safetensors allows for a header."""
+YAML_BYTES = 1_000_000
+"""Of a YAML file, which takes seconds for each megabyte."""
+INPUT_BYTES = 1_000_000_000
+"""Of a file of prompts or of a text to score."""
+
+
+def read_small(path: Path, most_bytes: int = SETTINGS_BYTES) -> bytes:
+    """Return the contents of a file.
+
+    Raises:
+        FormatError: It has more than `most_bytes`.
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as file:
+        raw = file.read(most_bytes + 1)
+    if len(raw) > most_bytes:
+        raise FormatError(f"{path} has more than {most_bytes:,} bytes, the most that is read of such a file")
+    return raw
+
+
+def read_small_text(path: Path, most_bytes: int = SETTINGS_BYTES) -> str:
+    """Return the text of a file in UTF-8; raises what `read_small` does, and UnicodeDecodeError."""
+    return read_small(path, most_bytes).decode("utf-8")

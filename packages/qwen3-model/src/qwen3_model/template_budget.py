@@ -1,0 +1,128 @@
+"""What one rendering of a chat template may use: steps, letters and processor time."""
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from types import NoneType
+from typing import Any
+
+from jinja2 import Undefined
+from jinja2.utils import Namespace
+
+from qwen3_model.errors import FormatError
+
+MOST_STEPS = 2_000_000
+"""Turns of loops, calls and filters in all."""
+LONGEST_VALUE = 2**24
+"""Letters of the output and of any value on the way to it: 16 million."""
+MOST_LETTERS = 2**28
+"""Letters of all values together that are made on the way: 268 million."""
+MOST_SECONDS = 10.0
+"""Of processor time, looked at every few steps and after each large value."""
+MOST_BITS = 4096
+"""Of an integer."""
+WIDEST = 10_000
+"""For widths, precisions and counts that make a text or list longer."""
+
+STEPS_PER_LOOK = 64
+LETTERS_PER_LOOK = 100_000
+PLAIN = (bool, float, NoneType, Undefined)
+CONTAINERS: tuple[type, ...] = (
+    dict,
+    list,
+    tuple,
+    set,
+    frozenset,
+    type({}.keys()),
+    type({}.values()),
+    type({}.items()),
+)
+
+
+class TemplateLimitError(FormatError):
+    """A chat template wants more than a rendering may use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What a value takes as text, at least."""
+
+    letters: int
+    entries: int = 1
+    depth: int = 0
+
+
+class Budget:
+    """Counts what one rendering uses, and raises TemplateLimitError when that is too much."""
+
+    def __init__(self) -> None:
+        self._steps = self._letters = self._letters_seen = 0
+        self._until_s = time.thread_time() + MOST_SECONDS
+        # The values are kept, so that no other one gets the id of one that is measured.
+        self._sizes: dict[int, tuple[Any, Size]] = {}
+
+    def step(self, letters: int = 0) -> None:
+        """Count one step that makes `letters`."""
+        self._steps += 1
+        if self._steps > MOST_STEPS:
+            raise TemplateLimitError(f"it takes more than {MOST_STEPS:,} steps")
+        if letters:
+            self._letters += letters
+            if self._letters > MOST_LETTERS:
+                raise TemplateLimitError(f"it makes texts of more than {MOST_LETTERS:,} letters in all")
+        if self._steps % STEPS_PER_LOOK == 0 or self._letters - self._letters_seen > LETTERS_PER_LOOK:
+            self._letters_seen = self._letters
+            if time.thread_time() > self._until_s:
+                raise TemplateLimitError(f"it takes more than {MOST_SECONDS:.0f} s")
+
+    def each(self, values: Iterable[Any], letters: int = 0) -> Iterator[Any]:
+        """Yield `values`, one step each, of which each makes `letters`."""
+        for value in values:
+            self.step(letters)
+            yield value
+
+    def take(self, value: Any) -> Any:
+        """Count a value that was made; return it."""
+        self.step(self.size(value).letters)
+        return value
+
+    def require(self, letters: int) -> None:
+        """Raise when a value of `letters` would be too long, before it is made."""
+        if letters > LONGEST_VALUE:
+            raise TemplateLimitError(f"it makes a value of more than {LONGEST_VALUE:,} letters")
+
+    def size(self, value: Any) -> Size:
+        """Return the size of a value; one that appears twice in it counts twice, as in its text."""
+        if isinstance(value, str):
+            found = Size(len(value))
+        elif isinstance(value, PLAIN):
+            return Size(8)
+        elif isinstance(value, int):
+            if value.bit_length() > MOST_BITS:
+                raise TemplateLimitError(f"it computes an integer of more than {MOST_BITS} bits")
+            return Size(value.bit_length() // 3 + 2)
+        elif isinstance(value, range):
+            found = Size(8 * len(value), len(value), 1)
+        elif isinstance(value, CONTAINERS):
+            found = self._inner_size(value)
+        elif isinstance(value, Namespace):
+            raise TemplateLimitError("it prints a namespace, or puts one into a value")
+        else:  # a macro, a loop, a filter's iterator: no text of its own
+            return Size(64)
+        self.require(found.letters)
+        return found
+
+    def _inner_size(self, value: Any) -> Size:
+        if (known := self._sizes.get(id(value))) is not None:
+            return known[1]
+        entries = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        letters, number, depth = 2, 1, 0
+        for entry in entries:
+            size = self.size(entry)
+            letters += size.letters + 2
+            number += size.entries
+            depth = max(depth, size.depth)
+            self.require(letters)
+        found = Size(letters, number, depth + 1)
+        self._sizes[id(value)] = value, found
+        return found
