@@ -6,6 +6,7 @@ import importlib.util
 import json
 import lzma
 import random
+import time
 import tracemalloc
 
 import pytest
@@ -253,3 +254,39 @@ def test_a_short_limit_holds_for_every_line(preprocess, tmp_path):
     assert (
         "line 2 has more than 20 bytes" in preprocess(tmp_path / "in.jsonl", "--max-record-bytes", 20).stderr
     )
+
+
+def test_a_row_of_parquet_beyond_the_longest_record_is_refused(preprocess, tmp_path):
+    pyarrow = pytest.importorskip("pyarrow", exc_type=ImportError)
+    parquet = pytest.importorskip("pyarrow.parquet", exc_type=ImportError)
+    parquet.write_table(pyarrow.table({"text": ["a", "b" * 5000, "c"]}), tmp_path / "in.parquet")
+    done = preprocess(tmp_path / "in.parquet", "--max-record-bytes", "1000")
+    assert done.exit_code == 1
+    assert "in.parquet, record 2 has more than 1000 bytes; raise --max-record-bytes" in done.stderr
+
+
+def test_a_text_that_a_dictionary_of_parquet_repeats_takes_little_memory(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow", exc_type=ImportError)
+    parquet = pytest.importorskip("pyarrow.parquet", exc_type=ImportError)
+    text = pyarrow.array(["x" * 8_000_000]).dictionary_encode()
+    column = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 2000, pyarrow.int32()), text.dictionary)
+    path = tmp_path / "in.parquet"
+    parquet.write_table(pyarrow.table({"text": column}), path, dictionary_pagesize_limit=1 << 30)
+    assert path.stat().st_size < 1_000_000  # for 16 GB of texts
+    block = next(read_blocks(find_sources([str(path)]), Position(), keys=["text"]))
+    assert 1 <= len(block.records) <= 40
+
+
+def test_a_long_text_in_an_array_is_looked_at_once(tmp_path):
+    from qwen3_data.json_array import split_array
+
+    text = b'"' + b"\\\\ab\\" + b'"' * 1
+    pieces = [b"[", text, *[b'x\\"y' * 200_000] * 64, b"\\", b'\\"', b',{"a":"]"}]']
+    started_s = time.process_time()
+    found = list(split_array(pieces, "x", 1 << 30))
+    assert found == [b"".join(pieces[1:-1]) + pieces[-1][: -len(b',{"a":"]"}]')], b'{"a":"]"}']
+    assert time.process_time() - started_s < 5
+    for size in (1, 2, 3, 7):
+        whole = b'[{"k":"a\\\\"}, "\\"]", [1,[2]], "x,y", {"\\u005d": "\\\\\\""}]'
+        cut = [whole[at : at + size] for at in range(0, len(whole), size)]
+        assert [json.loads(each) for each in split_array(cut, "x", 100)] == json.loads(whole)

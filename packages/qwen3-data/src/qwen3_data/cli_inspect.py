@@ -102,7 +102,7 @@ def _inspect_sft(prefix: Path, tokenizer_dir: Path | None, wanted: range) -> Non
     say("\n".join(describe_sft(file)))
     for number in wanted:
         if number < len(file):
-            say("\n".join(show_pack(file, number, tokenizer)))
+            click.echo("\n".join(show_pack(file, number, tokenizer)))
 
 
 def _decoder(tokenizer_dir: Path | None) -> Callable[[list[int]], str] | None:

@@ -178,13 +178,7 @@ def _parse_header(path: Path, text: bytes) -> dict[str, Any]:
 
 
 def _count(digits: str) -> int:
-    if digits.startswith("-"):  # also -0, which is no count to the reference
-        raise ValueError(f"{digits:.40} is no count")
-    return int(digits)
-
-
-def _no_count(digits: str) -> int:
-    raise ValueError(f"{digits:.40} is no count")
+    return -1 if digits == "-0" else int(digits)  # to the reference no count either
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -196,9 +190,7 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-HEADER = json.JSONDecoder(
-    object_pairs_hook=_refuse_duplicates, parse_int=_count, parse_float=_no_count, parse_constant=_no_count
-)
+HEADER = json.JSONDecoder(object_pairs_hook=_refuse_duplicates, parse_int=_count)
 
 
 def _tensor_info(path: Path, name: str, entry: Any, data_start: int) -> TensorInfo:

@@ -12,6 +12,7 @@ YAML_BYTES = 1_000_000
 """Of a YAML file, which takes seconds for each megabyte."""
 INPUT_BYTES = 1_000_000_000
 """Of a file of prompts or of a text to score."""
+PIECE_BYTES = 1 << 20
 
 
 def read_small(path: Path, most_bytes: int = SETTINGS_BYTES) -> bytes:
@@ -21,11 +22,15 @@ def read_small(path: Path, most_bytes: int = SETTINGS_BYTES) -> bytes:
         FormatError: It has more than `most_bytes`.
         OSError: It cannot be read.
     """
+    raw = bytearray()
     with path.open("rb") as file:
-        raw = file.read(most_bytes + 1)
-    if len(raw) > most_bytes:
-        raise FormatError(f"{path} has more than {most_bytes:,} bytes, the most that is read of such a file")
-    return raw
+        while piece := file.read(PIECE_BYTES):  # which would make room for as much as it is told
+            raw += piece
+            if len(raw) > most_bytes:
+                raise FormatError(
+                    f"{path} has more than {most_bytes:,} bytes, the most that is read of such a file"
+                )
+    return bytes(raw)
 
 
 def read_small_text(path: Path, most_bytes: int = SETTINGS_BYTES) -> str:

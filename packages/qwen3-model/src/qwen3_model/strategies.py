@@ -124,8 +124,7 @@ def _files_in(folder: Path) -> list[Path]:
 
 
 def _is_strategy(path: Path) -> bool:
-    with path.open("rb") as file:
-        return JSON_KEY in file.read(INDEX_BYTES)
+    return JSON_KEY in read_small(path, INDEX_BYTES)
 
 
 def _read_files(source: Path) -> list[_File]:

@@ -1,7 +1,8 @@
 """What one rendering of a chat template may use: steps, letters and processor time."""
 
+import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import NoneType
 from typing import Any
@@ -13,10 +14,10 @@ from qwen3_model.errors import FormatError
 
 MOST_STEPS = 2_000_000
 """Turns of loops, calls and filters in all."""
-LONGEST_VALUE = 2**24
-"""Letters of the output and of any value on the way to it: 16 million."""
-MOST_LETTERS = 2**28
-"""Letters of all values together that are made on the way: 268 million."""
+LONGEST_VALUE, TIMES_GIVEN = 2**24, 4
+"""Letters of the output and of any value on the way to it: 16 million, and four times what is given."""
+MOST_LETTERS = 16
+"""Times as many letters may all values together have that are made on the way."""
 MOST_SECONDS = 10.0
 """Of processor time, looked at every few steps and after each large value."""
 MOST_BITS = 4096
@@ -57,9 +58,16 @@ class Budget:
 
     def __init__(self) -> None:
         self._steps = self._letters = self._letters_seen = 0
+        self._longest = sys.maxsize
         self._until_s = time.thread_time() + MOST_SECONDS
         # The values are kept, so that no other one gets the id of one that is measured.
         self._sizes: dict[int, tuple[Any, Size]] = {}
+
+    def give(self, values: Mapping[str, Any]) -> None:
+        """Take note of what is given to the template; the longer that is, the longer its values may be."""
+        self._longest = LONGEST_VALUE + TIMES_GIVEN * sum(
+            self.size(value).letters for value in values.values()
+        )
 
     def step(self, letters: int = 0) -> None:
         """Count one step that makes `letters`."""
@@ -68,8 +76,10 @@ class Budget:
             raise TemplateLimitError(f"it takes more than {MOST_STEPS:,} steps")
         if letters:
             self._letters += letters
-            if self._letters > MOST_LETTERS:
-                raise TemplateLimitError(f"it makes texts of more than {MOST_LETTERS:,} letters in all")
+            if self._letters > MOST_LETTERS * self._longest:
+                raise TemplateLimitError(
+                    f"it makes texts of more than {MOST_LETTERS * self._longest:,} letters in all"
+                )
         if self._steps % STEPS_PER_LOOK == 0 or self._letters - self._letters_seen > LETTERS_PER_LOOK:
             self._letters_seen = self._letters
             if time.thread_time() > self._until_s:
@@ -88,8 +98,8 @@ class Budget:
 
     def require(self, letters: int) -> None:
         """Raise when a value of `letters` would be too long, before it is made."""
-        if letters > LONGEST_VALUE:
-            raise TemplateLimitError(f"it makes a value of more than {LONGEST_VALUE:,} letters")
+        if letters > self._longest:
+            raise TemplateLimitError(f"it makes a value of more than {self._longest:,} letters")
 
     def size(self, value: Any) -> Size:
         """Return the size of a value; one that appears twice in it counts twice, as in its text."""

@@ -100,6 +100,7 @@ def render_limited(template: Template, values: Mapping[str, Any]) -> str:
     """Return what a template of a LimitedEnvironment makes of `values`."""
     context = template.new_context(dict(values))
     budget, length, parts = _budget(context), 0, []
+    budget.give(values)
     for part in template.root_render_func(context):
         length += len(part)
         budget.require(length)
