@@ -3,7 +3,6 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from types import NoneType
 from typing import Any
 
@@ -25,7 +24,7 @@ MOST_BITS = 4096
 WIDEST = 10_000
 """For widths, precisions and counts that make a text or list longer."""
 
-STEPS_PER_LOOK = 64
+STEPS_PER_LOOK = 64 - 1
 LETTERS_PER_LOOK = 100_000
 PLAIN = (bool, float, NoneType, Undefined)
 CONTAINERS: tuple[type, ...] = (
@@ -44,13 +43,8 @@ class TemplateLimitError(FormatError):
     """A chat template wants more than a rendering may use."""
 
 
-@dataclass(frozen=True, slots=True)
-class Size:
-    """What a value takes as text, at least."""
-
-    letters: int
-    entries: int = 1
-    depth: int = 0
+Size = tuple[int, int, int]
+"""Letters that a value has as text, at least; entries; and how deep they are nested."""
 
 
 class Budget:
@@ -65,25 +59,25 @@ class Budget:
 
     def give(self, values: Mapping[str, Any]) -> None:
         """Take note of what is given to the template; the longer that is, the longer its values may be."""
-        self._longest = LONGEST_VALUE + TIMES_GIVEN * sum(
-            self.size(value).letters for value in values.values()
-        )
+        self._longest = LONGEST_VALUE + TIMES_GIVEN * sum(map(self.letters, values.values()))
 
     def step(self, letters: int = 0) -> None:
         """Count one step that makes `letters`."""
         self._steps += 1
+        self._letters += letters
+        if self._steps & STEPS_PER_LOOK == 0 or self._letters - self._letters_seen > LETTERS_PER_LOOK:
+            self._look()
+
+    def _look(self) -> None:
+        self._letters_seen = self._letters
         if self._steps > MOST_STEPS:
             raise TemplateLimitError(f"it takes more than {MOST_STEPS:,} steps")
-        if letters:
-            self._letters += letters
-            if self._letters > MOST_LETTERS * self._longest:
-                raise TemplateLimitError(
-                    f"it makes texts of more than {MOST_LETTERS * self._longest:,} letters in all"
-                )
-        if self._steps % STEPS_PER_LOOK == 0 or self._letters - self._letters_seen > LETTERS_PER_LOOK:
-            self._letters_seen = self._letters
-            if time.thread_time() > self._until_s:
-                raise TemplateLimitError(f"it takes more than {MOST_SECONDS:.0f} s")
+        if self._letters > MOST_LETTERS * self._longest:
+            raise TemplateLimitError(
+                f"it makes texts of more than {MOST_LETTERS * self._longest:,} letters in all"
+            )
+        if time.thread_time() > self._until_s:
+            raise TemplateLimitError(f"it takes more than {MOST_SECONDS:.0f} s")
 
     def each(self, values: Iterable[Any], letters: int = 0) -> Iterator[Any]:
         """Yield `values`, one step each, of which each makes `letters`."""
@@ -93,8 +87,14 @@ class Budget:
 
     def take(self, value: Any) -> Any:
         """Count a value that was made; return it."""
-        self.step(self.size(value).letters)
+        self.step(self.letters(value))
         return value
+
+    def letters(self, value: Any) -> int:
+        """Return the letters of a value."""
+        if type(value) is str and len(value) <= LONGEST_VALUE:
+            return len(value)
+        return self.size(value)[0]
 
     def require(self, letters: int) -> None:
         """Raise when a value of `letters` would be too long, before it is made."""
@@ -104,22 +104,22 @@ class Budget:
     def size(self, value: Any) -> Size:
         """Return the size of a value; one that appears twice in it counts twice, as in its text."""
         if isinstance(value, str):
-            found = Size(len(value))
+            found = len(value), 1, 0
         elif isinstance(value, PLAIN):
-            return Size(8)
+            return 8, 1, 0
         elif isinstance(value, int):
             if value.bit_length() > MOST_BITS:
                 raise TemplateLimitError(f"it computes an integer of more than {MOST_BITS} bits")
-            return Size(value.bit_length() // 3 + 2)
-        elif isinstance(value, range):
-            found = Size(8 * len(value), len(value), 1)
+            return value.bit_length() // 3 + 2, 1, 0
         elif isinstance(value, CONTAINERS):
             found = self._inner_size(value)
+        elif isinstance(value, range):
+            found = 8 * len(value), len(value), 1
         elif isinstance(value, Namespace):
             raise TemplateLimitError("it prints a namespace, or puts one into a value")
         else:  # a macro, a loop, a filter's iterator: no text of its own
-            return Size(64)
-        self.require(found.letters)
+            return 64, 1, 0
+        self.require(found[0])
         return found
 
     def _inner_size(self, value: Any) -> Size:
@@ -128,11 +128,15 @@ class Budget:
         entries = [*value.keys(), *value.values()] if isinstance(value, dict) else value
         letters, number, depth = 2, 1, 0
         for entry in entries:
+            if type(entry) is str:
+                letters, number = letters + len(entry) + 2, number + 1
+                continue
             size = self.size(entry)
-            letters += size.letters + 2
-            number += size.entries
-            depth = max(depth, size.depth)
+            letters += size[0] + 2
+            number += size[1]
+            depth = max(depth, size[2])
             self.require(letters)
-        found = Size(letters, number, depth + 1)
+        self.require(letters)
+        found = letters, number, depth + 1
         self._sizes[id(value)] = value, found
         return found

@@ -35,7 +35,7 @@ def check_percent(budget: Budget, form: str, values: Any) -> None:
     if "*" in form:
         raise TemplateLimitError("it takes the width of a number from a value")
     widths = sum(_width(found[0]) for found in DIGITS.finditer(form))
-    budget.require(len(form) + widths + form.count("%") * budget.size(values).letters)
+    budget.require(len(form) + widths + form.count("%") * budget.letters(values))
 
 
 def check_format(budget: Budget, form: str, values: Iterable[Any]) -> None:
@@ -43,20 +43,20 @@ def check_format(budget: Budget, form: str, values: Iterable[Any]) -> None:
     if NESTED_FIELD.search(form):
         raise TemplateLimitError("it takes the width of a number from a value")
     widths = sum(_width(found[0]) for found in DIGITS.finditer(form))
-    longest = max((budget.size(value).letters for value in values), default=0)
+    longest = max((budget.letters(value) for value in values), default=0)
     budget.require(len(form) + widths + form.count("{") * longest)
 
 
 def check_join(budget: Budget, separator: Any, entries: Any) -> None:
     """Check the texts of `entries` with `separator` between them."""
-    size = budget.size(entries)
-    budget.require(size.letters + size.entries * budget.size(separator).letters)
+    letters, number, _ = budget.size(entries)
+    budget.require(letters + number * budget.letters(separator))
 
 
 def check_replace(budget: Budget, text: Any, old: Any, new: Any) -> None:
     """Check `text` with each `old` replaced by `new`."""
-    found = text.count(old) if isinstance(text, str) and isinstance(old, str) else budget.size(text).letters
-    budget.require(budget.size(text).letters + found * budget.size(new).letters)
+    found = text.count(old) if isinstance(text, str) and isinstance(old, str) else budget.letters(text)
+    budget.require(budget.letters(text) + found * budget.letters(new))
 
 
 def check_width(value: Any, most: int = WIDEST) -> None:
@@ -67,18 +67,18 @@ def check_width(value: Any, most: int = WIDEST) -> None:
 
 def _check_indent(budget: Budget, text: Any, width: Any = 4, *_: Any, **__: Any) -> None:
     check_width(width)
-    letters = width if isinstance(width, int) else budget.size(width).letters
+    letters = width if isinstance(width, int) else budget.letters(width)
     lines = len(text.splitlines()) if isinstance(text, str) else 1
-    budget.require(budget.size(text).letters + lines * max(letters, 0))
+    budget.require(budget.letters(text) + lines * max(letters, 0))
 
 
 def _check_json(budget: Budget, value: Any, *_: Any, indent: Any = None, **__: Any) -> None:
     if indent is None:
         return
     check_width(indent, DEEPEST_INDENT)
-    letters = indent if isinstance(indent, int) else budget.size(indent).letters
-    size = budget.size(value)
-    budget.require(size.letters + size.entries * (size.depth + 1) * max(letters, 0))
+    letters = indent if isinstance(indent, int) else budget.letters(indent)
+    whole, number, depth = budget.size(value)
+    budget.require(whole + number * (depth + 1) * max(letters, 0))
 
 
 def _check_sum(_: Budget, values: Any, attribute: Any = None, start: Any = 0) -> None:
@@ -120,7 +120,7 @@ def check_operator(budget: Budget, operator: str, left: Any, right: Any) -> None
     """Check `left operator right`."""
     if operator == "+":
         if not (_is_number(left) and _is_number(right)):
-            budget.require(budget.size(left).letters + budget.size(right).letters)
+            budget.require(budget.letters(left) + budget.letters(right))
     elif operator == "*":
         _check_product(budget, left, right)
     elif operator == "%":
@@ -135,7 +135,7 @@ def _check_product(budget: Budget, left: Any, right: Any) -> None:
         return  # of at most twice the bits; the result is measured
     times, value = (left, right) if isinstance(left, int) else (right, left)
     if isinstance(times, int):
-        budget.require(budget.size(value).letters * max(times, 0))
+        budget.require(budget.letters(value) * max(times, 0))
 
 
 def _is_number(value: Any) -> bool:

@@ -64,25 +64,23 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         """Return whether a template may have an attribute."""
-        if isinstance(obj, str) and attr not in TEXT_METHODS:
-            return False
-        if isinstance(obj, int | float):
-            return False
+        if isinstance(obj, str | int | float):
+            return isinstance(obj, str) and attr in TEXT_METHODS
         return super().is_safe_attribute(obj, attr, value)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         """Return the sandbox's own `format` for that of a text; there is no `format_map`."""
         return None if getattr(value, "__name__", "") == "format_map" else super().wrap_str_format(value)
 
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Compute an operator, if its result is not too long."""
-        budget = _budget(context)
+        budget = context.budget
         check_operator(budget, operator, left, right)
         return budget.take(super().call_binop(context, operator, left, right))
 
-    def call(self, context: Context, callee: Any, /, *given: Any, **named: Any) -> Any:
+    def call(self, context: Any, callee: Any, /, *given: Any, **named: Any) -> Any:
         """Call what a template calls."""
-        budget = _budget(context)
+        budget = context.budget
         budget.step()
         text = getattr(getattr(callee, "__wrapped__", callee), "__self__", None)
         if isinstance(text, str):
@@ -99,7 +97,8 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
 def render_limited(template: Template, values: Mapping[str, Any]) -> str:
     """Return what a template of a LimitedEnvironment makes of `values`."""
     context = template.new_context(dict(values))
-    budget, length, parts = _budget(context), 0, []
+    assert isinstance(context, LimitedContext)
+    budget, length, parts = context.budget, 0, []
     budget.give(values)
     for part in template.root_render_func(context):
         length += len(part)
@@ -158,53 +157,50 @@ def _filtered(node: nodes.Node, name: str, *given: nodes.Expr) -> nodes.Filter:
     return nodes.Filter(node, name, list(given), [], None, None, lineno=node.lineno)
 
 
-def _budget(context: Context) -> Budget:
-    assert isinstance(context, LimitedContext)
-    return context.budget
+@pass_context
+def _printed(context: LimitedContext, value: Any) -> Any:
+    return context.budget.take(value)
 
 
 @pass_context
-def _printed(context: Context, value: Any) -> Any:
-    return _budget(context).take(value)
+def _each(context: LimitedContext, values: Any, letters: int) -> Iterator[Any]:
+    return context.budget.each(values, letters)
 
 
 @pass_context
-def _each(context: Context, values: Any, letters: int) -> Iterator[Any]:
-    return _budget(context).each(values, letters)
-
-
-@pass_context
-def _joined(context: Context, values: list[Any]) -> str:
-    budget = _budget(context)
-    budget.step(budget.size(values).letters)
+def _joined(context: LimitedContext, values: list[Any]) -> str:
+    budget = context.budget
+    budget.step(budget.letters(values))
     return "".join(map(str, values))
 
 
 @pass_context
-def _measured(context: Context, value: Any) -> Any:
-    return _budget(context).take(value)
+def _measured(context: LimitedContext, value: Any) -> Any:
+    return context.budget.take(value)
 
 
 def _counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a filter that is checked before and measured after."""
-    check, wanted = FILTER_CHECKS.get(name), getattr(function, "jinja_pass_arg", None)
+    check, takes_iterators = FILTER_CHECKS.get(name), name in LAZY
+    # What jinja2 puts before the value; it has no public name for the mark.
+    wanted = getattr(getattr(function, "jinja_pass_arg", None), "name", "")
 
     @pass_context
     @wraps(function)
-    def counted(context: Context, value: Any, *given: Any, **named: Any) -> Any:
-        budget = _budget(context)
+    def counted(context: LimitedContext, value: Any, *given: Any, **named: Any) -> Any:
+        budget = context.budget
         if hasattr(value, "__next__"):
-            value = budget.each(value) if name in LAZY else list(budget.each(value))
-        for entry in (value, *given, *named.values()):
-            budget.size(entry)
+            value = budget.each(value) if takes_iterators else list(budget.each(value))
+        budget.letters(value)
+        for entry in (*given, *named.values()):
+            budget.letters(entry)
         if check is not None:
             check(budget, value, *given, **named)
-        first = {
-            "context": (context,),
-            "eval_context": (context.eval_ctx,),
-            "environment": (context.environment,),
-        }
-        result = function(*first.get(getattr(wanted, "name", ""), ()), value, *given, **named)
-        return budget.take(result)
+        if not wanted:
+            return budget.take(function(value, *given, **named))
+        first = (
+            context if wanted == "context" else getattr(context, wanted.replace("eval_context", "eval_ctx"))
+        )
+        return budget.take(function(first, value, *given, **named))
 
     return counted
