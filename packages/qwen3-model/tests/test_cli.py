@@ -1,6 +1,7 @@
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from qwen3_model import __version__
 from qwen3_model.cli import main
 from qwen3_model.hf_folder import open_hf_folder
 from qwen3_model.safetensors_file import open_safetensors
+from qwen3_model.tokenizer import Qwen3Tokenizer
 
 # A model of 5,712 weights.
 TINY = {
@@ -211,6 +213,45 @@ def test_verify_lists_everything_that_is_wrong(folder):
     assert sum("model.layers.1." in line and "is no weight of this model" in line for line in lines) == 11
     assert len(lines) == 3 + 1 + 11
     assert "has 15 faults, listed above" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "message"),
+    [
+        ("tokenizer.json", b"[" * 200_000, "is no tokenizer that `tokenizers` can read"),
+        ("tokenizer.json", b"{}", "is no tokenizer that `tokenizers` can read"),
+        ("tokenizer_config.json", b'{"a":' * 200_000, "is no"),
+        ("tokenizer_config.json", b'{"chat_template": 5}', "has a chat_template that is no text"),
+        ("tokenizer_config.json", b'{"chat_template": [{"name": "default"}, 7]}', None),
+        ("tokenizer_config.json", b'{"eos_token": [1]}', "has the eos_token [1], which is no text"),
+        ("special_tokens_map.json", b"[]", "holds no JSON object"),
+        ("chat_template.jinja", b"\xff", "is not UTF-8"),
+        ("chat_template.jinja", b"{{ 10**100000000 }}", "goes beyond its limits: it computes an integer"),
+        ("chat_template.jinja", b"{% for", "the chat template refuses"),
+    ],
+)
+def test_verify_looks_at_the_tokenizer(tmp_path, demo_tokenizer_dir, name, body, message):
+    num_rows = Qwen3Tokenizer.from_dir(demo_tokenizer_dir).vocab_size
+    (tmp_path / "config").write_text(json.dumps(TINY | {"vocab_size": num_rows}), encoding="utf-8")
+    folder = tmp_path / "model"
+    assert run("init", tmp_path / "config", folder).exit_code == 0
+    for file in demo_tokenizer_dir.iterdir():
+        shutil.copy(file, folder)
+    assert run("verify", folder).exit_code == 0
+    (folder / name).write_bytes(body)
+    result = run("verify", folder)
+    if message is None:
+        assert result.exit_code == 0
+    else:
+        assert message in run_and_fail("verify", folder) + result.stdout
+
+
+def test_verify_compares_tokenizer_and_embedding(folder, demo_tokenizer_dir):
+    shutil.copy(demo_tokenizer_dir / "tokenizer.json", folder)
+    assert (
+        "tokens and the model's embedding 50 rows; they are of different models"
+        in run("verify", folder).stdout
+    )
 
 
 def test_verify_names_a_missing_weight_with_its_shape(folder):

@@ -6,7 +6,6 @@ import click
 
 from qwen3_ckpt.cli_options import FiniteRange
 from qwen3_model.cli_base import quiet_option, say
-from qwen3_model.plain_text import one_line
 
 SOURCE = click.Path(path_type=Path, exists=True)
 
@@ -24,7 +23,7 @@ def inspect(source: Path, file_suffix: str | None) -> None:
     from qwen3_ckpt.inspect_source import describe
 
     for line in describe(source, file_suffix):
-        say(one_line(line))
+        say(line)
 
 
 @click.command()
@@ -47,7 +46,7 @@ def verify(source: Path, *, write_manifest: bool, quiet: bool) -> None:
     with Progress("verify", None, "B", quiet=quiet) as progress:
         for fault in find_faults(source, progress.advance):
             num_faults += 1
-            say(one_line(fault))
+            say(fault)
     if num_faults:
         raise WeightError(f"{source} has {num_faults} fault{'s' if num_faults > 1 else ''}, listed above")
     if write_manifest:
@@ -73,7 +72,7 @@ def diff(first: Path, second: Path, tolerance: float) -> None:
     found: list[Difference] = []
     for difference in differences(left, right, tolerance=tolerance):
         found.append(difference)
-        say(one_line(f"{difference.name}: {difference.what}"))
+        say(f"{difference.name}: {difference.what}")
     say(verdict(found, left, right), err=bool(found))
     if found:
         raise SystemExit(1)

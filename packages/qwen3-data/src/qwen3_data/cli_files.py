@@ -54,7 +54,8 @@ def merge_command(
     if not prefixes:
         raise UsageError("name the token files to merge, or a folder of them")
     merge_tokens(prefixes, output_prefix, force=force, allow_incomplete=allow_incomplete)
-    say("\n".join(describe(inspect_tokens(output_prefix))[:4]))
+    for line in describe(inspect_tokens(output_prefix))[:4]:
+        say(line)
 
 
 @click.command("split")

@@ -72,7 +72,8 @@ def _inspect_tokens(
     from qwen3_data.inspect import describe, inspect_tokens
 
     inspection = inspect_tokens(prefix)
-    say("\n".join(describe(inspection)))
+    for line in describe(inspection):
+        say(line)
     for length in seq_length:
         say(f"  samples    {inspection.num_samples(length):,} of seq_length {length}")
     if png is not None:
@@ -99,7 +100,8 @@ def _inspect_sft(prefix: Path, tokenizer_dir: Path | None, wanted: range) -> Non
 
     file = open_sft(prefix)
     tokenizer = None if tokenizer_dir is None else Qwen3Tokenizer.from_dir(tokenizer_dir)
-    say("\n".join(describe_sft(file)))
+    for line in describe_sft(file):
+        say(line)
     for number in wanted:
         if number < len(file):
             click.echo("\n".join(show_pack(file, number, tokenizer)))

@@ -22,7 +22,7 @@ from qwen3_infer.cli_options import (
     with_options,
 )
 from qwen3_infer.cli_serve import serve
-from qwen3_model.cli_base import CONTEXT, Commands, force_option, note, quiet_option, say
+from qwen3_model.cli_base import CONTEXT, Commands, force_option, note, quiet_option, say_lines
 from qwen3_model.msrun.checks import LaunchSettings
 from qwen3_model.msrun.cli_options import launch_options
 from qwen3_model.plain_text import without_controls
@@ -191,7 +191,7 @@ def chat(
         lines=_lines(interrupt),
         say=_say,
         think=lambda text: click.secho(without_controls(text), nl=False, err=True, dim=True),
-        note=partial(say, err=True),
+        note=partial(say_lines, err=True),
         interrupt=interrupt,
         quiet=quiet,
     )

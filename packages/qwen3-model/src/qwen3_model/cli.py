@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from qwen3_model import __version__
-from qwen3_model.cli_base import Commands, force_option, quiet_option, say
+from qwen3_model.cli_base import Commands, force_option, quiet_option, say, say_lines
 
 
 @click.group(cls=Commands)
@@ -28,14 +28,14 @@ def info(source: str, *, as_json: bool) -> None:
     from qwen3_model.describe import describe, to_text
 
     facts = describe(source)
-    say(json.dumps(facts) if as_json else to_text(facts))
+    say_lines(json.dumps(facts) if as_json else to_text(facts))
 
 
 @main.command()
 @click.argument("hf_dir", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @quiet_option()
 def verify(hf_dir: Path, *, quiet: bool) -> None:
-    """Check config, index, and every tensor's presence, shape, dtype and numbers; exit 1 with all faults.
+    """Check config, index, tokenizer, and each tensor's presence, shape, dtype and numbers; exit 1 on faults.
 
     \b
     Example:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from qwen3_model.errors import Qwen3Error, UsageError
-from qwen3_model.plain_text import as_message, without_controls
+from qwen3_model.plain_text import as_message, one_line, without_controls
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -110,7 +110,12 @@ def _set_log_level(ctx: click.Context, param: click.Parameter, value: str | None
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Print lines that may hold names and texts of strangers, which a terminal would obey."""
+    """Print a line in which names and texts of strangers move no cursor and begin no line."""
+    click.echo(one_line(text), err=err)
+
+
+def say_lines(text: str, *, err: bool = False) -> None:
+    """Print several lines that may hold such names."""
     click.echo(without_controls(text), err=err)
 
 

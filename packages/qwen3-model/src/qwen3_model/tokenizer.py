@@ -161,6 +161,11 @@ class Qwen3Tokenizer:
         return number
 
     @property
+    def has_chat_template(self) -> bool:
+        """Whether there is a chat template."""
+        return self._template is not None
+
+    @property
     def chat_template(self) -> str:
         """The jinja2 text of the chat template.
 
@@ -207,7 +212,12 @@ class Qwen3Tokenizer:
 
     def _named_token(self, name: str) -> str | None:
         value = self._settings.get(name)
-        return value.get("content") if isinstance(value, dict) else value
+        text = value.get("content") if isinstance(value, dict) else value
+        if text is not None and not isinstance(text, str):
+            raise FormatError(
+                f"tokenizer_config.json of {self.name} has the {name} {text!r:.80}, which is no text"
+            )
+        return text
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
@@ -225,10 +235,16 @@ def _read_settings(path: Path) -> dict[str, Any]:
 def _read_template(directory: Path, settings: Mapping[str, Any]) -> str | None:
     path = directory / "chat_template.jinja"
     if path.is_file():
-        return read_small_text(path)
+        try:
+            return read_small_text(path)
+        except UnicodeDecodeError as error:
+            raise FormatError(f"{path} is not UTF-8: {error}") from error
     template = settings.get("chat_template")
     if isinstance(template, list):  # several named templates
-        template = next((entry["template"] for entry in template if entry.get("name") == "default"), None)
+        named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
+        template = named[0].get("template") if named else None
+    if template is not None and not isinstance(template, str):
+        raise FormatError(f"{directory / 'tokenizer_config.json'} has a chat_template that is no text")
     return template
 
 

@@ -1,4 +1,4 @@
-"""Whether a Hugging Face folder holds exactly its config's weights, and only finite numbers in them."""
+"""Whether a Hugging Face folder holds its config's weights, all finite, and a tokenizer that can be read."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,10 +9,12 @@ from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError, FormatError, WeightError
 from qwen3_model.fused import FusedLayout
 from qwen3_model.hf_folder import open_hf_tensors
+from qwen3_model.json_file import read_json
 from qwen3_model.model_weights import find_weights
 from qwen3_model.progress import Progress
 from qwen3_model.rows import LazyTensor, from_file, row_windows
 from qwen3_model.safetensors_file import FLOAT_DTYPES
+from qwen3_model.tokenizer import TOKENIZER_FILES, Qwen3Tokenizer
 
 # Bits of the exponent; all ones mean NaN or infinity.
 EXPONENT = {"BF16": (np.uint16, 0x7F80), "F16": (np.uint16, 0x7C00), "F32": (np.uint32, 0x7F800000)}
@@ -27,6 +29,7 @@ def find_faults(directory: Path, *, quiet: bool = True) -> Iterator[str]:
         config = Qwen3Config.from_dir(directory)
         tensors = {name: from_file(file, name) for name, file in open_hf_tensors(directory).items()}
         yield from find_weights(tensors, config, FusedLayout())[1]
+        yield from find_tokenizer_faults(directory, config.vocab_size)
     except (ConfigError, FormatError, WeightError) as error:
         yield str(error)
         return
@@ -36,6 +39,36 @@ def find_faults(directory: Path, *, quiet: bool = True) -> Iterator[str]:
             if count := count_non_finite(tensor, progress.advance):
                 where = next(tensor.rows.files())[0].path.name
                 yield f"{name} in {where} has {count} values that are NaN or infinite"
+
+
+def find_tokenizer_faults(directory: Path, num_rows: int) -> Iterator[str]:
+    """Yield a sentence for everything that is wrong with the tokenizer's files, where there are some.
+
+    Args:
+        directory: The model's folder.
+        num_rows: Of its embedding.
+    """
+    found = [name for name in TOKENIZER_FILES if (directory / name).is_file()]
+    for name in found:
+        if name.endswith(".json") and name != "tokenizer.json":
+            try:
+                read_json(directory / name)
+            except FormatError as error:
+                yield str(error)
+    if "tokenizer.json" not in found:
+        return
+    try:
+        tokenizer = Qwen3Tokenizer.from_dir(directory)
+        if tokenizer.vocab_size > num_rows:
+            yield (
+                f"{directory / 'tokenizer.json'} has {tokenizer.vocab_size} tokens and the model's embedding "
+                f"{num_rows} rows; they are of different models"
+            )
+        tokenizer.encode("A text, 文字.")
+        if tokenizer.has_chat_template:
+            tokenizer.apply_chat_template([{"role": "user", "content": "A text."}])
+    except FormatError as error:
+        yield str(error)
 
 
 def count_non_finite(tensor: LazyTensor, count: Callable[[float], None] = lambda _: None) -> int:

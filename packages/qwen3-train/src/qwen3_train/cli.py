@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from qwen3_model.cli_base import CONTEXT, Commands, force_option, quiet_option, say
+from qwen3_model.cli_base import CONTEXT, Commands, force_option, quiet_option, say_lines
 from qwen3_model.msrun.checks import LaunchSettings
 from qwen3_model.msrun.cli_options import launch_options
 from qwen3_train import __version__
@@ -109,4 +109,4 @@ def report(run_dir: Path, width: int) -> None:
     """
     from qwen3_train.reports.report import write_report
 
-    say(write_report(run_dir, width))
+    say_lines(write_report(run_dir, width))

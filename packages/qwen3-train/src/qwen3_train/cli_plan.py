@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from qwen3_model.cli_base import CONTEXT, note, say
+from qwen3_model.cli_base import CONTEXT, note, say, say_lines
 from qwen3_model.errors import ConfigError
 
 
@@ -69,15 +69,15 @@ def plan(
     )
     values = plan_values(made) | {"keys": notes}
     if not as_json:
-        say(plan_text(made))
+        say_lines(plan_text(made))
     if runs_dry:
         pairs = read_overrides(overrides)
         found = dry_run(made, config_path, pairs, os.environ, note=note)
         values["dry_run"] = [asdict(each) for each in found]
         if not as_json:
-            say(dry_run_text(found))
+            say_lines(dry_run_text(found))
     if as_json:
-        say(json.dumps(values, indent=2))
+        say_lines(json.dumps(values, indent=2))
     sys.stdout.flush()
     for told in notes if not made.problem else ():
         say(f"Note: {told}", err=True)
