@@ -7,7 +7,13 @@ from click.testing import CliRunner
 
 from qwen3_ckpt.cli import main
 from qwen3_model.hf_folder import open_hf_folder
-from qwen3_model.safetensors_file import NUMPY_DTYPES, from_float32
+from qwen3_model.safetensors_file import (
+    NUMPY_DTYPES,
+    TensorPlan,
+    from_float32,
+    open_safetensors,
+    write_safetensors,
+)
 from qwen3_model.weight_files import open_checkpoint
 
 
@@ -211,3 +217,31 @@ def test_a_size_that_is_none_is_a_usage_error(merged, tmp_path):
     result = run("convert", tmp_path / "merged", tmp_path / "hf", "--max-shard-size", "5 apples")
     assert result.exit_code == 2
     assert "is no size such as 5GB" in result.output
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "said"),
+    [
+        ("bf16", np.nan, "Note: model.norm.weight was written with values that are NaN or infinite\n"),
+        ("bf16", -np.inf, "Note: model.norm.weight was written with values that are NaN or infinite\n"),
+        (
+            "fp16",
+            1e5,
+            "Note: model.norm.weight was written with values that are NaN or infinite; a value above",
+        ),
+        ("fp16", 65000, ""),
+        ("bf16", -3e38, ""),
+    ],
+)
+def test_what_a_cast_makes_or_finds_not_finite_is_noted(tmp_path, dtype, value, said):
+    made = make_checkpoint(tmp_path / "run", Spec(dtype="F32"))
+    path = made.checkpoint_dir / "rank_0" / "qwen3_rank_0-1_5.safetensors"
+    file = open_safetensors(path)
+    tensors = {name: (info, file.raw(name)) for name, info in file.tensors.items()}
+    tensors["model.norm.weight"][1][3] = value
+    plans = [(TensorPlan(name, info.dtype, info.shape), [array]) for name, (info, array) in tensors.items()]
+    write_safetensors(path, plans, file.metadata)
+    flags = ["--mindspore-ckpt-dir", tmp_path / "run", "--output-dir", tmp_path / "hf", "--to", "hf"]
+    result = run("merge", *flags, "--dtype", dtype)
+    assert result.exit_code == 0, result.output
+    assert (said in result.stderr) if said else ("NaN" not in result.stderr)

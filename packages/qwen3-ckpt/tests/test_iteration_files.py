@@ -86,6 +86,29 @@ def test_every_part_comes_to_its_place(tmp_path, tp, dp):
     assert run("diff", tmp_path / "hf", tmp_path / "hf2").exit_code == 0
 
 
+def test_the_counters_of_the_run_go_along(tmp_path):
+    make(tmp_path / "checkpoint", 2)
+    assert run("reshard", tmp_path / "checkpoint", tmp_path / "new", "--data-parallel", 2).exit_code == 0
+    for rank in range(2):
+        file = open_safetensors(tmp_path / f"new/checkpoint/rank_{rank}/qwen3_rank_{rank}-2_3.safetensors")
+        counters = {name: file.raw(name).tolist() for name in ("epoch_num", "step_num", "global_step")}
+        assert counters == {"epoch_num": [2], "step_num": [3], "global_step": [5]}
+        assert all(file.tensors[name].dtype == "I32" for name in counters)
+    assert run("reshard", tmp_path / "checkpoint", tmp_path / "bare", "--drop-optimizer").exit_code == 0
+    (path,) = (tmp_path / "bare/checkpoint/rank_0").glob("*.safetensors")
+    assert "global_step" not in open_safetensors(path).tensors
+
+
+@pytest.mark.parametrize("count", [-1, 2**31, 1.5, "5", True, [5]])
+def test_a_counter_that_is_none_is_one_sentence(tmp_path, count):
+    make(tmp_path, 2)
+    common = {"epoch_num": 2, "step_num": 3, "global_step": count}
+    (tmp_path / "iteration_00000005/common.json").write_text(json.dumps(common), encoding="utf-8")
+    result = run("inspect", tmp_path)
+    assert result.exit_code == 1
+    assert "common.json states global_step=" in result.output
+
+
 def test_a_missing_file_is_replaced_by_a_replica_or_named(tmp_path):
     whole = make(tmp_path / "two", 2, 2)
     (tmp_path / "two" / "iteration_00000005" / "model-0000001-0000004.safetensors").unlink()

@@ -180,6 +180,17 @@ def test_notes_of_tools_that_saved_a_folder_are_no_obstacle():
         Qwen3Config.from_hf(SIZES["0.6B"].to_hf() | {"my_unsloth_fixed": True})
 
 
+def test_keys_of_the_tool_that_saved_a_folder_are_named_once(tmp_path, caplog):
+    notes = {"unsloth_version": "2025.5.1", "unsloth_\x1b[31m": True}
+    (tmp_path / "config.json").write_text(json.dumps(SIZES["0.6B"].to_hf() | notes), encoding="utf-8")
+    for _ in range(2):
+        assert Qwen3Config.from_dir(tmp_path) == SIZES["0.6B"]
+    (message,) = caplog.messages
+    assert message.startswith(f"Note: {tmp_path / 'config.json'} has keys")
+    assert message.endswith("unsloth_version")
+    assert "\x1b" not in message
+
+
 def test_a_config_that_would_take_all_memory_or_nests_too_deep_is_a_sentence(tmp_path):
     with pytest.raises(ConfigError, match="num_layers=100000000 must be a whole number from 1 to 10000"):
         Qwen3Config.from_hf(SIZES["0.6B"].to_hf() | {"num_hidden_layers": 100_000_000})

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import mindspore as ms
 import numpy as np
@@ -11,10 +12,17 @@ from mindspore import Tensor
 from qwen3_model.config import SIZES
 from qwen3_model.errors import FormatError, WeightError
 from qwen3_model.fresh_weights import init_weights
-from qwen3_model.hf_folder import write_hf_weights
-from qwen3_model.loading import fill_weights, init_model, load_hf
+from qwen3_model.hf_folder import open_hf_folder, write_hf_weights
+from qwen3_model.loading import fill_weights, init_model, load_hf, own_part
 from qwen3_model.model import Qwen3ForCausalLM
-from qwen3_model.safetensors_file import TensorPlan, from_float32, to_float32
+from qwen3_model.safetensors_file import (
+    TensorPlan,
+    from_float32,
+    open_safetensors,
+    to_float32,
+    write_safetensors,
+)
+from qwen3_model.tensors import whole_tensors
 
 TINY = dataclasses.replace(
     SIZES["0.6B"], vocab_size=600, hidden_size=512, intermediate_size=8, num_layers=1, num_heads=2,
@@ -54,6 +62,34 @@ def test_a_model_in_bfloat16_gets_the_files_own_bits(tmp_path):
     for name, parameter in model.parameters_and_names():
         assert parameter.dtype == ms.bfloat16
         np.testing.assert_array_equal(parameter.astype(ms.float32).asnumpy(), wanted[name], err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", [ms.float32, ms.bfloat16])
+def test_a_file_that_is_cut_while_it_is_loaded_is_a_sentence(tmp_path, dtype):
+    write_folder(tmp_path / "m")
+    model = Qwen3ForCausalLM(TINY, param_dtype=dtype)
+    tensors = open_hf_folder(tmp_path / "m").tensors
+    weights = own_part(model, {name: tensors.part(name) for name in tensors.names()})
+    path = tmp_path / "m" / "model.safetensors"
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(FormatError, match=r"model\.safetensors has become shorter while it was read"):
+        fill_weights(model, weights, "here")
+
+
+def test_a_part_of_a_part_is_that_of_an_array(tmp_path):
+    values = np.arange(6 * 5 * 4, dtype=np.float32).reshape(6, 5, 4)
+    write_safetensors(tmp_path / "x", [(TensorPlan("a", "F32", values.shape), [values])], {})
+    part = whole_tensors([open_safetensors(tmp_path / "x")]).part("a")[1]
+    for cut in (
+        slice(1, 5),
+        slice(None),
+        (slice(2, 6), slice(1, 4)),
+        (slice(0, 2), slice(3, 5), slice(1, 3)),
+    ):
+        np.testing.assert_array_equal(np.asarray(part[cut]), values[cut])
+        assert part[cut].shape == values[cut].shape
+        assert part[cut].nbytes == values[cut].nbytes
+        np.testing.assert_array_equal(np.asarray(part[cut][1:3]), values[cut][1:3])
 
 
 def test_weights_are_missing_left_over_or_misshapen_all_at_once(tmp_path):

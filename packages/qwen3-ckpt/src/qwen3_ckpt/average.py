@@ -65,8 +65,8 @@ class MeanRows:
 
 def average(
     request: AverageRequest, output: Path, *, force: bool, quiet: bool, shard_bytes: int
-) -> list[float]:
-    """Write a Hugging Face folder of the mean; return the share of each source.
+) -> tuple[list[float], list[str]]:
+    """Write a Hugging Face folder of the mean; return the share of each source, and notes on the values.
 
     Raises:
         UsageError: There are fewer than two sources, or another number of weights.
@@ -97,8 +97,8 @@ def average(
             parts[0] = cast(first, "F32")
         mean = LazyTensor(parts[0].plan, MeanRows(parts, shares))
         tensors[name] = cast(mean, request.dtype) if request.dtype else mean
-    write_hf_folder(
+    notes = write_hf_folder(
         output, tensors, model, sources_of(request.sources, opened, model),
         force=force, quiet=quiet, shard_bytes=shard_bytes,
     )  # fmt: skip
-    return shares
+    return shares, notes

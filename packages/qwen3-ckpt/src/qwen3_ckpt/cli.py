@@ -1,6 +1,7 @@
 """The command `qwen3-ckpt`."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -8,17 +9,12 @@ from qwen3_ckpt import __version__
 from qwen3_ckpt.cli_average import average
 from qwen3_ckpt.cli_check import diff, inspect, verify
 from qwen3_ckpt.cli_lora import lora
-from qwen3_ckpt.cli_options import (
-    A_FOLDER,
-    A_PATH,
-    DTYPES,
-    dtype_option,
-    hf_dir_option,
-    layout_options,
-    shard_option,
-)
+from qwen3_ckpt.cli_options import A_FOLDER, A_PATH, HfOptions, echo_notes, hf_output_options, layout_options
 from qwen3_ckpt.cli_reshard import reshard
-from qwen3_model.cli_base import Commands, force_option, quiet_option, say
+from qwen3_model.cli_base import Commands, say
+
+if TYPE_CHECKING:
+    from qwen3_model.fused import FusedLayout
 
 
 @click.group(cls=Commands)
@@ -58,12 +54,7 @@ for command in (average, diff, inspect, lora, reshard, verify):
 @click.option("--max-process-num", type=click.IntRange(min=1), help="Files to write at a time, at most 4.")
 @click.option("--format", type=click.Choice(["safetensors"]), help="Accepted for compatibility.")
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would be written.")
-@dtype_option
-@layout_options("source")
-@hf_dir_option
-@shard_option
-@force_option()
-@quiet_option()
+@hf_output_options
 def merge(  # noqa: PLR0913 - the flags of the tool that it replaces
     mindspore_ckpt_dir: Path,
     src_strategy_dirs: Path | None,
@@ -76,13 +67,7 @@ def merge(  # noqa: PLR0913 - the flags of the tool that it replaces
     max_process_num: int | None,
     format: str | None,
     dry_run: bool,
-    dtype: str | None,
-    source_qkv: str,
-    source_mlp: str,
-    hf_dir: Path | None,
-    shard_bytes: int,
-    force: bool,
-    quiet: bool,
+    hf: HfOptions,
 ) -> None:
     """Merge a distributed checkpoint into whole tensors.
 
@@ -93,10 +78,9 @@ def merge(  # noqa: PLR0913 - the flags of the tool that it replaces
     """
     from qwen3_ckpt.merge import MergeRequest, plan_output, prepare, write_output
     from qwen3_model.errors import UsageError
-    from qwen3_model.fused import FusedLayout
 
     del format
-    if dtype and target != "hf":
+    if hf.dtype and target != "hf":
         raise UsageError("--dtype goes with --to hf; the unified layout keeps the types of the ranks")
     request = MergeRequest(
         checkpoint_dir=mindspore_ckpt_dir,
@@ -104,15 +88,14 @@ def merge(  # noqa: PLR0913 - the flags of the tool that it replaces
         suffix=file_suffix,
         filter_out_prefixes=filter_out_param_prefix,
         check_replicas=check_replicas,
-        hf_dir=hf_dir,
-        layout=FusedLayout(source_qkv == "contiguous", source_mlp == "interleaved"),
+        hf_dir=hf.hf_dir,
+        layout=hf.layout,
         has_redundancy=has_redundancy,
-        dtype=DTYPES[dtype] if dtype else None,
+        dtype=hf.dtype,
     )
     prepared = prepare(request)
-    for note in prepared.notes:
-        say(f"Note: {note}", err=True)
-    result = plan_output(prepared, output_dir, target, force=force)
+    echo_notes(prepared.notes)
+    result = plan_output(prepared, output_dir, target, force=hf.force)
     summary = f"step {prepared.checkpoint.suffix}: {len(result.tensors)} tensors, {result.size_bytes:,} bytes"
     if dry_run:
         ranks = prepared.checkpoint.ranks.files.values() if prepared.checkpoint.ranks else ()
@@ -121,7 +104,10 @@ def merge(  # noqa: PLR0913 - the flags of the tool that it replaces
             say(f"would read {file.source.size_bytes:,} bytes of {file.path}")
         say(f"would need {result.size_bytes:,} bytes on the disk and less than 256 MB of memory")
         return
-    write_output(prepared, result, force=force, quiet=quiet, shard_bytes=shard_bytes, workers=max_process_num)
+    notes = write_output(
+        prepared, result, force=hf.force, quiet=hf.quiet, shard_bytes=hf.shard_bytes, workers=max_process_num
+    )
+    echo_notes(notes)
     say(f"merged {summary}: {result.folder}")
 
 
@@ -132,27 +118,9 @@ def merge(  # noqa: PLR0913 - the flags of the tool that it replaces
     "--to", "target", type=click.Choice(["hf", "ours", "mindformers"]), default="hf", show_default=True,
     help="A Hugging Face folder, unified files with its names, or those with fused weights.",
 )  # fmt: skip
-@dtype_option
-@layout_options("source")
 @layout_options("target")
-@hf_dir_option
-@shard_option
-@force_option()
-@quiet_option()
-def convert(  # noqa: PLR0913 - one parameter a flag
-    source: Path,
-    output: Path,
-    target: str,
-    dtype: str | None,
-    source_qkv: str,
-    source_mlp: str,
-    target_qkv: str,
-    target_mlp: str,
-    hf_dir: Path | None,
-    shard_bytes: int,
-    force: bool,
-    quiet: bool,
-) -> None:
+@hf_output_options
+def convert(source: Path, output: Path, target: str, target_layout: "FusedLayout", hf: HfOptions) -> None:
     """Convert the whole weights in SOURCE to OUTPUT.
 
     SOURCE is a Hugging Face folder, what `merge` wrote, or one safetensors file; what it is, is seen from its
@@ -165,15 +133,15 @@ def convert(  # noqa: PLR0913 - one parameter a flag
     """
     from qwen3_ckpt.convert import ConvertRequest
     from qwen3_ckpt.convert import convert as run
-    from qwen3_model.fused import FusedLayout
 
     request = ConvertRequest(
         source=source,
         target=target,
-        source_layout=FusedLayout(source_qkv == "contiguous", source_mlp == "interleaved"),
-        target_layout=FusedLayout(target_qkv == "contiguous", target_mlp == "interleaved"),
-        dtype=DTYPES[dtype] if dtype else None,
-        hf_dir=hf_dir,
+        source_layout=hf.layout,
+        target_layout=target_layout,
+        dtype=hf.dtype,
+        hf_dir=hf.hf_dir,
     )
-    run(request, output, force=force, quiet=quiet, shard_bytes=shard_bytes)
+    notes = run(request, output, force=hf.force, quiet=hf.quiet, shard_bytes=hf.shard_bytes)
+    echo_notes(notes)
     say(f"converted {source}: {output}")

@@ -1,20 +1,24 @@
 """The commands `qwen3-ckpt lora ...`."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from qwen3_ckpt.cli_options import (
     A_FOLDER,
     A_PATH,
-    DTYPES,
     FiniteRange,
     dtype_option,
+    echo_notes,
     hf_dir_option,
+    layout_options,
     shard_option,
-    source_layout_options,
 )
 from qwen3_model.cli_base import Commands, force_option, quiet_option, say
+
+if TYPE_CHECKING:
+    from qwen3_model.fused import FusedLayout
 
 alpha_option = click.option(
     "--lora-alpha",
@@ -35,7 +39,7 @@ def lora() -> None:
 @alpha_option
 @dtype_option
 @click.option("--any-base", is_flag=True, help="Take a base other than the one the adapter was trained on.")
-@source_layout_options
+@layout_options("source")
 @shard_option
 @force_option()
 @quiet_option()
@@ -46,8 +50,7 @@ def fuse(  # noqa: PLR0913 - one parameter a flag
     lora_alpha: float | None,
     dtype: str | None,
     any_base: bool,
-    source_qkv: str,
-    source_mlp: str,
+    source_layout: "FusedLayout",
     shard_bytes: int,
     force: bool,
     quiet: bool,
@@ -61,14 +64,11 @@ def fuse(  # noqa: PLR0913 - one parameter a flag
       qwen3-ckpt lora fuse Qwen3-0.6B output/checkpoint fused
     """
     from qwen3_ckpt.lora import AdapterSource, FuseRequest, fuse_lora
-    from qwen3_model.fused import FusedLayout
 
-    layout = FusedLayout(source_qkv == "contiguous", source_mlp == "interleaved")
-    source = AdapterSource(adapter, lora_alpha, base, layout)
-    request = FuseRequest(base, source, DTYPES[dtype] if dtype else None, any_base=any_base)
+    source = AdapterSource(adapter, lora_alpha, base, source_layout)
+    request = FuseRequest(base, source, dtype, any_base=any_base)
     adapters, notes = fuse_lora(request, output, force=force, quiet=quiet, shard_bytes=shard_bytes)
-    for note in notes:
-        say(f"Note: {note}", err=True)
+    echo_notes(notes)
     say(f"fused {len(adapters.modules) + len(adapters.saved)} adapters: {output}")
 
 
@@ -77,16 +77,15 @@ def fuse(  # noqa: PLR0913 - one parameter a flag
 @click.argument("output", type=A_PATH)
 @click.option("--base-model", default="", help="Name or folder of the base; the run's own by default.")
 @alpha_option
-@source_layout_options
+@layout_options("source")
 @hf_dir_option
 @force_option()
-def export(  # noqa: PLR0913 - one parameter a flag
+def export(
     source: Path,
     output: Path,
     base_model: str,
     lora_alpha: float | None,
-    source_qkv: str,
-    source_mlp: str,
+    source_layout: "FusedLayout",
     hf_dir: Path | None,
     force: bool,
 ) -> None:
@@ -97,8 +96,8 @@ def export(  # noqa: PLR0913 - one parameter a flag
       qwen3-ckpt lora export output/checkpoint adapter --base-model Qwen/Qwen3-0.6B
     """
     from qwen3_ckpt.lora import AdapterSource, export_lora
-    from qwen3_model.fused import FusedLayout
 
-    layout = FusedLayout(source_qkv == "contiguous", source_mlp == "interleaved")
-    adapters = export_lora(AdapterSource(source, lora_alpha, hf_dir, layout), output, base_model, force=force)
+    adapters = export_lora(
+        AdapterSource(source, lora_alpha, hf_dir, source_layout), output, base_model, force=force
+    )
     say(f"exported {len(adapters.modules)} adapters of rank {adapters.rank}: {output}")

@@ -1,12 +1,19 @@
 """Options that several commands share."""
 
+import functools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from qwen3_model.cli_base import force_option, quiet_option, say
+
+if TYPE_CHECKING:
+    from qwen3_model.fused import FusedLayout
 
 A_PATH = click.Path(path_type=Path)
 A_FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
@@ -48,6 +55,7 @@ shard_option = click.option(
 dtype_option = click.option(
     "--dtype",
     type=click.Choice(sorted(DTYPES)),
+    callback=lambda _, __, value: DTYPES[value] if value else None,
     help="Element type of a Hugging Face folder; kept by default.",
 )
 hf_dir_option = click.option(
@@ -55,15 +63,74 @@ hf_dir_option = click.option(
 )
 
 
-def source_layout_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --source-qkv and --source-mlp: how rows lie in mindformers' fused weights."""
-    return layout_options("source")(function)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HfOptions:
+    """What commands that write a Hugging Face folder are told alike."""
+
+    dtype: str | None
+    """BF16, F16 or F32; None to keep each tensor's."""
+    layout: "FusedLayout"
+    """Row order of fused weights in the source."""
+    hf_dir: Path | None
+    """Folder with config.json and tokenizer files; None to look beside the source."""
+    shard_bytes: int
+    """Largest file."""
+    force: bool
+    quiet: bool
+
+
+def hf_output_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of commands that write a Hugging Face folder, which come as `hf`, an HfOptions."""
+
+    @functools.wraps(function)
+    def wrapped(
+        *,
+        dtype: str | None,
+        source_layout: "FusedLayout",
+        hf_dir: Path | None,
+        shard_bytes: int,
+        force: bool,
+        quiet: bool,
+        **others: Any,
+    ) -> Any:
+        told = HfOptions(
+            dtype=dtype,
+            layout=source_layout,
+            hf_dir=hf_dir,
+            shard_bytes=shard_bytes,
+            force=force,
+            quiet=quiet,
+        )
+        return function(hf=told, **others)
+
+    options: tuple[Callable[..., Any], ...] = (
+        quiet_option(), force_option(), shard_option, hf_dir_option, layout_options("source"), dtype_option,
+    )  # fmt: skip
+    result: Callable[..., Any] = wrapped
+    for option in options:
+        result = option(result)
+    return result
+
+
+def echo_notes(notes: Iterable[str]) -> None:
+    """Print notes on what was read or written to stderr."""
+    for note in notes:
+        say(f"Note: {note}", err=True)
 
 
 def layout_options(side: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return a decorator that adds --SIDE-qkv and --SIDE-mlp."""
+    """Return a decorator that adds --SIDE-qkv and --SIDE-mlp, which come as SIDE_layout, a FusedLayout."""
 
     def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def wrapped(**told: Any) -> Any:
+            from qwen3_model.fused import FusedLayout
+
+            qkv, mlp = told.pop(f"{side}_qkv"), told.pop(f"{side}_mlp")
+            return function(
+                **{f"{side}_layout": FusedLayout(qkv == "contiguous", mlp == "interleaved")}, **told
+            )
+
         mlp = click.option(
             f"--{side}-mlp", type=MLP, default="interleaved", show_default=True,
             help=f"Rows of fused gate and up in the {side}.",
@@ -72,6 +139,6 @@ def layout_options(side: str) -> Callable[[Callable[..., Any]], Callable[..., An
             f"--{side}-qkv", type=QKV, default="grouped", show_default=True,
             help=f"Rows of fused q, k and v in the {side}.",
         )  # fmt: skip
-        return qkv(mlp(function))
+        return qkv(mlp(wrapped))
 
     return add

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from qwen3_ckpt.cli_options import A_PATH, hf_dir_option
+from qwen3_ckpt.cli_options import A_PATH, echo_notes, hf_dir_option
 from qwen3_model.cli_base import force_option, quiet_option, say
 
 A_COUNT = click.IntRange(min=1, max=1 << 16)
@@ -68,8 +68,7 @@ def reshard(  # noqa: PLR0913 - one parameter a flag
     checkpoint = open_checkpoint(source, suffix=file_suffix, strategy=src_strategy_dirs)
     if drop_optimizer:
         checkpoint = without_optimizer(checkpoint)
-    for note in checkpoint.notes:
-        say(f"Note: {note}", err=True)
+    echo_notes(checkpoint.notes)
     cut = make_cut(
         list(checkpoint.tensors), Layout(dp=dp, tp=tp, pp=pp), shifts,
         shard_optimizer=shard_optimizer, remove_redundancy=remove_redundancy,

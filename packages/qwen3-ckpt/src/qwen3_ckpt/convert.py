@@ -31,8 +31,10 @@ class ConvertRequest:
     """Folder with config.json and tokenizer files; None to look beside the source."""
 
 
-def convert(request: ConvertRequest, output_dir: Path, *, force: bool, quiet: bool, shard_bytes: int) -> None:
-    """Write `output_dir`.
+def convert(
+    request: ConvertRequest, output_dir: Path, *, force: bool, quiet: bool, shard_bytes: int
+) -> list[str]:
+    """Write `output_dir`; return notes on the values.
 
     Raises:
         ConfigError: No config.json was found.
@@ -46,13 +48,13 @@ def convert(request: ConvertRequest, output_dir: Path, *, force: bool, quiet: bo
     if request.dtype:
         tensors = {name: cast(tensor, request.dtype) for name, tensor in tensors.items()}
     if request.target == "hf":
-        write_hf_folder(
+        return write_hf_folder(
             output_dir, tensors, model, sources, force=force, quiet=quiet, shard_bytes=shard_bytes
         )
-        return
     if request.target == "mindformers":
         tensors = fuse(tensors, model.config, request.target_layout)
     total = total_bytes(tensors.values())
     with output_of(sources, output_dir, total, force=force, quiet=quiet) as (folder, progress):
-        write_parts(folder / UNIFIED, tensors, progress.advance)
+        notes = write_parts(folder / UNIFIED, tensors, progress.advance)
         model.copy(folder / "hf_files")
+    return notes

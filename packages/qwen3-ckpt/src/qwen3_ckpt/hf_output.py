@@ -7,6 +7,7 @@ from pathlib import Path
 
 from qwen3_ckpt.parallel import Count, run_all
 from qwen3_ckpt.sources import ModelFiles, Sources, output_of, total_bytes
+from qwen3_ckpt.values import ValueCheck
 from qwen3_model.hf_folder import INDEX_FILE, encode_index, plan_shards, shard_names
 from qwen3_model.rows import LazyTensor
 from qwen3_model.safetensors_file import write_safetensors
@@ -24,20 +25,20 @@ def write_hf_folder(  # noqa: PLR0913 - the last four say how, not what
     quiet: bool,
     shard_bytes: int,
     workers: int | None = None,
-) -> None:
-    """Write the model's weights and copy its small files.
+) -> list[str]:
+    """Write the model's weights and copy its small files; return notes on their values.
 
     config.json states the dtype of most of the weights as written.
 
     Raises:
         Qwen3Error: See `output_of`.
     """
-    total = total_bytes(tensors.values())
+    total, check = total_bytes(tensors.values()), ValueCheck()
     with output_of(sources, output_dir, total, force=force, quiet=quiet) as (folder, progress):
         shards = plan_shards([tensor.plan for tensor in tensors.values()], shard_bytes)
         names = shard_names(len(shards))
         jobs = [
-            partial(_write, folder / name, [tensors[plan.name] for plan in shard])
+            partial(_write, folder / name, [tensors[plan.name] for plan in shard], check)
             for name, shard in zip(names, shards, strict=True)
         ]
         run_all(jobs, progress.advance, workers)
@@ -50,7 +51,9 @@ def write_hf_folder(  # noqa: PLR0913 - the last four say how, not what
         dtype = DTYPE_NAMES[max(sizes, key=sizes.__getitem__)]
         text = json.dumps(replace(model.config, dtype=dtype).to_hf(), indent=2)
         (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+    return check.notes()
 
 
-def _write(path: Path, tensors: list[LazyTensor], count: Count) -> None:
-    write_safetensors(path, [(tensor.plan, tensor.pieces(count)) for tensor in tensors], {"format": "pt"})
+def _write(path: Path, tensors: list[LazyTensor], check: ValueCheck, count: Count) -> None:
+    entries = [(tensor.plan, check.pieces(tensor, count)) for tensor in tensors]
+    write_safetensors(path, entries, {"format": "pt"})

@@ -126,7 +126,9 @@ def fuse_lora(
         tensors = {name: cast(tensor, request.dtype) for name, tensor in tensors.items()}
     sources = sources_of([base_dir, source.path], [base], model)
     sources = replace(sources, files=(*sources.files, *files))
-    write_hf_folder(output_dir, tensors, model, sources, force=force, quiet=quiet, shard_bytes=shard_bytes)
+    notes += write_hf_folder(
+        output_dir, tensors, model, sources, force=force, quiet=quiet, shard_bytes=shard_bytes
+    )
     return adapters, notes
 
 

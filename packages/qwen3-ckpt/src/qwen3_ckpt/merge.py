@@ -134,21 +134,24 @@ def plan_output(prepared: Prepared, output_dir: Path, target: str, *, force: boo
 
 def write_output(
     prepared: Prepared, output: Output, *, force: bool, quiet: bool, shard_bytes: int, workers: int | None
-) -> None:
-    """Write what `plan_output` planned, in one pass over the ranks and `workers` files at a time."""
+) -> list[str]:
+    """Write what `plan_output` planned, in one pass over the ranks and `workers` files at a time.
+
+    Returns:
+        Notes on the values.
+    """
     sources, model, checkpoint = prepared.sources, prepared.model, prepared.checkpoint
     if output.is_hf and model:
-        write_hf_folder(
+        return write_hf_folder(
             output.folder, output.tensors, model, sources,
             force=force, quiet=quiet, shard_bytes=shard_bytes, workers=workers,
         )  # fmt: skip
-        return
     size = output.size_bytes
     with output_of(sources, output.folder, size, force=force, quiet=quiet, label="merge") as (
         folder,
         progress,
     ):
-        write_parts(folder / UNIFIED, output.tensors, progress.advance, workers)
+        notes = write_parts(folder / UNIFIED, output.tensors, progress.advance, workers)
         write_run_state(folder / UNIFIED, checkpoint.run_state)
         if checkpoint.strategy:
             strategy_dir = folder / "merge_strategy"
@@ -156,6 +159,7 @@ def write_output(
             (strategy_dir / "merge_strategy.ckpt").write_bytes(merged_strategy(checkpoint.strategy))
         if model:
             model.copy(folder / "hf_files")
+    return notes
 
 
 def _model_tensors(prepared: Prepared) -> dict[str, LazyTensor]:

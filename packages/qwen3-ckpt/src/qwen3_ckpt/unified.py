@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from qwen3_ckpt.parallel import Count, run_all
+from qwen3_ckpt.values import ValueCheck
 from qwen3_model.rows import LazyTensor
 from qwen3_model.safetensors_file import write_safetensors
 from qwen3_model.weight_files import HYPER, NAME_MAP
@@ -37,25 +38,28 @@ def plan_parts(tensors: dict[str, LazyTensor]) -> list[list[LazyTensor]]:
 
 def write_parts(
     folder: Path, tensors: dict[str, LazyTensor], count: Count, workers: int | None = None
-) -> None:
-    """Write `part0.safetensors`, ... and the map of names into the new folder `folder`."""
+) -> list[str]:
+    """Write `part0.safetensors`, ... and the map of names into the new folder; return notes on the values."""
     folder.mkdir()
+    check = ValueCheck()
     weight_map: dict[str, str] = {}
     jobs = []
     for index, part in enumerate(plan_parts(tensors)):
         name = f"part{index}.safetensors"
-        jobs.append(partial(_write, folder / name, sorted(part, key=_place_in_file), UNIFIED_METADATA))
+        jobs.append(partial(_write, folder / name, sorted(part, key=_place_in_file), UNIFIED_METADATA, check))
         weight_map |= {tensor.plan.name: name for tensor in part}
     run_all(jobs, count, workers)
     total = sum(tensor.plan.size_bytes for tensor in tensors.values())
     told = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / NAME_MAP).write_text(json.dumps(told, indent=4), encoding="utf-8")
+    return check.notes()
 
 
 def write_run_state(folder: Path, scalars: dict[str, LazyTensor]) -> None:
     """Write `hyper_param.safetensors` into `folder`, when there are scalars."""
     if scalars:
-        _write(folder / HYPER, sorted(scalars.values(), key=_place_in_file), {"format": "ms"}, lambda _: None)
+        ordered = sorted(scalars.values(), key=_place_in_file)
+        _write(folder / HYPER, ordered, {"format": "ms"}, ValueCheck(), lambda _: None)
 
 
 def _place_in_file(tensor: LazyTensor) -> tuple[int, str]:
@@ -63,5 +67,7 @@ def _place_in_file(tensor: LazyTensor) -> tuple[int, str]:
     return -LIBRARY_ORDER.index(tensor.plan.dtype), tensor.plan.name
 
 
-def _write(path: Path, tensors: list[LazyTensor], metadata: dict[str, str], count: Count) -> None:
-    write_safetensors(path, [(tensor.plan, tensor.pieces(count)) for tensor in tensors], metadata)
+def _write(
+    path: Path, tensors: list[LazyTensor], metadata: dict[str, str], check: ValueCheck, count: Count
+) -> None:
+    write_safetensors(path, [(tensor.plan, check.pieces(tensor, count)) for tensor in tensors], metadata)

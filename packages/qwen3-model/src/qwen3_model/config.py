@@ -6,6 +6,7 @@ transformers reads it.
 """
 
 import difflib
+import functools
 import json
 import math
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3_model.errors import ConfigError
+from qwen3_model.plain_text import without_controls
 from qwen3_model.rope_scaling import YarnScaling, read_rope
 from qwen3_model.small_files import read_small_text
 
@@ -66,7 +68,7 @@ IGNORED = {
     "transformers_version",
     "use_cache",
 }
-# Notes of tools that saved the folder; they say nothing about the model.
+# Notes of tools that saved the folder; they say nothing about the model, and one line names them.
 IGNORED_PREFIXES = ("unsloth_",)
 MAX_LAYERS = 10_000
 """No model has more; a list of weights is made for each."""
@@ -197,11 +199,13 @@ class Qwen3Config:
         if not isinstance(raw, dict):
             raise ConfigError(f"{path} holds no JSON object")
         try:
-            return cls.from_hf(raw)
+            config = cls.from_hf(raw)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
         except (TypeError, ValueError, AttributeError) as error:
             raise ConfigError(f"{path} has a value of a wrong type: {error}") from None
+        _note_others_keys(str(path), tuple(sorted(key for key in raw if key.startswith(IGNORED_PREFIXES))))
+        return config
 
     def to_hf(self) -> dict[str, Any]:
         """Return the contents of a `config.json` that transformers reads as the same model."""
@@ -269,6 +273,16 @@ def _check_ids(name: str, value: Any) -> None:
     ids = value if isinstance(value, tuple) else () if value is None else (value,)
     if any(type(number) is not int for number in ids):
         raise ConfigError(f"{name}={value!r} must be a token id, or null")
+
+
+@functools.cache
+def _note_others_keys(path: str, keys: tuple[str, ...]) -> None:
+    """Say once in a process that keys of other tools are not used."""
+    if keys:
+        import logging  # late: `--help` needs none
+
+        message = "Note: %s has keys of the tool that saved it, which are not used: %s"
+        logging.getLogger(__name__).warning(message, *map(without_controls, (path, ", ".join(keys))))
 
 
 def _hint(key: str, known: set[str]) -> str:

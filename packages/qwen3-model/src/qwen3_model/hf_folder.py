@@ -24,7 +24,7 @@ from qwen3_model.safetensors_file import (
 )
 from qwen3_model.small_files import INDEX_BYTES, read_small_text
 from qwen3_model.strangers import WANTED, explain
-from qwen3_model.tensors import Tensors, mapped
+from qwen3_model.tensors import Tensors
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -41,16 +41,12 @@ class HfFolder:
         return self.tensors.lazy[name].plan
 
     def raw(self, name: str) -> np.ndarray:
-        """Return a mapped, read-only view of a tensor; BF16 comes as uint16."""
+        """Return a tensor, read whole; BF16 comes as uint16."""
         return self.tensors.read(name)[1]
 
     def float32(self, name: str) -> np.ndarray:
         """Return a tensor widened to float32."""
         return to_float32(self.raw(name), self.info(name).dtype)
-
-    def release(self, name: str) -> None:
-        """Take a tensor's mapped pages out of this process's memory again."""
-        self.tensors.release(name)
 
 
 def open_hf_folder(path: Path) -> HfFolder:
@@ -69,7 +65,7 @@ def open_hf_folder(path: Path) -> HfFolder:
     weights, problems = find_weights(tensors, config, FusedLayout())
     if problems:
         raise WeightError(f"{path}: {some(problems, '; ')}")
-    return HfFolder(path, config, mapped(Tensors(next(iter(files.values())), weights)))
+    return HfFolder(path, config, Tensors(next(iter(files.values())), weights))
 
 
 def open_hf_tensors(path: Path) -> dict[str, SafetensorsFile]:

@@ -15,12 +15,23 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from qwen3_model.errors import FormatError, WeightError
 from qwen3_model.json_file import read_json
-from qwen3_model.rows import FileRows, JoinedColumns, LazyTensor, RowSource, StackedRows, from_file
+from qwen3_model.rows import (
+    ConstantRows,
+    FileRows,
+    JoinedColumns,
+    LazyTensor,
+    RowSource,
+    StackedRows,
+    from_file,
+)
 from qwen3_model.safetensors_file import SafetensorsFile, TensorPlan, open_safetensors
 from qwen3_model.small_files import read_small_text
 
+COUNTERS = ("epoch_num", "step_num", "global_step")
 METADATA, COMMON, LATEST = "metadata.json", "common.json", "latest_checkpointed_iteration.txt"
 MAX_NAMED = 8
 
@@ -46,14 +57,30 @@ def suffix_of(folder: Path) -> str:
     Raises:
         FormatError: It is damaged.
     """
+    counters = _counters(folder)
+    return f"{max(1, counters.get('epoch_num', 1))}_{max(1, counters.get('step_num', 1))}"
+
+
+def run_state_of(folder: Path) -> dict[str, LazyTensor]:
+    """Return the run's counters as common.json says them, as int32 of shape (1,), which rank files hold.
+
+    Raises:
+        FormatError: It is damaged.
+    """
+    return {
+        name: LazyTensor(TensorPlan(name, "I32", (1,)), ConstantRows(np.array([[count]], "<i4")))
+        for name, count in _counters(folder).items()
+    }
+
+
+def _counters(folder: Path) -> dict[str, int]:
     path = folder / COMMON
-    if not path.is_file():
-        return "1_1"
-    told = read_json(path)
-    try:
-        return f"{max(1, int(told.get('epoch_num', 1)))}_{max(1, int(told.get('step_num', 1)))}"
-    except (TypeError, ValueError) as error:
-        raise FormatError(f"{path} states no epoch and step: {error}") from None
+    told = read_json(path) if path.is_file() else {}
+    counters = {name: told[name] for name in COUNTERS if told.get(name) is not None}
+    for name, count in counters.items():
+        if type(count) is not int or not 0 <= count < 1 << 31:
+            raise FormatError(f"{path} states {name}={str(count)[:40]!r}, which counts no epochs or steps")
+    return counters
 
 
 def open_iteration(folder: Path) -> tuple[dict[str, LazyTensor], list[SafetensorsFile]]:

@@ -1,6 +1,6 @@
 """Filling a model's weights, from a Hugging Face folder, from arrays or from a seed.
 
-On a CPU the values are converted from the mapped file straight into the parameter's own memory, so there is
+On a CPU the values are read some rows at a time and converted into the parameter's own memory, so there is
 never a second copy of a tensor, let alone of the model. A graph that was compiled earlier sees them, too.
 """
 
@@ -18,12 +18,14 @@ from qwen3_model.hf_folder import open_hf_folder
 from qwen3_model.layout import shard_slices
 from qwen3_model.model import Qwen3ForCausalLM
 from qwen3_model.progress import Progress
+from qwen3_model.tensors import TensorPart
 
-# Elements converted at a time: what a core's cache holds.
+# Elements read and converted at a time: what a core's cache holds.
 CHUNK = 1 << 18
 NUM_THREADS = 2
 STORED_AS = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32}
 
+Values = np.ndarray | TensorPart
 SHOWN_FAULTS = 5
 """Faults of weights that one sentence names."""
 
@@ -36,8 +38,8 @@ def load_hf(model: Qwen3ForCausalLM, directory: Path, *, quiet: bool = True) -> 
         ConfigError, FormatError: The folder is not a model's.
     """
     folder = open_hf_folder(directory)
-    weights = {name: (folder.info(name).dtype, folder.raw(name)) for name in folder.tensors.names()}
-    fill_weights(model, own_part(model, weights), str(directory), release=folder.release, quiet=quiet)
+    weights = {name: folder.tensors.part(name) for name in folder.tensors.names()}
+    fill_weights(model, own_part(model, weights), str(directory), quiet=quiet)
 
 
 def init_model(model: Qwen3ForCausalLM, seed: int) -> None:
@@ -54,14 +56,14 @@ def own_slices(model: Qwen3ForCausalLM, name: str) -> tuple[slice, ...]:
 
 
 def own_part(
-    model: Qwen3ForCausalLM, weights: Mapping[str, tuple[str, np.ndarray]]
-) -> dict[str, tuple[str, np.ndarray]]:
+    model: Qwen3ForCausalLM, weights: Mapping[str, tuple[str, Values]]
+) -> dict[str, tuple[str, Values]]:
     """Return what a pipeline stage and a shard hold of whole weights: views, nothing is read.
 
     Names and shapes that are no weight of the model are passed on as they are, for `fill_weights` to refuse.
     """
     shapes, own = model.config.weight_shapes(), dict(model.parameters_and_names())
-    part = {}
+    part: dict[str, tuple[str, Values]] = {}
     for name, (dtype, array) in weights.items():
         if shapes.get(name) != tuple(array.shape):
             part[name] = dtype, array
@@ -71,18 +73,12 @@ def own_part(
 
 
 def fill_weights(
-    model: nn.Cell,
-    weights: Mapping[str, tuple[str, np.ndarray]],
-    source: str,
-    *,
-    release: Callable[[str], None] | None = None,
-    quiet: bool = True,
+    model: nn.Cell, weights: Mapping[str, tuple[str, Values]], source: str, *, quiet: bool = True
 ) -> None:
-    """Fill every weight of `model` from (safetensors dtype, array), BF16 as its bits in uint16.
-
-    `release` is called with the name of each weight that is no longer needed.
+    """Fill every weight of `model` from (safetensors dtype, values), BF16 as its bits in uint16.
 
     Raises:
+        FormatError: A file has become shorter, or cannot be read.
         WeightError: The two sets of names differ, or a shape or dtype does not fit; all such faults at once.
     """
     own = dict(model.parameters_and_names())
@@ -103,20 +99,24 @@ def fill_weights(
         for name, parameter in own.items():
             dtype, array = weights[name]
             fill(parameter, dtype, array)
-            if release is not None:
-                release(name)
             progress.advance(array.nbytes)
 
 
-def fill(parameter: Parameter, dtype: str, values: np.ndarray) -> None:
-    """Put `values`, stored as safetensors' `dtype`, into `parameter`, in place where the device allows it."""
+def fill(parameter: Parameter, dtype: str, values: Values) -> None:
+    """Put `values`, stored as safetensors' `dtype`, into `parameter`, in place where the device allows it.
+
+    Raises:
+        FormatError: They lie in a file that has become shorter, or cannot be read.
+    """
     if parameter.dtype == ms.float32:
         target = parameter.asnumpy()
         _convert(dtype, values, target)
         if not np.shares_memory(target, parameter.asnumpy()):
             parameter.set_data(Tensor(target))
     elif parameter.dtype == ms.bfloat16 and dtype == "BF16":
-        parameter.set_data(_bfloat16(values))
+        bits = np.empty(values.shape, np.uint16)
+        _by_rows(_copy, values, bits)
+        parameter.set_data(_bfloat16(bits))
     else:
         target = np.empty(values.shape, np.float32)
         _convert(dtype, values, target)
@@ -126,19 +126,26 @@ def fill(parameter: Parameter, dtype: str, values: np.ndarray) -> None:
 def _bfloat16(values: np.ndarray) -> Tensor:
     """Return a tensor of the same bits."""
     try:
-        return Tensor(values.view(np.int16)).view(ms.bfloat16)
+        return Tensor.from_numpy(values.view(np.int16)).view(ms.bfloat16)
     except TypeError:  # MindSpore 2.7 cannot; what float32 holds of a bfloat16 is rounded back to its bits
         return Tensor((values.astype(np.uint32) << 16).view(np.float32)).astype(ms.bfloat16)
 
 
-def _convert(dtype: str, values: np.ndarray, target_f32: np.ndarray) -> None:
-    """Widen `values` into `target_f32` in pieces, on a few threads; numpy releases the lock meanwhile."""
+def _convert(dtype: str, values: Values, target_f32: np.ndarray) -> None:
+    """Widen `values` into `target_f32`."""
     if not target_f32.flags.writeable:
         target_f32.flags.writeable = True
-    source, target = values.reshape(-1), target_f32.reshape(-1)
-    convert = _widen_bf16 if dtype == "BF16" else _copy
-    pieces = [slice(start, start + CHUNK) for start in range(0, source.size, CHUNK)]
-    _in_threads(lambda piece: convert(source[piece], target[piece]), pieces)
+    _by_rows(_widen_bf16 if dtype == "BF16" else _copy, values, target_f32)
+
+
+def _by_rows(convert: Callable[[np.ndarray, np.ndarray], None], values: Values, target: np.ndarray) -> None:
+    """Convert some rows at a time, on a few threads; reading and numpy release the lock meanwhile."""
+    if not values.shape:
+        convert(np.asarray(values), target)
+        return
+    step = max(1, CHUNK * values.shape[0] // max(target.size, 1))
+    pieces = [slice(start, min(start + step, values.shape[0])) for start in range(0, values.shape[0], step)]
+    _in_threads(lambda piece: convert(np.asarray(values[piece]), target[piece]), pieces)
 
 
 def _widen_bf16(bits: np.ndarray, target: np.ndarray) -> None:

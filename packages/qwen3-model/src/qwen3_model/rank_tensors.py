@@ -24,7 +24,7 @@ from qwen3_model.rows import (
 from qwen3_model.safetensors_file import SafetensorsFile, TensorPlan, open_safetensors
 from qwen3_model.strategies import MERGED_FILES, Stages, find_strategy, read_stages
 from qwen3_model.strategy import TensorLayout
-from qwen3_model.tensors import Tensors, mapped
+from qwen3_model.tensors import Tensors
 
 MAX_NAMED = 8
 # Gradients that are still being accumulated belong to no checkpoint.
@@ -67,7 +67,7 @@ def open_rank_tensors(
         opened = {own_rank: opened[own_rank]} | opened
     found = strategy_of(opened, strategy)
     whole = assemble(opened, read_stages(found)[0] if found else {})
-    return mapped(Tensors(opened[min(opened)], whole.tensors | whole.run_state))
+    return Tensors(opened[min(opened)], whole.tensors | whole.run_state)
 
 
 def strategy_path(run_dir: Path, rank: int) -> Path:

@@ -105,7 +105,7 @@ class FileRows:
         self._file, self._name = file, name
 
     def read(self, start: int, stop: int, first: int = 0, last: int | None = None) -> Bytes:
-        """Return a view of what was read or mapped."""
+        """Return a view of what was read."""
         width = self.row_bytes
         whole = self._file.read(self._name, start * width, stop * width).reshape(stop - start, width)
         return whole[:, first:last]
@@ -118,6 +118,25 @@ class FileRows:
     def files(self) -> Iterator[tuple[SafetensorsFile, str]]:
         """Yield the file."""
         yield self._file, self._name
+
+
+class ConstantRows:
+    """Rows that lie in no file."""
+
+    def __init__(self, values: NDArray[Any]) -> None:
+        self._bytes = np.ascontiguousarray(values).view(np.uint8)
+        self.num_rows, self.row_bytes = self._bytes.shape
+
+    def read(self, start: int, stop: int, first: int = 0, last: int | None = None) -> Bytes:
+        """Return a view."""
+        return self._bytes[start:stop, first:last]
+
+    def ranges(self, start: int, stop: int) -> None:
+        """Return None: there is no file."""
+
+    def files(self) -> Iterator[tuple[SafetensorsFile, str]]:
+        """Yield nothing."""
+        yield from ()
 
 
 class _Combined:

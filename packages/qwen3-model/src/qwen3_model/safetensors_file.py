@@ -1,12 +1,11 @@
 """Read and write safetensors files as bytes, without any framework.
 
 Format: 8 bytes of little-endian header length, a JSON header, the data (README of safetensors).
-Tensors are read through a memory map, so a file larger than memory costs nothing until it is touched.
+Nothing but the header is read until data are asked for.
 """
 
 import json
 import math
-import mmap
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -58,13 +57,10 @@ class TensorInfo:
 
 
 class SafetensorsFile:
-    """An opened file: its metadata, where its tensors lie, and their data as mapped arrays."""
+    """An opened file: its metadata, where its tensors lie, and their data."""
 
     def __init__(self, source: SourceFile, metadata: dict[str, str], tensors: dict[str, TensorInfo]) -> None:
         self.source, self.metadata, self.tensors = source, metadata, tensors
-        self.is_mapped = False
-        """Whether `read` gives views of a memory map. A file that is cut short then kills the process."""
-        self._map: mmap.mmap | None = None
 
     @property
     def path(self) -> Path:
@@ -72,40 +68,20 @@ class SafetensorsFile:
         return self.source.path
 
     def raw(self, name: str) -> np.ndarray:
-        """Return a read-only view of a tensor's data; BF16 comes as uint16, float8 as uint8.
+        """Return a tensor's data, a copy; BF16 comes as uint16, float8 as uint8.
 
         Raises:
-            FormatError: The file has no tensor `name`.
+            FormatError: The file has no tensor `name`, has become shorter, or cannot be read.
         """
         info = self.tensors.get(name)
         if info is None:
             raise FormatError(f"{self.path} has no tensor {name}")
-        dtype = NUMPY_DTYPES[info.dtype]
-        if info.size_bytes == 0:
-            return np.empty(info.shape, dtype)
-        # A start that is no multiple of the element size is legal, so the view is made of bytes.
-        return self._mapped(info.start, info.end).view(dtype).reshape(info.shape)
+        data = self.source.read(info.start, info.size_bytes)
+        return data.view(NUMPY_DTYPES[info.dtype]).reshape(info.shape)
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Return bytes `start` to `stop` of a tensor's data: a copy, or a view where the file is mapped."""
-        info = self.tensors[name]
-        if self.is_mapped and start < stop:
-            return self._mapped(info.start + start, info.start + stop)
-        return self.source.read(info.start + start, stop - start)
-
-    def _mapped(self, start: int, stop: int) -> np.ndarray:
-        self.source.require_size()
-        if self._map is None:
-            with self.source.descriptor() as number:
-                self._map = mmap.mmap(number, self.source.size_bytes, prot=mmap.PROT_READ)
-        return np.frombuffer(self._map, np.uint8, stop - start, start)
-
-    def release(self, name: str) -> None:
-        """Take a tensor's pages out of this process's memory; they come back when they are read again."""
-        info = self.tensors[name]
-        start = info.start // mmap.PAGESIZE * mmap.PAGESIZE
-        if self._map is not None and info.size_bytes:
-            self._map.madvise(mmap.MADV_DONTNEED, start, info.end - start)
+        """Return bytes `start` to `stop` of a tensor's data, a copy."""
+        return self.source.read(self.tensors[name].start + start, stop - start)
 
     def float32(self, name: str) -> np.ndarray:
         """Return a copy of a float tensor, widened to float32 exactly.
@@ -120,8 +96,7 @@ class SafetensorsFile:
             raise FormatError(
                 f"{self.path}: tensor {name} is {info.dtype}, expected one of {', '.join(FLOAT_DTYPES)}"
             )
-        data = self.source.read(info.start, info.size_bytes)
-        return to_float32(data.view(NUMPY_DTYPES[info.dtype]).reshape(info.shape), info.dtype)
+        return to_float32(self.raw(name), info.dtype)
 
 
 def open_safetensors(path: Path) -> SafetensorsFile:

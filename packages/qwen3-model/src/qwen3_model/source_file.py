@@ -78,12 +78,6 @@ class SourceFile:
                 rest, position = rest[count:], position + count
         return target
 
-    def require_size(self) -> None:
-        """Raise FormatError when the file has become shorter, before its mapping is touched."""
-        with self.descriptor() as number:
-            if os.fstat(number).st_size < self.size_bytes:
-                raise FormatError(f"{self.path} has become shorter while it was read")
-
 
 def open_source(path: Path) -> SourceFile:
     """Remember the file at `path`.

@@ -1,15 +1,52 @@
 """Whole tensors by name, wherever their bytes lie: what training and generation read into memory."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 from numpy.typing import NDArray
 
 from qwen3_model.rows import LazyTensor, Slices, from_file
-from qwen3_model.safetensors_file import SafetensorsFile
+from qwen3_model.safetensors_file import NUMPY_DTYPES, SafetensorsFile
 
-MAX_MAPPED_FILES = 256
-"""A mapping holds a descriptor, of which a process has few; more files than this are read into copies."""
+
+class TensorPart:
+    """A part of a tensor in files: sliced like an array, and read where an array is wanted.
+
+    Nothing is mapped, so that a file that is cut short meanwhile is a FormatError and no signal.
+    """
+
+    def __init__(self, tensor: LazyTensor, wanted: Slices | None = None) -> None:
+        self._tensor = tensor
+        self._wanted = wanted or tuple(slice(0, size) for size in tensor.plan.shape)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Elements along each dimension."""
+        return tuple(part.stop - part.start for part in self._wanted)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the part in its file's type."""
+        return math.prod(self.shape) * NUMPY_DTYPES[self._tensor.plan.dtype].itemsize
+
+    def __getitem__(self, wanted: slice | Slices) -> Self:
+        """Return a part of the part; each slice has a step of 1."""
+        inner = wanted if isinstance(wanted, tuple) else (wanted,)
+        cut = [
+            slice(outer.start + first, outer.start + stop)
+            for outer, size, part in zip(self._wanted, self.shape, inner, strict=False)
+            for first, stop, _ in [part.indices(size)]
+        ]
+        return type(self)(self._tensor, (*cut, *self._wanted[len(cut) :]))
+
+    def __array__(self, dtype: object = None, copy: bool | None = None) -> NDArray[Any]:
+        """Read it; BF16 comes as uint16.
+
+        Raises:
+            FormatError: A file has become shorter, or cannot be read.
+        """
+        return self._tensor.read(self._wanted)
 
 
 class Tensors:
@@ -39,26 +76,17 @@ class Tensors:
         """Return safetensors' dtype."""
         return self.lazy[name].plan.dtype
 
+    def part(self, name: str, wanted: Slices | None = None) -> tuple[str, TensorPart]:
+        """Return safetensors' dtype and the wanted part, or all, of which nothing has been read yet."""
+        return self.dtype(name), TensorPart(self.lazy[name], wanted)
+
     def read(self, name: str, wanted: Slices | None = None) -> tuple[str, NDArray[Any]]:
-        """Return safetensors' dtype and the wanted part, or all; no copy where one mapped file holds it.
+        """Return safetensors' dtype and the wanted part, or all, as a copy.
 
         Raises:
             FormatError: A file has become shorter, or cannot be read.
         """
         return self.dtype(name), self.lazy[name].read(wanted)
-
-    def release(self, name: str) -> None:
-        """Take what was read of a tensor, and of what lies with it, out of this process's memory again."""
-        for file, held in self.lazy[name].rows.files():
-            file.release(held)
-
-
-def mapped(tensors: Tensors) -> Tensors:
-    """Let the files of the tensors be mapped, so that parts are read without a copy; return the tensors."""
-    files = {id(file): file for tensor in tensors.lazy.values() for file, _ in tensor.rows.files()}
-    for file in files.values():
-        file.is_mapped = len(files) <= MAX_MAPPED_FILES
-    return tensors
 
 
 def whole_tensors(files: Iterable[SafetensorsFile]) -> Tensors:

@@ -83,6 +83,17 @@ def count_non_finite(tensor: LazyTensor, count: Callable[[float], None] = lambda
     return bad
 
 
+def is_finite(raw: np.ndarray, dtype: str) -> bool:
+    """Say whether raw F32, F16 or BF16 data hold neither NaN nor infinity; allocates nothing."""
+    unsigned, mask = EXPONENT[dtype]
+    bits = np.ascontiguousarray(raw).view(unsigned)
+    if not bits.size:
+        return True
+    # Among numbers of one sign, those with all bits of the exponent set are the largest.
+    signed, sign = np.dtype(unsigned).str.replace("u", "i"), 1 << (8 * bits.itemsize - 1)
+    return int(bits.view(signed).max()) < mask and int(bits.max()) < sign | mask
+
+
 def count_not_finite(raw: np.ndarray, dtype: str) -> int:
     """Return how many elements of raw F32, F16 or BF16 data are NaN or infinite."""
     unsigned, mask = EXPONENT[dtype]

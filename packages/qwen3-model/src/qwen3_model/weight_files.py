@@ -9,7 +9,14 @@ from pathlib import Path
 from qwen3_model.checkpoint_files import NAME, RANK_DIR, RankFiles, open_rank_files
 from qwen3_model.errors import ConfigError, FormatError
 from qwen3_model.hf_folder import INDEX_FILE, SINGLE_FILE, open_hf_tensors
-from qwen3_model.iteration_files import COMMON, METADATA, find_iteration, open_iteration, suffix_of
+from qwen3_model.iteration_files import (
+    COMMON,
+    METADATA,
+    find_iteration,
+    open_iteration,
+    run_state_of,
+    suffix_of,
+)
 from qwen3_model.rank_tensors import assemble, strategy_of
 from qwen3_model.rows import LazyTensor, from_file
 from qwen3_model.safetensors_file import SafetensorsFile, open_safetensors
@@ -17,7 +24,7 @@ from qwen3_model.small_files import INDEX_BYTES, read_small_text
 from qwen3_model.source_file import SourceFile, open_source
 from qwen3_model.strangers import WANTED, explain
 from qwen3_model.strategies import Stages, read_stages, strategy_files
-from qwen3_model.tensors import Tensors, mapped
+from qwen3_model.tensors import Tensors
 
 NAME_MAP = "param_name_map.json"
 """Beside the parts of a merged checkpoint: which tensor is in which."""
@@ -66,7 +73,7 @@ class Checkpoint:
 def open_weight_files(source: Path, strategy: Path | None = None) -> Tensors:
     """Open the weights at `source`, to be read into memory; see `open_checkpoint`."""
     opened = open_checkpoint(source, strategy=strategy)
-    return mapped(Tensors(opened.first, opened.tensors | opened.run_state))
+    return Tensors(opened.first, opened.tensors | opened.run_state)
 
 
 def open_checkpoint(source: Path, *, suffix: str | None = None, strategy: Path | None = None) -> Checkpoint:
@@ -140,7 +147,12 @@ def _open_iteration(folder: Path) -> Checkpoint:
     small = tuple(open_source(path) for name in (METADATA, COMMON) if (path := folder / name).is_file())
     tensors, files = open_iteration(folder)
     return Checkpoint(
-        path=folder, first=files[0], tensors=tensors, suffix=suffix_of(folder), small_files=small
+        path=folder,
+        first=files[0],
+        tensors=tensors,
+        run_state=run_state_of(folder),
+        suffix=suffix_of(folder),
+        small_files=small,
     )
 
 
@@ -162,7 +174,7 @@ def _open_merged(source: Path) -> Checkpoint:
         raise ConfigError(f"{source} {found}")
     folder = maps[0].parent
     small = open_source(maps[0])
-    files = _open_mapped(maps[0])
+    files = _open_named(maps[0])
     hyper = open_safetensors(folder / HYPER) if (folder / HYPER).is_file() else None
     steps = [match[1] for part in folder.absolute().parts if (match := MERGED_DIR.fullmatch(part))]
     return Checkpoint(
@@ -175,7 +187,7 @@ def _open_merged(source: Path) -> Checkpoint:
     )
 
 
-def _open_mapped(path: Path) -> dict[str, SafetensorsFile]:
+def _open_named(path: Path) -> dict[str, SafetensorsFile]:
     folder = path.parent
     try:
         told = json.loads(read_small_text(path, INDEX_BYTES))

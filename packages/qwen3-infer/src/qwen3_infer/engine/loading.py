@@ -68,8 +68,7 @@ def _fill(model: Qwen3ForCausalLM, weights: Tensors, *, quiet: bool) -> None:
     total_bytes = sum(parameter.nbytes for parameter in parameters.values())
     with Progress("weights", total_bytes, "B", quiet=quiet) as progress:
         for name, parameter in parameters.items():
-            fill(parameter, *weights.read(name, own_slices(model, name)))
-            weights.release(name)
+            fill(parameter, *weights.part(name, own_slices(model, name)))
             progress.advance(parameter.nbytes)
 
 

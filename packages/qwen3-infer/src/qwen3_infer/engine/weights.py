@@ -23,7 +23,7 @@ from qwen3_model.fused import FusedLayout
 from qwen3_model.hf_folder import open_hf_folder
 from qwen3_model.model_weights import find_weights, some
 from qwen3_model.safetensors_file import SafetensorsFile, to_float32
-from qwen3_model.tensors import Tensors, mapped
+from qwen3_model.tensors import Tensors
 from qwen3_model.weight_files import open_checkpoint, open_weight_files
 
 MINDFORMERS_DEFAULT = FusedLayout()
@@ -65,7 +65,7 @@ def open_checkpoint_weights(
     weights, problems = find_weights(opened.tensors, config, layout)
     if problems:
         raise WeightError(f"{source} does not fit the model: {some(problems, '; ')}")
-    return mapped(Tensors(opened.first, weights))
+    return Tensors(opened.first, weights)
 
 
 def open_adapter(source: Path, base: Path, config: Qwen3Config, weights: Tensors) -> AdapterSet:

@@ -129,6 +129,11 @@ def _other(settings: TrainSettings, source: Path, name: str | None, notes: list[
     if name is None and not is_distributed(source):
         opened = open_checkpoint(source)
         scalars = opened.path / HYPER
+        if opened.run_state and not scalars.is_file():
+            raise ConfigError(
+                f"{source} is mindformers' newer form of a checkpoint, which is not resumed from as it is; "
+                f"give what `qwen3-ckpt reshard {source} OUTPUT` makes of it, which keeps its step"
+            )
         if not scalars.is_file() or not any(name.startswith("adam_m.") for name in opened.tensors):
             raise ConfigError(
                 f"{source} has no optimizer state ({HYPER} with global_step, and adam_m and adam_v of "

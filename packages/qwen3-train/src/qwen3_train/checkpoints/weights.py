@@ -97,7 +97,7 @@ def _assign(
             f"{tensors.first.path} does not fit the model: {'; '.join(problems[:SHOWN_PROBLEMS])}{more}"
         )
     for name, parameter in parameters.items():
-        fill(parameter, *tensors.read(name, places[name]))
+        fill(parameter, *tensors.part(name, places[name]))
 
 
 def _part(
