@@ -21,7 +21,8 @@ from qwen3_model.safetensors_file import (
     to_float32,
 )
 
-PIECE_BYTES = 4 << 20
+PIECE_BYTES = 512 << 10
+"""Small enough that the allocator keeps a piece instead of asking the system for new pages each time."""
 Bytes = NDArray[np.uint8]
 Slices = tuple[slice, ...]
 
