@@ -11,11 +11,11 @@ from qwen3_model.adapters import read_peft
 from qwen3_model.companions import find_companions
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import FormatError, Qwen3Error
-from qwen3_model.files import write_text_atomically
+from qwen3_model.files import is_file_name, write_text_atomically
 from qwen3_model.hf_folder import INDEX_FILE
+from qwen3_model.json_file import read_json
 from qwen3_model.model_weights import model_weights
 from qwen3_model.safetensors_file import open_safetensors
-from qwen3_model.small_files import INDEX_BYTES, read_small_text
 from qwen3_model.verify import count_non_finite
 from qwen3_model.weight_files import ADAPTER_FILE, NAME_MAP, open_checkpoint
 
@@ -52,11 +52,18 @@ def find_faults(source: Path, count: Callable[[float], None]) -> Iterator[str]:
 def _index_faults(source: Path) -> Iterator[str]:
     """Yield a sentence where an index or a map of names states another size than its tensors have."""
     for path in [path for name in (INDEX_FILE, NAME_MAP) for path in sorted(source.rglob(name))]:
-        told = json.loads(read_small_text(path, INDEX_BYTES))
-        metadata = told.get("metadata") or {}
-        if "total_size" not in metadata:
+        try:
+            told = read_json(path)
+        except FormatError as error:
+            yield str(error)
             continue
-        files = {open_safetensors(path.parent / name) for name in set(told["weight_map"].values())}
+        metadata, names = told.get("metadata") or {}, told.get("weight_map")
+        if not isinstance(metadata, dict) or "total_size" not in metadata:
+            continue
+        if not isinstance(names, dict) or not all(map(is_file_name, names.values())):
+            yield f"{path} has no weight_map from tensors to files in its folder"
+            continue
+        files = {open_safetensors(path.parent / name) for name in set(names.values())}
         total = sum(info.size_bytes for file in files for info in file.tensors.values())
         if metadata["total_size"] != total:
             yield f"{path} states a total_size of {metadata['total_size']!r}, its tensors have {total} bytes"
@@ -83,12 +90,10 @@ def manifest_faults(source: Path) -> Iterator[str]:
     path = _folder(source) / MANIFEST
     if not path.is_file():
         return
-    try:
-        hashes = json.loads(read_small_text(path, INDEX_BYTES))
-        items = sorted(hashes.items())
-    except (ValueError, AttributeError) as error:
-        raise FormatError(f"{path} is no manifest: {error}") from None
-    for name, expected in items:
+    hashes = read_json(path)
+    for name, expected in sorted(hashes.items()):
+        if not all(map(is_file_name, name.split("/"))):
+            raise FormatError(f"{path} is no manifest: {name:.80} is outside of its folder")
         file = path.parent / name
         if not file.is_file():
             yield f"{file} is in {MANIFEST} but not there"

@@ -73,6 +73,13 @@ def _refuse_special(path: Path) -> None:
         )
 
 
+def is_file_name(name: object) -> bool:
+    """Return whether a value that a file states can name a file in that file's own folder."""
+    if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\0" in name:
+        return False
+    return len(name.encode("utf-8", "surrogatepass")) <= MAX_NAME_BYTES
+
+
 def require_free_space(directory: Path, needed_bytes: int) -> None:
     """Raise Qwen3Error when the file system of `directory` (or its nearest existing parent) is too full."""
     existing = directory.absolute()

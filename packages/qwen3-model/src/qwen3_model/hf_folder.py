@@ -12,6 +12,7 @@ import numpy as np
 from qwen3_model.byte_writer import Buffer
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import FormatError, WeightError
+from qwen3_model.files import is_file_name
 from qwen3_model.fused import FusedLayout
 from qwen3_model.model_weights import find_weights, some
 from qwen3_model.rows import equal_rows, from_file
@@ -117,7 +118,7 @@ def _read_index(index_path: Path) -> dict[str, str]:
         raise FormatError(f"{index_path} is no index: {type(error).__name__} {error}") from None
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise FormatError(f"{index_path}: weight_map must map tensor names to file names")
-    outside = {name for name in weight_map.values() if Path(name).name != name or name in ("", "..")}
+    outside = {name for name in weight_map.values() if not is_file_name(name)}
     if outside:
         raise FormatError(f"{index_path} names files outside of its folder: {some(sorted(outside))}")
     return weight_map

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from qwen3_model.errors import FormatError, WeightError
+from qwen3_model.files import is_file_name
 from qwen3_model.json_file import read_json
 from qwen3_model.rows import (
     ConstantRows,
@@ -165,7 +166,7 @@ def _holders(
 ) -> Iterator[SafetensorsFile]:
     for place in places:
         file_name = place["file_name"]
-        if Path(file_name).name != file_name:
+        if not is_file_name(file_name):
             raise WeightError(f"{name} is said to be outside of its folder, in {file_name}")
         if file_name not in opened and (folder / file_name).is_file():
             opened[file_name] = open_safetensors(folder / file_name)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qwen3_model.checkpoint_files import NAME, RANK_DIR, RankFiles, open_rank_files
 from qwen3_model.errors import ConfigError, FormatError
+from qwen3_model.files import is_file_name
 from qwen3_model.hf_folder import INDEX_FILE, SINGLE_FILE, open_hf_tensors
 from qwen3_model.iteration_files import (
     COMMON,
@@ -197,7 +198,7 @@ def _open_named(path: Path) -> dict[str, SafetensorsFile]:
         raise FormatError(f"{path} is no map of names to files: {error}") from None
     if not weight_map:
         raise FormatError(f"{path} lists no tensor")
-    absent = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
+    absent = [name for name in names if not is_file_name(name) or not (folder / name).is_file()]
     if absent:
         raise FormatError(f"{path} names files that are not there: {', '.join(absent)}")
     files = {name: open_safetensors(folder / name) for name in names}

@@ -19,7 +19,7 @@ from qwen3_infer.serve.errors import ApiError
 from qwen3_infer.serve.metrics import Metrics
 
 MOST_HEADER_BYTES, MOST_HEADERS = 32 * 1024, 200
-LOCAL_HOST = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d*)?", re.IGNORECASE)
+LOCAL_HOST = re.compile(r"(localhost|127(\.(25[0-5]|2[0-4]\d|1?\d?\d)){3}|\[::1\])(:\d*)?", re.IGNORECASE)
 PATHS = (
     "/", "/health", "/ping", "/version", "/metrics", "/openapi.json", "/docs", "/tokenize", "/detokenize",
     "/v1/models", "/v1/chat/completions", "/v1/completions", "/v1/responses",
