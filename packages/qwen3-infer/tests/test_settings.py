@@ -182,6 +182,8 @@ def test_the_keys_of_mindformers_yamls_since_1_6_are_taken_and_those_without_eff
     assert settings.fused_layout.contiguous_qkv
     other = ("--model.model_config.use_contiguous_weight_layout_attention", "False")
     assert not read_settings(tmp_path / "predict.yaml", FLAGS, other).fused_layout.contiguous_qkv
+    eager = read_settings(tmp_path / "predict.yaml", FLAGS, ("--context.mode", "1"))
+    assert "context.mode=1 has no effect: the model runs as compiled graphs" in eager.notes
     for wrong in ("normalization=LayerNorm", "gated_linear_unit=False", "add_bias_linear=True"):
         name, _, value = wrong.partition("=")
         with pytest.raises(UsageError, match=name):

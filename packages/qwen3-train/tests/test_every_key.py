@@ -119,6 +119,19 @@ def test_every_key_changes_the_run_or_is_named_or_is_refused(tmp_path, make):
     assert not silent
 
 
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"profile": True, "profile_start_step": 5, "profile_stop_step": 4}, "are no window of steps"),
+        ({"profile": True, "profile_rank_ids": [0, "x"]}, "must be ranks, such as"),
+        ({"callbacks": [{"type": "OnRequestExit", "save_ckpt": False}]}, "save_ckpt"),
+    ],
+)
+def test_a_profile_or_an_exit_that_cannot_be_meant_is_refused(tmp_path, keys, sentence):
+    with pytest.raises(Qwen3Error, match=sentence):
+        outcome(token_run(tmp_path) | keys)
+
+
 def test_keys_without_effect_are_named_by_launch_and_plan_alike(tmp_path):
     values = token_run(tmp_path)
     values |= {
@@ -126,7 +139,8 @@ def test_keys_without_effect_are_named_by_launch_and_plan_alike(tmp_path):
         "monitor_config": {"global_norm_spike_threshold": 2.0},
         "runner_wrapper": {"max_grad_norm": 0.5},
         "eval_step_interval": 5,
-        "profile": True,
+        "layer_scale": True,
+        "profile_stop_step": 5,
     }
     values["model"]["model_config"]["seq_length"] = 512
     values["callbacks"][0]["save_checkpoint_steps"] = 3
@@ -143,7 +157,8 @@ def test_keys_without_effect_are_named_by_launch_and_plan_alike(tmp_path):
         "since do_eval is not True: eval_step_interval",
         "model.model_config.seq_length=512 has no effect: the data's seq_length is 16",
         "callbacks.0: save_checkpoint_steps means nothing to MFLossMonitor",
-        "accepted without effect here: profile",
+        "accepted without effect here: layer_scale",
+        "since profile is not True: profile_stop_step",
     ):
         assert said in text, text
     assert all(f"Note: {key}" in planned.stderr for key in keys)

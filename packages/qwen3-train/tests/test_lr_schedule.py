@@ -73,6 +73,16 @@ HAND = [
         },
         {0: 0, 1: 9, 5: 9, 6: 9, 8: 5, 10: 1, 12: 1},
     ),
+    # Decay from the first step; a cool-down that states no length spans all steps (10), as in mindformers.
+    (
+        {"type": "WarmUpStableDecayLR", "learning_rate": 10.0, "lr_end": 0.0, "decay_start_ratio": 0},
+        {0: 10, 1: 9, 5: 5, 9: 1},
+    ),
+    (
+        {"type": "WarmUpStableDecayLR", "learning_rate": 10.0, "lr_end": 0.0, "decay_start_steps": 0},
+        {0: 10, 1: 9, 9: 1},
+    ),
+    ({"type": "ConstantWithCoolDownLR", "learning_rate": 8.0, "keep_steps": 5}, {0: 8, 5: 8, 10: 4, 15: 0}),
     ({"type": "CosineAnnealingLR", "base_lr": 8.0, "t_max": 4}, {0: 8, 2: 4, 4: 0, 8: 8}),
     (
         {"type": "CosineAnnealingWarmRestarts", "base_lr": 8.0, "t_0": 2, "t_mult": 2},

@@ -123,6 +123,25 @@ def test_a_token_file_that_is_cut_while_it_is_read_is_a_sentence_and_no_bus_erro
         [reader.batches(step) for step in (2, 3)]  # one of them may have been read before
 
 
+@pytest.mark.parametrize("ending", [".bin", ".idx"])
+def test_a_file_that_is_cut_between_the_look_and_the_read_is_a_sentence(dataset, ending, tmp_path):
+    tokens = dataset.datasets[1].tokens
+    number = next(each for each in range(len(dataset)) if dataset.files_N[each] == 1)
+    whole = dataset.text(number)
+    os.truncate(tokens.prefix.with_name(f"part1_document{ending}"), 10)  # all of its pages are gone
+    with pytest.raises(FormatError, match=rf"part1_document\{ending} was cut to 10 bytes while the run"):
+        dataset.text(number)
+    assert len(whole) == 17
+
+
+def test_what_is_left_of_the_last_page_is_not_taken_for_tokens(dataset):
+    # The rest of a page reads as zeros, without an error of the system.
+    path = dataset.datasets[1].tokens.prefix.with_name("part1_document.bin")
+    os.truncate(path, path.stat().st_size - 2)
+    with pytest.raises(FormatError, match=r"part1_document.bin was cut"):
+        reader_of(dataset, PLAIN, 1, 0, None).batches(1)
+
+
 def test_replicas_evaluate_each_held_out_sample_once(dataset):
     watched = Counting(dataset)
     told = [

@@ -62,6 +62,17 @@ def test_all_ranks_agree_on_a_signal_that_one_has_seen():
     assert clock.reasons(4, 0.5) == {"SIGTERM"}
 
 
+def test_all_ranks_agree_on_the_file_that_rank_0_reads(tmp_path):
+    asked = tmp_path / "exit.json"
+    clock = Clock([StopRequest(), StopRequest()], exit_file=asked)
+    for text, reason in (("", ""), ('{"GracefulExit": 0}', ""), ('{"GracefulExit": 1', ""), ("[1]", ""),
+                         ('{"GracefulExit": 1}', f"GracefulExit in {asked}")):  # fmt: skip
+        asked.write_text(text, encoding="utf-8")
+        assert clock.reasons(clock.ranks[0]._next + 1, 2.0) == {reason}, text
+    asked.unlink()
+    assert clock.reasons(clock.ranks[0]._next + 1, 2.0) == {""}
+
+
 def test_ranks_compare_notes_about_once_a_second():
     clock = Clock([StopRequest(), StopRequest()])
     clock.reasons(1, 0.01)
@@ -155,6 +166,22 @@ def test_a_process_that_is_asked_to_end_saves_and_goes_on_as_the_unbroken_one(st
         assert process.returncode == 0, told + error
     assert losses(out) == losses(tmp_path / "whole")
     assert len(losses(out)) == taken + 5
+
+
+@pytest.mark.slow
+def test_a_file_that_asks_for_it_ends_a_run_and_refuses_the_next_start(start, tmp_path):
+    out, asked = tmp_path / "out", tmp_path / "exit.json"
+    exit_callback = {"type": "OnRequestExit", "config_file": str(asked)}
+    callbacks = [{"type": "MFLossMonitor"}, {"type": "CheckpointMonitor"}, exit_callback]
+    process = start("out", 1500, callbacks=callbacks)
+    wait_for_step(process, out, 3)
+    asked.write_text('{"GracefulExit": 1}', encoding="utf-8")
+    told, _ = process.communicate(timeout=LONGEST_S)
+    assert process.returncode == 75
+    assert f"ended by GracefulExit in {asked}: step {len(losses(out))} is saved" in told
+    again = start("out", 1500, callbacks=callbacks)
+    assert f"{asked} says GracefulExit: 1, which ends a run; set it to 0" in again.communicate()[1]
+    assert again.returncode == 1
 
 
 @pytest.mark.slow

@@ -46,7 +46,7 @@ PREDICT: dict[str, Any] = {
     },
     "runner_config": NO_EFFECT,
     "context": {
-        **CONTEXT_SCHEMA, "mode": Key((int,), (0,)),
+        **CONTEXT_SCHEMA, "mode": Key((int,), (0, 1)),
     },
     "parallel_config": {
         "data_parallel": Key((int,), (1,)), "model_parallel": COUNT,

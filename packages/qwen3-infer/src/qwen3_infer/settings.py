@@ -174,7 +174,7 @@ def read_settings(
         chat=bool(generation.get("chat", False)),
         thinking=bool(generation.get("thinking", True)),
         generation=generation,
-        notes=run.notes + _unused_layout(run),
+        notes=run.notes + _unused_layout(run) + _unused_mode(run),
     )
 
 
@@ -223,6 +223,12 @@ def _unused_layout(run: RunConfig) -> tuple[str, ...]:
     wanted = run.get(MODEL_PARALLEL, 1)
     if run.get("use_parallel") is False and wanted > 1:
         return (f"{MODEL_PARALLEL}={wanted} has no effect while use_parallel is False",)
+    return ()
+
+
+def _unused_mode(run: RunConfig) -> tuple[str, ...]:
+    if run.get("context.mode") == 1:
+        return ("context.mode=1 has no effect: the model runs as compiled graphs",)
     return ()
 
 

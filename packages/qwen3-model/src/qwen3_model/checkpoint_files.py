@@ -58,7 +58,15 @@ def checkpoints_of(rank_dir: Path) -> dict[Place, Path]:
 def choose_checkpoint(
     checkpoint_dir: Path, num_ranks: int | None, name: str | None
 ) -> tuple[dict[int, Path], list[str]]:
-    """Return each rank's file of the newest step that is whole on every rank, and what was passed over.
+    """Return the path of each rank's file that `choose_rank_files` opens, and what was passed over."""
+    files, passed_over = choose_rank_files(checkpoint_dir, num_ranks, name)
+    return {rank: file.path for rank, file in files.items()}, passed_over
+
+
+def choose_rank_files(
+    checkpoint_dir: Path, num_ranks: int | None, name: str | None
+) -> tuple[dict[int, SafetensorsFile], list[str]]:
+    """Open each rank's file of the newest step that is whole on every rank, and say what was passed over.
 
     Args:
         checkpoint_dir: A run folder or its `checkpoint` folder.
@@ -84,7 +92,7 @@ def choose_checkpoint(
         ]
     passed_over: list[str] = []
     for step in _whole_steps(places, ranks, passed_over.append):
-        return {rank: file.path for rank, file in step.files.items()}, passed_over
+        return step.files, passed_over
     wanted = f"no checkpoint {name}" if name else f"no whole checkpoint of {num_ranks} rank(s)"
     detail = f": {'; '.join(passed_over)}" if passed_over else ""
     raise ConfigError(f"{checkpoint_dir} has {wanted} to resume from{detail}")

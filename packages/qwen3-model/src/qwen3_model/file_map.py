@@ -1,9 +1,11 @@
 """Files mapped into memory without keeping them open, so that thousands of them need no file descriptors."""
 
 import ctypes
+import errno
 import mmap
 import os
 import weakref
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +29,7 @@ def map_file(path: Path, size_bytes: int) -> NDArray[Any]:
     """
     if size_bytes == 0:
         return np.empty(0, dtype=np.uint8)
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
-    libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    libc = _libc()
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         address = libc.mmap(None, size_bytes, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
@@ -47,13 +46,53 @@ def map_file(path: Path, size_bytes: int) -> NDArray[Any]:
     return array
 
 
+def read_mapped(mapped: NDArray[Any]) -> NDArray[Any]:
+    """Return a copy of a contiguous part of a mapped file, without the signal that a missing page raises.
+
+    The kernel copies (process_vm_readv of this process itself), so a page that the file no longer has is an
+    error of the call and not SIGBUS. Where a sandbox forbids that call, the part is copied as any array.
+
+    Raises:
+        EOFError: The file was cut, and the part reaches beyond what is left.
+    """
+    copy = np.empty(mapped.shape, mapped.dtype)
+    if copy.nbytes == 0:
+        return copy
+    local = _Vector(copy.ctypes.data, copy.nbytes)
+    remote = _Vector(mapped.ctypes.data, mapped.nbytes)
+    done = _libc().process_vm_readv(os.getpid(), ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
+    if done == copy.nbytes:
+        return copy
+    if done < 0 and ctypes.get_errno() in (errno.EPERM, errno.ENOSYS):
+        copy[...] = mapped
+        return copy
+    raise EOFError
+
+
 def advise_random(mapped: NDArray[Any]) -> None:
     """Tell the system that a mapped array is read here and there, so that it reads no pages ahead."""
     if mapped.nbytes == 0:
         return
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     first = mapped.ctypes.data
     begin = first - first % mmap.PAGESIZE
     # Advice alone: a kernel that refuses it changes nothing.
-    libc.madvise(begin, first + mapped.nbytes - begin, mmap.MADV_RANDOM)
+    _libc().madvise(begin, first + mapped.nbytes - begin, mmap.MADV_RANDOM)
+
+
+class _Vector(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("size", ctypes.c_size_t))
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    vector = ctypes.POINTER(_Vector)
+    libc.process_vm_readv.restype = ctypes.c_ssize_t
+    libc.process_vm_readv.argtypes = (
+        ctypes.c_int, vector, ctypes.c_ulong, vector, ctypes.c_ulong, ctypes.c_ulong,
+    )  # fmt: skip
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
+    libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    return libc

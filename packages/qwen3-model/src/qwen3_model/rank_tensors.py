@@ -47,12 +47,15 @@ class Assembled:
 
 
 def open_rank_tensors(
-    files: Mapping[int, Path], strategy: Path | None = None, *, own_rank: int | None = None
+    files: Mapping[int, Path | SafetensorsFile],
+    strategy: Path | None = None,
+    *,
+    own_rank: int | None = None,
 ) -> Tensors:
     """Open each rank's file of one step, with the strategies of its run, to be read into memory.
 
     Args:
-        files: By rank.
+        files: By rank; those that are open are not opened again.
         strategy: Folder of the ranks' strategy files, or one file that merges the stages of a pipeline; the
             run's own when left out.
         own_rank: Rank whose file is read wherever it holds what is wanted.
@@ -62,7 +65,9 @@ def open_rank_tensors(
         FormatError: A file is damaged, or files and strategies do not fit.
         WeightError: Tensors are incomplete, or ranks disagree; see `assemble`.
     """
-    opened = {rank: open_safetensors(path) for rank, path in files.items()}
+    opened = {
+        rank: open_safetensors(file) if isinstance(file, Path) else file for rank, file in files.items()
+    }
     if own_rank in opened:
         opened = {own_rank: opened[own_rank]} | opened
     found = strategy_of(opened, strategy)

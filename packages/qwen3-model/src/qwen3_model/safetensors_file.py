@@ -83,6 +83,10 @@ class SafetensorsFile:
         """Return bytes `start` to `stop` of a tensor's data, a copy."""
         return self.source.read(self.tensors[name].start + start, stop - start)
 
+    def close(self) -> None:
+        """Give the descriptor up, which keeps the space of a deleted file; a later read opens it again."""
+        self.source.close()
+
     def float32(self, name: str) -> np.ndarray:
         """Return a copy of a float tensor, widened to float32 exactly.
 

@@ -36,6 +36,10 @@ class SourceFile:
         self.path, self.identity = path, identity
 
     def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the descriptor, which keeps the space of a deleted file taken; a later read opens it anew."""
         _DESCRIPTORS.forget(self)
 
     @property

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3_model.errors import ConfigError, FormatError
-from qwen3_model.file_map import map_file
+from qwen3_model.file_map import map_file, read_mapped
 from qwen3_model.small_files import read_small_text
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -42,6 +42,7 @@ MANIFEST_TYPES: Mapping[str, tuple[type, ...]] = {
     "settings": OBJECT_OR_NONE, "part": OBJECT_OR_NONE,
 }  # fmt: skip
 """Of a manifest's fields in JSON; the others are int."""
+MAKE_AGAIN = "end what writes to it, make it again and start the run again"
 CHECK_BLOCK = 1 << 20
 """Sequences whose pointers are checked at once; bounds the memory of opening a large index."""
 
@@ -115,6 +116,49 @@ class TokenFile:
         if not 0 <= offset <= stop <= held:
             raise IndexError(f"tokens {offset} to {stop} of sequence {index}, which has {held}")
         return self.ids[begin + offset : begin + stop]
+
+    def read(self, index: int, offset: int = 0, length: int | None = None) -> NDArray[Any]:
+        """Return a copy of what `sequence` returns, also where the files are cut at this moment.
+
+        Raises:
+            FormatError: The tokens asked for are gone.
+        """
+        try:
+            place = slice(index, index + 1)
+            begin = int(read_mapped(self.pointers[place])[0]) // self.dtype.itemsize
+            held = int(read_mapped(self.sequence_lengths[place])[0])
+            stop = held if length is None else offset + length
+            if not 0 <= offset <= stop <= held:
+                self.require_whole()
+                raise IndexError(f"tokens {offset} to {stop} of sequence {index}, which has {held}")
+            return read_mapped(self.ids[begin + offset : begin + stop])
+        except EOFError:
+            self.require_whole()
+            raise FormatError(
+                f"{sibling(self.prefix, '.bin')} or .idx was cut while the run was reading it; {MAKE_AGAIN}"
+            ) from None
+
+    def require_whole(self) -> None:
+        """Raise FormatError when a file has become shorter than it was when it was opened.
+
+        What is left of the last page reads as zeros, so a reader asks this after it has read. A file that was
+        removed or replaced is still mapped as it was.
+        """
+        held_bytes = {
+            ".bin": self.num_tokens * self.dtype.itemsize,
+            ".idx": HEADER.size + 12 * len(self.sequence_lengths) + 8 * len(self.document_indices),
+        }
+        for ending, size_bytes in held_bytes.items():
+            path = sibling(self.prefix, ending)
+            try:
+                left_bytes = path.stat().st_size
+            except FileNotFoundError:
+                continue
+            if left_bytes < size_bytes:
+                raise FormatError(
+                    f"{path} was cut to {left_bytes} bytes while the run was reading it, from {size_bytes}; "
+                    f"{MAKE_AGAIN}"
+                )
 
 
 def open_tokens(prefix: Path) -> TokenFile:

@@ -1,6 +1,7 @@
 """The command line of qwen3-train."""
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,21 +93,29 @@ def launch(
         force=force,
         quiet=quiet,
         stop_at_s=stop_at_s,
+        command=("qwen3-train", *sys.argv[1:]),
     )
     if stopped:
         raise SystemExit(EXIT_STOPPED)
 
 
 @main.command()
-@click.argument("run_dir", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("run_dirs", metavar="RUN_DIR...", nargs=-1, required=True,
+                type=click.Path(file_okay=False, path_type=Path))  # fmt: skip
 @click.option("--width", default=78, show_default=True, help="Columns of the curve.")
-def report(run_dir: Path, width: int) -> None:
-    """Summarise the run in RUN_DIR here, as RUN_DIR/loss.png and as the page RUN_DIR/report.html.
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The page.  [default: RUN_DIR/report.html, of several runs comparison.html]",
+)
+def report(run_dirs: tuple[Path, ...], width: int, output: Path | None) -> None:
+    """Summarise a run here, as loss.png in RUN_DIR, and as a page; several runs beside each other.
 
     \b
     Example:
       qwen3-train report out
+      qwen3-train report out_lr1 out_lr2 --output comparison.html
     """
     from qwen3_train.reports.report import write_report
 
-    say_lines(write_report(run_dir, width))
+    say_lines(write_report(run_dirs, width, output))

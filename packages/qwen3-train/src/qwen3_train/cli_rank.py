@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+from qwen3_model.cann import cann_dir
 from qwen3_model.msrun.stop_signals import StoppedExit, StopRequest, watch_stop_signals
 from qwen3_train.launch import run_rank
 from qwen3_train.stopping import STOP_AT_VARIABLE
@@ -16,7 +17,14 @@ def main() -> None:
     stop_at = os.environ.get(STOP_AT_VARIABLE)
     request = StopRequest(float(stop_at) if stop_at else None)
     watch_stop_signals(request.put)
-    stopped = run_rank(Path(config_path), arguments, rank=rank, worker_num=worker_num, request=request)
+    stopped = run_rank(
+        Path(config_path),
+        arguments,
+        rank=rank,
+        worker_num=worker_num,
+        request=request,
+        cann=cann_dir(os.environ),
+    )
     if stopped:
         raise StoppedExit(stopped)
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qwen3_model.cann import require_cann
+from qwen3_model.cann import CANN_DIR, cann_dir, require_cann
 from qwen3_model.errors import ConfigError, UsageError
 from qwen3_model.files import write_text_atomically
 from qwen3_model.msrun.checks import LaunchSettings, check_launch, count_ascend_devices
@@ -33,6 +33,7 @@ from qwen3_train.run_folder import (
     replaced_run,
     write_model_files,
 )
+from qwen3_train.run_start import append_start
 from qwen3_train.settings.resume import ResumeSettings
 from qwen3_train.settings.run import TrainSettings, read_settings
 from qwen3_train.settings.schema import FLAG_ALIASES, TRAIN
@@ -40,7 +41,7 @@ from qwen3_train.settings.unused import unused_keys, with_winning_overrides
 from qwen3_train.stopping import STOP_AT_VARIABLE
 
 
-def launch_run(
+def launch_run(  # noqa: PLR0913
     config_path: Path,
     arguments: Sequence[str],
     *,
@@ -49,6 +50,7 @@ def launch_run(
     force: bool,
     quiet: bool = False,
     stop_at_s: float | None = None,
+    command: Sequence[str] = (),
 ) -> str:
     """Check the run that a YAML and dotted arguments describe, then train.
 
@@ -60,6 +62,7 @@ def launch_run(
         force: Replace the run in the output folder.
         quiet: Show no steps, only warnings; the logs have all.
         stop_at_s: Time since 1970 by which the run must have saved and ended; None for no limit.
+        command: What was typed, for `starts.jsonl`.
 
     Returns:
         Why the run ended before its last step, a signal or the time limit; "" where it did not.
@@ -92,10 +95,12 @@ def launch_run(
 
     def work(log: RunLog) -> str:
         if is_alone:
-            return _train_here(run, config, log, simulation, StopRequest(stop_at_s))
-        command = ["-m", "qwen3_train.cli_rank", "--config", str(config_path), *arguments, *_pinned(run)]
+            return _train_here(
+                run, config, log, simulation, StopRequest(stop_at_s), cann=cann_dir(environment)
+            )
+        worker = ["-m", "qwen3_train.cli_rank", "--config", str(config_path), *arguments, *_pinned(run)]
         job = Job(
-            argv=command,
+            argv=worker,
             environment=environment
             if stop_at_s is None
             else {**environment, STOP_AT_VARIABLE: f"{stop_at_s}"},
@@ -112,6 +117,7 @@ def launch_run(
     ):
         if owns_folder:
             _write_run(run, config, log)
+            append_start(run, command)
         stopped = work(log)
         if stopped or is_alone or launch.join:
             log.line(_last_words(stopped, settings.output_dir), "WARNING" if stopped else "INFO")
@@ -209,6 +215,7 @@ def run_rank(
     rank: int,
     worker_num: int,
     request: StopRequest | None = None,
+    cann: Path = CANN_DIR,
 ) -> str:
     """Take one rank's part of a run that `launch_run` has checked; what it says goes to the worker's log.
 
@@ -224,7 +231,7 @@ def run_rank(
     log = RunLog(None, append=True)
     stage, replica, shard = settings.layout.place(rank)
     log.line(f"rank {rank}: pipeline stage {stage}, replica {replica}, shard {shard}")
-    return _train(run, config, log, rank, is_worker=True, request=request)
+    return _train(run, config, log, rank, is_worker=True, request=request, cann=cann)
 
 
 def _train_here(
@@ -233,11 +240,13 @@ def _train_here(
     log: RunLog,
     simulation: Simulation | None,
     request: StopRequest,
+    *,
+    cann: Path,
 ) -> str:
     if simulation is None:
         log.line("importing MindSpore and compiling; the first step takes a while")
         with caught_stop_signals(request) if run.settings.graceful_exit else nullcontext():
-            return _train(run, config, log, request=request)
+            return _train(run, config, log, request=request, cann=cann)
     log.line(
         f"dry run of rank {simulation.rank} of {simulation.num_ranks}: nothing is computed or saved, no loss "
         "below means anything",
@@ -246,7 +255,7 @@ def _train_here(
     return _train(run, config, log, simulation.rank, is_worker=simulation.num_ranks > 1, saves=False)
 
 
-def _train(
+def _train(  # noqa: PLR0913
     run: PreparedRun,
     config: RunConfig,
     log: RunLog,
@@ -255,12 +264,13 @@ def _train(
     is_worker: bool = False,
     saves: bool = True,
     request: StopRequest | None = None,
+    cann: Path = CANN_DIR,
 ) -> str:
     from qwen3_train.trainer import set_up_device, train
 
     graph_mode = config.get("context.mode", 0) == 0
     set_up_device(run.settings.device, run.settings.ascend, graph_mode=graph_mode, is_worker=is_worker)
-    return train(run, log, rank, saves=saves, request=request)
+    return train(run, log, rank, saves=saves, request=request, cann=cann)
 
 
 def _write_run(run: PreparedRun, config: RunConfig, log: RunLog) -> None:

@@ -125,11 +125,16 @@ def _warmup_steps(values: Mapping[str, Any], total: int) -> int:
     return int(values.get("warmup_steps", 0))
 
 
-def _span(values: Mapping[str, Any], key: str, total: int, default: int) -> int:
-    """Return a length in steps, given as `<key>_steps` or as the part `<key>_ratio` of all steps."""
+def _steps(values: Mapping[str, Any], key: str, total: int, default: int) -> int:
+    """Return a number of steps, given as `<key>_steps` or as the part `<key>_ratio` of all steps."""
     if f"{key}_ratio" in values:
-        return max(1, int(total * values[f"{key}_ratio"]))
-    return max(1, int(values.get(f"{key}_steps", default)))
+        return int(total * values[f"{key}_ratio"])
+    return int(values.get(f"{key}_steps", default))
+
+
+def _span(values: Mapping[str, Any], key: str, total: int, default: int) -> int:
+    """Return a length in steps, at least 1, given as `_steps` has it."""
+    return max(1, _steps(values, key, total, default))
 
 
 def _constant(values: Mapping[str, Any], peak: float, total: int) -> Schedule:
@@ -180,8 +185,9 @@ def _polynomial(values: Mapping[str, Any], peak: float, total: int) -> Schedule:
 
 def _cool_down(values: Mapping[str, Any], peak: float, total: int) -> Schedule:
     # Warm-up, plateau, cosine to lr_end1, plateau, then lr_end2 (DeepSeek-V3 Technical Report, section 4.2).
+    # Without a length the cosine spans all steps, as in mindformers, so that the run ends before it does.
     keep_end = _warmup_steps(values, total) + int(values.get("keep_steps", 0))
-    span = _span(values, "decay", total, total - keep_end)
+    span = _span(values, "decay", total, total)
     end = float(values.get("lr_end1", 0.0))
     last = float(values.get("lr_end2", end))
     final_start = keep_end + span + int(values.get("final_steps", 0))
@@ -198,7 +204,7 @@ def _cool_down(values: Mapping[str, Any], peak: float, total: int) -> Schedule:
 
 
 def _stable_decay(values: Mapping[str, Any], peak: float, total: int) -> Schedule:
-    start, end = _span(values, "decay_start", total, total), float(values.get("lr_end", 1e-7))
+    start, end = _steps(values, "decay_start", total, total), float(values.get("lr_end", 1e-7))
     span = max(1, total - start)
 
     def rate(step: int) -> float:

@@ -1,5 +1,6 @@
 """All that can be known and refused before MindSpore is imported: data, steps, learning rates, space."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from qwen3_train.data.token_data import prepare_tokens
 from qwen3_train.lora.base import find_base
 from qwen3_train.lr_schedule import Schedule, make_schedule, warmup_length
 from qwen3_train.run_folder import refuse_used_folder, restore_replaced
+from qwen3_train.settings.exit_file import refuse_exit_request
 from qwen3_train.settings.model import size_differences
 from qwen3_train.settings.run import TrainSettings
 from qwen3_train.settings.token_files import DataSettings
@@ -42,6 +44,8 @@ class PreparedRun:
     """Of the data and their order; a resumed run must have the same."""
     source: ResumeSource | None
     """Checkpoint to continue from; None for a run that begins."""
+    steps_done: int
+    """Steps before this start; 0 for a run that begins."""
     best: BestLoss
     """Of its evaluations so far."""
     is_finished: bool
@@ -69,6 +73,7 @@ def prepare_run(settings: TrainSettings, *, force: bool, saves: bool = True) -> 
         OutputExistsError: The output folder holds a run.
     """
     notes: list[str] = []
+    refuse_exit_request(settings.exit_file)
     if settings.resume.is_on:
         restore_replaced(settings.output_dir)
     refuse_used_folder(settings.output_dir, force=force, resume=settings.resume.is_on)
@@ -84,6 +89,8 @@ def prepare_run(settings: TrainSettings, *, force: bool, saves: bool = True) -> 
         # Text ends where documents or answers end, so generation should stop there.
         settings = replace(settings, model=replace(settings.model, eos_token_id=data.eos_id))
     resumed = continue_plan(settings, source, _plan(settings, data.train), data.fingerprint, base_hash, notes)
+    if source is not None:
+        source.close()
     plan = resumed.plan
     last_step = min(plan.num_steps, settings.stop_step or plan.num_steps)
     patience = settings.validation.patience
@@ -91,25 +98,10 @@ def prepare_run(settings: TrainSettings, *, force: bool, saves: bool = True) -> 
     is_finished = source is not None and (resumed.steps_done >= last_step or is_stopped)
     if source is not None and is_finished and settings.resume.mode != "auto":
         raise ConfigError(f"{source.first.name} {_finished(resumed, last_step)}")
-    # Weights and two moments in float32, and one more checkpoint while the new one is written.
     lora, num_parameters = settings.lora, settings.model.num_parameters()
-    if lora is not None:
-        share = lora.num_trained / num_parameters
-        notes.append(
-            f"adapters of rank {lora.rank} on {len(lora.modules)} modules: {lora.num_trained:,} parameters "
-            f"train, {share:.2%} of the model's"
-        )
-        if settings.graph_cache is not None:
-            notes.append("context.enable_compile_cache does nothing here: adapters compile their graph anew")
-        if others := [name for name in lora.trained if ".lora_" not in name]:
-            notes.append(
-                f"{len(others)} weights train besides adapters ({others[0]}, ...), as freeze_include and "
-                "freeze_exclude say; qwen3-ckpt lora takes the adapters alone"
-            )
-    if (warmup := warmup_length(settings.lr_schedule, plan.num_steps)) > last_step:
-        notes.append(
-            f"the warm-up takes {warmup} steps and the run {last_step}, so the learning rate is never reached"
-        )
+    notes += _adapter_notes(settings)
+    notes += _step_notes(settings, plan, last_step)
+    # Weights and two moments in float32, and one more checkpoint while the new one is written.
     checkpoint_bytes = (lora.num_trained if lora else num_parameters) * 12
     if saves:
         require_free_space(settings.output_dir, checkpoint_bytes * (settings.keep_max + 1))
@@ -124,6 +116,7 @@ def prepare_run(settings: TrainSettings, *, force: bool, saves: bool = True) -> 
         schedule=make_schedule(settings.lr_schedule, plan.num_steps),
         fingerprint=data.fingerprint(None),
         source=source,
+        steps_done=resumed.steps_done,
         best=resumed.best,
         is_finished=is_finished,
         lora_base=base,
@@ -131,6 +124,37 @@ def prepare_run(settings: TrainSettings, *, force: bool, saves: bool = True) -> 
         stop_ids=data.stop_ids,
         notes=tuple(notes),
     )
+
+
+def _adapter_notes(settings: TrainSettings) -> Iterator[str]:
+    lora = settings.lora
+    if lora is None:
+        return
+    share = lora.num_trained / settings.model.num_parameters()
+    yield (
+        f"adapters of rank {lora.rank} on {len(lora.modules)} modules: {lora.num_trained:,} parameters "
+        f"train, {share:.2%} of the model's"
+    )
+    if settings.graph_cache is not None:
+        yield "context.enable_compile_cache does nothing here: adapters compile their graph anew"
+    if others := [name for name in lora.trained if ".lora_" not in name]:
+        yield (
+            f"{len(others)} weights train besides adapters ({others[0]}, ...), as freeze_include and "
+            "freeze_exclude say; qwen3-ckpt lora takes the adapters alone"
+        )
+
+
+def _step_notes(settings: TrainSettings, plan: BatchPlan, last_step: int) -> Iterator[str]:
+    if (warmup := warmup_length(settings.lr_schedule, plan.num_steps)) > last_step:
+        yield (
+            f"the warm-up takes {warmup} steps and the run {last_step}, so the learning rate is never reached"
+        )
+    left = plan.num_samples % plan.global_batch
+    if left and not isinstance(settings.data, DataSettings):
+        yield (
+            f"{left} of {plan.num_samples} samples are left out of each epoch, which takes whole steps of "
+            f"{plan.global_batch}"
+        )
 
 
 def _finished(resumed: Resumed, last_step: int) -> str:

@@ -17,6 +17,8 @@ from qwen3_model.tokenizer import TOKENIZER_FILES
 
 METRICS = "metrics.jsonl"
 RESOLVED_CONFIG = "run.yaml"
+STARTS = "starts.jsonl"
+"""A JSON object for each start of the run: when, where, with what, by which command."""
 BEST = "best"
 """Folder of the checkpoint with the lowest eval_loss, which is a run's folder itself."""
 REPLACED = ".replaced"
@@ -29,6 +31,7 @@ ARTEFACTS = (
     "strategy",
     METRICS,
     RESOLVED_CONFIG,
+    STARTS,
     "config.json",
     "adapter_config.json",
     "events",

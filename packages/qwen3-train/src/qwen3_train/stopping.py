@@ -7,9 +7,11 @@ import re
 import signal
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from qwen3_model.errors import UsageError
 from qwen3_model.msrun.stop_signals import StopRequest
+from qwen3_train.settings.exit_file import KEY, asks_to_exit
 
 CHECK_S = 1.0
 """Seconds between two looks, at least a step."""
@@ -31,6 +33,7 @@ class StopAgreement:
         is_first: bool,
         is_alone: bool,
         checkpoint_bytes: int,
+        exit_file: Path | None = None,
     ) -> None:
         """Take what each rank knows.
 
@@ -40,8 +43,10 @@ class StopAgreement:
             is_first: Whether this is rank 0, whose clock counts.
             is_alone: Whether there are no other ranks, so that each step can be asked for.
             checkpoint_bytes: Of this rank.
+            exit_file: What rank 0 looks into, see `asks_to_exit`.
         """
         self.request, self.add, self.is_first, self.is_alone = request, add, is_first, is_alone
+        self.exit_file = exit_file
         self.save_s = checkpoint_bytes / DISK_BYTES_PER_S
         """Longest time that a checkpoint takes."""
         self._next = 0
@@ -61,12 +66,15 @@ class StopAgreement:
             return ""
         pause_s = max(CHECK_S, step_time_s)
         by = self.request.by
-        mine = (by == signal.SIGTERM, by == signal.SIGUSR1, self._is_late(pause_s + step_time_s))
+        asked = self.is_first and self.exit_file is not None and asks_to_exit(self.exit_file)
+        mine = (by == signal.SIGTERM, by == signal.SIGUSR1, self._is_late(pause_s + step_time_s), asked)
         told = [float(each) for each in mine] + [step_time_s if self.is_first else 0.0]
-        terminated, user, late, common_s = told if self.is_alone else self.add(*told)
+        terminated, user, late, asked_of_all, common_s = told if self.is_alone else self.add(*told)
         self._next = step + max(1, int(CHECK_S / common_s) if common_s > 0 else 1)
         if terminated:
             return "SIGTERM"
+        if asked_of_all:
+            return f"{KEY} in {self.exit_file}"
         return "SIGUSR1" if user else "the time limit" if late else ""
 
     def _is_late(self, pause_s: float) -> bool:

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from qwen3_model.errors import ConfigError
-from qwen3_model.safetensors_file import open_safetensors
 from qwen3_train.checkpoints.checkpoint import TrainState, read_epoch, read_state
 from qwen3_train.checkpoints.source import ResumeSource
 from qwen3_train.checkpoints.strategy_files import refuse_other_layout
@@ -52,7 +51,7 @@ def continue_plan(
     source.open()
     if source.is_own:
         refuse_other_layout(settings)
-    state = read_state(open_safetensors(source.first))
+    state = read_state(source.first_file)
     if state.base != base:
         raise ConfigError(
             f"{source.first} belongs to another base (fingerprint {state.base or 'none'}, now "
@@ -71,7 +70,7 @@ def continue_plan(
                 f"now {wanted}{difference}); resume with the data and settings that it began with, or set "
                 "ignore_data_skip: True to go on with these data from their first sample"
             )
-        epoch = read_epoch(open_safetensors(source.first))
+        epoch = read_epoch(source.first_file)
         changed = _other_data(plan, state.global_step, epoch, settings.resume.data_skip_steps)
         notes.append(
             f"ignore_data_skip: the data are others{difference}; epoch {changed.start.epoch + 1} begins with "

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwen3_model.checkpoint_files import checkpoints_of, choose_checkpoint, count_ranks
+from qwen3_model.checkpoint_files import checkpoints_of, choose_rank_files, count_ranks
 from qwen3_model.errors import ConfigError, OutputExistsError
 from qwen3_model.rank_tensors import open_rank_tensors
+from qwen3_model.safetensors_file import SafetensorsFile, open_safetensors
 from qwen3_model.tensors import Tensors
 from qwen3_model.weight_files import HYPER, is_distributed, open_checkpoint, open_weight_files
 from qwen3_train.settings.run import TrainSettings
@@ -16,8 +17,8 @@ from qwen3_train.settings.run import TrainSettings
 class ResumeSource:
     """A checkpoint with weights, moments and step."""
 
-    files: Mapping[int, Path]
-    """File of each rank that wrote it; of a merged checkpoint the one with the step."""
+    files: Mapping[int, SafetensorsFile]
+    """Open file of each rank that wrote it; of a merged checkpoint the one with the step."""
     is_own: bool
     """Whether it lies in the run's own folder."""
     merged: Path | None = None
@@ -27,13 +28,31 @@ class ResumeSource:
 
     @property
     def first(self) -> Path:
+        """Path of the file that says which step it is."""
+        return self.first_file.path
+
+    @property
+    def first_file(self) -> SafetensorsFile:
         """The file that says which step it is."""
         return self.files[min(self.files)]
+
+    def path(self, rank: int) -> Path:
+        """Return the file of a rank; the first one for a rank that wrote none."""
+        return self.files.get(rank, self.first_file).path
 
     @property
     def run_dir(self) -> Path:
         """Folder of the run that wrote it."""
         return self.merged or self.first.parent.parent.parent
+
+    def paths(self) -> set[Path]:
+        """Return the paths of all its files."""
+        return {file.path for file in self.files.values()}
+
+    def close(self) -> None:
+        """Close the files, since the run that goes on removes older checkpoints; `open` finds them again."""
+        for file in self.files.values():
+            file.close()
 
     def open(self, own_rank: int | None = None) -> Tensors:
         """Open its tensors.
@@ -75,7 +94,7 @@ def find_source(settings: TrainSettings, *, force: bool, notes: list[str]) -> Re
         return None
     source = resume.source
     if source is None:
-        choose_checkpoint(settings.output_dir, None, None)  # says what is missing
+        choose_rank_files(settings.output_dir, None, None)  # says what is missing
     if source is None or _is_empty(source, settings.output_dir):
         notes.append(f"{source} holds no checkpoint yet, so the run begins")
         return None
@@ -97,7 +116,7 @@ def _newest(run_dir: Path, notes: list[str]) -> ResumeSource | None:
         # The first checkpoint was under way when the run ended.
         notes.append(f"no checkpoint in {run_dir} was finished on every rank, so the run begins anew")
         return None
-    files, passed_over = choose_checkpoint(run_dir, None, None)
+    files, passed_over = choose_rank_files(run_dir, None, None)
     notes += [f"passed over: {problem}" for problem in passed_over]
     return ResumeSource(files=files, is_own=True)
 
@@ -111,12 +130,12 @@ def _named(
             return _other(settings, other, name, notes)
         notes.append(f"{name} of {other} is where the run began; it goes on from {own.first}")
         return own
-    files, passed_over = choose_checkpoint(settings.output_dir, None, name)
+    files, passed_over = choose_rank_files(settings.output_dir, None, name)
     notes += [f"passed over: {problem}" for problem in passed_over]
-    if own is not None and own.files != files and not force:
+    if own is not None and own.paths() != {file.path for file in files.values()} and not force:
         raise OutputExistsError(
-            f"{settings.output_dir} has {own.first.name}, which is newer than {files[0].name}; leave the "
-            "name out to go on from the newest (--resume_training auto), or pass --force to give up the "
+            f"{settings.output_dir} has {own.first.name}, which is newer than {files[0].path.name}; leave "
+            "the name out to go on from the newest (--resume_training auto), or pass --force to give up the "
             "steps after the named one"
         )
     return ResumeSource(files=files, is_own=True)
@@ -140,8 +159,8 @@ def _other(settings: TrainSettings, source: Path, name: str | None, notes: list[
                 "each weight), so it cannot be resumed from; to begin with its weights use "
                 "--resume_training auto"
             )
-        return ResumeSource(files={0: scalars}, is_own=False, merged=source)
-    files, passed_over = choose_checkpoint(source, None, name)
+        return ResumeSource(files={0: open_safetensors(scalars)}, is_own=False, merged=source)
+    files, passed_over = choose_rank_files(source, None, name)
     notes += [f"passed over: {problem}" for problem in passed_over]
     return ResumeSource(files=files, is_own=False, strategy=settings.strategy_from)
 

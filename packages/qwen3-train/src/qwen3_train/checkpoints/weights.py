@@ -11,7 +11,6 @@ from qwen3_model.fused import FusedLayout, unfused
 from qwen3_model.layout import shard_slices, whole_shape
 from qwen3_model.loading import fill, init_model, load_hf
 from qwen3_model.model import Qwen3ForCausalLM
-from qwen3_model.safetensors_file import open_safetensors
 from qwen3_model.tensors import Tensors
 from qwen3_model.weight_files import open_weight_files
 from qwen3_train.checkpoints.checkpoint import read_state
@@ -70,8 +69,9 @@ def resume_weights(
     """
     tensors = unfused(source.open(step.grid.rank), model.config, layout)
     _assign(model, step.weights | step.moments(), tensors, step.grid.replica)
-    state = read_state(open_safetensors(source.first))
+    state = read_state(source.first_file)
     step.num_skipped = state.skipped
+    source.close()
     return state.global_step
 
 

@@ -69,8 +69,7 @@ class GptDataset:
         for at in range(first, last + 1):
             sequence = int(self.index.documents[at])
             offset = begin if at == first else 0
-            stop = end + 1 if at == last else int(self.tokens.sequence_lengths[sequence])
-            part = self.tokens.sequence(sequence, offset, stop - offset)
+            part = self.tokens.read(sequence, offset, end + 1 - offset if at == last else None)
             text_T[filled : filled + len(part)] = part
             filled += len(part)
         return text_T

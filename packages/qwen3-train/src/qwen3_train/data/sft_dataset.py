@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen3_model.errors import FormatError
+from qwen3_model.file_map import read_mapped
 from qwen3_train.data.gpt_dataset import DocumentOptions, Sample
 
 SHIFTED = DocumentOptions(
@@ -64,7 +66,13 @@ class SftDataset:
         first, last = self.samples.firsts_P[pack : pack + 2].tolist()
         lengths = self.samples.lengths_S[first:last]
         part = slice(int(self.begins_S[first]), int(self.begins_S[last]))
-        ids_T, mask_T = self.samples.ids_T[part], self.samples.mask_T[part]
+        try:
+            ids_T, mask_T = read_mapped(self.samples.ids_T[part]), read_mapped(self.samples.mask_T[part])
+        except EOFError:
+            raise FormatError(
+                "a file of instruction data was cut while the run was reading it; make it again and start "
+                "the run again"
+            ) from None
         count = len(ids_T)
         input_ids_L = np.full(self.seq_length, self.pad_id, np.int32)
         input_ids_L[:count] = ids_T

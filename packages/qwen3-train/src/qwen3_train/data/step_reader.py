@@ -3,9 +3,8 @@
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from qwen3_model.errors import FormatError
 from qwen3_model.file_map import advise_random
-from qwen3_model.tokens import TokenFile, sibling
+from qwen3_model.tokens import TokenFile
 from qwen3_train.data.batch_plan import BatchPlan
 from qwen3_train.data.batches import Batch, Dataset, all_tokens_count, own_batches, weighted
 from qwen3_train.data.gpt_dataset import BlendedDataset, DocumentOptions, GptDataset
@@ -40,7 +39,7 @@ class StepReader:
         self.replica, self.last_step, self.add_counts = replica, last_step, add_counts
         self._counts_all = all_tokens_count(dataset, options)
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="samples")
-        for tokens in self._all_files():
+        for tokens in _token_files(dataset):
             # Samples lie all over a file; read-ahead would fetch a hundred times what they need.
             advise_random(tokens.ids)
         self._ahead: tuple[int, Future[tuple[list[Batch], int]]] | None = None
@@ -67,38 +66,25 @@ class StepReader:
         self._pool.shutdown(cancel_futures=True)
 
     def _read(self, step: int) -> tuple[list[Batch], int]:
-        for tokens in {id(file): file for file in self._token_files(step)}.values():
-            require_whole(tokens)
-        return own_batches(self.dataset, self.plan, self.options, step, self.vocab_size, self.replica)
+        batches = own_batches(self.dataset, self.plan, self.options, step, self.vocab_size, self.replica)
+        for tokens in _token_files(self.dataset, self.plan.samples(step)):
+            tokens.require_whole()
+        return batches
 
-    def _all_files(self) -> list[TokenFile]:
-        if isinstance(self.dataset, GptDataset):
-            return [self.dataset.tokens]
-        if isinstance(self.dataset, BlendedDataset):
-            return [part.tokens for part in self.dataset.datasets]
+
+def require_whole_files(dataset: Dataset) -> None:
+    """Raise FormatError when a token file of `dataset` has been cut since it was opened."""
+    for tokens in _token_files(dataset):
+        tokens.require_whole()
+
+
+def _token_files(dataset: Dataset, samples: range | None = None) -> list[TokenFile]:
+    """Return the token files that have these samples, or all of them; conversations have none."""
+    if isinstance(dataset, GptDataset):
+        return [dataset.tokens]
+    if not isinstance(dataset, BlendedDataset):
         return []
-
-    def _token_files(self, step: int) -> list[TokenFile]:
-        """Return the files that a step reads; conversations are in memory."""
-        if not isinstance(self.dataset, BlendedDataset):
-            return self._all_files()
-        files = {int(self.dataset.files_N[number]) for number in self.plan.samples(step)}
-        return [self.dataset.datasets[file].tokens for file in files]
-
-
-def require_whole(tokens: TokenFile) -> None:
-    """Raise FormatError when a mapped file has been cut, whose missing pages would end the process.
-
-    A file that was removed or replaced is still mapped as it was.
-    """
-    path = sibling(tokens.prefix, ".bin")
-    try:
-        size_bytes = path.stat().st_size
-    except FileNotFoundError:
-        return
-    if size_bytes < tokens.num_tokens * tokens.dtype.itemsize:
-        raise FormatError(
-            f"{path} was cut to {size_bytes} bytes while the run was reading it, from "
-            f"{tokens.num_tokens * tokens.dtype.itemsize}; end what writes to it, make it again and start "
-            "the run again"
-        )
+    if samples is None:
+        return [part.tokens for part in dataset.datasets]
+    files = {int(dataset.files_N[number]) for number in samples}
+    return [dataset.datasets[file].tokens for file in files]

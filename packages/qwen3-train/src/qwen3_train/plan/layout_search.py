@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from qwen3_model.layout import Layout
+from qwen3_train.flops import head_flops, layer_flops
 from qwen3_train.parallel.layout_checks import pipeline_problems, tensor_problems
 from qwen3_train.parallel.stages import balanced_offset, stage_layers
 from qwen3_train.plan.communication import plan_traffic
@@ -122,20 +123,14 @@ def assess(settings: PlanSettings, machine: Machine | None = None) -> Candidate:
 
 
 def step_time(settings: PlanSettings, machine: Machine) -> StepTime:
-    """Estimate a step of the slowest stage.
-
-    A product of M rows with a weight of P elements takes 2 M P operations forward and twice that backward;
-    causal attention takes 2 M L N H forward, half of the square.
-    """
+    """Estimate a step of the slowest stage."""
     layout, model = settings.layout, settings.model
-    matrices = [shape for shape in model.layer_weight_shapes(0).values() if len(shape) == 2]
-    per_layer = 2 * sum(outputs * inputs for outputs, inputs in matrices)
-    per_layer += 2 * settings.seq_length * model.num_heads * model.head_dim
+    per_layer = layer_flops(model, settings.seq_length)
     work = repeated = 0.0
     for stage, layers in enumerate(stage_layers(model.num_layers, layout.pp, settings.offset)):
         is_last = stage == layout.pp - 1
         layers_work = len(layers) * per_layer
-        head = 2 * model.vocab_size * model.hidden_size if is_last else 0
+        head = head_flops(model) if is_last else 0
         again = layers_work * ((settings.recompute == "full") + (not is_last))
         stage_work = (2 if settings.adapters else 3) * (layers_work + head) + again
         if stage_work > work:

@@ -1,107 +1,75 @@
-"""A run as one HTML page that needs nothing besides itself: curves as SVG, numbers, configuration."""
+"""Runs as one HTML page that needs nothing besides itself: curves beside each other, facts, configuration."""
 
 import html
-import math
 from collections.abc import Sequence
-from itertools import pairwise
-from pathlib import Path
-from typing import Any
+from importlib.resources import files
 
-from qwen3_train.run_folder import RESOLVED_CONFIG
+from qwen3_train.reports.chart import Series, draw
+from qwen3_train.reports.run_facts import Run
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 620, 220, 62, 26, 12
-MAX_POINTS = 600
-"""Of a curve; longer ones are averaged."""
 CURVES = (
-    ("loss", "Training loss (nats per token)", "eval_loss"),
+    ("loss", "Loss (nats per token)", "eval_loss"),
     ("lr", "Learning rate", None),
     ("grad_norm", "Gradient norm, before clipping", None),
     ("tokens_per_s", "Tokens per second", None),
+    ("mfu", "Model FLOPs utilisation", None),
     ("memory_gb", "Peak memory (GB)", None),
 )
-STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:1320px;margin:2rem auto;padding:0 1rem;color:#222}
-main{display:grid;grid-template-columns:repeat(auto-fit,minmax(420px,1fr));gap:1rem}
-figure{margin:0;border:1px solid #ccc;border-radius:6px;padding:.6rem}
-figcaption{font-weight:600}svg{width:100%;height:auto}pre{overflow:auto;white-space:pre-wrap}
-table{border-collapse:collapse;margin:1rem 0}td,th{padding:.15rem .9rem .15rem 0;text-align:left}
-.grid{stroke:#ddd}.line{fill:none;stroke:#1667b7;stroke-width:1.6}.dots{fill:none;stroke:#c1440e;stroke-width:1.6}
-text{font-size:12px;fill:#555}
-@media(prefers-color-scheme:dark){body{color:#ddd;background:#16181c}figure{border-color:#444}
-.grid{stroke:#333}.line{stroke:#6db3f2}.dots{stroke:#f2a06d}text{fill:#aaa}}
-"""
+SPEEDS = ("tokens_per_s", "mfu")
+"""Left out of steps that compile, beside which all others would look alike."""
 
 
-def report_page(run_dir: Path, lines: Sequence[dict[str, Any]], summary: Sequence[str]) -> str:
-    """Return the page.
-
-    Args:
-        run_dir: Folder of the run, for its configuration.
-        lines: Objects of the metrics file.
-        summary: Lines of a name and what it is, two blanks or more between them.
-    """
+def report_page(runs: Sequence[Run]) -> str:
+    """Return the page of one run, or of several beside each other."""
     figures = []
-    for key, title, other in CURVES:
-        points = [(line["step"], line[key]) for line in lines if key in line]
-        others = [(line["step"], line[other]) for line in lines if other and other in line]
-        if points:
-            shown = f"{title}; held out in the other colour" if others else title
-            figures.append(
-                f"<figure><figcaption>{html.escape(shown)}</figcaption>{draw(points, others)}</figure>"
-            )
-    rows = "".join(
-        f"<tr><th>{html.escape(name)}</th><td>{html.escape(rest.strip())}</td></tr>"
-        for name, _, rest in (line.partition("  ") for line in summary)
+    for key, title, held_out in CURVES:
+        series = [
+            each
+            for number, run in enumerate(runs)
+            for each in _series(run, number, key, held_out, is_alone=len(runs) == 1)
+        ]
+        if any(each.points for each in series):
+            figures.append(f"<figure><figcaption>{html.escape(title)}</figcaption>{draw(series)}</figure>")
+    title = html.escape(", ".join(run.name for run in runs))
+    configurations = "".join(
+        f"<h2>Configuration of {html.escape(run.name)}</h2><pre>{html.escape(run.configuration)}</pre>"
+        for run in runs
     )
-    config = run_dir / RESOLVED_CONFIG
-    told = html.escape(config.read_text(encoding="utf-8")) if config.is_file() else "no run.yaml"
-    name = html.escape(run_dir.resolve().name)
+    package = files("qwen3_train.reports")
+    style, script = (package.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{name}</title>'
-        f"<style>{STYLE}</style></head><body><h1>{name}</h1><table>{rows}</table>"
-        f"<main>{''.join(figures)}</main><h2>Configuration</h2><pre>{told}</pre></body></html>\n"
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{title}</title><style>{style}</style></head><body><h1>{title}</h1>{_table(runs)}"
+        f"<main>{''.join(figures)}</main>{configurations}<script>{script}</script></body></html>\n"
     )
 
 
-def draw(points: Sequence[tuple[int, float]], others: Sequence[tuple[int, float]]) -> str:
-    """Return an SVG of a curve and perhaps a second one, on common axes."""
-    points, others = _thin(_finite(points)), _finite(others)
-    if not points:
-        return "<p>no finite value</p>"
-    values = [value for _, value in (*points, *others)]
-    low, high = min(values), max(values)
-    if high == low:
-        low, high = low - abs(low or 1) * 0.05, high + abs(high or 1) * 0.05
-    first, last = points[0][0], max(points[-1][0], points[0][0] + 1)
-
-    def place(point: tuple[float, float]) -> str:
-        x = LEFT + (point[0] - first) / (last - first) * (WIDTH - LEFT - 8)
-        y = TOP + (high - point[1]) / (high - low) * (HEIGHT - TOP - BOTTOM)
-        return f"{x:.1f},{y:.1f}"
-
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">']
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        y = TOP + share * (HEIGHT - TOP - BOTTOM)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - 8}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="4" y="{y + 4:.1f}">{high - share * (high - low):.4g}</text>')
-    parts.append(f'<text x="{LEFT}" y="{HEIGHT - 6}">step {first}</text>')
-    parts.append(f'<text x="{WIDTH - 8}" y="{HEIGHT - 6}" text-anchor="end">{points[-1][0]}</text>')
-    for kind, curve in (("line", points), ("dots", others)):
-        if curve:
-            parts.append(f'<polyline class="{kind}" points="{" ".join(map(place, curve))}"/>')
-    return "".join(parts) + "</svg>"
+def _series(run: Run, number: int, key: str, held_out: str | None, *, is_alone: bool) -> list[Series]:
+    compiled = run.compiling_steps if key in SPEEDS else frozenset()
+    lines = [line for line in run.lines if key in line]
+    points = [(line["step"], line[key]) for line in lines if line["step"] not in compiled]
+    points = points or [(line["step"], line[key]) for line in lines]
+    # Of a single run, the held-out curve has a colour of its own.
+    name = "training" if is_alone and held_out else run.name
+    found = [Series(name=name, colour=number, points=points)]
+    if held_out and (others := [(line["step"], line[held_out]) for line in run.lines if held_out in line]):
+        told, colour = ("held out", 1) if is_alone else (f"{run.name}, held out", number)
+        found.append(Series(name=told, colour=colour, points=others, is_held_out=True))
+    return found
 
 
-def _finite(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    return [point for point in points if math.isfinite(point[1])]
-
-
-def _thin(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Average neighbours until at most `MAX_POINTS` are left; the last step stays."""
-    if len(points) <= MAX_POINTS:
-        return points
-    bounds = [round(number * len(points) / MAX_POINTS) for number in range(MAX_POINTS + 1)]
-    return [
-        (points[end - 1][0], sum(value for _, value in points[begin:end]) / (end - begin))
-        for begin, end in pairwise(bounds)
-    ]
+def _table(runs: Sequence[Run]) -> str:
+    """Return a row for each fact with a column for each run."""
+    facts = [dict(run.facts()) for run in runs]
+    names = list(dict.fromkeys(name for each in facts for name in each))
+    head = "".join(f'<th class="c{number}">{html.escape(run.name)}</th>' for number, run in enumerate(runs))
+    rows = "".join(
+        f"<tr><th>{html.escape(name)}</th>"
+        + "".join(f"<td>{html.escape(each.get(name, ''))}</td>" for each in facts)
+        + "</tr>"
+        for name in names
+    )
+    head = f"<tr><th></th>{head}</tr>" if len(runs) > 1 else ""
+    many = " many" if len(runs) > 1 else ""
+    return f'<div class="facts{many}"><table>{head}{rows}</table></div>'

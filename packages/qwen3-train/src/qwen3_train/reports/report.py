@@ -1,69 +1,43 @@
-"""A finished or running run at a glance: a summary, a loss curve in the terminal, and the same as PNG."""
+"""Runs at a glance: summary and loss curve in the terminal, the curve as PNG, and the page."""
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-from qwen3_model.errors import FormatError
 from qwen3_model.files import write_atomically, write_text_atomically
-from qwen3_model.progress import clock
 from qwen3_train.reports.html import report_page
-from qwen3_train.reports.run_log import read_metrics
-from qwen3_train.run_folder import METRICS
+from qwen3_train.reports.run_facts import Run, read_run
 
 HEIGHT = 12
 """Rows of the curve in the terminal."""
 
 
-def write_report(run_dir: Path, width: int) -> str:
-    """Return the summary and curve of `run_dir`, and write its `loss.png` and `report.html`.
+def write_report(run_dirs: Sequence[Path], width: int, output: Path | None = None) -> str:
+    """Write the page of all runs, and of a single one `loss.png`; return summaries and curves.
+
+    Args:
+        run_dirs: Folders of runs.
+        width: Columns of the curves.
+        output: The page; when left out `report.html` of a single run, or `comparison.html` here.
 
     Raises:
-        FormatError: There is no metrics file, or no step in it yet.
+        FormatError: A folder has no metrics file, or no step in it yet.
     """
-    lines = read_metrics(run_dir / METRICS)
-    steps = [line for line in lines if "loss" in line]
-    evaluations = [line for line in lines if "eval_loss" in line]
-    if not steps:
-        raise FormatError(f"{run_dir / METRICS} has no step yet; wait for the first one")
-    picture = run_dir / "loss.png"
-    write_atomically(picture, lambda temporary: _draw_png(temporary, steps, evaluations))
-    losses = [line["loss"] for line in steps]
-    curve = draw_curve([line["step"] for line in steps], losses, width)
-    page, summary = run_dir / "report.html", _summary(lines, steps, evaluations)
-    write_text_atomically(page, report_page(run_dir, lines, summary))
-    return "\n".join([*summary, "", curve, "", f"picture: {picture}", f"page:    {page}"])
-
-
-def _summary(
-    lines: Sequence[dict[str, Any]],
-    steps: Sequence[dict[str, Any]],
-    evaluations: Sequence[dict[str, Any]],
-) -> list[str]:
-    first, last = steps[0], steps[-1]
-    total_s = sum(line["step_time_s"] for line in steps)
-    # The first step compiles.
-    speeds = sorted(line["tokens_per_s"] for line in steps[1:] or steps)
-    text = [
-        f"steps       {first['step']} to {last['step']}",
-        f"loss        {first['loss']:.4f} -> {last['loss']:.4f}, lowest "
-        f"{min(line['loss'] for line in steps):.4f}",
-        f"speed       {speeds[len(speeds) // 2]:.0f} tokens/s (median)",
-        f"time        {clock(total_s)} in steps, {steps[0]['step_time_s']:.1f} s for the first",
-    ]
-    if skipped := sum("skipped_in_row" in line for line in lines):
-        text.append(f"skipped     {skipped} steps whose gradients were not usable")
-    if "memory_gb" in last:
-        text.append(f"memory      {last['memory_gb']:.2f} GB at the most")
-    if evaluations:
-        before, after = evaluations[0], evaluations[-1]
-        text.append(
-            f"held out    perplexity {before['eval_perplexity']:.2f} at step {before['step']} -> "
-            f"{after['eval_perplexity']:.2f} at step {after['step']}"
-        )
-    return text
+    runs, is_alone = [read_run(run_dir) for run_dir in run_dirs], len(run_dirs) == 1
+    told = []
+    for run_dir, run in zip(run_dirs, runs, strict=True):
+        curve = draw_curve([line["step"] for line in run.steps], [line["loss"] for line in run.steps], width)
+        summary = [f"{name:<11} {value}" for name, value in run.summary()]
+        told += [*([] if is_alone else [f"{run_dir}:"]), *summary, "", curve, ""]
+    if is_alone:
+        picture = run_dirs[0] / "loss.png"
+        write_atomically(picture, partial(_draw_png, runs[0]))
+        told.append(f"picture: {picture}")
+    page = output or (run_dirs[0] / "report.html" if is_alone else Path("comparison.html"))
+    write_text_atomically(page, report_page(runs))
+    return "\n".join([*told, f"page:    {page}"])
 
 
 def draw_curve(steps: Sequence[int], values: Sequence[float], width: int) -> str:
@@ -93,10 +67,11 @@ def _column_means(values: Sequence[float], columns: int) -> list[float]:
     return [sum(values[a:b]) / (b - a) for a, b in pairwise(bounds)]
 
 
-def _draw_png(path: Path, steps: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any]]) -> None:
+def _draw_png(run: Run, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    steps, evaluations = run.steps, run.evaluations
     figure = Figure(figsize=(8, 4.5), dpi=110, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()

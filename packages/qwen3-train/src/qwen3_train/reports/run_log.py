@@ -118,14 +118,15 @@ def step_line(
     Args:
         epochs: The current one and the last.
         steps: The current one within the epoch and the epoch's last.
-        values: Loss, lr, grad_norm, tokens_per_s and step_time_s, as in the metrics.
+        values: Loss, lr, grad_norm, tokens_per_s, step_time_s and perhaps mfu, as in the metrics.
         left_s: Estimated seconds to the end of the run.
     """
+    mfu = f", mfu: {values['mfu']:.1%}" if "mfu" in values else ""
     parts = [
         f"Epoch:[{_of(*epochs)}], step:[{_of(*steps)}], loss: {values['loss']:.6f}",
         f"per_step_time: {values['step_time_s'] * 1000:.0f}ms, lr: {values['lr']:.6g}",
         f"overflow cond: False, loss_scale: 1.0, global_norm: [{values['grad_norm']:.4f}]",
-        f"tokens_per_s: {values['tokens_per_s']:.0f}, eta: {clock(left_s)}",
+        f"tokens_per_s: {values['tokens_per_s']:.0f}{mfu}, eta: {clock(left_s)}",
     ]
     return f"{{ {', '.join(parts)} }}"
 

@@ -17,9 +17,11 @@ from qwen3_train.parallel.offset import read_offset
 from qwen3_train.settings.adam import AdamSettings
 from qwen3_train.settings.conversation_blend import BlendSettings
 from qwen3_train.settings.datasets import Conversations, read_dataset, read_eval_dataset
+from qwen3_train.settings.exit_file import read_exit_file
 from qwen3_train.settings.hf_loader import HfDataSettings
 from qwen3_train.settings.lora import LoraSettings, read_lora, refuse_empty_stages
 from qwen3_train.settings.model import read_model
+from qwen3_train.settings.profiling import ProfileSettings, read_profile
 from qwen3_train.settings.recompute import Recompute, read_recompute
 from qwen3_train.settings.resume import ResumeSettings, read_resume
 from qwen3_train.settings.skip import SkipSettings, read_skip
@@ -85,8 +87,12 @@ class TrainSettings:
     """Checkpoints to keep."""
     graceful_exit: bool
     """Save and end when SIGTERM or SIGUSR1 asks for it; else end at once."""
+    exit_file: Path | None
+    """JSON file that asks it to save and end; None for none."""
     async_save: bool
     """Write checkpoints in a thread while training goes on."""
+    profile: ProfileSettings | None
+    """Steps that MindSpore's profiler records; None for none."""
     recompute: Recompute
     graph_cache: Path | None
     """Folder that keeps compiled graphs from one run to the next; None for none."""
@@ -138,6 +144,7 @@ def read_settings(
     skip = _collect(problems, read_skip, config)
     resume = _collect(problems, read_resume, config)
     validation = _collect(problems, read_validation, config)
+    profile = _collect(problems, read_profile, config)
     device = config.get("context.device_target") or available
     output_dir = Path(config.get("output_dir") or "./output")
     ascend = _collect(problems, _ascend, config, device, worker_num, output_dir)
@@ -156,7 +163,6 @@ def read_settings(
     assert layout is not None
     assert ascend is not None
     assert resume is not None
-    assert validation is not None
     if lora is not None:
         refuse_empty_stages(lora, model, layout, offset)
     monitor = _callback(config, "CheckpointMonitor")
@@ -194,7 +200,9 @@ def read_settings(
         save_every=_positive(monitor.get("save_checkpoint_steps")),
         keep_max=monitor.get("keep_checkpoint_max") or 1,
         graceful_exit=bool(config.get("use_graceful_exit", True)),
+        exit_file=read_exit_file(config),
         async_save=bool(monitor.get("async_save")),
+        profile=profile,
         recompute=recompute,
         graph_cache=_graph_cache(config),
         lora=lora,

@@ -109,7 +109,9 @@ LR_SCHEDULE: dict[str, Any] = {
 }  # fmt: skip
 
 CALLBACK: dict[str, Any] = {
-    "type": Key((str,), ("MFLossMonitor", "CheckpointMonitor", "TrainCallBack", "EarlyStopping")),
+    "type": Key(
+        (str,), ("MFLossMonitor", "CheckpointMonitor", "TrainCallBack", "EarlyStopping", "OnRequestExit")
+    ),
     "per_print_times": COUNT, "stop_step": COUNT, "patience": COUNT, "min_delta": NUMBER, "keep_best": FLAG,
     "prefix": TEXT, "save_checkpoint_steps": COUNT, "keep_checkpoint_max": COUNT,
     "checkpoint_format": Key((str,), ("safetensors",)), "integrated_save": NO_EFFECT,
@@ -117,6 +119,9 @@ CALLBACK: dict[str, Any] = {
     "async_save": Key((bool, str), (True, False, "thread", "process")),
     "remove_redundancy": NO_EFFECT, "save_trainable_params": Key((bool,), (False,)),
     "save_network_params": Key((bool,), (False,)), "exception_save": NO_EFFECT, "directory": NO_EFFECT,
+    # OnRequestExit: SIGTERM and the file both save a checkpoint of the run.
+    "config_file": TEXT, "save_ckpt": Key((bool,), (True,)), "sig": Key((int,), (15,)),
+    "save_mindir": NO_EFFECT, "file_name": NO_EFFECT,
 }  # fmt: skip
 
 MONITOR: dict[str, Any] = {
@@ -185,10 +190,15 @@ TRAIN: dict[str, Any] = {
     "use_graceful_exit": FLAG,
     "use_skip_data_by_global_norm": FLAG, "check_for_nan_in_loss_and_grad": FLAG, "monitor_config": MONITOR,
     "use_checkpoint_health_monitor": NO_EFFECT, "tensorboard": NO_EFFECT,
-    "profile": NO_EFFECT, "profile_start_step": NO_EFFECT, "profile_stop_step": NO_EFFECT,
-    "init_start_profile": NO_EFFECT, "profile_communication": NO_EFFECT, "profile_memory": NO_EFFECT,
-    "profiler_level": NO_EFFECT, "profile_pipeline": NO_EFFECT, "profile_output": NO_EFFECT,
-    "profile_rank_ids": NO_EFFECT, "mstx": NO_EFFECT, "with_stack": NO_EFFECT,
+    "profile": FLAG, "profile_start_step": COUNT, "profile_stop_step": COUNT,
+    # In mindformers, too, it counts only where the window begins with step 1, as it does anyway.
+    "init_start_profile": NO_EFFECT,
+    "profile_pipeline": FLAG, "profile_output": TEXT, "profile_rank_ids": Key((list,)),
+    "with_stack": FLAG,
+    # What CANN records; MindSpore's CPU has none of it.
+    "profiler_level": Key((int,), (0, 1, 2), effect="ascend"),
+    "profile_communication": Key((bool,), effect="ascend"), "profile_memory": Key((bool,), effect="ascend"),
+    "mstx": Key((bool,), effect="ascend"),
     "train_precision_sync": NO_EFFECT, "infer_precision_sync": NO_EFFECT, "remove_redundancy": NO_EFFECT,
     "load_ckpt_async": NO_EFFECT, "auto_tune": NO_EFFECT, "autotune_per_step": NO_EFFECT,
     "filepath_prefix": NO_EFFECT, "print_separate_loss": NO_EFFECT, "swap_config": NO_EFFECT,

@@ -5,6 +5,7 @@ from typing import Any
 
 from qwen3_model.errors import UsageError
 from qwen3_model.run_config import RunConfig
+from qwen3_train.settings.profiling import KEYS as PROFILE_KEYS
 
 CALLBACK_KEYS = {
     "MFLossMonitor": ("per_print_times",),
@@ -15,6 +16,7 @@ CALLBACK_KEYS = {
     ),
     "TrainCallBack": ("stop_step",),
     "EarlyStopping": ("patience", "min_delta"),
+    "OnRequestExit": ("config_file", "save_ckpt", "save_mindir", "file_name", "directory", "sig"),
 }  # fmt: skip
 PAIRS = (
     ("lr_schedule.warmup_ratio", "lr_schedule.warmup_steps"),
@@ -123,6 +125,7 @@ def _switches(config: RunConfig) -> Iterator[Rule]:
         "recompute is True for all layers",
         ("recompute_config.select_recompute",),
     )
+    yield not config.get("profile"), "profile is not True", PROFILE_KEYS
     yield True, "no part is tested", ("train_dataset.data_loader.config.test_data_path",)
     yield (
         bool(config.get("train_dataset.data_loader.config.train_data_path")),
@@ -166,6 +169,8 @@ def _callbacks(config: RunConfig) -> Iterator[str]:
         if kind is None:
             yield f"callbacks.{number} has no type, so it does nothing"
             continue
+        if kind == "OnRequestExit" and config.get("use_graceful_exit") is False:
+            yield f"callbacks.{number} has no effect, since use_graceful_exit is False"
         if kind in seen:
             yield f"callbacks.{number} is a second {kind}, of which the first counts"
         seen.add(kind)

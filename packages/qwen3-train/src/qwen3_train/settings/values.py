@@ -6,6 +6,7 @@ from typing import Any
 from qwen3_model.errors import ConfigError
 from qwen3_model.run_config import RunConfig
 from qwen3_train.lr_schedule import make_schedule
+from qwen3_train.settings.profiling import read_profile
 from qwen3_train.settings.resume import read_resume
 from qwen3_train.settings.skip import read_skip
 from qwen3_train.settings.validation import read_validation
@@ -21,6 +22,7 @@ def value_problems(config: RunConfig) -> list[str]:
         read_skip,
         read_resume,
         read_validation,
+        read_profile,
         check_schedule,
     )
     for check in checks:

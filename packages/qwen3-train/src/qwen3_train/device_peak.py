@@ -1,0 +1,73 @@
+"""How fast a device can multiply matrices, for model FLOPs utilisation (MFU).
+
+Of an Ascend CANN's own description says it: cube units, operations of one in a cycle, and frequency. A CPU
+has no such figure, so one product in float32 is timed.
+"""
+
+import configparser
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+SIDE, TIMES = 768, 3
+"""Of the square product that is timed, and how often: 50 ms on one core."""
+PLATFORM_DIRS = ("data/platform_config", "*-linux/data/platform_config", "compiler/data/platform_config")
+"""Where CANN's folder has its descriptions; it moved with the versions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """Of one device, in the precision that products of training run in."""
+
+    flops: float
+    """Floating-point operations per second."""
+    source: str
+    """Where that comes from, for the log."""
+
+
+def device_peak(device: str, cann: Path) -> Peak | None:
+    """Return the peak of this process's device; None where nothing states it.
+
+    Args:
+        device: CPU or Ascend, already chosen.
+        cann: Folder of CANN.
+    """
+    if device == "Ascend":
+        import mindspore as ms
+
+        return ascend_peak(str(ms.hal.get_device_name(0)), cann)
+    return measured_peak()
+
+
+def ascend_peak(chip: str, cann: Path) -> Peak | None:
+    """Return the bfloat16 peak of an NPU such as Ascend910B2, from CANN's description of it."""
+    names = (f"{folder}/{chip}.ini" for folder in PLATFORM_DIRS)
+    path = next((path for name in names for path in cann.glob(name)), None)
+    if path is None:
+        return None
+    told = configparser.ConfigParser(strict=False, interpolation=None)
+    try:
+        told.read(path, encoding="utf-8")
+        cores = told.getint("SoCInfo", "cube_core_cnt", fallback=0) or told.getint("SoCInfo", "ai_core_cnt")
+        spec = told["AICoreSpec"]
+        megahertz, *sides = (int(spec[f"cube_{key}"]) for key in ("freq", "m_size", "n_size", "k_size"))
+    except (configparser.Error, KeyError, ValueError, UnicodeDecodeError):
+        return None
+    flops = 2.0 * cores * megahertz * 1e6 * np.prod(sides)
+    cube = "x".join(map(str, sides))
+    return Peak(float(flops), f"{cores} cubes of {cube} at {megahertz} MHz, {path.name} of CANN")
+
+
+def measured_peak() -> Peak:
+    """Time a product of matrices on a CPU, with the threads of this process."""
+    import mindspore as ms
+
+    square = ms.Tensor(np.ones((SIDE, SIDE), np.float32))
+    best_s = float("inf")
+    for _ in range(1 + TIMES):  # the first one sets up
+        started_s = time.perf_counter()
+        ms.ops.matmul(square, square).asnumpy()
+        best_s = min(best_s, time.perf_counter() - started_s)
+    return Peak(2.0 * SIDE**3 / best_s, f"a float32 product of {SIDE}x{SIDE} matrices, timed at the start")

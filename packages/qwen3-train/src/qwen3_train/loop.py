@@ -1,0 +1,227 @@
+"""The steps of a run: train, say so, evaluate, save, and end early where asked."""
+
+import math
+import secrets
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from qwen3_model.checkpoint_files import Place
+from qwen3_model.errors import Qwen3Error
+from qwen3_train.checkpoints.checkpoint import FloatTensor, TrainState
+from qwen3_train.checkpoints.resume import data_facts, run_facts
+from qwen3_train.checkpoints.writer import CheckpointWriter
+from qwen3_train.data.batches import evaluation_batches
+from qwen3_train.data.step_reader import StepReader, require_whole_files
+from qwen3_train.parallel.grid import Grid, WorldSum
+from qwen3_train.peak_memory import peak_memory_gb
+from qwen3_train.prepare import PreparedRun
+from qwen3_train.profiling import StepProfiler
+from qwen3_train.reports.run_log import Metrics, RunLog, step_line
+from qwen3_train.skipped_steps import SkippedSteps
+from qwen3_train.step import Evaluation, TrainStep
+from qwen3_train.stopping import StopAgreement
+
+COUNT_BASE = 1 << 12
+RECENT_STEPS = 20
+"""Steps that the estimate of the time left looks back on."""
+
+
+class TrainingLoop:
+    """Take the steps of a run as one of its ranks."""
+
+    def __init__(  # noqa: PLR0913
+        self,
+        run: PreparedRun,
+        step: TrainStep,
+        evaluation: Evaluation,
+        grid: Grid,
+        world: WorldSum,
+        writer: CheckpointWriter | None,
+        metrics: Metrics | None,
+        log: RunLog,
+        strategy: Path,
+    ) -> None:
+        self.strategy, self.best = strategy, replace(run.best)
+        self.best_writer: CheckpointWriter | None = None
+        self.mfu_per_speed: float | None = None
+        """MFU of one token per second; None where the devices' peak is not known."""
+        self.prepared, self.step, self.evaluation = run, step, evaluation
+        self.grid, self.world, self.writer, self.metrics, self.log = grid, world, writer, metrics, log
+        self.times_s: list[float] = []
+        self.reader = StepReader(
+            run.train,
+            run.plan,
+            run.options,
+            run.settings.model.vocab_size,
+            replica=grid.replica,
+            last_step=run.last_step,
+            add_counts=self._add_counts,
+        )
+        self.skipped = SkippedSteps(run.settings.skip)
+        self.profiler = StepProfiler(
+            run.settings.profile, run.settings.output_dir, grid, run.settings.device, log.line
+        )
+        # Rank 0 says it to all; float32 has these integers exactly.
+        parts = (float(secrets.randbelow(1 << 24)) if grid.rank == 0 else 0.0 for _ in range(2))
+        self.course = "".join(f"{int(world.add(part)[0]):06x}" for part in parts)
+
+    def run(self, done: int, agreement: StopAgreement) -> str:
+        """Take the steps after `done`; return why it ended before the last one, or ""."""
+        settings, last, saved = self.prepared.settings, self.prepared.last_step, done
+        if done == 0:
+            self._evaluate(0)
+        for number in range(done + 1, last + 1):
+            if self.writer is not None:
+                self.writer.check()
+            if reason := agreement.reason(number, self.times_s[-1] if len(self.times_s) > 1 else 0.0):
+                if saved < number - 1:
+                    self._save(number - 1)
+                self._finish()
+                kept = f"step {number - 1} is saved" if number > 1 else "no step was taken"
+                self.log.line(f"ended by {reason}: {kept}; start the run again to go on")
+                return reason
+            self.profiler.before(number)
+            values = self._step(number)
+            self.profiler.after(number)
+            if number % settings.log_every == 0 or number in (done + 1, last):
+                self._log_step(number, values)
+            if number == last or (settings.eval_every and number % settings.eval_every == 0):
+                self._evaluate(number)
+                if self._is_hopeless() and number < last:
+                    self._end_early(number)
+                    return ""
+            if number == last or (settings.save_every and number % settings.save_every == 0):
+                started_s, saved = time.perf_counter(), number
+                self._save(number)
+                agreement.saved_in(time.perf_counter() - started_s)
+                self._require_folder()
+        self._finish()
+        return ""
+
+    def close(self) -> None:
+        """End what goes on beside the steps."""
+        self.reader.close()
+        self.profiler.close()
+
+    def _is_hopeless(self) -> bool:
+        patience = self.prepared.settings.validation.patience
+        return patience is not None and self.best.waited >= patience
+
+    def _end_early(self, number: int) -> None:
+        self._save(number)
+        self._finish()
+        self.log.line(
+            f"EarlyStopping: eval_loss was lowest at step {self.best.step} ({self.best.loss:.6f}), "
+            f"{self.best.waited} evaluations ago; the run ends after step {number}"
+        )
+
+    def _finish(self) -> None:
+        if self.writer is not None:
+            self.writer.finish()
+        self._require_folder()
+
+    def _require_folder(self) -> None:
+        """Refuse to go on where what the run had written is gone, but for what it has just saved."""
+        if not self.strategy.exists():
+            raise Qwen3Error(
+                f"{self.prepared.settings.output_dir} was removed or moved while the run was going on "
+                f"({self.strategy} is gone); what is there now was written since, so it lacks config.json "
+                "and the metrics before: choose another --output_dir and start again"
+            )
+
+    def _step(self, number: int) -> dict[str, float]:
+        run, started_s = self.prepared, time.perf_counter()
+        lr = run.schedule(number - 1)
+        result = self.step.run(self.reader.batches(number), lr, number)
+        step_time_s = time.perf_counter() - started_s
+        warning = self.skipped.notice(number, result)
+        self.times_s.append(step_time_s)
+        speed = run.plan.global_batch * run.settings.data.seq_length / step_time_s
+        values = {
+            "loss": result.loss, "lr": lr, "grad_norm": result.grad_norm,
+            "tokens_per_s": speed, "step_time_s": step_time_s,
+            "memory_gb": peak_memory_gb(run.settings.device),
+        }  # fmt: skip
+        if self.mfu_per_speed is not None:
+            values["mfu"] = speed * self.mfu_per_speed
+        if warning is not None:
+            self.log.line(warning, "WARNING")
+            values["skipped_in_row"] = self.skipped.in_row
+        self._write(step=number, **values)
+        return values
+
+    def _write(self, *, step: int, **values: float) -> None:
+        if self.metrics is not None:
+            # JSON has no other numbers.
+            self.metrics.write(step=step, **{k: v for k, v in values.items() if math.isfinite(v)})
+
+    def _log_step(self, number: int, values: dict[str, float]) -> None:
+        plan = self.prepared.plan
+        # The first step compiles, so it says nothing about those to come.
+        recent = self.times_s[1:][-RECENT_STEPS:] or self.times_s
+        left_s = (self.prepared.last_step - number) * sum(recent) / len(recent)
+        epoch, within = plan.epoch_and_step(number)
+        self.log.line(step_line((epoch, plan.num_epochs), (within, plan.steps_of(epoch)), values, left_s))
+
+    def _evaluate(self, number: int) -> None:
+        run = self.prepared
+        if run.valid is None:
+            return
+        if self.step.dropout is not None:
+            self.step.dropout.switch_off()
+        total, counted = 0.0, 0
+        batches = evaluation_batches(
+            run.valid,
+            run.num_valid,
+            run.settings.batch_size,
+            run.options,
+            run.settings.model.vocab_size,
+            replica=self.grid.replica,
+            num_replicas=self.grid.layout.dp,
+        )
+        for batch, unmasked in batches:
+            counted += unmasked
+            total += self.evaluation.run(batch)
+        require_whole_files(run.valid)
+        (total,) = self.world.add(total if self.grid.has_loss() else 0.0)
+        counted = self._add_counts(counted)
+        loss = total / max(counted, 1)
+        perplexity = math.exp(min(loss, 700.0))
+        self._write(step=number, eval_loss=loss, eval_perplexity=perplexity)
+        told = f"eval_loss: {loss:.6f}, eval_perplexity: {perplexity:.3f} on {counted} held-out tokens"
+        self.log.line(f"step {number}: {told}")
+        if self.best.take(number, loss, run.settings.validation.min_delta) and self.best_writer and number:
+            self._save_to(self.best_writer, number)
+
+    def _add_counts(self, counted: int) -> int:
+        """Add up whole numbers over the replicas; float32 has each half exactly."""
+        if self.world.world.size == 1:
+            return counted
+        upper, lower = divmod(counted, COUNT_BASE) if self.grid.has_loss() else (0, 0)
+        upper_sum, lower_sum = self.world.add(float(upper), float(lower))
+        return int(upper_sum) * COUNT_BASE + int(lower_sum)
+
+    def _save(self, number: int) -> None:
+        if self.writer is not None:
+            self._save_to(self.writer, number)
+
+    def _save_to(self, writer: CheckpointWriter, number: int) -> None:
+        run = self.prepared
+        parameters = self.step.weights | self.step.moments()
+        writer.save(
+            Place(*run.plan.epoch_and_step(number)),
+            TrainState(
+                number,
+                run.fingerprint,
+                run.lora_base_fingerprint,
+                run.plan.global_batch,
+                run.plan.start,
+                data_facts(run.settings),
+                self.course,
+                skipped=self.step.num_skipped,
+                settings=run_facts(run.settings),
+                best=asdict(self.best) if math.isfinite(self.best.loss) else {},
+            ),
+            [FloatTensor(name, tuple(held.shape), held.asnumpy) for name, held in parameters.items()],
+        )
