@@ -13,6 +13,8 @@ from mindspore import Tensor, nn
 from mindspore.common.api import _cell_graph_executor as executor
 from mindspore.train.mind_ir_pb2 import ModelProto, TensorProto
 
+from qwen3_model import collectives
+
 TYPES = {
     TensorProto.FLOAT: ms.float32,
     TensorProto.BFLOAT16: ms.bfloat16,
@@ -63,9 +65,17 @@ def zeros(tensor):
 def _fake_groups(monkeypatch):
     """Let one process make groups of any ranks, which is enough for shapes and types."""
     sizes = {}
-    monkeypatch.setattr(
-        "qwen3_model.collectives.create_group", lambda name, ranks: sizes.update({name: len(ranks)})
-    )
+
+    def create(name, ranks, options=None):
+        sizes[name] = len(ranks)
+
+    def make(device, name, ranks, rank, *, is_world=False, **options):
+        if is_world:
+            sizes[collectives.WORLD] = len(ranks)
+        return collectives.make_group(device, name, ranks, rank, is_world=is_world, **options)
+
+    monkeypatch.setattr(collectives, "create_group", create)
+    monkeypatch.setattr("qwen3_train.parallel.grid.make_group", make)
     monkeypatch.setattr(comm_ops, "_get_group", lambda name: name)
     monkeypatch.setattr(comm_ops, "get_group_size", lambda name: sizes[name])
     monkeypatch.setattr(comm_ops, "get_rank", lambda name: 0)

@@ -212,10 +212,18 @@ def test_the_groups_of_a_rank_are_counted_one_by_one():
     settings = make_settings("0.6B", layout=Layout(dp=2, tp=2, pp=3), micro_batch_num=3)
     first, middle, last = plan_memory(settings)
     common = ["all", "tensor parallel", "replicas"]
-    assert [*first.groups] == [*common, "stage after", "tied embedding", "loss and norm"]
-    assert [*middle.groups] == [*common, "stage before", "stage after", "loss and norm"]
-    assert [*last.groups] == [*common, "stage before", "tied embedding", "loss and norm"]
-    assert first.outside == 6 * 400 * 2**20
+    assert [*first.groups] == [*common, "stage after", "tied embedding"]
+    assert [*middle.groups] == [*common, "stage before", "stage after"]
+    assert [*last.groups] == [*common, "stage before", "tied embedding"]
+    # Two stages exchange through small buffers, the others through two of 200 MiB.
+    assert first.outside == middle.outside == (3 * 400 + 2 * 64) * 2**20
     assert plan_memory(make_settings())[0].groups == ()
     # Of the total nothing: it is memory that MindSpore does not give out.
     assert first.total == max(first.moments.values())
+
+
+def test_a_group_of_all_ranks_is_mindspores_own():
+    for layout in (Layout(tp=8), Layout(dp=8)):
+        (memory,) = plan_memory(make_settings("0.6B", layout=layout))
+        assert [*memory.groups] == ["all"]
+        assert memory.outside == 400 * 2**20

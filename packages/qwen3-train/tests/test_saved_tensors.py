@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import mindspore as ms
+import mindspore.ops.operations.comm_ops as comm_ops
 import numpy as np
 import pytest
 from mindspore import Tensor
@@ -18,7 +19,6 @@ from qwen3_model.layout import Layout
 from qwen3_model.model import Qwen3ForCausalLM
 from qwen3_train.parallel.grid import make_grid
 from qwen3_train.parallel.shared_adam import SharedAdamW
-from qwen3_train.plan.groups import groups_of_stage
 from qwen3_train.plan.memory import plan_memory
 from qwen3_train.plan.saved_tensors import head_tensors, layer_tensors, shared_tensors
 from qwen3_train.settings.adam import AdamSettings
@@ -141,14 +141,36 @@ def test_what_zero1_holds_is_what_the_planner_counts():
     assert own == memory.updated_rows > 0
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("device", ["CPU", "Ascend"])
 @pytest.mark.parametrize("is_tied", [True, False])
-def test_the_groups_that_a_rank_makes_are_those_of_the_plan(monkeypatch, stage, is_tied):
-    made = []
-    monkeypatch.setattr("qwen3_model.collectives.create_group", lambda name, ranks: made.append(name))
-    layout = Layout(dp=2, tp=2, pp=3)
+@pytest.mark.parametrize(
+    ("layout", "stages"),
+    [
+        (Layout(dp=2, tp=2, pp=3), (0, 1, 2)),
+        (Layout(tp=2), (0,)),
+        (Layout(dp=2), (0,)),
+        (Layout(pp=2), (0, 1)),
+    ],
+)
+def test_the_groups_that_a_rank_makes_are_those_of_the_plan(monkeypatch, device, layout, stages, is_tied):
+    made = {}
+
+    def create(name, ranks, options=None):
+        mib = 200 if options is None else options.hccl_config["hccl_buffer_size"]
+        made[name] = 2 * mib * 2**20
+
+    monkeypatch.setattr("qwen3_model.collectives.create_group", create)
+    monkeypatch.setattr(comm_ops, "_get_group", lambda name: name)
+    monkeypatch.setattr(comm_ops, "get_group_size", lambda name: 2)
     model = replace(CONFIG, num_layers=3, tie_word_embeddings=is_tied)
-    make_grid("CPU", model, layout, (), layout.rank(stage=stage, replica=1, shard=1))
-    settings = make_settings(model=model, layout=layout, micro_batch_num=3)
-    # MindSpore's own, of all ranks, comes with `init`.
-    assert len(groups_of_stage(settings, stage)) == len(set(made)) + 1
+    is_fused = device == "Ascend"
+    settings = make_settings(model=model, layout=layout, micro_batch_num=3, is_fused=is_fused)
+    for stage in stages:
+        made.clear()
+        make_grid(
+            device, model, layout, (), layout.rank(stage=stage, replica=layout.dp - 1, shard=layout.tp - 1)
+        )
+        (memory,) = plan_memory(settings)[stage : stage + 1]
+        # MindSpore's own, of all ranks, comes with `init`.
+        assert len(memory.groups) == len(made) + 1
+        assert memory.outside == (sum(made.values()) + 2 * 200 * 2**20 if is_fused else 0)

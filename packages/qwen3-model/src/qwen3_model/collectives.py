@@ -15,7 +15,11 @@ from collections.abc import Sequence
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
+from mindspore._c_expression import GroupOptions
 from mindspore.communication import create_group
+
+WORLD = "hccl_world_group"
+"""MindSpore's name on Ascend of the group of all ranks."""
 
 
 @ms.jit_class
@@ -129,7 +133,15 @@ class AscendGroup:
 Group = Alone | PortableGroup | AscendGroup
 
 
-def make_group(device_target: str, name: str, ranks: Sequence[int], rank: int) -> Group:
+def make_group(
+    device_target: str,
+    name: str,
+    ranks: Sequence[int],
+    rank: int,
+    *,
+    is_world: bool = False,
+    buffer_mib: int | None = None,
+) -> Group:
     """Return the group of `ranks`, of which `rank` is this one; every member must call this, nobody else.
 
     Args:
@@ -137,11 +149,28 @@ def make_group(device_target: str, name: str, ranks: Sequence[int], rank: int) -
         name: The same for all members, and for no other group of a member.
         ranks: In the order in which their rows are gathered.
         rank: This one.
+        is_world: These are all ranks of the job in their order. Ascend then takes the group that `init` has
+            made: each further one takes buffers of the device.
+        buffer_mib: MiB of each of HCCL's two buffers of the group; HCCL_BUFFSIZE when left out.
     """
     if len(ranks) == 1:
         return Alone()
-    create_group(name, list(ranks))
-    return (AscendGroup if device_target == "Ascend" else PortableGroup)(name, ranks, rank)
+    if device_target != "Ascend":
+        create_group(name, list(ranks))
+        return PortableGroup(name, ranks, rank)
+    if is_world:
+        return AscendGroup(WORLD, ranks, rank)
+    _create_on_ascend(name, ranks, buffer_mib)
+    return AscendGroup(name, ranks, rank)
+
+
+def _create_on_ascend(name: str, ranks: Sequence[int], buffer_mib: int | None) -> None:
+    if buffer_mib is None:
+        create_group(name, list(ranks))
+        return
+    options = GroupOptions()
+    options.hccl_config = {"hccl_buffer_size": buffer_mib}
+    create_group(name, list(ranks), options)
 
 
 class PortableLink(nn.Cell):
@@ -209,7 +238,13 @@ class _Receive(nn.Cell):
 Link = PortableLink | AscendLink
 
 
-def make_link(device_target: str, name: str, ranks: Sequence[int], rank: int) -> Link:
-    """Return the link between two `ranks`, of which `rank` is this one; both must call this, nobody else."""
-    create_group(name, list(ranks))
-    return (AscendLink if device_target == "Ascend" else PortableLink)(name, ranks, rank)
+def make_link(device_target: str, name: str, ranks: Sequence[int], rank: int, buffer_mib: int) -> Link:
+    """Return the link between two `ranks`, of which `rank` is this one; both must call this, nobody else.
+
+    On Ascend its group has two buffers of `buffer_mib` MiB.
+    """
+    if device_target != "Ascend":
+        create_group(name, list(ranks))
+        return PortableLink(name, ranks, rank)
+    _create_on_ascend(name, ranks, buffer_mib)
+    return AscendLink(name, ranks, rank)

@@ -83,13 +83,10 @@ class Qwen3Model(nn.Cell):
         it is the last. With sequence parallelism each rank has its share of the rows.
         """
         if position_ids_BL is None:
-            position_ids_BL = ops.tile(ops.arange(ids_BL.shape[1]).expand_dims(0), (ids_BL.shape[0], 1))
-        angles_BLH = position_ids_BL.astype(ms.float32).expand_dims(-1) * self.frequencies_H
-        cos_BLH, sin_BLH = mint.cos(angles_BLH) * self.rope_scale, mint.sin(angles_BLH) * self.rope_scale
-        visible_BLS = self._visible(position_ids_BL, segment_ids_BL, cache, rows_B)
-        plan = self.kernels.plan(cos_BLH, sin_BLH, visible_BLS, self.num_heads, self.num_kv_heads)
+            position_ids_BL = positions_of(ids_BL)
+        plan = self.plan(position_ids_BL, segment_ids_BL, cache, rows_B)
         if x_MD is None:
-            x_MD = self.embed_tokens(ids_BL.reshape(-1)).astype(self.kernels.residual_dtype)
+            x_MD = self.embed(ids_BL)
         if cache is None:
             for layer in self.layers:
                 x_MD = layer(x_MD, plan)
@@ -98,6 +95,23 @@ class Qwen3Model(nn.Cell):
             for i, layer in enumerate(self.layers):
                 x_MD = layer(x_MD, plan, (cache.keys[i], cache.values[i], cache.num_rows, places))
         return self.norm(x_MD) if self.is_last else x_MD
+
+    def plan(
+        self,
+        position_ids_BL: Tensor,
+        segment_ids_BL: Tensor | None = None,
+        cache: KVCache | None = None,
+        rows_B: Any = None,
+    ) -> Any:
+        """Return what every layer is called with, the kernels' plan for these positions."""
+        angles_BLH = position_ids_BL.astype(ms.float32).expand_dims(-1) * self.frequencies_H
+        cos_BLH, sin_BLH = mint.cos(angles_BLH) * self.rope_scale, mint.sin(angles_BLH) * self.rope_scale
+        visible_BLS = self._visible(position_ids_BL, segment_ids_BL, cache, rows_B)
+        return self.kernels.plan(cos_BLH, sin_BLH, visible_BLS, self.num_heads, self.num_kv_heads)
+
+    def embed(self, ids_BL: Tensor) -> Tensor:
+        """Return what the first layer takes, (M, D)."""
+        return self.embed_tokens(ids_BL.reshape(-1)).astype(self.kernels.residual_dtype)
 
     def _visible(
         self, position_ids_BL: Tensor, segment_ids_BL: Tensor | None, cache: KVCache | None, rows_B: Any
@@ -110,6 +124,11 @@ class Qwen3Model(nn.Cell):
         places_L = ops.arange(segment_ids_BL.shape[1])
         past_LS = places_L.expand_dims(0) <= places_L.expand_dims(1)
         return mint.logical_and(segment_ids_BL.expand_dims(1) == segment_ids_BL.expand_dims(2), past_LS)
+
+
+def positions_of(ids_BL: Tensor) -> Tensor:
+    """Return 0, 1, 2, ... for each row, int32 of the shape of the ids."""
+    return ops.tile(ops.arange(ids_BL.shape[1]).expand_dims(0), (ids_BL.shape[0], 1))
 
 
 class Qwen3ForCausalLM(nn.Cell):

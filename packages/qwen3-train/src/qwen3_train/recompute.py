@@ -1,10 +1,11 @@
 """Computing parts of a layer again in the backward pass, instead of keeping what they made.
 
-A whole layer is MindSpore's own `Cell.recompute`, on Ascend. On a CPU that keeps what a cell with a gradient
-of its own takes and returns, the attention's probabilities among it, and holds more than both parts below do
-by themselves (883 MB against 786 for 12 layers, 1302 without): there these stand for the whole layer, too.
+On Ascend MindSpore recomputes: a whole layer, or the product of gate and up. On a CPU that keeps what a cell
+with a gradient of its own takes and returns, the attention's probabilities among it, and holds more than both
+parts below do by themselves (883 MB against 786 for 12 layers, 1302 without): there these stand for the whole
+layer, too.
 
-The two cells here have their inputs alone from forward to backward.
+The two cells of a CPU have their inputs alone from forward to backward.
 The backward pass begins with `depend` on the gradient that comes in: else the same operations would be found
 to have been done, or be done at once, and everything kept after all.
 
@@ -26,21 +27,48 @@ from qwen3_train.settings.recompute import ATTENTION, SWIGLU, Recompute
 def apply_recompute(model: Qwen3ForCausalLM, recompute: Recompute, stage: int) -> None:
     """Change the layers of a stage, before anything is compiled; when adapters are in."""
     kernels = model.kernels
-    # Ascend's fused attention keeps no probabilities in the first place.
-    attention = _AttentionAgain(kernels) if isinstance(kernels, PortableKernels) else None
-    # One of each for all layers, so that equal layers stay equal.
-    pair, down = _PairOnly(), _RecomputedDown(kernels)
+    if isinstance(kernels, PortableKernels):
+        _apply_to_parts(model, kernels, recompute, stage)
+        return
+    # Its fused attention keeps no probabilities in the first place.
+    again = _SwigluAgain()
     for number, layer in enumerate(model.model.layers):
-        if recompute.is_whole(stage, number) and attention is None:
+        if recompute.is_whole(stage, number):
             layer.recompute()
-            continue
+            layer.is_recomputed = True
+        elif SWIGLU in recompute.parts_of(stage, number):
+            layer.mlp.kernels = again
+
+
+def _apply_to_parts(
+    model: Qwen3ForCausalLM, kernels: PortableKernels, recompute: Recompute, stage: int
+) -> None:
+    # One of each for all layers, so that equal layers stay equal.
+    attention, pair, down = _AttentionAgain(kernels), _PairOnly(), _RecomputedDown(kernels)
+    for number, layer in enumerate(model.model.layers):
         parts = recompute.parts_of(stage, number)
-        if ATTENTION in parts and attention is not None:
+        if ATTENTION in parts:
             layer.self_attn.kernels = attention
         # An adapted product has its own dropout; it keeps what it multiplies.
         if SWIGLU in parts and type(layer.mlp.down_proj) is Linear:
             layer.mlp.kernels, layer.mlp.down_proj = pair, _DownOfPair(layer.mlp.down_proj, down)
     name_parameters(model)
+
+
+def is_recomputed(layer: nn.Cell) -> bool:
+    """Say whether all of a layer is computed again; on a CPU none is."""
+    return getattr(layer, "is_recomputed", False)
+
+
+@ms.jit_class
+class _SwigluAgain:
+    """The kernels of a feed-forward layer that keeps gate and up; MindSpore makes their product again."""
+
+    def __init__(self) -> None:
+        self._join, self._swiglu = ops.Concat(-1), ops.auto_generate.Swiglu().recompute()
+
+    def swiglu(self, gate_MF: Tensor, up_MF: Tensor) -> Tensor:
+        return self._swiglu(self._join((gate_MF, up_MF)), -1)
 
 
 class _RecomputedAttention(nn.Cell):

@@ -26,7 +26,8 @@ def join_ranks(device: Device, num_ranks: int, rank: int) -> Tp:
         return Whole()
     choose_device(device.target, device.ascend)
     init()
-    return Shards(make_group(device.target, "tp", range(num_ranks), rank), sequence_parallel=False)
+    group = make_group(device.target, "tp", range(num_ranks), rank, is_world=True)
+    return Shards(group, sequence_parallel=False)
 
 
 def is_so_everywhere(tp: Tp, is_so: bool) -> bool:

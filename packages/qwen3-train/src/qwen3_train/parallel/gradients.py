@@ -96,14 +96,18 @@ class SharedGradients(nn.Cell):
 
 
 class AddGradients(nn.Cell):
-    """Add gradients to their sums; return `result` afterwards."""
+    """Add gradients to their sums; return `result` afterwards.
+
+    The last weight's comes first, as the backward pass makes them: additions keep their order, and gradients
+    that wait for theirs take memory beside the sums.
+    """
 
     def __init__(self, sums: ParameterTuple, kernels: Kernels) -> None:
         super().__init__(auto_prefix=False)
         self.sums, self.each, self.kernels = sums, ops.HyperMap(), kernels
 
     def construct(self, gradients: tuple[Tensor, ...], result: Tensor) -> Tensor:
-        return ops.depend(result, self.each(self._add, self.sums, gradients))
+        return ops.depend(result, self.each(self._add, self.sums[::-1], gradients[::-1]))
 
     def _add(self, total: Tensor, gradient: Tensor) -> Tensor:
         return self.kernels.add_to(total, gradient)

@@ -10,7 +10,7 @@ from qwen3_model.collectives import Alone, Group, Link, make_group, make_link
 from qwen3_model.config import Qwen3Config
 from qwen3_model.layout import Layout, Part, placement
 from qwen3_model.shards import Shards, Tp, Whole
-from qwen3_train.parallel.stages import stage_layers
+from qwen3_train.parallel.stages import PAIR_BUFFER_MIB, stage_layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,14 +83,15 @@ def make_grid(
     def ranks(stages: range, replicas: range, shards: range) -> list[int]:
         return [layout.rank(stage=s, replica=r, shard=t) for s in stages for r in replicas for t in shards]
 
-    def group(kind: str, members: list[int]) -> Group:
+    def group(kind: str, members: list[int], buffer_mib: int | None = None) -> Group:
         # Ranks of a group lie equally far apart, so these say which; a process may have had other grids.
         name = f"{kind}_{members[0]}_{members[-1]}_{len(members)}"
-        return make_group(device_target, name, members, rank)
+        is_world = len(members) == layout.num_ranks
+        return make_group(device_target, name, members, rank, is_world=is_world, buffer_mib=buffer_mib)
 
     def link(upper: int) -> Link:
         pair = [layout.rank(stage=s, replica=replica, shard=shard) for s in (upper - 1, upper)]
-        return make_link(device_target, f"link_{pair[0]}_{pair[1]}", pair, rank)
+        return make_link(device_target, f"link_{pair[0]}_{pair[1]}", pair, rank, PAIR_BUFFER_MIB)
 
     # Every rank makes its groups in this order, so that nobody waits in a circle.
     tp_group = group("tp", ranks(range(stage, stage + 1), range(replica, replica + 1), range(layout.tp)))
@@ -100,7 +101,7 @@ def make_grid(
     ends: Group = Alone()
     if config.tie_word_embeddings and last > 0 and stage in (0, last):
         pair = [layout.rank(stage=s, replica=replica, shard=shard) for s in (0, last)]
-        ends = group("ends", pair)
+        ends = group("ends", pair, PAIR_BUFFER_MIB)
     world = group("world", list(range(layout.num_ranks)))
     layers = stage_layers(config.num_layers, layout.pp, offset)[stage]
     return Grid(

@@ -7,6 +7,8 @@ from qwen3_model.config import Qwen3Config
 from qwen3_model.layout import Layout, shard_slices
 
 EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
+PAIR_BUFFER_MIB = 32
+"""Each of HCCL's two buffers of a group of two stages, which hand over a micro-batch's hidden states."""
 
 
 def stage_layers(num_layers: int, pp: int, offset: Sequence[int]) -> list[range]:

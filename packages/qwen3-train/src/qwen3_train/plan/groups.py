@@ -1,33 +1,45 @@
 """The communication groups of a rank, each of which takes buffers of the device beside MindSpore's memory."""
 
+from qwen3_train.parallel.stages import PAIR_BUFFER_MIB
 from qwen3_train.plan.settings import PlanSettings
 
 BUFFER_BYTES = 2 * 200 * 2**20
 """A group of HCCL keeps two buffers of HCCL_BUFFSIZE, 200 MiB unless set, outside of max_device_memory."""
+ALL, BEFORE, AFTER, ENDS = "all", "stage before", "stage after", "tied embedding"
+BUFFERS = dict.fromkeys((BEFORE, AFTER, ENDS), 2 * PAIR_BUFFER_MIB * 2**20)
+"""Those of groups that set their own."""
 
 
 def groups_of_stage(settings: PlanSettings, stage: int) -> tuple[str, ...]:
     """Return what each group of a stage's rank is for, in the order in which it is made.
 
-    All ranks are in MindSpore's own group, and in the one in which losses and norms are added up.
+    All ranks are in MindSpore's own group. On Ascend it also adds up losses and norms, and stands for any
+    other group that has all ranks; on a CPU each of these is one more.
     """
-    layout = settings.layout
+    layout, is_last = settings.layout, stage == settings.layout.pp - 1
     if layout.num_ranks == 1:
         return ()
-    last = layout.pp - 1
-    is_end = settings.model.tie_word_embeddings and last > 0 and stage in (0, last)
+
+    is_end = settings.model.tie_word_embeddings and layout.pp > 1 and (stage == 0 or is_last)
     wanted = (
-        ("all", True),
-        ("tensor parallel", layout.tp > 1),
-        ("replicas", layout.dp > 1),
-        ("stage before", stage > 0),
-        ("stage after", stage < last),
-        ("tied embedding", is_end),
-        ("loss and norm", True),
+        (ALL, True),
+        ("tensor parallel", is_own(settings, layout.tp)),
+        ("replicas", is_own(settings, layout.dp)),
+        (BEFORE, stage > 0),
+        (AFTER, not is_last),
+        (ENDS, is_end and is_own(settings, 2)),
+        ("loss and norm", is_own(settings, layout.num_ranks)),
     )
     return tuple(name for name, is_there in wanted if is_there)
 
 
+def is_own(settings: PlanSettings, size: int) -> bool:
+    """Say whether ranks of such a number make a group of their own."""
+    return size > 1 and not (settings.is_fused and size == settings.layout.num_ranks)
+
+
 def buffer_bytes(settings: PlanSettings, stage: int) -> int:
     """Return the bytes of the collectives' buffers on a device; a CPU has none."""
-    return BUFFER_BYTES * len(groups_of_stage(settings, stage)) if settings.is_fused else 0
+    if not settings.is_fused:
+        return 0
+    return sum(BUFFERS.get(name, BUFFER_BYTES) for name in groups_of_stage(settings, stage))

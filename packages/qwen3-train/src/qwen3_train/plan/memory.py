@@ -159,12 +159,15 @@ def _stage_memory(settings: PlanSettings, stage: int) -> StageMemory:
         # Sums take their gradients in behind the whole backward pass, as a dry run of stages shows.
         before = every - of_embedding
         before += of_embedding if is_tied else 0
+        # Inputs of a graph stay until it has ended.
+        inputs = _waiting(settings, stage) if _keeps_layer_inputs(settings, stage) else 0
         own = WEIGHT_BYTES * optimizer_elements(trained.values(), dp)
         moments = {
             LOSS: held + parts["weight_copies"] + parts["activations"] + parts["logits"],
-            FIRST_LAYER: held + shared + before + kept + parts["working"],
+            FIRST_LAYER: held + shared + before + max(kept, inputs) + parts["working"],
             EMBEDDING_GRADIENT: held
             + shared
+            + inputs
             + parts["gradients"]
             + parts["gradient_work"]
             + parts["communication"],
@@ -195,17 +198,39 @@ def _working(settings: PlanSettings, weights: Mapping[str, tuple[int, ...]]) -> 
 def _activations(settings: PlanSettings, stage: int) -> int:
     """Bytes kept for the backward pass.
 
-    A stage of a pipeline keeps the inputs of its micro-batches in flight and nothing else of them: all but
-    the last compute forward again at the beginning of the backward pass, and the last does both at once.
+    A stage of a pipeline keeps the inputs of its micro-batches in flight and computes forward again at the
+    beginning of the backward pass, but for the last stage, which does both at once.
     """
     layout, is_last = settings.layout, stage == settings.layout.pp - 1
     num_layers = len(stage_layers(settings.model.num_layers, layout.pp, settings.offset)[stage])
     kept = _bytes(tensor for tensor in layer_tensors(settings) if tensor.is_kept(settings.recompute))
+    if _keeps_layer_inputs(settings, stage):
+        kept -= _stream(settings)
     of_one = num_layers * kept + (_bytes(head_tensors(settings)) if is_last else 0)
-    # The first stage's inputs are ids.
-    waiting = micro_batches_in_flight(stage, layout.pp, settings.micro_batch_num) if stage else 0
-    stream = settings.rows // settings.sequence_split * settings.model.hidden_size * settings.compute_bytes
-    return waiting * stream + of_one + _bytes(shared_tensors(settings))
+    return _waiting(settings, stage) + of_one + _bytes(shared_tensors(settings))
+
+
+def _waiting(settings: PlanSettings, stage: int) -> int:
+    """Bytes of what micro-batches in flight keep between graphs: the stage's input, or each layer's.
+
+    The first stage's own inputs are ids.
+    """
+    layout = settings.layout
+    in_flight = micro_batches_in_flight(stage, layout.pp, settings.micro_batch_num)
+    if _keeps_layer_inputs(settings, stage):
+        num_layers = len(stage_layers(settings.model.num_layers, layout.pp, settings.offset)[stage])
+        return in_flight * num_layers * _stream(settings)
+    return in_flight * _stream(settings) if stage else 0
+
+
+def _keeps_layer_inputs(settings: PlanSettings, stage: int) -> bool:
+    """Say whether layers that are recomputed whole take their inputs from the forward pass of their stage."""
+    return settings.is_fused and settings.recompute == "full" and stage < settings.layout.pp - 1
+
+
+def _stream(settings: PlanSettings) -> int:
+    """Bytes of the hidden states of a micro-batch."""
+    return settings.rows // settings.sequence_split * settings.model.hidden_size * settings.compute_bytes
 
 
 def _weight_copies(settings: PlanSettings, weights: Mapping[str, tuple[int, ...]]) -> int:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from qwen3_train.plan.communication import Traffic
+from qwen3_train.plan.groups import is_own
 from qwen3_train.plan.memory import StageMemory
 from qwen3_train.plan.settings import PlanSettings
 
@@ -52,5 +53,12 @@ def _num_groups(settings: PlanSettings) -> int:
     if layout.num_ranks == 1:
         return 0
     links = (pp - 1) * dp * tp
-    ends = dp * tp if settings.model.tie_word_embeddings and pp > 1 else 0
-    return 2 + (dp * pp if tp > 1 else 0) + (tp * pp if dp > 1 else 0) + links + ends
+    is_tied = settings.model.tie_word_embeddings and pp > 1
+    return (
+        1
+        + is_own(settings, layout.num_ranks)
+        + dp * pp * is_own(settings, tp)
+        + tp * pp * is_own(settings, dp)
+        + links
+        + dp * tp * (is_tied and is_own(settings, 2))
+    )
