@@ -56,6 +56,28 @@ def test_a_response_has_a_thought_and_a_message(client):
     assert response.usage.total_tokens == response.usage.input_tokens + response.usage.output_tokens > 20
 
 
+def test_tokens_of_the_thought_are_counted_by_every_endpoint(client, serve_dir):
+    thought = "<think>\nA greeting; I answer in kind.\n</think>"
+    number = len(Qwen3Tokenizer.from_dir(serve_dir).encode(thought))
+    messages = [{"role": "user", "content": "Good morning"}]
+    response = client.responses.create(model=MODEL, input="Good morning")
+    assert response.usage.output_tokens_details.reasoning_tokens == number
+    whole = client.chat.completions.create(model=MODEL, messages=messages)
+    assert whole.usage.completion_tokens_details.reasoning_tokens == number
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = list(client.chat.completions.create(
+        model=MODEL, messages=messages, stream=True, extra_body={"stream_options": options}
+    ))  # fmt: skip
+    assert chunks[-1].usage == whole.usage
+    counts = [chunk.usage.completion_tokens for chunk in chunks]
+    assert counts == sorted(counts)
+    assert counts[0] <= 1
+    assert len(set(counts)) > 10
+    assert all(chunk.usage.completion_tokens_details.reasoning_tokens <= number for chunk in chunks)
+    plain = client.responses.create(model=MODEL, input="Good morning", reasoning={"effort": "none"})
+    assert plain.usage.output_tokens_details.reasoning_tokens in (0, number)
+
+
 def test_a_stream_builds_the_response_that_ends_it(client):
     events = list(client.responses.create(model=MODEL, input="Good morning", stream=True))
     assert [event.sequence_number for event in events] == list(range(len(events)))

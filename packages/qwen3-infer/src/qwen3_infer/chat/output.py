@@ -46,6 +46,16 @@ class ChatOutput:
         self.num_calls = 0
         """Calls found so far."""
 
+    @property
+    def is_thinking(self) -> bool:
+        """Whether what comes next belongs to a thought, as far as is certain."""
+        return self._state == "thought" or (self._state == "start" and self._starts_in_thought)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it is certain if the answer begins with a thought."""
+        return self._state != "start"
+
     def push(self, piece: str, *, is_last: bool = False) -> list[Part]:
         """Return the parts that are now certain."""
         self._held += piece

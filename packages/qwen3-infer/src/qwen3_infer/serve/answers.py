@@ -25,12 +25,26 @@ class Choice:
     logprobs: list[dict[str, Any]] = field(default_factory=list)
     finish_reason: str | None = None
     num_tokens: int = 0
+    num_thought: int = 0
+    """Tokens of the thought, its tags among them."""
+    num_unsure: int = 0
+    """Tokens at the beginning that may be a tag's."""
     offset: int = 0
     """Characters of the tokens so far, for the offsets of legacy log-probabilities."""
     characters: codecs.IncrementalDecoder = field(
         default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace")
     )
     """Counts those whose bytes are spread over several tokens once."""
+
+
+def take_apart(choice: Choice, event: Event) -> list[Part]:
+    """Return the parts that a token makes certain, and count the token where it belongs to a thought."""
+    was_thinking = choice.output.is_thinking
+    parts = choice.output.push(event.piece, is_last=event.completion is not None)
+    if was_thinking or choice.output.is_thinking:
+        choice.num_thought += 1 + choice.num_unsure
+    choice.num_unsure = 0 if choice.output.has_begun else choice.num_unsure + 1
+    return parts
 
 
 class Answer:
@@ -110,10 +124,7 @@ class Answer:
 
     def _add_chat(self, index: int, choice: Choice, event: Event) -> Iterator[dict[str, Any]]:
         logprobs = self._chat_logprobs(choice, event)
-        deltas = [
-            self._delta(choice, part)
-            for part in choice.output.push(event.piece, is_last=event.completion is not None)
-        ]
+        deltas = [self._delta(choice, part) for part in take_apart(choice, event)]
         if logprobs and not deltas:
             deltas = [{}]
         for number, delta in enumerate(deltas):
@@ -143,7 +154,9 @@ class Answer:
         chunk = head | {
             "choices": [{"index": index, **choice, "finish_reason": self.choices[index].finish_reason}]
         }
-        return chunk | ({"usage": None} if self._request.include_usage else {})
+        if not self._request.include_usage:
+            return chunk
+        return chunk | {"usage": self.usage() if self._request.continuous_usage else None}
 
     def last_chunks(self) -> Iterator[dict[str, Any]]:
         """Yield what a stream ends with: the counts, when its client asked for them."""
@@ -184,12 +197,16 @@ class Answer:
     def usage(self) -> dict[str, Any]:
         """Return the counts: each prompt once, every generated token."""
         num_prompt = self._request.num_prompt_tokens
-        return {
+        counted: dict[str, Any] = {
             "prompt_tokens": num_prompt,
             "completion_tokens": self.num_tokens,
             "total_tokens": num_prompt + self.num_tokens,
             "prompt_tokens_details": {"cached_tokens": self.num_shared},
         }
+        if self._request.is_chat:
+            num_thought = sum(choice.num_thought for choice in self.choices)
+            counted["completion_tokens_details"] = {"reasoning_tokens": num_thought}
+        return counted
 
     def _chat_logprobs(self, choice: Choice, event: Event) -> dict[str, Any] | None:
         if event.logprob is None:

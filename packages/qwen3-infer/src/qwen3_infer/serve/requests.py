@@ -60,6 +60,8 @@ class ApiRequest:
     """Whether pieces are sent as they come."""
     include_usage: bool
     """Whether the stream ends with the counts."""
+    continuous_usage: bool
+    """Whether each chunk has those so far."""
     has_tools: bool
     """Whether `<tool_call>` in the answer is a call."""
     starts_in_thought: bool
@@ -131,7 +133,7 @@ def read_chat(body: Any, service: Service) -> ApiRequest:
         is_chat=True,
         requests=_requests([ids], given, decoding, length, service),
         stream=bool(given.get("stream")),
-        include_usage=_include_usage(given),
+        **_usage_wanted(given),
         has_tools=bool(tools),
         starts_in_thought=in_thought,
     )
@@ -161,7 +163,7 @@ def read_completion(body: Any, service: Service) -> ApiRequest:
         is_chat=False,
         requests=_requests(prompts, given, decoding, length or 1, service),
         stream=bool(given.get("stream")),
-        include_usage=_include_usage(given),
+        **_usage_wanted(given),
         has_tools=False,
         starts_in_thought=False,
         echo=echo,
@@ -204,17 +206,18 @@ def thinking_of(given: Mapping[str, Any], service: Service) -> bool:
     return service.thinking if named is None else named
 
 
-def _include_usage(given: Mapping[str, Any]) -> bool:
+def _usage_wanted(given: Mapping[str, Any]) -> dict[str, bool]:
+    """Return when a stream tells the counts, as arguments of `ApiRequest`."""
     options = given.get("stream_options", {})
     if unknown := sorted(options.keys() - {"include_usage", "include_obfuscation", "continuous_usage_stats"}):
         raise invalid("stream_options", f"has no {', '.join(unknown)}")
     if not all(isinstance(value, bool | None) for value in options.values()):
         raise invalid("stream_options", "must hold true or false alone")
-    if options.get("continuous_usage_stats"):
-        raise invalid(
-            "stream_options", "continuous_usage_stats is not implemented; the last chunk has the counts"
-        )
-    return bool(options.get("include_usage"))
+    is_wanted = bool(options.get("include_usage"))
+    return {
+        "include_usage": is_wanted,
+        "continuous_usage": is_wanted and bool(options.get("continuous_usage_stats")),
+    }
 
 
 def _decoding(given: Mapping[str, Any], service: Service) -> Decoding:

@@ -6,7 +6,7 @@ from typing import Any
 
 from qwen3_infer.chat.output import Part
 from qwen3_infer.engine.jobs import Event
-from qwen3_infer.serve.answers import Answer
+from qwen3_infer.serve.answers import Answer, take_apart
 from qwen3_infer.serve.requests import ApiRequest
 from qwen3_model.tokenizer import Qwen3Tokenizer
 
@@ -39,7 +39,7 @@ class ResponsesAnswer(Answer):
         choice.num_tokens += 1
         if event.completion:
             self.num_shared += event.completion.num_shared
-        for part in choice.output.push(event.piece, is_last=event.completion is not None):
+        for part in take_apart(choice, event):
             yield from self._add_part(part)
         if event.completion:
             yield from self._close()
@@ -128,7 +128,7 @@ class ResponsesAnswer(Answer):
             "input_tokens": counted["prompt_tokens"],
             "input_tokens_details": counted["prompt_tokens_details"],
             "output_tokens": counted["completion_tokens"],
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": counted["completion_tokens_details"],
             "total_tokens": counted["total_tokens"],
         }
 
