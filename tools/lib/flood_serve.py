@@ -7,6 +7,7 @@ import resource
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -167,7 +168,8 @@ def main() -> None:
     options = parser.parse_args()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    log = Path.cwd() / f".flood_serve.{time.time_ns()}.log"
+    folder = tempfile.TemporaryDirectory(prefix="flood-serve-")
+    log = Path(folder.name) / "log"
     program = Path(sys.executable).with_name("qwen3-infer")
     command = [
         program,
@@ -196,7 +198,7 @@ def main() -> None:
     finally:
         server.terminate()
         server.wait()
-        log.unlink()
+        folder.cleanup()
     raise SystemExit(0 if all(results) else 1)
 
 

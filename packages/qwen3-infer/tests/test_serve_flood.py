@@ -58,6 +58,18 @@ def test_silent_connections_keep_nobody_out_and_write_no_log(start_server, serve
     assert server.end() == 0
 
 
+def test_a_burst_of_connections_makes_nobody_ask_again(start_server, serve_dir):
+    server = start_server(str(SCRIPT), str(serve_dir))
+    waited_s = []
+    with ExitStack() as stack:
+        for _ in range(3000):
+            started_s = time.monotonic()
+            connect(stack, server.port)
+            waited_s.append(time.monotonic() - started_s)
+    # A client whose first packet finds no room sends it again after a second; with room for 128 one in 150 did.
+    assert sum(each > 0.9 for each in waited_s) <= 5
+
+
 def test_a_silent_connection_is_closed_soon(start_server, serve_dir):
     server = start_server(str(SCRIPT), str(serve_dir), json.dumps({"send_timeout_s": 1}))
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as silent:

@@ -11,7 +11,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from qwen3_model.errors import UsageError
 
 MOST_BACKLOG = 128
-"""Connections that the system keeps until they are accepted."""
+"""Connections that are accepted at once."""
 OWN_DESCRIPTORS = 32
 """For files that the process opens besides those open already."""
 TURNED_AWAY = (
@@ -28,7 +28,7 @@ class ConnectionLimits:
     of_address: int
     """Of one client address."""
     backlog: int
-    """Not accepted yet."""
+    """Accepted at once."""
 
 
 def connection_limits(wanted: int) -> ConnectionLimits:

@@ -24,6 +24,8 @@ HEAD_TIMEOUT_S = 10.0
 """For the head of a request; `send_timeout_s` when that is shorter."""
 
 
+MOST_WAITING = 1024
+"""Connections that the system keeps until they are accepted, a tenth of a second's worth."""
 CHECK_S = 0.5
 """How often the server looks whether the processes that share the model out still run."""
 
@@ -200,6 +202,15 @@ def serve_app(
         timeout_graceful_shutdown=max(1, round(serve.drain_timeout_s)),
     )
     server = uvicorn.Server(config)
+    start = server.startup
+
+    async def start_with_queue(sockets: list[socket.socket] | None = None) -> None:
+        await start(sockets)
+        # asyncio accepts as many at once as it lets wait, so it is told of few; the system may let more wait,
+        # so that a burst of connections does not make others ask again after a second.
+        door.listen(MOST_WAITING)
+
+    server.startup = start_with_queue  # type: ignore[method-assign]
     # uvicorn's own handlers would end the process by the signal, not with 0.
     server.capture_signals = contextlib.nullcontext  # type: ignore[assignment, method-assign]
 
