@@ -66,7 +66,7 @@ def test_a_burst_of_connections_makes_nobody_ask_again(start_server, serve_dir):
             started_s = time.monotonic()
             connect(stack, server.port)
             waited_s.append(time.monotonic() - started_s)
-    # A client whose first packet finds no room sends it again after a second; with room for 128 one in 150 did.
+    # A client whose first packet finds no room sends it again after a second; of 128 places one in 150 did.
     assert sum(each > 0.9 for each in waited_s) <= 5
 
 
