@@ -18,9 +18,9 @@ import ascend_stand_in  # noqa: E402
 from ascend_cases import Case, all_cases, small_cases  # noqa: E402
 from ascend_dry_run import real_cann  # noqa: E402
 from ascend_inputs import Inputs  # noqa: E402
-from ascend_matrix import run_case  # noqa: E402
+from ascend_matrix import functions_of, run_case  # noqa: E402
 
-CASES = [case for case in small_cases() if "prefill" in case.name]
+CASES = list(small_cases())
 MISSING = ascend_stand_in.missing_tools()
 needs_compiler = pytest.mark.skipif(bool(MISSING), reason=f"needs {' and '.join(MISSING)}")
 TOOL = ROOT / "tools/ascend_dry_run"
@@ -44,6 +44,15 @@ def test_mindspores_backend_takes_the_graphs_of(case: Case, inputs, tmp_path):
     assert sum(graph.count("aclnn") for graph in report.graphs) > 20
     assert any(graph.count("hccl") for graph in report.graphs) == (case.ranks > 1)
     assert max(graph.peak_bytes or 0 for graph in report.graphs) > 0
+
+
+@needs_compiler
+def test_mindspore_calls_functions_of_the_list(inputs, tmp_path):
+    """Which it calls for an operator, the log of a dry run does not say."""
+    (case,) = [case for case in small_cases() if case.name == "packed conversations, sequence parallel"]
+    called = functions_of(case, inputs, tmp_path / "case")
+    assert len(called) > 20
+    assert called <= ascend_report.known_functions()
 
 
 def test_each_function_of_the_list_is_in_the_wheel_and_documented():

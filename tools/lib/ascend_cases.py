@@ -32,8 +32,10 @@ class Case:
     soc: str = A2
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Values by dotted keys; `length` stands for all lengths of sequences."""
+    program: str = "generate"
+    """Command of qwen3-infer, where the YAML is one for prediction."""
     arguments: tuple[str, ...] = ()
-    """Of `generate`."""
+    """Of that command."""
     resumes: bool = False
     """Go on from a checkpoint that one process wrote on the CPU."""
 
@@ -44,9 +46,13 @@ class Case:
         if self.yaml.startswith("predict"):
             path.write_text(yaml.safe_dump(values), encoding="utf-8")
             model = inputs.model(f"model_{self.name}", self.changes["sizes"])
+            own = {
+                "generate": ["--save-file", str(folder / "answers.txt")],
+                "score": ["--data", str(inputs.document)],
+            }
             return [
-                "qwen3-infer", "generate", "--config", str(path), "--pretrained-model-dir", str(model),
-                "--save-file", str(folder / "answers.txt"), *self.arguments,
+                "qwen3-infer", self.program, "--config", str(path), "--pretrained-model-dir", str(model),
+                *own[self.program], *self.arguments,
             ]  # fmt: skip
         self._give_inputs(values, inputs, folder)
         path.write_text(yaml.safe_dump(values), encoding="utf-8")
@@ -112,6 +118,7 @@ SELECTIVE = {"recompute_config.recompute": False, "recompute_config.select_recom
 NONE = {"recompute_config.recompute": False, "recompute_config.select_recompute": False}
 SKIPS = {"use_skip_data_by_global_norm": True, "monitor_config.global_norm_spike_threshold": 3.0}
 ACCUMULATES = {"runner_config.gradient_accumulation_steps": 2}
+FLOAT32 = {f"{MODEL}.fp32_residual_connection": True}
 DOCUMENTS = {f"{LOADER}.config.reset_position_ids": True, f"{LOADER}.config.reset_attention_mask": True}
 EVALUATES = {"do_eval": True}
 PRETRAIN, FINETUNE, LORA = (f"{kind}_qwen3_{{}}_4k" for kind in ("pretrain", "finetune", "lora"))
@@ -146,8 +153,8 @@ def small_cases() -> Iterator[Case]:
         "first of two stages, evaluation", PRETRAIN, "8b", layout(pp=2), NONE, EVALUATES, rank=0, ranks=2
     )
     yield case(
-        "middle of three stages, sequence parallel, full recomputation", PRETRAIN, "32b",
-        layout(pp=3, tp=2, sp=True), FULL, rank=2, ranks=6,
+        "middle of three stages, sequence parallel, full recomputation, float32 residuals", PRETRAIN, "32b",
+        layout(pp=3, tp=2, sp=True), FULL, FLOAT32, rank=2, ranks=6,
     )  # fmt: skip
     yield case(
         "last stage of all layouts, ZeRO-1, selective recomputation, on an A3", PRETRAIN, "32b",
@@ -180,17 +187,56 @@ def _generation(name: str, sizes: Mapping[str, Any]) -> Iterator[Case]:
             name=f"prefill and decode of {name}, {tp} ranks, {soc}", yaml="predict_qwen3", rank=tp - 1,
             ranks=tp, soc=soc, changes=shares | {"sizes": sizes}, arguments=prompts,
         )  # fmt: skip
+    yield Case(
+        name=f"score with {name}, 2 ranks", yaml="predict_qwen3", rank=1, ranks=2, program="score",
+        changes={"use_parallel": True, "parallel_config.model_parallel": 2, "sizes": sizes},
+    )  # fmt: skip
 
 
 def all_cases() -> Iterator[Case]:
-    """Yield the cases of --all: the small ones, and every YAML as it is but for the number of layers."""
+    """Yield the cases of --all: the small ones, layouts, and every YAML as it is but for its layers."""
     yield from small_cases()
+    yield from _layouts()
     for kind in (PRETRAIN, FINETUNE, LORA):
         for size in SIZES:
             yield from _whole(kind.format(size))
     for size in ("0.6b", "32b"):
         values = yaml.safe_load((CONFIGS / f"{PRETRAIN.format(size)}.yaml").read_text(encoding="utf-8"))
         yield from _generation(size, values["model"]["model_config"] | {"num_hidden_layers": 2})
+
+
+LAYOUTS: tuple[tuple[str, dict[str, Any], int], ...] = (
+    ("one process", {}, 0),
+    ("tp 2", {"tp": 2}, 1),
+    ("tp 2, sequence parallel", {"tp": 2, "sp": True}, 1),
+    ("dp 2", {"dp": 2}, 1),
+    ("dp 2, ZeRO-1", {"dp": 2, "zero1": True}, 1),
+    ("dp 2 x tp 2, sequence parallel, ZeRO-1", {"dp": 2, "tp": 2, "sp": True, "zero1": True}, 3),
+    ("first of 2 stages", {"pp": 2}, 0),
+    ("last of 2 stages", {"pp": 2}, 1),
+    ("first of 3 stages, tp 2", {"pp": 3, "tp": 2}, 0),
+    ("middle of 3 stages, dp 2", {"pp": 3, "dp": 2}, 3),
+    ("last of 3 stages, tp 2, sequence parallel", {"pp": 3, "tp": 2, "sp": True}, 5),
+    ("first of 4 stages, dp 2, ZeRO-1", {"pp": 4, "dp": 2, "zero1": True}, 0),
+    ("second of 4 stages", {"pp": 4}, 1),
+    ("last of 4 stages of all", {"pp": 4, "dp": 2, "tp": 2, "sp": True, "zero1": True}, 15),
+)
+"""What a rank can be: its words, its layout, and its number."""
+
+
+def _layouts() -> Iterator[Case]:
+    """Yield each kind of run, layout and recomputation at small widths; steps accumulate and are skipped."""
+    for kind in (PRETRAIN, FINETUNE, LORA):
+        for words, keys, rank in LAYOUTS:
+            for how, recompute in (("none", NONE), ("selective", SELECTIVE), ("full", FULL)):
+                changes = SMALL | layout(**keys) | recompute | SKIPS
+                if kind == PRETRAIN:
+                    changes |= ACCUMULATES | EVALUATES
+                yield Case(
+                    name=f"layouts: {kind.partition('_')[0]}, {words}, recomputation {how}",
+                    yaml=kind.format("0.6b" if kind == FINETUNE else "8b"), rank=rank,
+                    ranks=keys.get("dp", 1) * keys.get("tp", 1) * keys.get("pp", 1), changes=changes,
+                )  # fmt: skip
 
 
 def _whole(name: str) -> Iterator[Case]:

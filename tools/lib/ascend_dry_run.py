@@ -41,20 +41,10 @@ def dry_run(
         environment: Of this process when left out.
     """
     given = dict(os.environ if environment is None else environment)
-    cann = real_cann(given)
     with tempfile.TemporaryDirectory(prefix="qwen3-dry-run-") as folder:
         graphs, logs = Path(folder) / "graphs.jsonl", Path(folder) / "log"
         logs.mkdir()
-        variables = {name: value for name, value in given.items() if name not in LEFT_OUT}
-        if cann is None:
-            variables |= stand_in_environment(stand_in(), mindspore_folder())
-        elif "PYTHONPATH" in given:
-            variables["PYTHONPATH"] = given["PYTHONPATH"]  # CANN's set_env.sh puts its packages there
-        variables |= {
-            "MS_SIMULATION_LEVEL": "1", "RANK_ID": str(rank), "RANK_SIZE": str(ranks),
-            "QWEN3_DRY_RUN_SOC": soc,
-            # With two cores, MindSpore 2.10 waits for itself in graphs with a branch that is inlined.
-            "MS_DEV_RUNTIME_CONF": "switch_inline:False",
+        variables = dry_run_environment(rank, ranks, soc, given) | {
             "GLOG_v": "2", "MS_SUBMODULE_LOG_v": "{DEVICE:1}", "GLOG_logtostderr": "0",
             "GLOG_stderrthreshold": "4", "GLOG_log_dir": str(logs),
         }  # fmt: skip
@@ -65,11 +55,50 @@ def dry_run(
         )  # fmt: skip
         facts = {
             "command": list(command), "rank": rank, "ranks": ranks, "soc": soc,
-            "mindspore": importlib.metadata.version("mindspore"), "cann": cann or "stand-ins",
+            "mindspore": importlib.metadata.version("mindspore"), "cann": real_cann(given) or "stand-ins",
             "exit_code": done.returncode, "seconds": round(time.monotonic() - started_s, 1),
             "cpu_seconds": round(_cpu_s() - used_s, 1),
         }  # fmt: skip
         return make_report(facts, graphs, logs)
+
+
+def called_functions(
+    command: Sequence[str], *, rank: int, ranks: int, soc: str = "Ascend910B2", cwd: Path | None = None
+) -> set[str]:
+    """Return the aclnn functions that MindSpore calls to prepare the kernels of the command's first graph.
+
+    At simulation level 3 it does call them, and ends at the first launch, for which a stand-in has prepared
+    nothing. CANN itself would need a device there.
+    """
+    with tempfile.TemporaryDirectory(prefix="qwen3-dry-run-") as folder:
+        called = Path(folder) / "called"
+        called.touch()
+        variables = dry_run_environment(rank, ranks, soc, {}) | {
+            "PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", folder), "GLOG_v": "4",
+            "MS_SIMULATION_LEVEL": "3", "QWEN3_DRY_RUN_ACLNN": str(called),
+        }  # fmt: skip
+        subprocess.run(
+            [sys.executable, "-s", PROBE, Path(folder) / "graphs.jsonl", *command],
+            env=variables, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, check=False,
+        )  # fmt: skip
+        return set(called.read_text(encoding="ascii").split())
+
+
+def dry_run_environment(
+    rank: int, ranks: int, soc: str = "Ascend910B2", environment: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Return the environment of a process that plays `rank` of `ranks`, out of the one that is given."""
+    given = os.environ if environment is None else environment
+    variables = {name: value for name, value in given.items() if name not in LEFT_OUT}
+    if real_cann(given) is None:
+        variables |= stand_in_environment(stand_in(), mindspore_folder())
+    elif "PYTHONPATH" in given:
+        variables["PYTHONPATH"] = given["PYTHONPATH"]  # CANN's set_env.sh puts its packages there
+    return variables | {
+        "MS_SIMULATION_LEVEL": "1", "RANK_ID": str(rank), "RANK_SIZE": str(ranks), "QWEN3_DRY_RUN_SOC": soc,
+        # With two cores, MindSpore 2.10 waits for itself in graphs with a branch that is inlined.
+        "MS_DEV_RUNTIME_CONF": "switch_inline:False",
+    }  # fmt: skip
 
 
 def _cpu_s() -> float:
@@ -89,12 +118,15 @@ def main() -> int:
     if sys.argv[1:] == ["make"]:
         print(stand_in())
         return 0
-    usage = "%(prog)s [options] -- COMMAND ... | --all [NAME] | --small [NAME] | --record [NAME] | make"
+    usage = "%(prog)s [options] -- COMMAND ... | --all, --small, --functions or --record [NAME] | make"
     parser = argparse.ArgumentParser(prog="tools/ascend_dry_run", description=__doc__, usage=usage)
     matrix = parser.add_mutually_exclusive_group()
     matrix.add_argument("--all", nargs="?", const="", metavar="NAME", help="every case with NAME in its name")
     matrix.add_argument(
         "--small", nargs="?", const="", metavar="NAME", help="the same of those of tools/test"
+    )
+    matrix.add_argument(
+        "--functions", nargs="?", const="", metavar="NAME", help="the aclnn functions that those call"
     )
     matrix.add_argument(
         "--record", nargs="?", const="", metavar="NAME", help="write down the memory that plan is held to"
@@ -111,6 +143,11 @@ def main() -> int:
 
         cases = all_cases() if options.all is not None else small_cases()
         return 1 if run_cases(case for case in cases if name in case.name) else 0
+    if options.functions is not None:
+        from ascend_cases import small_cases
+        from ascend_matrix import run_functions
+
+        return 1 if run_functions(case for case in small_cases() if options.functions in case.name) else 0
     if options.record is not None:
         from ascend_record import record
 

@@ -8,7 +8,10 @@ import sys
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qwen3_model.config import Qwen3Config
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKENIZER = ROOT / "tools/demo_data/tokenizer"
@@ -57,11 +60,15 @@ class Inputs:
         path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
         return path
 
+    @cached_property
+    def document(self) -> Path:
+        """A text of a few hundred tokens."""
+        path = self.folder / "document.txt"
+        path.write_text("The game was " * 200, encoding="utf-8")
+        return path
+
     def model(self, name: str, sizes: Mapping[str, Any]) -> Path:
         """Return a Hugging Face folder of zeros; its file is a hole, so that 32B takes no disk."""
-        folder = self.folder / name
-        if folder.is_dir():
-            return folder
         from qwen3_model.config import Qwen3Config
 
         config = Qwen3Config.from_hf(
@@ -76,8 +83,17 @@ class Inputs:
                 "tie_word_embeddings": sizes["tie_word_embeddings"],
             }
         )  # fmt: skip
+        return self.zeros(name, config)
+
+    def zeros(self, name: str, config: "Qwen3Config") -> Path:
+        """Return the same of a config."""
+        folder = self.folder / name
+        if folder.is_dir():
+            return folder
         shutil.copytree(TOKENIZER, folder)
-        (folder / "config.json").write_text(json.dumps(config.to_hf()), encoding="utf-8")
+        # The tokenizer is another one than that of the released sizes, without their tokens that end a text.
+        values = {key: value for key, value in config.to_hf().items() if not key.endswith("_token_id")}
+        (folder / "config.json").write_text(json.dumps(values), encoding="utf-8")
         header, end = {}, 0
         for tensor, shape in config.weight_shapes().items():
             start, end = end, end + 2 * math.prod(shape)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import yaml
 from ascend_cases import Case
-from ascend_dry_run import dry_run
+from ascend_dry_run import called_functions, dry_run
 from ascend_inputs import Inputs
-from ascend_report import GIB, KINDS, Report
+from ascend_report import GIB, KINDS, Report, known_functions
 
 
 def run_case(case: Case, inputs: Inputs, folder: Path) -> Report:
@@ -57,6 +57,28 @@ def run_cases(cases: Iterable[Case]) -> int:
             sys.stdout.write(line_of(case, report))
             sys.stdout.flush()
     sys.stdout.write(f"{failed} with problems, {time.monotonic() - started_s:.0f} s\n")
+    return failed
+
+
+def functions_of(case: Case, inputs: Inputs, folder: Path) -> set[str]:
+    """Return the aclnn functions that the first graph of `case` calls; `folder` is new."""
+    folder.mkdir(parents=True)
+    command = case.command(inputs, folder)
+    return called_functions(command, rank=case.rank, ranks=case.ranks, soc=case.soc, cwd=folder)
+
+
+def run_functions(cases: Iterable[Case]) -> int:
+    """Print which aclnn functions each case's first graph calls; return how many cases call others."""
+    listed, failed = known_functions(), 0
+    with tempfile.TemporaryDirectory(prefix="qwen3-dry-runs-") as base:
+        inputs = Inputs(Path(base))
+        for number, case in enumerate(cases):
+            called = functions_of(case, inputs, Path(base) / f"case_{number}")
+            failed += not called or bool(called - listed)
+            sys.stdout.write(f"{case.name}: {len(called)} functions\n")
+            if others := sorted(called - listed):
+                sys.stdout.write(f"{'':7}not in the list: {', '.join(others)}\n")
+            sys.stdout.flush()
     return failed
 
 

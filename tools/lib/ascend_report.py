@@ -71,6 +71,11 @@ def known_operators() -> dict[tuple[str, str], tuple[str, str]]:
     return {(row[0], row[1]): (row[2], row[3]) for row in rows if not row[0].startswith("#")}
 
 
+def known_functions() -> set[str]:
+    """Return the functions of the list."""
+    return {function for function, _ in known_operators().values()}
+
+
 def make_report(facts: Mapping[str, Any], graphs_path: Path, log_dir: Path) -> Report:
     """Read what the process of a dry run and MindSpore's log have left."""
     kernels = read_kernels(log_dir)

@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <map>
 #include <string>
+#include <sys/mman.h>
 #include <unistd.h>
 
 namespace {
@@ -92,8 +93,8 @@ int aclrtGetMemInfo(int, size_t *free_bytes, size_t *total) {
   return 0;
 }
 int aclrtMalloc(void **memory, size_t bytes, int) {
-  *memory = malloc(bytes ? bytes : 1);
-  return *memory ? 0 : 1;
+  *memory = mmap(nullptr, bytes ? bytes : 1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  return *memory != MAP_FAILED ? 0 : 1;
 }
 int aclrtMallocAlign32(void **memory, size_t bytes, int policy) { return aclrtMalloc(memory, bytes, policy); }
 int aclrtMallocHost(void **memory, size_t bytes) { return aclrtMalloc(memory, bytes, 0); }

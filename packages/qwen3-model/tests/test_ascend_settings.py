@@ -126,3 +126,27 @@ def test_the_precision_modes_are_those_of_mindspores_documentation():
     items = [line.strip()[2:] for line in text.splitlines() if line.strip().startswith("- ")]
     named = {item.partition(":")[0] for item in items if ":" in item.partition(" ")[0]}
     assert named == set(ascend_settings.PRECISION_MODES)
+
+
+def test_a_graph_that_does_not_compile_is_written_into_the_runs_folder(tmp_path):
+    script = """
+import sys
+from pathlib import Path
+import mindspore as ms
+import numpy as np
+from qwen3_model.ascend_settings import AscendSettings, choose_device
+choose_device("CPU", AscendSettings(work_dir=Path(sys.argv[1])))
+class Wrong(ms.nn.Cell):
+    @ms.jit
+    def construct(self, x):
+        return ms.ops.MatMul()(x, x)
+Wrong()(ms.Tensor(np.ones((2, 3), np.float32)))
+"""
+    here, run, program = tmp_path / "here", tmp_path / "run", tmp_path / "program.py"
+    here.mkdir()
+    program.write_text(script, encoding="utf-8")  # MindSpore reads a graph's source from a file
+    command = [sys.executable, str(program), str(run)]
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
+    assert "ValueError" in done.stderr
+    assert not list(here.iterdir())
+    assert list(run.rglob("analyze_fail.ir"))

@@ -23,4 +23,5 @@ def make_settings(size="0.6B", **changes):
         "adapters": None,
         "separate_documents": False,
     }
-    return PlanSettings(**(values | changes))
+    values |= changes
+    return PlanSettings(**({"residual_bytes": values["compute_bytes"]} | values))

@@ -1,7 +1,8 @@
-"""Ascend's training step of any rank of any layout, compiled by MindSpore's front end: no numbers.
+"""Ascend's training step at the widths of every size, compiled by MindSpore's front end: no numbers.
 
 The trainer's own step is taken; where it would run a graph, the graph is compiled (`ascend_trainer`). Each
-size has one layer of its own shapes per stage, and its whole vocabulary.
+size has one layer of its own shapes, and an eighth of its vocabulary. `tests/test_ascend_dry_run.py` takes
+the kinds of ranks and runs through the backend.
 """
 
 import dataclasses
@@ -16,20 +17,20 @@ from qwen3_model.collectives import AscendGroup, AscendLink
 from qwen3_model.config import SIZES
 from qwen3_model.kernels import make_kernels
 from qwen3_model.layout import Layout
-from qwen3_model.lora import add_lora
 from qwen3_model.model import Qwen3ForCausalLM
 from qwen3_train.data.batches import Batch
-from qwen3_train.parallel.grid import WorldSum, make_grid
+from qwen3_train.parallel.grid import make_grid
 from qwen3_train.settings.adam import AdamSettings
-from qwen3_train.settings.skip import SkipSettings
-from qwen3_train.step import Evaluation, TrainStep
+from qwen3_train.step import TrainStep
 
 LENGTH = 64
 ADAM = AdamSettings(beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1)
 TINY = dataclasses.replace(
     SIZES["0.6B"], hidden_size=128, intermediate_size=256, num_heads=8, head_dim=16, vocab_size=512
 )
-CONFIGS = {"tiny": TINY} | SIZES | {"tiny untied": dataclasses.replace(TINY, tie_word_embeddings=False)}
+CONFIGS = {"tiny": TINY} | {
+    size: dataclasses.replace(config, vocab_size=config.vocab_size // 8) for size, config in SIZES.items()
+}
 FORWARD = {"FlashAttentionScore", "RmsNorm", "RotaryPositionEmbedding", "Swiglu"}
 BACKWARD = {"FlashAttentionScoreGrad", "RmsNormGrad", "RotaryPositionEmbeddingGrad", "SwigluGrad"}
 
@@ -60,92 +61,27 @@ def a_batch(*, documents=False):
     )  # fmt: skip
 
 
-def rank_of(
-    size, layout, rank, *, passes=1, shares_moments=False, skip=None, change=None, float32_residual=False
-):
+def step_of(size, layout, rank, *, passes=1):
     config = dataclasses.replace(CONFIGS[size], num_layers=layout.pp, max_position_embeddings=LENGTH)
     grid = make_grid("Ascend", config, layout, (), rank)
-    model = Qwen3ForCausalLM(
-        config, make_kernels("Ascend", float32_residual=float32_residual), tp=grid.tp, part=grid.part
-    )
-    if change is not None:
-        change(model)
-    step = TrainStep(
-        model, ADAM, max_norm=1.0, num_micro_batches=passes, grid=grid, shares_moments=shares_moments,
-        skip=skip,
-    )  # fmt: skip
-    return model, grid, step
+    model = Qwen3ForCausalLM(config, make_kernels("Ascend"), tp=grid.tp, part=grid.part)
+    return TrainStep(model, ADAM, max_norm=1.0, num_micro_batches=passes, grid=grid)
 
 
 def operators(graphs):
     return {name.split(":")[2] for graph in graphs for name in graph.operators if name.startswith("REF")}
 
 
-@pytest.mark.parametrize("tp", [1, 2, 4, 8])
-@pytest.mark.parametrize("size", ["tiny", *SIZES])
+@pytest.mark.parametrize("tp", [1, 8])
+@pytest.mark.parametrize("size", SIZES)
 def test_a_rank_of_every_size_compiles_its_step(graphs, size, tp):
     layout = Layout(tp=tp, sequence_parallel=tp > 2)
-    _, _, step = rank_of(size, layout, tp - 1)
+    step = step_of(size, layout, tp - 1)
     step.run([a_batch(documents=tp == 1)], lr=1e-3, step=1)
     found = operators(graphs)
     assert found >= FORWARD | BACKWARD | {"AdamW"}
     assert ("AllReduce" in found) == (tp > 1)
     assert ({"AllGather", "ReduceScatter"} <= found) == (tp > 2)
-
-
-SKIP = SkipSettings(norm_limit=3.0, most_in_row=10, stops_at_nan=False)
-PARTS = {
-    "one that skips steps": (Layout(), 0, {"skip": SKIP}, set()),
-    "several passes of shards that skip steps": (
-        Layout(dp=2, tp=2), 3, {"passes": 2, "shares_moments": True, "skip": SKIP}, {"AllGather"},
-    ),
-    "replica with its share of the moments": (Layout(dp=2), 1, {"shares_moments": True}, {"AllGather"}),
-    "several passes": (Layout(), 0, {"passes": 2}, set()),
-    "several passes of shards": (Layout(dp=2, tp=2), 3, {"passes": 2, "shares_moments": True}, {"AllGather"}),
-    "first stage": (Layout(pp=2), 0, {"passes": 2}, {"Send", "Receive"}),
-    "last stage": (Layout(pp=2), 1, {"passes": 2}, {"Send", "Receive"}),
-    "middle stage of shards": (
-        Layout(pp=3, tp=2, sequence_parallel=True), 2, {"passes": 3}, {"Send", "Receive", "ReduceScatter"},
-    ),
-    "middle stage that adds in float32": (
-        Layout(pp=3), 1, {"passes": 3, "float32_residual": True}, {"Send", "Receive"},
-    ),
-    "last stage of everything": (
-        Layout(dp=2, pp=2, tp=2, sequence_parallel=True), 7, {"passes": 2, "shares_moments": True},
-        {"Send", "Receive", "ReduceScatter", "AllGather", "AllReduce"},
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("size", ["tiny", "tiny untied"])
-@pytest.mark.parametrize("part", PARTS)
-def test_a_rank_of_every_kind_compiles_steps_and_evaluation(graphs, size, part):
-    layout, rank, options, exchanges = PARTS[part]
-    model, grid, step = rank_of(size, layout, rank, **options)
-    batch = a_batch(documents=True)
-    step.run([batch] * options.get("passes", 1), lr=1e-3, step=1)
-    assert operators(graphs) >= FORWARD | BACKWARD | {"AdamW"} | exchanges
-    before = len(graphs)
-    Evaluation(model, grid).run(batch)
-    assert len(graphs) > before
-    WorldSum(grid.world).add(1.0)
-
-
-@pytest.mark.parametrize("sequence_parallel", [False, True])
-@pytest.mark.parametrize("adapters", [False, True])
-def test_recomputed_layers_and_adapters_compile(graphs, adapters, sequence_parallel):
-    def change(model):
-        if adapters:
-            add_lora(model, ["model.layers.0.self_attn.q_proj"], rank=8, alpha=16, dropout=0.0)
-            for name, parameter in model.parameters_and_names():
-                parameter.requires_grad = "lora" in name
-        for layer in model.model.layers:
-            layer.recompute()
-
-    layout = Layout(tp=2, sequence_parallel=sequence_parallel)
-    _, _, step = rank_of("0.6B", layout, 0, change=change)
-    step.run([a_batch()], lr=1e-3, step=1)
-    assert operators(graphs) >= FORWARD | BACKWARD | {"AdamW"}
 
 
 def summed(group, x):
@@ -166,7 +102,7 @@ def scattered(group, x):
 )  # fmt: skip
 def test_a_wrong_exchange_does_not_compile(monkeypatch, graphs, method, wrong):
     monkeypatch.setattr(AscendGroup, method, wrong)
-    _, _, step = rank_of("tiny", Layout(tp=2, sequence_parallel=True), 0)
+    step = step_of("tiny", Layout(tp=2, sequence_parallel=True), 0)
     with pytest.raises((ValueError, TypeError, RuntimeError)):
         step.run([a_batch()], lr=1e-3, step=1)
 
@@ -176,6 +112,6 @@ def test_a_stage_that_receives_other_rows_does_not_compile(monkeypatch, graphs):
     monkeypatch.setattr(
         AscendLink, "receive", lambda link, shape, dtype: receive(link, (shape[0] - 1, *shape[1:]), dtype)
     )
-    _, _, step = rank_of("tiny", Layout(pp=2), 1, passes=2)
+    step = step_of("tiny", Layout(pp=2), 1, passes=2)
     with pytest.raises((ValueError, TypeError, RuntimeError)):
         step.run([a_batch()] * 2, lr=1e-3, step=1)

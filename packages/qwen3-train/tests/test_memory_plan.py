@@ -8,6 +8,7 @@ from qwen3_model.config import SIZES
 from qwen3_model.layout import Layout, shard_slices
 from qwen3_train.lora.shapes import Adapters
 from qwen3_train.parallel.stages import stage_names
+from qwen3_train.plan.communication import plan_traffic
 from qwen3_train.plan.memory import PARTS, micro_batches_in_flight, optimizer_elements, plan_memory
 from qwen3_train.plan.saved_tensors import layer_tensors, shared_tensors
 
@@ -227,3 +228,19 @@ def test_a_group_of_all_ranks_is_mindspores_own():
         (memory,) = plan_memory(make_settings("0.6B", layout=layout))
         assert [*memory.groups] == ["all"]
         assert memory.outside == 400 * 2**20
+
+
+def test_float32_residuals_are_what_layers_keep_and_stages_exchange():
+    stream = 4096 * 4096
+    halves, floats = (
+        make_settings("8B", layout=Layout(pp=4), micro_batch_num=8, recompute="full", residual_bytes=item)
+        for item in (2, 4)
+    )
+    kept = [[stage.activations for stage in plan_memory(settings)] for settings in (halves, floats)]
+    # Inputs of nine layers of each micro-batch in flight; of the last stage the one that waits, too.
+    assert [b - a for a, b in zip(*kept, strict=True)] == [2 * stream * n for n in (36, 27, 18, 10)]
+    sent = [
+        [item.payload_bytes for item in plan_traffic(settings, 1) if item.kind == "pp"]
+        for settings in (halves, floats)
+    ]
+    assert sent == [[2 * stream] * 2, [4 * stream] * 2]

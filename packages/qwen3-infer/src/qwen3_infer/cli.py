@@ -21,6 +21,7 @@ from qwen3_infer.cli_options import (
     make_device,
     with_options,
 )
+from qwen3_infer.cli_plan import plan
 from qwen3_infer.cli_serve import serve
 from qwen3_model.cli_base import CONTEXT, Commands, force_option, note, quiet_option, say_lines
 from qwen3_model.msrun.checks import LaunchSettings
@@ -37,6 +38,7 @@ def main() -> None:
 
 main.add_command(score)
 main.add_command(evaluate)
+main.add_command(plan)
 main.add_command(serve)
 
 
@@ -100,6 +102,7 @@ def generate(
         --predict-batch-size 8 --chat --no-thinking --output answers.jsonl
       qwen3-infer generate --worker-num 2 --pretrained-model-dir Qwen3-32B --predict-data questions.txt
     """
+    from qwen3_infer.cli_launch import read_worker_num, say_dry_run
     from qwen3_infer.generate.launch import launch_generate
     from qwen3_infer.generate.run import Output, run_generate, run_rank
     from qwen3_infer.generate.shown import ShownWriter
@@ -116,14 +119,11 @@ def generate(
         say=_say,
         note=note,
     )
-    simulation = read_simulation(os.environ)
-    worker_num = simulation.num_ranks if simulation else make_launch(Path()).worker_num
+    worker_num = read_worker_num(make_launch)
     settings = read_settings(config_path, options, overrides, worker_num=worker_num, environment=os.environ)
     rank: Rank | None = context.obj
-    if simulation is not None:
-        where.note(
-            f"Dry run of rank {simulation.rank} of {simulation.num_ranks}: nothing is computed or written."
-        )
+    if simulation := read_simulation(os.environ):
+        say_dry_run(simulation)
         run_rank(settings, make_device(settings, kernels, threads), where, None, simulation.rank, **how)
         return
     if rank is None and worker_num > 1:
@@ -174,11 +174,11 @@ def chat(
       qwen3-infer chat --pretrained-model-dir Qwen3-0.6B --no-thinking --temperature 0.7 --top-p 0.8
     """
     from qwen3_infer.chat.run import Terminal, run_chat
-    from qwen3_infer.cli_launch import read_launch, runs_for_another
+    from qwen3_infer.cli_launch import read_launch, read_worker_num, runs_for_another
     from qwen3_infer.settings import read_settings
 
     kernels, threads = options.pop("kernels"), options.pop("threads")
-    worker_num = make_launch(Path()).worker_num
+    worker_num = read_worker_num(make_launch)
     settings = read_settings(config_path, options, overrides, worker_num=worker_num, environment=os.environ)
     launch, device = (
         read_launch(context, make_launch, settings.output_dir),

@@ -69,22 +69,26 @@ def score(
         --window 4096 --stride 1024 --output scores.jsonl
       qwen3-infer score --worker-num 2 --pretrained-model-dir Qwen3-32B --data wikitext_test.txt
     """
-    from qwen3_infer.cli_launch import read_launch, runs_for_another
+    from qwen3_infer.cli_launch import read_launch, read_worker_num, runs_for_another
     from qwen3_infer.evaluate.score_data import Reading
     from qwen3_infer.evaluate.score_run import ScoreSettings, run_score
     from qwen3_infer.settings import read_settings
+    from qwen3_model.simulation import Simulation
 
     kernels, threads = options.pop("kernels"), options.pop("threads")
     run = read_settings(
         config_path,
         {name: options.pop(name) for name in MODEL_KEYS},
         (),
-        worker_num=make_launch(Path()).worker_num,
+        worker_num=read_worker_num(make_launch),
         environment=os.environ,
     )
     launch, device = read_launch(context, make_launch, run.output_dir), make_device(run, kernels, threads)
     if runs_for_another(context, run, device, launch, quiet=options["quiet"]):
         return
+    is_dry = isinstance(launch, Simulation)
+    if is_dry:
+        options["output"] = None
     names = ("json_key", "allow_special", "limit")
     reading = Reading(**{name: options.pop(name) for name in names})
     settings = ScoreSettings(model=run, reading=reading, **options)
@@ -94,6 +98,8 @@ def score(
         note=note,
         launch=launch,
     )
+    if is_dry:
+        return
     if as_json:
         figures = asdict(total) | {"perplexity": total.perplexity, "bits_per_byte": total.bits_per_byte}
         say(json.dumps(figures))
@@ -133,11 +139,11 @@ def evaluate(
       qwen3-infer eval --pretrained-model-dir Qwen3-0.6B --tasks gsm8k --apply_chat_template \\
         --model_args enable_thinking=False --batch_size 8 --limit 100 --output_path results
     """
-    from qwen3_infer.cli_launch import read_launch, runs_for_another
+    from qwen3_infer.cli_launch import read_launch, read_worker_num, runs_for_another
     from qwen3_infer.evaluate.harness_run import run_harness
     from qwen3_infer.settings import read_settings
 
-    worker_num = make_launch(Path()).worker_num
+    worker_num = read_worker_num(make_launch)
     run = read_settings(config_path, model, (), worker_num=worker_num, environment=os.environ)
     launch, device = read_launch(context, make_launch, run.output_dir), make_device(run, kernels, threads)
     if not runs_for_another(context, run, device, launch, quiet=True):

@@ -93,7 +93,7 @@ def serve(
         '{"model": "Qwen3-0.6B", "messages": [{"role": "user", "content": "Hello"}], "stream": true}'
       qwen3-infer serve --worker-num 2 --pretrained-model-dir Qwen3-32B
     """
-    from qwen3_infer.cli_launch import read_launch, runs_for_another
+    from qwen3_infer.cli_launch import read_launch, read_worker_num, runs_for_another
     from qwen3_infer.serve.run import ServeSettings, run_serve
     from qwen3_infer.settings import read_settings
 
@@ -108,7 +108,7 @@ def serve(
              "max_connections", "max_body_bytes")  # fmt: skip
     times = ("queue_timeout", "request_timeout", "send_timeout", "drain_timeout")
     own = {name: options.pop(name) for name in names} | {f"{name}_s": options.pop(name) for name in times}
-    worker_num = make_launch(Path()).worker_num
+    worker_num = read_worker_num(make_launch)
     settings = read_settings(config_path, options, overrides, worker_num=worker_num, environment=os.environ)
     serving = ServeSettings(
         api_key=api_key, max_tokens_in_cache=settings.max_tokens_in_cache or DEFAULT_TOKENS, **own

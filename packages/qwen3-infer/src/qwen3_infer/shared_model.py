@@ -12,6 +12,7 @@ from qwen3_model.errors import ConfigError, Qwen3Error
 from qwen3_model.layout_checks import split_problems
 from qwen3_model.msrun.checks import LaunchSettings, check_launch, count_ascend_devices
 from qwen3_model.msrun.launcher import Job, launch_workers
+from qwen3_model.simulation import Simulation
 
 if TYPE_CHECKING:
     from qwen3_infer.engine.models import LocalModel
@@ -35,11 +36,15 @@ class Launch:
     """Of this process, for theirs."""
 
 
+Sharing = Launch | Simulation | None
+"""Over which processes a model is shared out: those to start, the rank that a dry run plays, or none."""
+
+
 @contextlib.contextmanager
 def open_model(
     folder: ModelFolder,
     device: Device,
-    launch: Launch | None,
+    launch: Sharing,
     *,
     quiet: bool,
     note: Callable[[str], None],
@@ -56,13 +61,10 @@ def open_model(
     Raises:
         Qwen3Error: It cannot be loaded or shared out; within the block, a process of these has ended.
     """
-    if launch is None:
-        from qwen3_infer.engine.models import LocalModel
-
-        yield LocalModel(folder, device, quiet=quiet, note=note)
+    if not isinstance(launch, Launch):
+        yield _local_model(folder, device, launch, quiet=quiet, note=note)
         return
-    if problems := split_problems(folder.config, launch.settings.worker_num):
-        raise ConfigError("; ".join(problems))
+    _require_split(folder, launch.settings.worker_num)
     num_devices = _num_devices(device, launch)
     check_launch(launch.settings, num_devices=num_devices)
     from qwen3_infer.engine.remote import Ranks, RemoteModel
@@ -90,6 +92,29 @@ def open_model(
             watching.join(PATIENCE_S)
         is_over.set()
         watching.join()
+
+
+def _local_model(
+    folder: ModelFolder,
+    device: Device,
+    simulation: Simulation | None,
+    *,
+    quiet: bool,
+    note: Callable[[str], None],
+) -> "LocalModel":
+    """Load the model into this process, or the shard of the rank that it plays."""
+    rank = simulation or Simulation()
+    _require_split(folder, rank.num_ranks)
+    from qwen3_infer.engine.models import LocalModel
+    from qwen3_infer.engine.tensor_parallel import join_ranks
+
+    tp = join_ranks(device, rank.num_ranks, rank.rank) if simulation else None
+    return LocalModel(folder, device, quiet=quiet, note=note, tp=tp)
+
+
+def _require_split(folder: ModelFolder, num_ranks: int) -> None:
+    if problems := split_problems(folder.config, num_ranks):
+        raise ConfigError("; ".join(problems))
 
 
 def run_other_node(device: Device, launch: Launch, *, quiet: bool) -> None:

@@ -4,6 +4,7 @@ Nothing here has run on the hardware; `docs/ascend.md` names each call. MindSpor
 is chosen.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -92,13 +93,17 @@ def read_ascend_settings(
         memory_optimize_level=config.get("context.memory_optimize_level"),
         jit_level=config.get("context.jit_config.jit_level"),
         precision_mode=config.get("context.ascend_config.precision_mode"),
-        float32_residual=_float32_residual(config),
+        float32_residual=has_float32_residual(config),
         work_dir=work_dir,
     )
 
 
-def _float32_residual(config: RunConfig) -> bool:
-    """What `fp32_residual_connection` says, or its older name `residual_dtype`."""
+def has_float32_residual(config: RunConfig) -> bool:
+    """Return what `fp32_residual_connection` says, or its older name `residual_dtype`.
+
+    Raises:
+        ConfigError: The two contradict each other.
+    """
     section = "model.model_config"
     stated, dtype = config.get(f"{section}.fp32_residual_connection"), config.get(f"{section}.residual_dtype")
     if stated is not None and dtype is not None and stated != (dtype == "float32"):
@@ -113,6 +118,9 @@ def choose_device(target: str, ascend: AscendSettings | None = None) -> None:
     """Choose CPU or Ascend, the latter with its settings; again in the same process it changes nothing."""
     import mindspore as ms
 
+    if ascend is not None and ascend.work_dir is not None:
+        # Where MindSpore writes a graph that does not compile; it has no call for it.
+        os.environ.setdefault("MS_OM_PATH", str(ascend.work_dir))  # noqa: TID251
     if target == "Ascend":
         _choose_ascend(ascend or AscendSettings())
     elif ms.get_context("device_target") != target:  # MindSpore refuses the call once it has computed

@@ -183,7 +183,8 @@ def read_config(config_path: Path, arguments: Sequence[str], schema: Schema = TR
     overrides = read_overrides(arguments)
     if _run_mode(config_path, overrides) == "predict":
         raise UsageError(
-            f"run_mode='predict' is not for this command; use qwen3-infer generate --config {config_path}"
+            "run_mode='predict' is not for this command; use qwen3-infer generate or qwen3-infer plan with "
+            f"--config {config_path}"
         )
     return load_run_config(config_path, overrides, schema)
 

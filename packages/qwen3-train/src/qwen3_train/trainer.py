@@ -8,8 +8,6 @@ from mindspore.communication import init
 
 from qwen3_model.ascend_settings import AscendSettings, choose_device
 from qwen3_model.cann import CANN_DIR
-from qwen3_model.kernels import make_kernels
-from qwen3_model.model import Qwen3ForCausalLM
 from qwen3_model.msrun.stop_signals import StopRequest
 from qwen3_train.checkpoints.strategy_files import write_strategies
 from qwen3_train.checkpoints.weights import resume_weights, start_weights
@@ -20,12 +18,12 @@ from qwen3_train.graph_cache import graph_cache
 from qwen3_train.loop import TrainingLoop
 from qwen3_train.lora.base import write_adapter_config
 from qwen3_train.lora.run import start_adapters
-from qwen3_train.parallel.grid import WorldSum, make_grid
+from qwen3_train.parallel.grid import WorldSum
 from qwen3_train.prepare import PreparedRun
-from qwen3_train.recompute import apply_recompute
+from qwen3_train.rank_step import make_model, make_step
 from qwen3_train.reports.run_log import Metrics, RunLog
 from qwen3_train.run_folder import BEST, METRICS
-from qwen3_train.step import Evaluation, TrainStep
+from qwen3_train.step import Evaluation
 from qwen3_train.stopping import StopAgreement
 
 
@@ -66,21 +64,9 @@ def train(
         Qwen3Error: The loss is no longer a number.
     """
     settings = run.settings
-    grid = make_grid(settings.device, settings.model, settings.layout, settings.offset, rank)
-    kernels = make_kernels(settings.device, float32_residual=settings.ascend.float32_residual)
-    model = Qwen3ForCausalLM(settings.model, kernels, tp=grid.tp, part=grid.part)
+    model, grid = make_model(settings, rank)
     dropout = start_adapters(model, run) if settings.lora else None
-    apply_recompute(model, settings.recompute, grid.stage)
-    step = TrainStep(
-        model,
-        settings.adam,
-        max_norm=settings.max_grad_norm,
-        num_micro_batches=settings.passes,
-        grid=grid,
-        shares_moments=settings.parallel_optimizer,
-        skip=settings.skip,
-        graphs=graph_cache(settings, rank, log.line),
-    )
+    step = make_step(settings, model, grid, graph_cache(settings, rank, log.line))
     step.dropout, done = dropout, 0
     if run.source is None:
         told = f"{run.lora_base}, under fresh adapters" if settings.lora else start_weights(model, settings)

@@ -11,7 +11,7 @@ from qwen3_infer.chat.interrupt import Interrupt
 from qwen3_infer.chat.output import Part
 from qwen3_infer.device import Device
 from qwen3_infer.settings import RunSettings, make_decoding, open_run_folder
-from qwen3_infer.shared_model import Launch, open_model
+from qwen3_infer.shared_model import Sharing, open_model
 from qwen3_model.errors import ConfigError, Qwen3Error
 from qwen3_model.files import refuse_existing, write_text_atomically
 
@@ -117,7 +117,7 @@ def run_chat(
     *,
     system: str | None,
     context_tokens: int,
-    launch: Launch | None = None,
+    launch: Sharing = None,
 ) -> None:
     """Answer every line of `terminal`; with `launch` the model is shared out over its processes.
 

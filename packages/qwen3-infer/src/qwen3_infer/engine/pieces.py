@@ -1,4 +1,4 @@
-"""How prompts are cut: into pieces of two lengths, so that a model is compiled for those and no other."""
+"""How prompts are cut and batches filled up: to few lengths and sizes, so that there are few graphs."""
 
 from collections.abc import Iterator, Sequence
 
@@ -21,3 +21,8 @@ def cut(num_tokens: int, start: int = 0, pieces: Sequence[int] = PIECES) -> Iter
 def round_up(number: int, unit: int) -> int:
     """Return the smallest multiple of `unit` that is at least `number`."""
     return -(-number // unit) * unit
+
+
+def batch_size(num_requests: int) -> int:
+    """Return the number of rows that a batch is computed with: few sizes, and few idle rows."""
+    return num_requests if num_requests <= 2 else round_up(num_requests, 4)

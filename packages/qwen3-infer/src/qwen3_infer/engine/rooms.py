@@ -13,7 +13,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from qwen3_infer.engine.pieces import ALIGN, DEVICE_PIECES, PIECES, round_up
+from qwen3_infer.engine.pieces import ALIGN, DEVICE_PIECES, PIECES, batch_size, round_up
 from qwen3_infer.engine.pooled_cache import BlockCopy, CacheCopy, PooledCache, slots
 from qwen3_infer.native.kernels import NativeKernels
 from qwen3_model.ascend_kernels import AscendKernels
@@ -221,8 +221,3 @@ def make_rooms(
 def room_unit(kernels: Kernels) -> int | None:
     """Return the unit in which requests get room as they need it; None where all have the same."""
     return next((kind.unit for kind, of in ROOMS if isinstance(kernels, of)), None)
-
-
-def batch_size(num_requests: int) -> int:
-    """Return the number of rows that a batch is computed with: few sizes, and few idle rows."""
-    return num_requests if num_requests <= 2 else round_up(num_requests, 4)

@@ -9,16 +9,14 @@ from pathlib import Path
 
 from qwen3_infer.device import Device
 from qwen3_infer.settings import RunSettings, open_run_folder
-from qwen3_infer.shared_model import Launch, open_model
+from qwen3_infer.shared_model import Sharing, open_model
 from qwen3_model.errors import ConfigError, UsageError
 
 # Those of lm_eval that say which model runs, which is settled here.
 TAKEN = ("--model", "-M", "--device", "--config", "-C")
 
 
-def run_harness(
-    model: RunSettings, device: Device, arguments: Sequence[str], launch: Launch | None = None
-) -> None:
+def run_harness(model: RunSettings, device: Device, arguments: Sequence[str], launch: Sharing = None) -> None:
     """Evaluate `model` as `arguments`, in lm_eval's spelling, say.
 
     Raises:

@@ -17,7 +17,7 @@ from qwen3_infer.evaluate.score_data import (
 from qwen3_infer.evaluate.score_windows import Score, cut_windows
 from qwen3_infer.model_folder import ModelFolder
 from qwen3_infer.settings import RunSettings, open_run_folder
-from qwen3_infer.shared_model import Launch, open_model
+from qwen3_infer.shared_model import Sharing, open_model
 from qwen3_model.errors import FormatError, UsageError
 from qwen3_model.files import refuse_existing, write_text_atomically
 from qwen3_model.progress import Progress
@@ -55,7 +55,7 @@ class ScoreSettings:
 
 
 def run_score(
-    settings: ScoreSettings, device: Device, note: Callable[[str], None], launch: Launch | None = None
+    settings: ScoreSettings, device: Device, note: Callable[[str], None], launch: Sharing = None
 ) -> Score:
     """Score every document, write the results and return the total.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from qwen3_infer.device import Device
 from qwen3_infer.settings import RunSettings, make_decoding, open_run_folder
-from qwen3_infer.shared_model import Launch, open_model
+from qwen3_infer.shared_model import Sharing, open_model
 from qwen3_model.errors import Qwen3Error, UsageError
 from qwen3_model.plain_text import one_line
 
@@ -71,7 +71,7 @@ def run_serve(
     *,
     quiet: bool,
     note: Callable[[str], None],
-    launch: Launch | None = None,
+    launch: Sharing = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; what can be refused is refused before MindSpore is imported.
 

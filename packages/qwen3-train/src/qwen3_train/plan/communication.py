@@ -107,7 +107,7 @@ def _pipeline_traffic(settings: PlanSettings, stage: int) -> list[Traffic]:
     layout, model = settings.layout, settings.model
     if layout.pp == 1:
         return []
-    message = settings.rows // settings.sequence_split * model.hidden_size * settings.compute_bytes
+    message = settings.rows // settings.sequence_split * model.hidden_size * settings.residual_bytes
     forward = settings.passes * (stage < layout.pp - 1)
     backward = settings.passes * (stage > 0)
     traffic = [

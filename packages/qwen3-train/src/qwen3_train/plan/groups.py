@@ -1,10 +1,9 @@
 """The communication groups of a rank, each of which takes buffers of the device beside MindSpore's memory."""
 
+from qwen3_model.device_memory import GROUP_BYTES
 from qwen3_train.parallel.stages import PAIR_BUFFER_MIB
 from qwen3_train.plan.settings import PlanSettings
 
-BUFFER_BYTES = 2 * 200 * 2**20
-"""A group of HCCL keeps two buffers of HCCL_BUFFSIZE, 200 MiB unless set, outside of max_device_memory."""
 ALL, BEFORE, AFTER, ENDS = "all", "stage before", "stage after", "tied embedding"
 BUFFERS = dict.fromkeys((BEFORE, AFTER, ENDS), 2 * PAIR_BUFFER_MIB * 2**20)
 """Those of groups that set their own."""
@@ -42,4 +41,4 @@ def buffer_bytes(settings: PlanSettings, stage: int) -> int:
     """Return the bytes of the collectives' buffers on a device; a CPU has none."""
     if not settings.is_fused:
         return 0
-    return sum(BUFFERS.get(name, BUFFER_BYTES) for name in groups_of_stage(settings, stage))
+    return sum(BUFFERS.get(name, GROUP_BYTES) for name in groups_of_stage(settings, stage))

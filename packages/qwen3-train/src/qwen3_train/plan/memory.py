@@ -230,7 +230,7 @@ def _keeps_layer_inputs(settings: PlanSettings, stage: int) -> bool:
 
 def _stream(settings: PlanSettings) -> int:
     """Bytes of the hidden states of a micro-batch."""
-    return settings.rows // settings.sequence_split * settings.model.hidden_size * settings.compute_bytes
+    return settings.rows // settings.sequence_split * settings.model.hidden_size * settings.residual_bytes
 
 
 def _weight_copies(settings: PlanSettings, weights: Mapping[str, tuple[int, ...]]) -> int:

@@ -1,10 +1,9 @@
 """The plan of a run: what it needs, whether it fits, and what else would."""
 
-import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from qwen3_model.errors import UsageError
+from qwen3_model.device_memory import gib
 from qwen3_train.parallel.layout_checks import batch_problems, layout_problems, process_problems
 from qwen3_train.plan.communication import Traffic, plan_traffic
 from qwen3_train.plan.layout_search import Candidate, Search, search_layouts
@@ -13,8 +12,6 @@ from qwen3_train.plan.notes import plan_notes
 from qwen3_train.plan.saved_tensors import layer_tensors
 from qwen3_train.plan.settings import PlanSettings
 from qwen3_train.plan.totals import Totals, count_totals
-
-UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,18 +72,6 @@ def make_plan(settings: PlanSettings, *, num_devices: int | None, memory_bytes: 
     )  # fmt: skip
 
 
-def parse_memory(text: str) -> int:
-    """Return the bytes of mindformers' `58GB`; a GB counts 2^30 bytes, as in MindSpore.
-
-    Raises:
-        UsageError: It is no positive number with a unit.
-    """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT])(?:i?B)?\s*", text, re.IGNORECASE)
-    if not found or not float(found[1]):
-        raise UsageError(f"{text!r} is no amount of memory; write it like 58GB")
-    return int(float(found[1]) * UNITS[found[2].upper()])
-
-
 def plan_values(plan: Plan) -> dict[str, Any]:
     """Return the plan as values for JSON; sizes in bytes, times in seconds."""
     settings = plan.settings
@@ -131,8 +116,3 @@ def _candidate_values(candidate: Candidate) -> dict[str, Any]:
         "rough_step_s": candidate.time.total_s,
         "reason": candidate.reason,
     }
-
-
-def gib(num_bytes: int) -> str:
-    """Return bytes as GiB with two decimals."""
-    return f"{num_bytes / 2**30:.2f}"

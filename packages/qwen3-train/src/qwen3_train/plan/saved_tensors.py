@@ -72,7 +72,7 @@ def layer_tensors(settings: PlanSettings) -> list[SavedTensor]:
             # What a cell with a gradient of its own takes, as the sum before a column split, is kept.
             entering = ("qkv_proj.input", "gate_up_proj.input")
             tensors = [replace(each, dropped_by="") if each.name in entering else each for each in tensors]
-        return [SavedTensor("layer.input", shape, settings.compute_bytes, ""), *tensors]
+        return [SavedTensor("layer.input", shape, settings.residual_bytes, ""), *tensors]
     return [replace(each, dropped_by="") if each.dropped_by == "full" else each for each in tensors]
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qwen3_model.ascend_settings import has_float32_residual
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError
 from qwen3_model.layout import Layout
@@ -49,6 +50,8 @@ class PlanSettings:
     """Ascend's fused kernels; else the plain ones of a CPU."""
     compute_bytes: int
     """Bytes of an activation's element: 2 for bfloat16, 4 for float32."""
+    residual_bytes: int
+    """Bytes of an element of what the layers add to, which stages send each other."""
     adapters: Adapters | None
     """LoRA adapters, which then alone are trained."""
     separate_documents: bool
@@ -116,6 +119,7 @@ def read_plan_settings(config: RunConfig) -> PlanSettings:
         )
     is_fused = config.get("context.device_target", "Ascend") == "Ascend"
     compute = config.get("model.model_config.compute_dtype", "bfloat16")
+    compute_bytes = ITEM_BYTES[compute] if is_fused else 4
     return PlanSettings(
         model=model,
         layout=layout,
@@ -129,7 +133,8 @@ def read_plan_settings(config: RunConfig) -> PlanSettings:
         recompute=recompute,
         parallel_optimizer=config.get("parallel.enable_parallel_optimizer", False),
         is_fused=is_fused,
-        compute_bytes=ITEM_BYTES[compute] if is_fused else 4,
+        compute_bytes=compute_bytes,
+        residual_bytes=4 if has_float32_residual(config) else compute_bytes,
         adapters=read_adapters(config.get("model.model_config.pet_config")),
         separate_documents=_separates_documents(config),
     )

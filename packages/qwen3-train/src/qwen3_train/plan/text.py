@@ -1,9 +1,10 @@
 """A plan as text for a terminal."""
 
+from qwen3_model.device_memory import gib
 from qwen3_train.parallel.stages import stage_layers
 from qwen3_train.plan.layout_search import Candidate
 from qwen3_train.plan.memory import PARTS
-from qwen3_train.plan.plan import Plan, gib
+from qwen3_train.plan.plan import Plan
 from qwen3_train.plan.settings import PlanSettings
 from qwen3_train.plan.totals import DISK_BYTES_PER_S
 

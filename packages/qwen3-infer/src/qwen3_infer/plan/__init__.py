@@ -1,0 +1,1 @@
+"""What a generation takes of an Ascend device, known before there is one."""

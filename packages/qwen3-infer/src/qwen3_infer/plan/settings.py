@@ -1,0 +1,117 @@
+"""What decides the memory of a generation, read from YAML and flags without a device or weights."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qwen3_infer.engine.pieces import DEVICE_PIECES, batch_size, round_up
+from qwen3_infer.schema import FLAG_KEYS, PREDICT
+from qwen3_infer.settings import DEFAULT_NEW_TOKENS, MODEL_PARALLEL
+from qwen3_model.ascend_settings import has_float32_residual
+from qwen3_model.config import Qwen3Config
+from qwen3_model.describe import find_config
+from qwen3_model.device_memory import parse_memory
+from qwen3_model.errors import ConfigError, UsageError
+from qwen3_model.layout_checks import split_problems
+from qwen3_model.run_config import load_run_config, parse_dotted, parse_run_config
+
+BLOCK_TOKENS = DEVICE_PIECES[-1]
+"""Tokens of a block of the cache, which are also those of the shortest piece of a prompt."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanSettings:
+    """What the planner needs to know about a generation."""
+
+    model: Qwen3Config
+    tp: int
+    """Devices that share the model out."""
+    num_requests: int
+    """Most that run at once."""
+    request_tokens: int
+    """Of the longest, prompt and completion together."""
+    cache_tokens: int
+    """Room for all that run at once."""
+    residual_bytes: int
+    """Bytes of an element of what the layers add to."""
+    memory_bytes: int | None
+    """Limit of a device, or None for no limit."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that a step of decoding computes."""
+        return batch_size(self.num_requests)
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the cache; one more is where rows without a request write."""
+        return self.cache_tokens // BLOCK_TOKENS + 1
+
+    @property
+    def request_blocks(self) -> int:
+        """Blocks of the longest request."""
+        return round_up(self.request_tokens, BLOCK_TOKENS) // BLOCK_TOKENS
+
+
+def read_plan_settings(
+    config_path: Path | None,
+    flags: Mapping[str, Any],
+    overrides: tuple[str, ...],
+    *,
+    worker_num: int | None,
+    prompt_tokens: int,
+    max_memory: str | None,
+) -> PlanSettings:
+    """Join the YAML, dotted overrides and flags; a flag that is None was not given.
+
+    Args:
+        config_path: The YAML, or None.
+        flags: By their names in Python.
+        overrides: `--section.key value`.
+        worker_num: Devices that share the model out; None for what the YAML says.
+        prompt_tokens: Of the longest prompt.
+        max_memory: Of a device, like 58GB; None for what the YAML says.
+
+    Raises:
+        UsageError: A flag cannot be meant, or no model is named.
+        ConfigError: The YAML or the config cannot be read, or the model does not divide.
+    """
+    pairs = parse_dotted(overrides)
+    if config_path is None:
+        run = parse_run_config("", pairs, PREDICT, where="the command line")
+    else:
+        run = load_run_config(config_path, pairs, PREDICT)
+    given = {FLAG_KEYS[name]: value for name, value in flags.items() if value is not None}
+
+    def value_of(key: str, default: Any) -> Any:
+        return given.get(key, run.get(key, default))
+
+    source = value_of("pretrained_model_dir", "")
+    if not source:
+        raise UsageError("name the model as --pretrained-model-dir DIR, or a size as 32B")
+    model = find_config(str(source))
+    tp = worker_num or (1 if run.get("use_parallel") is False else run.get(MODEL_PARALLEL, 1))
+    if problems := split_problems(model, tp):
+        raise ConfigError("; ".join(problems))
+    num_requests = value_of("predict_batch_size", 1)
+    if num_requests < 1:
+        raise UsageError(f"--predict-batch-size {num_requests} must be at least 1")
+    request_tokens = prompt_tokens + value_of("generation.max_new_tokens", DEFAULT_NEW_TOKENS)
+    if request_tokens > model.max_position_embeddings:
+        raise UsageError(
+            f"{request_tokens} tokens of a prompt and its completion are more than the model's context of "
+            f"{model.max_position_embeddings}; lower --prompt-tokens or --max-new-tokens"
+        )
+    room = round_up(request_tokens, BLOCK_TOKENS)
+    cache_tokens = value_of("max_tokens_in_cache", None)
+    limit = max_memory or run.get("context.max_device_memory")
+    return PlanSettings(
+        model=model,
+        tp=tp,
+        num_requests=num_requests,
+        request_tokens=request_tokens,
+        cache_tokens=max(room, round_up(cache_tokens, BLOCK_TOKENS) if cache_tokens else num_requests * room),
+        residual_bytes=4 if has_float32_residual(run) else 2,
+        memory_bytes=parse_memory(str(limit)) if limit else None,
+    )

@@ -1,0 +1,40 @@
+"""The model and the step of one rank, as its place in the layout and the run's settings say."""
+
+from qwen3_model.kernels import make_kernels
+from qwen3_model.model import Qwen3ForCausalLM
+from qwen3_train.graph_cache import GraphCache
+from qwen3_train.parallel.grid import Grid, make_grid
+from qwen3_train.recompute import apply_recompute
+from qwen3_train.settings.run import TrainSettings
+from qwen3_train.step import TrainStep
+
+
+def make_model(settings: TrainSettings, rank: int) -> tuple[Qwen3ForCausalLM, Grid]:
+    """Return the rank's part of the model, its weights yet to be filled, and what the rank is."""
+    grid = make_grid(settings.device, settings.model, settings.layout, settings.offset, rank)
+    kernels = make_kernels(settings.device, float32_residual=settings.ascend.float32_residual)
+    return Qwen3ForCausalLM(settings.model, kernels, tp=grid.tp, part=grid.part), grid
+
+
+def make_step(
+    settings: TrainSettings, model: Qwen3ForCausalLM, grid: Grid, graphs: GraphCache | None = None
+) -> TrainStep:
+    """Return the step of `model`, which has its adapters, should it train any.
+
+    Args:
+        settings: Of the run.
+        model: By `make_model`.
+        grid: Of the same rank.
+        graphs: See `TrainStep`.
+    """
+    apply_recompute(model, settings.recompute, grid.stage)
+    return TrainStep(
+        model,
+        settings.adam,
+        max_norm=settings.max_grad_norm,
+        num_micro_batches=settings.passes,
+        grid=grid,
+        shares_moments=settings.parallel_optimizer,
+        skip=settings.skip,
+        graphs=graphs,
+    )
