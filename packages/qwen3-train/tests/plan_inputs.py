@@ -21,6 +21,7 @@ def make_settings(size="0.6B", **changes):
         "is_fused": True,
         "compute_bytes": 2,
         "adapters": None,
+        "shares_writing": False,
         "separate_documents": False,
     }
     values |= changes

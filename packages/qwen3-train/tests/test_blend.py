@@ -1,15 +1,12 @@
+import math
+
 import numpy as np
 import pytest
 
 from qwen3_model.errors import ConfigError
-from qwen3_train.data.blend import (
-    Blend,
-    exhaustive_order,
-    parse_blend,
-    samples_per_file,
-    split_bounds,
-    weighted_order,
-)
+from qwen3_train.data import blend_order
+from qwen3_train.data.blend import Blend, parse_blend, samples_per_file, split_bounds
+from qwen3_train.data.blend_order import exhaustive_order, weighted_order
 
 
 def test_weights_and_prefixes_alternate():
@@ -107,3 +104,50 @@ def test_more_files_than_sixteen_bits_count_are_told_apart():
     files, numbers = exhaustive_order([1] * 33_000)
     assert sorted(files.tolist()) == list(range(33_000))
     assert set(numbers.tolist()) == {0}
+
+
+def one_after_the_other(shares, left, total):
+    """Serve samples in plain Python, as Megatron's own loop does."""
+    served, files, numbers = [0] * len(shares), [], []
+    for sample in range(total):
+        lags = [
+            share * max(sample, 1.0) - count if left is None or count < size else -math.inf
+            for share, count, size in zip(shares, served, left or shares, strict=True)
+        ]
+        behind = lags.index(max(lags))
+        files.append(behind)
+        numbers.append(served[behind])
+        served[behind] += 1
+    return files, numbers
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_blocks_side_by_side_give_the_order_of_one_sample_after_the_other(monkeypatch, seed):
+    monkeypatch.setattr(blend_order, "BLOCK", 64)
+    monkeypatch.setattr(blend_order, "CHUNK_ELEMENTS", 200)
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(1, 14))
+    weights = {
+        0: rng.random(count) + 1e-3, 1: rng.random(count) ** 8 + 1e-9, 2: np.ones(count),
+        3: rng.integers(1, 4, count).astype(float),
+    }[seed % 4]  # fmt: skip
+    total = int(rng.integers(1, 3000))
+    normal = weights / weights.sum()
+    shares = (normal / normal.sum()).tolist()
+    got = weighted_order(normal.tolist(), total)
+    assert [each.tolist() for each in got] == list(one_after_the_other(shares, None, total))
+    sizes = rng.integers(0, 400, count) if seed % 2 else np.ceil(400 * shares[0] * np.ones(count)).astype(int)
+    got = exhaustive_order(sizes.tolist())
+    parts = (sizes / max(int(sizes.sum()), 1)).tolist()
+    wanted = one_after_the_other(parts, sizes.tolist(), int(sizes.sum()))
+    assert [each.tolist() for each in got] == list(wanted)
+
+
+def test_blocks_that_begin_wrong_are_put_right(monkeypatch):
+    monkeypatch.setattr(blend_order, "BLOCK", 32)
+    wanted = weighted_order([0.31, 0.29, 0.4], 900)
+    monkeypatch.setattr(blend_order, "_near", lambda shares, left, samples: np.zeros((len(samples), 3), int))
+    for rounds in (1, 2, 100):
+        monkeypatch.setattr(blend_order, "MAX_ROUNDS", rounds)
+        for got, want in zip(weighted_order([0.31, 0.29, 0.4], 900), wanted, strict=True):
+            np.testing.assert_array_equal(got, want)

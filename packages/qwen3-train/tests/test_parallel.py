@@ -42,6 +42,7 @@ LAYOUTS = {
         "tp2 sp": (TP2 | {"use_seq_parallel": True}, {}),
         "dp2": (DP2, {}),
         "dp2 zero1": (DP2, {}),
+        "dp2 shared": (DP2, {"callbacks__1__remove_redundancy": True}),
         "pp2": (PP2, {}),
     },
     4: {
@@ -63,6 +64,8 @@ RESUMED = {
         "tp2 from dp2 zero1": ("tp2", "dp2 zero1", ()),
         "pp2 from dp2 zero1": ("pp2", "dp2 zero1", ()),
         "tp2 from one process": ("tp2", "single", ()),
+        "dp2 shared again": ("dp2 shared", "dp2 shared", ()),
+        "tp2 from dp2 shared": ("tp2", "dp2 shared", ()),
         # Two replicas of the old batch: 16 samples a step where there were 8.
         "dp2 of twice the batch": ("dp2", "tp2", ("--runner_config.batch_size", "8")),
     },
@@ -246,7 +249,22 @@ def test_a_layout_trains_as_one_process_does(train, single, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ALL)
+def test_replicas_that_share_out_the_writing_write_each_tensor_once(train):
+    shared, whole = train("dp2 shared tied"), train("dp2 tied")
+    written = [
+        [set(open_safetensors(path).tensors) for path in choose_checkpoint(run_dir, 2, None)[0].values()]
+        for run_dir in (shared, whole)
+    ]
+    scalars = {"epoch_num", "step_num", "global_step", "loss_scale"}
+    assert written[0][0] & written[0][1] == scalars
+    assert written[0][0] | written[0][1] == written[1][0]
+    want = tensors_of(whole)
+    for name, value in tensors_of(shared).items():
+        np.testing.assert_array_equal(value, want[name], err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in ALL if "shared" not in name])
 def test_each_rank_holds_what_the_planner_counts(train, name):
     kind, parallel, _ = next(runs[name] for runs in RUNS.values() if name in runs)
     layout = Layout(
@@ -267,8 +285,9 @@ def test_each_rank_holds_what_the_planner_counts(train, name):
 
 
 @pytest.mark.slow
-def test_a_run_resumes_bit_for_bit_in_its_layout(train):
-    first, again = train("tp2 tied"), train("tp2 again tied")
+@pytest.mark.parametrize("name", ["tp2", "dp2 shared"])
+def test_a_run_resumes_bit_for_bit_in_its_layout(train, name):
+    first, again = train(f"{name} tied"), train(f"{name} again tied")
     curves = [
         [(line["step"], line["loss"], line["grad_norm"]) for line in steps_of(run_dir, HALF)]
         for run_dir in (again, first)

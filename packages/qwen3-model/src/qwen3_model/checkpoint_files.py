@@ -98,6 +98,22 @@ def choose_rank_files(
     raise ConfigError(f"{checkpoint_dir} has {wanted} to resume from{detail}")
 
 
+def files_of_step(checkpoint_dir: Path, name: str) -> dict[int, Path]:
+    """Return each rank's file of the step of `name`, a file of any rank; none of them is looked at.
+
+    Raises:
+        ConfigError: `name` is none, or there are no rank folders.
+    """
+    match = NAME.fullmatch(name if name.endswith(".safetensors") else f"{name}.safetensors")
+    if match is None:
+        raise ConfigError(f"{name} is no file of a rank, such as qwen3_rank_0-1_200.safetensors")
+    step = f"{match['epoch']}_{match['step']}"
+    return {
+        rank: folder / f"{match['prefix']}_rank_{rank}-{step}.safetensors"
+        for rank, folder in _rank_dirs(checkpoint_dir).items()
+    }
+
+
 def open_rank_files(checkpoint_dir: Path, suffix: str | None) -> RankFiles:
     """Open the files of step `suffix`, or of the newest step that every rank folder has whole.
 

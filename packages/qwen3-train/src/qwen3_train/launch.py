@@ -228,7 +228,7 @@ def run_rank(
     """
     config = read_config(config_path, arguments)
     settings = read_settings(config, worker_num=worker_num)
-    run = prepare_run(settings, force=True)
+    run = prepare_run(settings, force=True, is_checked=True)
     log = RunLog(None, append=True)
     stage, replica, shard = settings.layout.place(rank)
     log.line(f"rank {rank}: pipeline stage {stage}, replica {replica}, shard {shard}")

@@ -10,6 +10,7 @@ from qwen3_model.errors import ConfigError
 from qwen3_model.files import require_free_space
 from qwen3_model.weight_files import open_weight_files
 from qwen3_train.checkpoints.resume import Resumed, continue_plan
+from qwen3_train.checkpoints.shared_writing import checkpoint_bytes
 from qwen3_train.checkpoints.source import ResumeSource, find_source
 from qwen3_train.data.batch_plan import BatchPlan
 from qwen3_train.data.batches import Dataset
@@ -59,13 +60,16 @@ class PreparedRun:
     """Sentences for the log."""
 
 
-def prepare_run(settings: TrainSettings, *, force: bool, saves: bool = True) -> PreparedRun:
+def prepare_run(
+    settings: TrainSettings, *, force: bool, saves: bool = True, is_checked: bool = False
+) -> PreparedRun:
     """Check a run against its files and index its data.
 
     Args:
         settings: Of the run.
         force: Whether the output folder may hold another run.
         saves: Whether checkpoints will be written, which need space.
+        is_checked: Whether the launcher has done this before, and found the checkpoint whole.
 
     Raises:
         ConfigError: Settings do not fit the data.
@@ -77,7 +81,7 @@ def prepare_run(settings: TrainSettings, *, force: bool, saves: bool = True) -> 
     if settings.resume.is_on:
         restore_replaced(settings.output_dir)
     refuse_used_folder(settings.output_dir, force=force, resume=settings.resume.is_on)
-    source = find_source(settings, force=force, notes=notes)
+    source = find_source(settings, force=force, notes=notes, is_checked=is_checked)
     _check_weights(settings, is_start=source is None)
     base = find_base(settings, source.run_dir if source else None) if settings.lora else None
     base_hash = base_fingerprint(base) if base else ""
@@ -98,13 +102,16 @@ def prepare_run(settings: TrainSettings, *, force: bool, saves: bool = True) -> 
     is_finished = source is not None and (resumed.steps_done >= last_step or is_stopped)
     if source is not None and is_finished and settings.resume.mode != "auto":
         raise ConfigError(f"{source.first.name} {_finished(resumed, last_step)}")
-    lora, num_parameters = settings.lora, settings.model.num_parameters()
     notes += _adapter_notes(settings)
     notes += _step_notes(settings, plan, last_step)
-    # Weights and two moments in float32, and one more checkpoint while the new one is written.
-    checkpoint_bytes = (lora.num_trained if lora else num_parameters) * 12
     if saves:
-        require_free_space(settings.output_dir, checkpoint_bytes * (settings.keep_max + 1))
+        size = checkpoint_bytes(
+            settings.layout, settings.model, offset=settings.offset, lora=settings.lora,
+            shares_moments=settings.parallel_optimizer, shares_writing=settings.shares_writing,
+        )  # fmt: skip
+        # One more while the new one is written, and of the best one two in the same way.
+        kept = settings.keep_max + 1 + 2 * settings.validation.keep_best
+        require_free_space(settings.output_dir, size * kept)
     return PreparedRun(
         settings=settings,
         train=data.train,

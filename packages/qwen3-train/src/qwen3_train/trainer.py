@@ -9,6 +9,7 @@ from mindspore.communication import init
 from qwen3_model.ascend_settings import AscendSettings, choose_device
 from qwen3_model.cann import CANN_DIR
 from qwen3_model.msrun.stop_signals import StopRequest
+from qwen3_train.checkpoints.shared_writing import own_share
 from qwen3_train.checkpoints.strategy_files import write_strategies
 from qwen3_train.checkpoints.weights import resume_weights, start_weights
 from qwen3_train.checkpoints.writer import CheckpointWriter
@@ -72,7 +73,7 @@ def train(
         told = f"{run.lora_base}, under fresh adapters" if settings.lora else start_weights(model, settings)
         log.line(f"weights: {told}")
     else:
-        done = resume_weights(step, model, run.source, settings.fused_layout)
+        done = resume_weights(step, model, run.source, settings)
         log.line(f"resumed from {run.source.path(rank)} after step {done}")
     strategy = _describe(run, settings.output_dir, rank)
     # Every rank knows the loss of all; one writes it down.
@@ -145,11 +146,18 @@ def _describe(run: PreparedRun, folder: Path, rank: int) -> Path:
 def _make_writer(
     run: PreparedRun, folder: Path, rank: int, world: WorldSum, log: RunLog, *, keep_max: int
 ) -> CheckpointWriter:
+    settings, share = run.settings, None
+    if settings.shares_writing and settings.layout.num_ranks > 1:
+        share = own_share(
+            settings.layout, settings.model, rank, offset=settings.offset,
+            shares_moments=settings.parallel_optimizer, lora=settings.lora,
+        )  # fmt: skip
     return CheckpointWriter(
         folder / "checkpoint" / f"rank_{rank}",
-        f"{run.settings.prefix}_rank_{rank}",
+        f"{settings.prefix}_rank_{rank}",
         keep_max,
-        in_thread=run.settings.async_save and folder == run.settings.output_dir,
+        in_thread=settings.async_save and folder == settings.output_dir,
+        share=share,
         wait_for_others=lambda: world.add(0.0),
         log=log.line,
     )

@@ -67,7 +67,13 @@ class TrainState:
 
 
 def save_checkpoint(
-    rank_dir: Path, stem: str, place: Place, state: TrainState, tensors: Iterable[FloatTensor]
+    rank_dir: Path,
+    stem: str,
+    place: Place,
+    state: TrainState,
+    tensors: Iterable[FloatTensor],
+    *,
+    is_shared: bool = False,
 ) -> Path:
     """Write one rank's checkpoint, then its meta.json.
 
@@ -77,14 +83,15 @@ def save_checkpoint(
         place: When it is taken.
         state: Step and data.
         tensors: Weights and moments.
+        is_shared: Whether other ranks write what they hold as well as this one.
     """
     path = rank_dir / f"{stem}-{place.epoch}_{place.step}.safetensors"
     told = json.dumps(_told(state))
     entries = _entries(place, state, tensors)
-    write_atomically(
-        path,
-        lambda temporary: write_safetensors(temporary, entries, {"format": "ms", "qwen3_train": told}),
-    )
+    metadata = {"format": "ms", "qwen3_train": told}
+    if is_shared:
+        metadata["remove_redundancy"] = "True"
+    write_atomically(path, lambda temporary: write_safetensors(temporary, entries, metadata))
     meta = {"last_epoch": place.epoch, "last_step": place.step, "last_ckpt_file": path.name}
     write_text_atomically(rank_dir / "meta.json", json.dumps(meta))
     return path

@@ -48,9 +48,10 @@ def continue_plan(
     """
     if source is None:
         return Resumed(plan=plan)
-    source.open()
-    if source.is_own:
-        refuse_other_layout(settings)
+    if not source.is_checked:
+        source.open()
+        if source.is_own:
+            refuse_other_layout(settings)
     state = read_state(source.first_file)
     if state.base != base:
         raise ConfigError(

@@ -1,16 +1,38 @@
 """Which checkpoint a start of a run continues: its own newest whole one first, whatever else is named."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwen3_model.checkpoint_files import checkpoints_of, choose_rank_files, count_ranks
+from qwen3_model.checkpoint_files import checkpoints_of, choose_rank_files, count_ranks, files_of_step
 from qwen3_model.errors import ConfigError, OutputExistsError
 from qwen3_model.rank_tensors import open_rank_tensors
 from qwen3_model.safetensors_file import SafetensorsFile, open_safetensors
 from qwen3_model.tensors import Tensors
 from qwen3_model.weight_files import HYPER, is_distributed, open_checkpoint, open_weight_files
 from qwen3_train.settings.run import TrainSettings
+
+
+class LateFiles(Mapping[int, SafetensorsFile]):
+    """Files by rank that are opened when they are asked for."""
+
+    def __init__(self, paths: Mapping[int, Path]) -> None:
+        self._paths = paths
+        self.opened: dict[int, SafetensorsFile] = {}
+
+    def __getitem__(self, rank: int) -> SafetensorsFile:
+        if rank not in self.opened:
+            self.opened[rank] = open_safetensors(self._paths[rank])
+        return self.opened[rank]
+
+    def __contains__(self, rank: object) -> bool:
+        return rank in self._paths
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +47,8 @@ class ResumeSource:
     """Folder of a merged checkpoint; None where each rank has a file."""
     strategy: Path | None = None
     """Where strategy files are that do not lie in the checkpoint's run."""
+    is_checked: bool = False
+    """Whether another process has found it whole and of a fitting layout."""
 
     @property
     def first(self) -> Path:
@@ -51,7 +75,8 @@ class ResumeSource:
 
     def close(self) -> None:
         """Close the files, since the run that goes on removes older checkpoints; `open` finds them again."""
-        for file in self.files.values():
+        held = self.files.opened if isinstance(self.files, LateFiles) else self.files
+        for file in held.values():
             file.close()
 
     def open(self, own_rank: int | None = None) -> Tensors:
@@ -68,12 +93,16 @@ class ResumeSource:
         return open_rank_tensors(self.files, self.strategy, own_rank=own_rank)
 
 
-def find_source(settings: TrainSettings, *, force: bool, notes: list[str]) -> ResumeSource | None:
+def find_source(
+    settings: TrainSettings, *, force: bool, notes: list[str], is_checked: bool = False
+) -> ResumeSource | None:
     """Return the checkpoint to continue from, or None where the run begins.
 
     Args:
         settings: Of the run.
         force: Allow an older checkpoint than the newest, which a name may ask for.
+        is_checked: Whether the launcher has chosen it and found it whole, so that a rank needs no look at the
+            files of all others.
         notes: Gets sentences for the log.
 
     Raises:
@@ -83,6 +112,15 @@ def find_source(settings: TrainSettings, *, force: bool, notes: list[str]) -> Re
     resume = settings.resume
     if not resume.is_on:
         return None
+    if is_checked and resume.file is not None:
+        run_dir = resume.source or settings.output_dir
+        is_own = _is_same(run_dir, settings.output_dir)
+        return ResumeSource(
+            files=LateFiles(files_of_step(run_dir, resume.file)),
+            is_own=is_own,
+            strategy=None if is_own else settings.strategy_from,
+            is_checked=True,
+        )
     own = _newest(settings.output_dir, notes)
     if resume.file is not None:
         return _named(settings, resume.file, own, force=force, notes=notes)

@@ -1,5 +1,6 @@
 """The strategy file of a rank: how each of its tensors is cut, in MindSpore's own format."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,16 +47,31 @@ def rank_layouts(
 ) -> tuple[int, dict[str, TensorLayout]]:
     """Return the rank's stage, and how its trained weights and their moments are cut."""
     stage, _, _ = layout.place(rank)
+    tensors = stage_tensors(layout, config, stage, offset=offset, shares_moments=shares_moments, lora=lora)
+    return stage, {name: cut for name, (cut, _) in tensors.items()}
+
+
+def stage_tensors(
+    layout: Layout,
+    config: Qwen3Config,
+    stage: int,
+    *,
+    offset: Sequence[int],
+    shares_moments: bool,
+    lora: LoraSettings | None = None,
+) -> dict[str, tuple[TensorLayout, int]]:
+    """Return how a stage's trained weights and their moments are cut, and the elements of a rank's slice."""
     if lora is None:
         shapes = stage_weights(config, layout, offset, stage)
     else:
         shapes = stage_trained(lora, config, layout, offset, stage)
-    layouts = {name: tensor_layout(name, layout) for name in shapes}
+    tensors = {name: (tensor_layout(name, layout), math.prod(shape)) for name, shape in shapes.items()}
     for moment in MOMENTS:
         for name, shape in shapes.items():
             is_cut = shares_moments and is_shared_out(shape, layout.dp)
-            layouts[f"{moment}{name}"] = tensor_layout(name, layout, is_cut=is_cut)
-    return stage, layouts
+            size = math.prod(shape) // (layout.dp if is_cut else 1)
+            tensors[f"{moment}{name}"] = tensor_layout(name, layout, is_cut=is_cut), size
+    return tensors
 
 
 def refuse_other_layout(settings: TrainSettings) -> None:

@@ -7,13 +7,14 @@ from mindspore import Parameter
 
 from qwen3_model.checkpoint_files import is_hf_folder
 from qwen3_model.errors import WeightError
-from qwen3_model.fused import FusedLayout, unfused
+from qwen3_model.fused import unfused
 from qwen3_model.layout import shard_slices, whole_shape
 from qwen3_model.loading import fill, init_model, load_hf
 from qwen3_model.model import Qwen3ForCausalLM
-from qwen3_model.tensors import Tensors
+from qwen3_model.tensors import TensorPart, Tensors
 from qwen3_model.weight_files import open_weight_files
 from qwen3_train.checkpoints.checkpoint import read_state
+from qwen3_train.checkpoints.own_slices import open_own_slices
 from qwen3_train.checkpoints.source import ResumeSource
 from qwen3_train.settings.run import TrainSettings
 from qwen3_train.step import TrainStep
@@ -49,7 +50,7 @@ def load_weights(model: Qwen3ForCausalLM, source: Path, settings: TrainSettings)
 
 
 def resume_weights(
-    step: TrainStep, model: Qwen3ForCausalLM, source: ResumeSource, layout: FusedLayout
+    step: TrainStep, model: Qwen3ForCausalLM, source: ResumeSource, settings: TrainSettings
 ) -> int:
     """Fill weights and moments from a checkpoint, before anything is compiled.
 
@@ -59,7 +60,7 @@ def resume_weights(
         step: Has the moments.
         model: Has the weights; it may be cut otherwise than those who wrote the files.
         source: The checkpoint.
-        layout: Order of rows in mindformers' fused weights, should they be such.
+        settings: Of the run.
 
     Returns:
         The steps that the run took.
@@ -67,8 +68,15 @@ def resume_weights(
     Raises:
         WeightError: The checkpoint does not fit the model.
     """
-    tensors = unfused(source.open(step.grid.rank), model.config, layout)
-    _assign(model, step.weights | step.moments(), tensors, step.grid.replica)
+    own, parameters = open_own_slices(source, settings, step.grid.rank), step.weights | step.moments()
+    if own is not None and all(
+        name in own and own[name].plan.shape == tuple(held.shape) for name, held in parameters.items()
+    ):
+        for name, parameter in parameters.items():
+            fill(parameter, own[name].plan.dtype, TensorPart(own[name]))
+    else:
+        tensors = unfused(source.open(step.grid.rank), model.config, settings.fused_layout)
+        _assign(model, parameters, tensors, step.grid.replica)
     state = read_state(source.first_file)
     step.num_skipped = state.skipped
     source.close()

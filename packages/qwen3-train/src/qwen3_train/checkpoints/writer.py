@@ -4,7 +4,7 @@ Either way old ones go only after the new one is whole on every rank. At once, t
 thread, ranks cannot meet while others train, so it is when the next one begins, or at the end.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from pathlib import Path
 from threading import Thread
 
@@ -26,6 +26,7 @@ class CheckpointWriter:
         keep_max: int,
         *,
         in_thread: bool,
+        share: Set[str] | None = None,
         wait_for_others: Callable[[], object],
         log: Callable[[str], object],
     ) -> None:
@@ -36,10 +37,12 @@ class CheckpointWriter:
             stem: `<prefix>_rank_R`.
             keep_max: Checkpoints to keep.
             in_thread: Copy the tensors and go on at once.
+            share: Names of the tensors that this rank writes; None for all that it has.
             wait_for_others: Returns when all ranks have called it.
             log: Takes a sentence when a checkpoint is whole.
         """
         self.rank_dir, self.stem, self.keep_max, self.in_thread = rank_dir, stem, keep_max, in_thread
+        self.share = share
         self.wait_for_others, self.log = wait_for_others, log
         self._thread: Thread | None = None
         self._place: Place | None = None
@@ -53,6 +56,8 @@ class CheckpointWriter:
         """
         self.finish()
         self._place = place
+        if self.share is not None:
+            tensors = [tensor for tensor in tensors if tensor.name in self.share]
         if not self.in_thread:
             self._write(place, state, tensors)
             self.finish()
@@ -97,7 +102,9 @@ class CheckpointWriter:
 
     def _write(self, place: Place, state: TrainState, tensors: Iterable[FloatTensor]) -> None:
         try:
-            path = save_checkpoint(self.rank_dir, self.stem, place, state, tensors)
+            path = save_checkpoint(
+                self.rank_dir, self.stem, place, state, tensors, is_shared=self.share is not None
+            )
         except Exception as error:
             # `check` raises it, in the thread that trains.
             self._failure = error

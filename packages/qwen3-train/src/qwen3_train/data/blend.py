@@ -8,7 +8,6 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from qwen3_model.errors import ConfigError
 
@@ -103,38 +102,6 @@ def samples_per_file(blend: Blend, num_samples: int | None) -> list[int | None]:
     if num_samples is None:
         return [None] * len(blend.prefixes)
     return [math.ceil(num_samples * weight * SURPLUS) for weight in blend.weights]
-
-
-def weighted_order(weights: Sequence[float], num_samples: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Return for each sample its file and its number there, always serving the file most behind."""
-    shares = np.array(weights, dtype=np.float64)
-    # Megatron, when it blends, divides weights that sum to 1 by their sum once more; the last bit decides
-    # between files that are equally far behind.
-    shares /= shares.sum()
-    served = np.zeros(len(shares), dtype=np.int64)
-    files = np.zeros(num_samples, dtype=np.int32)
-    numbers = np.zeros(num_samples, dtype=np.int64)
-    for sample in range(num_samples):
-        behind = int(np.argmax(shares * max(sample, 1.0) - served))
-        files[sample], numbers[sample] = behind, served[behind]
-        served[behind] += 1
-    return files, numbers
-
-
-def exhaustive_order(sizes: Sequence[int]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Return the order that serves every sample once, the files mixed in proportion to their sizes."""
-    left = np.array(sizes, dtype=np.int64)
-    total = int(left.sum())
-    served = np.zeros(len(left), dtype=np.int64)
-    shares = left / max(total, 1)
-    files = np.zeros(total, dtype=np.int32)
-    numbers = np.zeros(total, dtype=np.int64)
-    for sample in range(total):
-        lag = np.where(served < left, shares * max(sample, 1.0) - served, -np.inf)
-        behind = int(np.argmax(lag))
-        files[sample], numbers[sample] = behind, served[behind]
-        served[behind] += 1
-    return files, numbers
 
 
 def parse_number(text: str) -> float | None:

@@ -8,15 +8,10 @@ from numpy.typing import NDArray
 
 from qwen3_model.errors import ConfigError
 from qwen3_model.tokens import TokenFile, open_tokens
-from qwen3_train.data.blend import (
-    Blend,
-    exhaustive_order,
-    has_weights,
-    samples_per_file,
-    split_bounds,
-    weighted_order,
-)
+from qwen3_train.data.blend import Blend, has_weights, samples_per_file, split_bounds
+from qwen3_train.data.blend_order import exhaustive_order, weighted_order
 from qwen3_train.data.gpt_index import SampleIndex, build_sample_index
+from qwen3_train.data.index_cache import Arrays, cached, identity
 
 SPLITS = ("train", "valid", "test")
 MOST_SEQUENCES = 2**31 - 1
@@ -95,7 +90,14 @@ GptData = GptDataset | BlendedDataset
 
 
 def build_dataset(
-    blend: Blend, split: str | None, part: str, *, seq_length: int, num_samples: int | None, seed: int
+    blend: Blend,
+    split: str | None,
+    part: str,
+    *,
+    seq_length: int,
+    num_samples: int | None,
+    seed: int,
+    cache: Path | None = None,
 ) -> GptData | None:
     """Open the files of `blend` and index the samples of one part of the split.
 
@@ -106,6 +108,7 @@ def build_dataset(
         seq_length: Input tokens of a sample.
         num_samples: Samples wanted at least; None for one pass.
         seed: Of the order.
+        cache: Folder in which indexes are kept for other processes and starts; None to make them in memory.
 
     Returns:
         The dataset, or None where the split leaves nothing for `part`.
@@ -139,22 +142,51 @@ def build_dataset(
                 f"than one sample of seq_length + 1 = {seq_length + 1}; shorten seq_length, change split "
                 "or add data"
             )
-        index = build_sample_index(tokens.sequence_lengths, sequences, seq_length, wanted, seed)
+        index = _sample_index(tokens, Path(prefix), sequences, seq_length, wanted, seed, cache)
         datasets.append(GptDataset(tokens, index, seq_length))
     if len(datasets) == 1 and blend.weights is None:
         return datasets[0]
-    return _mix(datasets, blend, num_samples)
+    return _mix(datasets, blend, num_samples, cache)
 
 
-def _mix(datasets: list[GptDataset], blend: Blend, num_samples: int | None) -> BlendedDataset:
+def _sample_index(
+    tokens: TokenFile,
+    prefix: Path,
+    sequences: NDArray[np.int32],
+    seq_length: int,
+    wanted: int | None,
+    seed: int,
+    cache: Path | None,
+) -> SampleIndex:
+    def make() -> Arrays:
+        index = build_sample_index(tokens.sequence_lengths, sequences, seq_length, wanted, seed)
+        return {
+            "documents": index.documents, "starts": index.starts, "order": index.order,
+            "num_epochs": np.array([index.num_epochs]),
+        }  # fmt: skip
+
+    bounds = int(sequences[0]), len(sequences)
+    facts = () if cache is None else ("samples", identity(prefix), bounds, seq_length, wanted, seed)
+    found = cached(cache, facts, make)
+    return SampleIndex(found["documents"], found["starts"], found["order"], int(found["num_epochs"][0]))
+
+
+def _mix(
+    datasets: list[GptDataset], blend: Blend, num_samples: int | None, cache: Path | None
+) -> BlendedDataset:
     sizes = [len(dataset) for dataset in datasets]
     # The weight of a single file decides nothing.
-    if blend.weights is None or num_samples is None:
-        files_N, numbers_N = exhaustive_order(sizes)
-        files_N, numbers_N = files_N[:num_samples], numbers_N[:num_samples]
-    else:
-        files_N, numbers_N = weighted_order(blend.weights, num_samples)
-    return BlendedDataset(datasets, files_N, numbers_N)
+    weights = None if num_samples is None else blend.weights
+
+    def make() -> Arrays:
+        if weights is None or num_samples is None:
+            files_N, numbers_N = exhaustive_order(sizes)
+            return {"files": files_N[:num_samples], "numbers": numbers_N[:num_samples]}
+        files_N, numbers_N = weighted_order(weights, num_samples)
+        return {"files": files_N, "numbers": numbers_N}
+
+    found = cached(cache, ("blend", weights or sizes, num_samples), make)
+    return BlendedDataset(datasets, found["files"], found["numbers"])
 
 
 def make_sample(text_T: NDArray[np.int64], options: DocumentOptions) -> Sample:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from qwen3_train.data.blend import weighted_order
+from qwen3_train.data.blend_order import weighted_order
 from qwen3_train.data.gpt_dataset import Sample
 from qwen3_train.data.sft_dataset import SftDataset, SftSamples
 

@@ -122,6 +122,7 @@ def _datasets(settings: TrainSettings, data: DataSettings) -> tuple[Dataset, Dat
         seq_length=data.seq_length,
         num_samples=data.num_train,
         seed=data.seed,
+        cache=data.cache,
     )
     if train is None or len(train) == 0:
         raise ConfigError(f"split={data.split!r} leaves nothing to train on")
@@ -138,6 +139,7 @@ def _datasets(settings: TrainSettings, data: DataSettings) -> tuple[Dataset, Dat
         seq_length=data.seq_length,
         num_samples=data.num_valid,
         seed=data.seed,
+        cache=data.cache,
     )
     return train, valid
 

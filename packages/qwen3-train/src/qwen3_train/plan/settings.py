@@ -14,6 +14,7 @@ from qwen3_train.parallel.offset import read_offset
 from qwen3_train.settings.datasets import TOKENS
 from qwen3_train.settings.model import read_model
 from qwen3_train.settings.recompute import read_recompute
+from qwen3_train.settings.run import callback_of
 from qwen3_train.settings.schema import MODEL_CONFIG, TRAIN
 from qwen3_train.settings.values import value_problems
 
@@ -54,6 +55,8 @@ class PlanSettings:
     """Bytes of an element of what the layers add to, which stages send each other."""
     adapters: Adapters | None
     """LoRA adapters, which then alone are trained."""
+    shares_writing: bool
+    """Whether ranks that hold equal slices share out the writing of a checkpoint (remove_redundancy)."""
     separate_documents: bool
     """No attention from one document or conversation of a row to another."""
 
@@ -136,6 +139,7 @@ def read_plan_settings(config: RunConfig) -> PlanSettings:
         compute_bytes=compute_bytes,
         residual_bytes=4 if has_float32_residual(config) else compute_bytes,
         adapters=read_adapters(config.get("model.model_config.pet_config")),
+        shares_writing=bool(callback_of(config, "CheckpointMonitor").get("remove_redundancy")),
         separate_documents=_separates_documents(config),
     )
 

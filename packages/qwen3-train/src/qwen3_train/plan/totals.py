@@ -16,7 +16,7 @@ class Totals:
     """Sums over all ranks of a job."""
 
     checkpoint_bytes: int
-    """Of one checkpoint: every rank writes the weights that it trains and its moments."""
+    """Of one checkpoint: what every rank writes of the weights that it trains and of its moments."""
     unique_bytes: int
     """Of one of its replicas without ZeRO-1: what there is to save."""
     sent_bytes: int
@@ -38,9 +38,11 @@ def count_totals(settings: PlanSettings, stages: list[StageMemory], traffic: lis
     ranks_of_stage = layout.dp * layout.tp
     # A gradient, or its sum, is as large as what it is of, and so is each of the two moments.
     trained = [max(stage.gradients, stage.gradient_sums) for stage in stages]
+    unique = layout.tp * 3 * sum(trained)
+    written = ranks_of_stage * (sum(trained) + sum(stage.optimizer for stage in stages))
     return Totals(
-        checkpoint_bytes=ranks_of_stage * (sum(trained) + sum(stage.optimizer for stage in stages)),
-        unique_bytes=layout.tp * 3 * sum(trained),
+        checkpoint_bytes=unique if settings.shares_writing else written,
+        unique_bytes=unique,
         sent_bytes=ranks_of_stage * sum(item.sent_bytes for items in traffic for item in items),
         num_groups=_num_groups(settings),
         idle_share=(layout.pp - 1) / (settings.micro_batch_num + layout.pp - 1),

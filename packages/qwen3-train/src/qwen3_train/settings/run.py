@@ -89,6 +89,8 @@ class TrainSettings:
     """Save and end when SIGTERM or SIGUSR1 asks for it; else end at once."""
     exit_file: Path | None
     """JSON file that asks it to save and end; None for none."""
+    shares_writing: bool
+    """Whether ranks that hold equal slices share out the writing of a checkpoint (remove_redundancy)."""
     async_save: bool
     """Write checkpoints in a thread while training goes on."""
     profile: ProfileSettings | None
@@ -165,7 +167,7 @@ def read_settings(
     assert resume is not None
     if lora is not None:
         refuse_empty_stages(lora, model, layout, offset)
-    monitor = _callback(config, "CheckpointMonitor")
+    monitor = callback_of(config, "CheckpointMonitor")
     wrapper = config.get("runner_wrapper") or {}
     return TrainSettings(
         seed=config.get("seed", 0),
@@ -185,7 +187,7 @@ def read_settings(
         batch_size=config.get("runner_config.batch_size", 1),
         accumulation=config.get("runner_config.gradient_accumulation_steps", 1),
         epochs=config.get("runner_config.epochs", 1),
-        stop_step=_callback(config, "TrainCallBack").get("stop_step"),
+        stop_step=callback_of(config, "TrainCallBack").get("stop_step"),
         adam=_adam(config.get("optimizer") or {}),
         lr_schedule=lr_section(config),
         max_grad_norm=float(wrapper.get("max_grad_norm") or 1.0) if wrapper.get("use_clip_grad") else None,
@@ -195,12 +197,13 @@ def read_settings(
         do_eval=bool(config.get("do_eval", False)),
         eval_every=_positive(config.get("eval_step_interval")),
         validation=validation,
-        log_every=_callback(config, "MFLossMonitor").get("per_print_times") or 1,
+        log_every=callback_of(config, "MFLossMonitor").get("per_print_times") or 1,
         prefix=monitor.get("prefix") or "qwen3",
         save_every=_positive(monitor.get("save_checkpoint_steps")),
         keep_max=monitor.get("keep_checkpoint_max") or 1,
         graceful_exit=bool(config.get("use_graceful_exit", True)),
         exit_file=read_exit_file(config),
+        shares_writing=bool(monitor.get("remove_redundancy")),
         async_save=bool(monitor.get("async_save")),
         profile=profile,
         recompute=recompute,
@@ -273,7 +276,8 @@ def _weights(config: RunConfig, hf_dir: Path | None, resume: ResumeSettings) -> 
     return hf_dir if wanted else None
 
 
-def _callback(config: RunConfig, kind: str) -> dict[str, Any]:
+def callback_of(config: RunConfig, kind: str) -> dict[str, Any]:
+    """Return the section of the callback `kind`; empty where the YAML has none."""
     return next((item for item in config.get("callbacks") or [] if item.get("type") == kind), {})
 
 

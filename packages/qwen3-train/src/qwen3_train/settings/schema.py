@@ -57,7 +57,7 @@ GPT_DATASET: dict[str, Any] = {
     "eod_mask_loss": FLAG, "reset_position_ids": FLAG, "reset_attention_mask": FLAG,
     "create_attention_mask": NO_EFFECT, "create_compressed_eod_mask": FLAG,
     "eod_pad_length": NO_EFFECT, "compressed_eod_mask_length": NO_EFFECT,
-    "path_to_cache": NO_EFFECT, "num_dataset_builder_threads": NO_EFFECT,
+    "path_to_cache": TEXT, "num_dataset_builder_threads": NO_EFFECT,
     "mmap_bin_files": NO_EFFECT, "s3_cache_path": NO_EFFECT,
     # Without them, samples would be others.
     "drop_last_partial_validation_sequence": Key((bool,), (True,)),
@@ -117,7 +117,7 @@ CALLBACK: dict[str, Any] = {
     "checkpoint_format": Key((str,), ("safetensors",)), "integrated_save": NO_EFFECT,
     # mindformers' threads and processes differ in nothing that a run would show.
     "async_save": Key((bool, str), (True, False, "thread", "process")),
-    "remove_redundancy": NO_EFFECT, "save_trainable_params": Key((bool,), (False,)),
+    "remove_redundancy": FLAG, "save_trainable_params": Key((bool,), (False,)),
     "save_network_params": Key((bool,), (False,)), "exception_save": NO_EFFECT, "directory": NO_EFFECT,
     # OnRequestExit: SIGTERM and the file both save a checkpoint of the run.
     "config_file": TEXT, "save_ckpt": Key((bool,), (True,)), "sig": Key((int,), (15,)),

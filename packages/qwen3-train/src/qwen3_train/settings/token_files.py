@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from qwen3_model.errors import ConfigError
@@ -25,6 +26,8 @@ class DataSettings:
     num_valid: int | None
     """Samples of an evaluation; None for all of the valid part."""
     seed: int
+    cache: Path | None
+    """Folder in which indexes of samples are kept (path_to_cache); None to make them in each process."""
     eod: int | None
     """Id that ends a document; None to take it from the manifest beside the data."""
     pad: int
@@ -66,6 +69,7 @@ def read_data(section: Mapping[str, Any]) -> DataSettings:
         num_train=num_train,
         num_valid=num_valid,
         seed=1234 if config.get("seed") is None else config["seed"],
+        cache=Path(config["path_to_cache"]) if config.get("path_to_cache") else None,
         eod=config.get("eod"),
         pad=-1 if config.get("pad") is None else config["pad"],
         eod_mask_loss=bool(config.get("eod_mask_loss")),
