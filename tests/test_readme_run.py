@@ -29,7 +29,7 @@ def test_the_steps_of_the_readme_run_one_after_the_other(tmp_path):
     said = []
     for step in steps:
         script = step.replace(
-            "data/wiki_text_document\nqwen3-train", f"data/wiki_text_document{SHORTER}\nqwen3-train"
+            "data/plays_text_document\nqwen3-train", f"data/plays_text_document{SHORTER}\nqwen3-train"
         )
         command = ["bash", "-euc", script]
         done = subprocess.run(
@@ -39,7 +39,7 @@ def test_the_steps_of_the_readme_run_one_after_the_other(tmp_path):
         said.append(done.stdout)
     assert "at step 10" in _report(tmp_path, environment)
     assert (tmp_path / "output/loss.png").stat().st_size > 10_000
-    assert "The game was released in" in said[4]
+    assert "My lord, I will" in said[4]
     assert "exported 28 adapters of rank 8" in said[5]
     assert "fused 28 adapters" in said[5]
     losses = [json.loads(line)["loss"] for line in (tmp_path / "output_lora/metrics.jsonl").open()]

@@ -17,11 +17,7 @@ from qwen3_model.tokens import open_tokens
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "tools/demo_data"
 BATCH = 8  # as in configs/qwen3/demo.yaml
-PROMPTS = (
-    "The game was released in",
-    "In the early 20th century, the",
-    "The population of the city",
-)
+PROMPTS = ("My lord, I will", "The king said to his son,", "O, what a")
 
 
 def main() -> None:
@@ -60,18 +56,11 @@ def _next_folder(parent: Path) -> Path:
 
 
 def _make_tokens(out: Path) -> Path:
-    """Turn WikiText-2's validation and test text into token files; return their prefix."""
-    texts = []
-    for part in ("valid", "test"):
-        texts.append(out / f"text/wikitext2_{part}.jsonl")
-        _step(
-            "Text to JSON lines", "qwen3-data", "wikitext", DATA / f"wikitext2_{part}.txt", texts[-1],
-            "--headings", "drop",
-        )  # fmt: skip
-    flags = ["--output-prefix", out / "tokens/wiki", "--tokenizer-type", "HuggingFaceTokenizer"]
+    """Turn Shakespeare's speeches into token files; return their prefix."""
+    flags = ["--output-prefix", out / "tokens/plays", "--tokenizer-type", "HuggingFaceTokenizer"]
     flags += ["--tokenizer-dir", DATA / "tokenizer", "--append-eod", "--json-keys", "text", "--workers", "2"]
-    _step("JSON lines to token files", "qwen3-data", "preprocess", "--input", *texts, *flags)
-    prefix = out / "tokens/wiki_text_document"
+    _step("Text to token files", "qwen3-data", "preprocess", "--input", DATA / "shakespeare.jsonl", *flags)
+    prefix = out / "tokens/plays_text_document"
     _step("A look at them", "qwen3-data", "inspect", prefix)
     return prefix
 
@@ -108,8 +97,8 @@ def _generate(out: Path, model_dir: Path) -> Path:
         "--predict-batch-size",
         len(PROMPTS),
     ]
-    flags += ["--max-new-tokens", 60, "--do-sample", "--temperature", 0.6, "--top-k", 20]
-    flags += ["--repetition-penalty", 1.1, "--seed", 1]
+    flags += ["--max-new-tokens", 60, "--do-sample", "--temperature", 0.5, "--top-k", 40]
+    flags += ["--repetition-penalty", 1.05, "--seed", 1]
     _step("Generate", "qwen3-infer", "generate", *flags, "--no-stream", "--save-file", result)
     return result
 
@@ -153,7 +142,7 @@ def _summary(out: Path, prefix: Path, run_dir: Path, generated: Path) -> None:
     before, after = evaluations[0]["eval_perplexity"], evaluations[-1]["eval_perplexity"]
     print("\n== What came out")
     rows = {
-        "text": out / "text",
+        "text": DATA / "shakespeare.jsonl",
         "token files": f"{prefix}.bin, .idx, .json",
         "run": f"{run_dir} (checkpoint/, strategy/, msrun_log/, metrics.jsonl, run.yaml)",
         "merged": out / "merged",

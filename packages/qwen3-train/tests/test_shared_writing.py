@@ -121,9 +121,7 @@ def test_32b_on_1024_devices_writes_what_there_is_and_each_rank_its_part():
 
 @pytest.mark.parametrize("shares_writing", [True, False])
 @pytest.mark.parametrize("shares_moments", [True, False])
-def test_a_rank_reads_its_own_file_and_of_others_what_it_lacks(
-    tmp_path, shares_moments, shares_writing
-):
+def test_a_rank_reads_its_own_file_and_of_others_what_it_lacks(tmp_path, shares_moments, shares_writing):
     layout, whole = Layout(dp=3, tp=2, pp=2), whole_tensors(TINY)
     write_run(tmp_path, layout, TINY, whole, shares_moments=shares_moments, shares_writing=shares_writing)
     settings = SimpleNamespace(
