@@ -72,7 +72,7 @@ class TestAnyPieces:
     ],
 )
 def test_a_whole_text_is_divided_as_a_stream(text, expected):
-    assert split_answer(text, starts_in_thought=False) == expected
+    assert split_answer(text, starts_in_thought=False) == (*expected, [])
 
 
 def test_what_is_certain_comes_at_once():

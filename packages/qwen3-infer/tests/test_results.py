@@ -52,6 +52,24 @@ def test_a_chat_record_divides_reasoning_from_answer(completions):
     assert make_record(done, completions[0], chat=False)["completion"] == done.text
 
 
+def test_a_record_has_the_calls_of_a_request_with_tools(completions):
+    tokenizer, (first, *_) = completions
+    text = '<think>\nWhy?\n</think>\n\nSo: <tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'
+    tools = ({"type": "function", "function": {"name": "f"}},)
+    request = replace(first.request, prompt=Prompt(messages=({"role": "user", "content": "?"},), tools=tools))
+    record = make_record(replace(first, request=request, text=text), tokenizer, chat=True)
+    assert (record["reasoning"], record["completion"], record["finish_reason"]) == (
+        "Why?",
+        "So:",
+        "tool_calls",
+    )
+    (call,) = record["tool_calls"]
+    assert call == {"type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    without = make_record(replace(first, text=text), tokenizer, chat=True)
+    assert "<tool_call>" in without["completion"]
+    assert "tool_calls" not in without
+
+
 def test_a_record_reads_a_thought_that_the_prompt_began(completions):
     tokenizer, (first, *_) = completions
     request = replace(first.request, prompt_ids=tuple(tokenizer.encode("<think>\n")))

@@ -140,13 +140,18 @@ class ChatOutput:
             self._skips_space = not self._held
 
 
-def split_answer(text: str, *, starts_in_thought: bool) -> tuple[str, str]:
-    """Return the thought, "" if there is none, and the answer of a whole text; calls stay in the answer."""
-    parts = ChatOutput(has_tools=False, starts_in_thought=starts_in_thought).push(text, is_last=True)
+def split_answer(
+    text: str, *, starts_in_thought: bool, has_tools: bool = False
+) -> tuple[str, str, list[Part]]:
+    """Return the thought, "" if there is none, the answer and the calls of a whole text.
+
+    Without tools calls stay in the answer.
+    """
+    parts = ChatOutput(has_tools=has_tools, starts_in_thought=starts_in_thought).push(text, is_last=True)
     thought, answer = (
         "".join(part.text for part in parts if part.kind == kind) for kind in ("reasoning", "content")
     )
-    return thought, answer
+    return thought, answer, [part for part in parts if part.kind == "call"]
 
 
 def _text(kind: str, text: str) -> Iterator[Part]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qwen3_infer.chat.output import split_answer
+from qwen3_infer.chat.output import Part, split_answer
 from qwen3_infer.chat.prompt import ends_in_thought
 from qwen3_infer.engine.jobs import Completion
 from qwen3_model.files import write_text_atomically
@@ -15,7 +15,7 @@ RESULT_BEGIN = b"[{'text_generation_text': ["
 
 
 def make_record(completion: Completion, tokenizer: Qwen3Tokenizer, *, chat: bool) -> dict[str, Any]:
-    """Return one line of the results file; `chat` takes the thought out of the completion."""
+    """Return one line of the results file; `chat` takes thought and calls out of the completion."""
     request = completion.request
     record: dict[str, Any] = {"index": request.index}
     if request.decoding.num_sequences > 1:
@@ -26,12 +26,20 @@ def make_record(completion: Completion, tokenizer: Qwen3Tokenizer, *, chat: bool
         record["prompt"] = request.prompt.text
     else:
         record["messages"] = list(request.prompt.messages)
-    reasoning, answer = answer_of(completion, tokenizer) if chat else ("", completion.text)
+    reasoning, answer, calls = (
+        answer_of(completion, tokenizer, has_tools=bool(request.prompt.tools))
+        if chat
+        else ("", completion.text, [])
+    )
     record["completion"] = answer
     if reasoning:
         record["reasoning"] = reasoning
+    if calls:
+        named = ({"name": call.name, "arguments": call.text} for call in calls)
+        record["tool_calls"] = [{"type": "function", "function": function} for function in named]
+    reason = completion.finish_reason
     record |= {
-        "finish_reason": completion.finish_reason,
+        "finish_reason": "tool_calls" if calls and reason == "stop" else reason,
         "prompt_tokens": len(request.prompt_ids),
         "completion_tokens": len(completion.ids),
     }
@@ -40,10 +48,12 @@ def make_record(completion: Completion, tokenizer: Qwen3Tokenizer, *, chat: bool
     return record
 
 
-def answer_of(completion: Completion, tokenizer: Qwen3Tokenizer) -> tuple[str, str]:
-    """Return the thought, "" if there is none, and the answer of a completion in a chat."""
+def answer_of(
+    completion: Completion, tokenizer: Qwen3Tokenizer, *, has_tools: bool = False
+) -> tuple[str, str, list[Part]]:
+    """Return the thought, "" if there is none, the answer and the calls of a completion in a chat."""
     starts_in_thought = ends_in_thought(tokenizer, completion.request.prompt_ids)
-    return split_answer(completion.text, starts_in_thought=starts_in_thought)
+    return split_answer(completion.text, starts_in_thought=starts_in_thought, has_tools=has_tools)
 
 
 def write_records(
