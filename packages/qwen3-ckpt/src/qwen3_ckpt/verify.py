@@ -63,6 +63,9 @@ def _index_faults(source: Path) -> Iterator[str]:
         if not isinstance(names, dict) or not all(map(is_file_name, names.values())):
             yield f"{path} has no weight_map from tensors to files in its folder"
             continue
+        if absent := sorted({name for name in names.values() if not (path.parent / name).is_file()}):
+            yield f"{path} names files that are not there, such as {absent[0]}"
+            continue
         files = {open_safetensors(path.parent / name) for name in set(names.values())}
         total = sum(info.size_bytes for file in files for info in file.tensors.values())
         if metadata["total_size"] != total:
