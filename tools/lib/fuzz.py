@@ -174,15 +174,18 @@ def main() -> None:
             count, raw, reason = feed(target, EXAMPLES_A_ROUND, number)
             counts[target.name] += count
             if raw is not None:
-                path = _keep(target, raw)
-                found[target.name] = found.get(target.name, 0) + 1
-                print(f"{target.name}: {raw[:200]!r} (kept as {path})\n{reason}", flush=True)
+                path, is_new = _keep(target, raw)
+                found[target.name] = found.get(target.name, 0) + is_new
+                if is_new:
+                    print(f"{target.name}: {raw[:200]!r} (kept as {path})\n{reason}", flush=True)
 
 
-def _keep(target: Target, raw: bytes) -> Path:
+def _keep(target: Target, raw: bytes) -> tuple[Path, bool]:
+    """Keep an input beside the seeds; return where, and whether it was not there."""
     path = SEEDS / target.name / f"found-{hashlib.sha256(raw).hexdigest()[:8]}"
+    is_new = not path.exists()
     path.write_bytes(raw)
-    return path
+    return path, is_new
 
 
 def _tell(counts: dict[str, int], found: dict[str, int], number: int) -> None:

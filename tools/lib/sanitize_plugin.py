@@ -1,0 +1,33 @@
+"""pytest's plugin of `tools/sanitize_kernels`: the kernels are compiled with sanitizers."""
+
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+from qwen3_infer.native import build
+
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g")
+
+
+def pytest_configure() -> None:
+    """Add the flags, and show once that the sanitizers see what they should."""
+    vars(build)["FLAGS"] = (*build.FLAGS, *SANITIZERS)
+    os.environ.pop("LD_PRELOAD")  # it is in this process; the compiler is not to be looked at
+    _prove()
+
+
+def _prove() -> None:
+    """Read behind an array in a process of its own, which must not survive it.
+
+    Raises:
+        RuntimeError: The sanitizers did not notice.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        source, program = Path(folder, "a.cc"), Path(folder, "a.out")
+        body = "int main(int n, char**) { int* a = new int[2]; return a[n + 1]; }\n"
+        source.write_text(body, encoding="ascii")
+        subprocess.run(["g++", *SANITIZERS, "-o", program, source], check=True)
+        done = subprocess.run([program], capture_output=True, text=True, check=False)
+    if done.returncode == 0 or "heap-buffer-overflow" not in done.stderr:
+        raise RuntimeError("the sanitizers do not see a read behind an array")
