@@ -117,6 +117,17 @@ def test_a_prompt_that_cannot_fit_is_refused_before_it_is_tokenised(start_server
     assert server.resident_bytes() - before < 400e6
 
 
+@pytest.mark.parametrize("request_line", [b"GET /health", b"GET /v1/models", b"GET /nothing"])
+def test_a_client_that_sends_no_more_is_answered(start_server, serve_dir, request_line):
+    server = start_server(str(SCRIPT), str(serve_dir))
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as wire:
+        wire.sendall(request_line + b" HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        wire.shutdown(socket.SHUT_WR)
+        answer = b"".join(iter(lambda: wire.recv(4096), b""))
+    assert answer.split()[1] == (b"404" if b"nothing" in request_line else b"200")
+    assert answer.rstrip().endswith((b"}", b"]"))
+
+
 def test_too_many_headers_are_refused(start_server, serve_dir):
     server = start_server(str(SCRIPT), str(serve_dir))
     for extra in (b"X: y\r\n" * 300, b"X: " + b"y" * 40_000 + b"\r\n"):

@@ -133,6 +133,17 @@ class TimedProtocol(H11Protocol):
         if not self.transport.is_closing():
             super().data_received(data)
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Return whether the connection stays open for an answer although its client sends no more.
+
+        What only reads is answered at once. A client that waits for tokens and ends its side has most likely
+        gone, and nothing is computed for it any more.
+        """
+        if self.is_waiting or self.scope["method"] != "GET":
+            return False
+        self.cycle.keep_alive = False
+        return True
+
     def _look(self) -> None:
         """Close the connection if it still waits for the request that it waited for at the last look."""
         if self.is_waiting and self.cycle is self._seen:
