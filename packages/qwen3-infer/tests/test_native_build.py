@@ -1,6 +1,7 @@
 """Compiling the kernels, and the kernels one by one against numpy."""
 
 import ctypes
+import mmap
 import os
 import shutil
 import stat
@@ -22,9 +23,11 @@ def library(tmp_path_factory):
     return native_library(tmp_path_factory.mktemp("cache"), NUM_THREADS)
 
 
-@pytest.fixture
-def call(library):
+@pytest.fixture(params=["vectors", "tiles"])
+def call(library, request):
     loaded = ctypes.CDLL(str(library))
+    if not loaded.qwen3_use_tiles(request.param == "tiles") and request.param == "tiles":
+        pytest.skip("this processor has no tile multiplier")
 
     def call(name, *arrays):
         """Call a kernel as MindSpore does; uint16 stands for bfloat16, the last array is the output."""
@@ -37,7 +40,8 @@ def call(library):
         types = (ctypes.c_char_p * count)(*names)
         return getattr(loaded, name)(count, pointers, dims, shape_pointers, types, None, None)
 
-    return call
+    yield call
+    loaded.qwen3_use_tiles(1)
 
 
 def bfloat16(values):
@@ -59,6 +63,19 @@ def test_linear_is_the_matrix_product(call, num_rows, num_inputs, num_outputs, i
     assert call("qwen3_linear", x, bits if is_bfloat16 else wide, y) == 0
     exact = x.astype(np.float64) @ wide.T.astype(np.float64)
     np.testing.assert_allclose(y, exact, rtol=0, atol=RTOL_F32 * num_inputs**0.5)
+
+
+def test_rows_are_not_rounded_before_they_are_multiplied(call):
+    # What is left after all large products cancel lies 2^-23 below them.
+    rng = np.random.default_rng(8)
+    x = rng.standard_normal((19, 64)).astype(np.float32)
+    x[:, 32:] = -x[:, :32] * np.float32(1 - 2**-23)
+    bits, wide = bfloat16(rng.standard_normal((40, 32)).astype(np.float32))
+    found = np.empty((19, 40), np.float32)
+    call("qwen3_linear", x, np.hstack((bits, bits)), found)
+    exact = (x[:, :32].astype(np.float64) + x[:, 32:]) @ wide.T.astype(np.float64)
+    upper = np.abs(x[:, :32].astype(np.float64)) @ np.abs(wide.T.astype(np.float64))
+    assert (np.abs(found - exact) < 2**-21 * upper).all()
 
 
 @pytest.mark.parametrize("num_inputs", [200, 1024, 2085])
@@ -98,6 +115,30 @@ def test_rounded_inputs_are_rounded_once_and_a_row_has_the_same_bits_in_any_numb
         some = np.empty((count, num_outputs), np.float32)
         call("qwen3_linear_rounded", x[21 - count :].copy(), bits, some)
         np.testing.assert_array_equal(some, together[21 - count :])
+
+
+def before_a_guard(array):
+    """Return a copy whose last byte lies before a page that nobody may touch."""
+    page, size = mmap.PAGESIZE, array.nbytes
+    room = mmap.mmap(-1, -(-size // page) * page + page)
+    start = len(room) - page - size
+    copy = np.frombuffer(room, array.dtype, array.size, start).reshape(array.shape)
+    copy[...] = array
+    guard = ctypes.addressof(ctypes.c_char.from_buffer(room)) + len(room) - page
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.mprotect(ctypes.c_void_p(guard), page, 0) == 0  # PROT_NONE
+    return copy
+
+
+@pytest.mark.parametrize("num_rows", [1, 8, 9, 17, 33])
+@pytest.mark.parametrize(("num_inputs", "num_outputs"), [(64, 64), (31, 33), (100, 17), (1024, 70)])
+@pytest.mark.parametrize("name", ["qwen3_linear", "qwen3_linear_rounded"])
+def test_products_touch_nothing_behind_their_arrays(call, name, num_rows, num_inputs, num_outputs):
+    x = before_a_guard(np.ones((num_rows, num_inputs), np.float32))
+    bits, _ = bfloat16(np.ones((num_outputs, num_inputs), np.float32))
+    found = before_a_guard(np.zeros((num_rows, num_outputs), np.float32))
+    if call(name, x, before_a_guard(bits), found) == 0:
+        np.testing.assert_array_equal(found, num_inputs)
 
 
 def test_embed_widens_rows_and_refuses_ids_outside(call):

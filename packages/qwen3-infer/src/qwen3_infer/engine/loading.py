@@ -9,6 +9,7 @@ from qwen3_infer.engine.adapted_embedding import AdaptedEmbedding
 from qwen3_infer.engine.weights import open_hf_weights
 from qwen3_infer.model_folder import ModelFolder
 from qwen3_infer.native.kernels import NativeKernels
+from qwen3_infer.native.layer import join_operations
 from qwen3_model.adapters import EMBEDDING, AdapterSet
 from qwen3_model.config import Qwen3Config
 from qwen3_model.layers import Kernels
@@ -60,6 +61,7 @@ def build_model(
     _fill(model, weights, quiet=quiet)
     if adapter is not None:
         _add(model, adapter)
+    join_operations(model)
     return model
 
 

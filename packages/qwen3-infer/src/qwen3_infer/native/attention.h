@@ -59,4 +59,55 @@ void attend(const float* queries, int64_t stride, const float* keys, const float
   weighted_sum<M>(scores, row, values, most, width, out);
 }
 
+// What attention is told of its queries and of the cache.
+struct Attention {
+  int64_t batch, length, num_heads, num_kv_heads, width;
+  float *keys, *values;                  // (slots, width)
+  const int32_t *slots, *positions;      // (batch, num_kv_heads, length) and (batch, length)
+};
+
+// Copies new keys and values (batch, length, num_kv_heads, width) into their slots.
+inline void store(const Attention& of, const float* k, const float* v) {
+  for_each(of.batch * of.num_kv_heads * of.length, kSmall / of.width + 1, [=, &of](int64_t number) {
+    const int64_t pair = number / of.length, b = pair / of.num_kv_heads, j = pair % of.num_kv_heads;
+    const int64_t row = (b * of.length + number % of.length) * of.num_kv_heads + j;
+    std::memcpy(of.keys + of.slots[number] * of.width, k + row * of.width, of.width * sizeof(float));
+    std::memcpy(of.values + of.slots[number] * of.width, v + row * of.width, of.width * sizeof(float));
+  });
+}
+
+// The attention of each query (batch, length, num_heads, width) to the slots 0 to its position of its row.
+inline void attend_all(const Attention& of, const float* q, float* out) {
+  const int64_t group = of.num_heads / of.num_kv_heads, width = of.width;
+  const int64_t pairs = of.batch * of.num_kv_heads, queries = of.length * group, stride = round_up(width, kStep);
+  const int64_t pieces = (queries + kQueries - 1) / kQueries;
+  Pool::shared().run(pairs * pieces, [=, &of](int64_t number) {
+    const int64_t pair = number / pieces, b = pair / of.num_kv_heads, j = pair % of.num_kv_heads;
+    const int64_t start = number % pieces * kQueries, end = start + kQueries < queries ? start + kQueries : queries;
+    const int64_t base = (of.slots[pair * of.length] - of.positions[b * of.length]) * width;
+    static thread_local std::vector<Line> packed;
+    packed.assign(4 * stride / kLanes, Line{});
+    float* const rows = packed.data()->lanes;
+    for (int64_t first = start; first < end; first += 4) {
+      int64_t counts[4];
+      float* to[4];
+      const int64_t count = end - first < 4 ? end - first : 4;
+      for (int64_t m = 0; m < count; ++m) {
+        const int64_t l = (first + m) / group, g = (first + m) % group;
+        const int64_t row = (b * of.length + l) * of.num_heads + j * group + g;
+        std::memcpy(rows + m * stride, q + row * width, width * sizeof(float));
+        counts[m] = of.positions[b * of.length + l] + 1;
+        to[m] = out + row * width;
+      }
+      const float *keys = of.keys + base, *values = of.values + base;
+      switch (count) {
+        case 4: attend<4>(rows, stride, keys, values, counts, width, to); break;
+        case 3: attend<3>(rows, stride, keys, values, counts, width, to); break;
+        case 2: attend<2>(rows, stride, keys, values, counts, width, to); break;
+        default: attend<1>(rows, stride, keys, values, counts, width, to); break;
+      }
+    }
+  });
+}
+
 }  // namespace qwen3

@@ -1,16 +1,15 @@
 // The operations of a decoder layer for a CPU, over weights that stay in bfloat16 or float32.
 //
-// What one row gets never depends on how many rows there are: every dot product is one chain of register-wide
-// multiply-adds in the order of k, whichever tile computes it, and rows share nothing else. So a prompt gives the same
-// bits alone, in a batch, and cut into pieces of any length.
+// What one row gets never depends on how many rows there are: every dot product is one chain of multiply-adds in the
+// order of k, whichever tile computes it, and rows share nothing else. So a prompt gives the same bits alone, in a
+// batch, and cut into pieces of any length.
 //
 // Each entry has the form that MindSpore's ops.Custom calls: pointers, shapes and types of the inputs and then the
 // output; it returns 0, or 1 for arguments that it was not made for.
 //
 // M rows, K inputs, O outputs, B batch, L length, N query heads, J key/value heads, H head_dim.
 
-#include "attention.h"
-#include "linear.h"
+#include "layer.h"
 
 namespace {
 
@@ -37,12 +36,76 @@ bool lie_in_cache(const int32_t* slots, const int32_t* positions, int64_t batch,
   return true;
 }
 
+// Whether products with bfloat16 weights go through the tile multiplier, where the processor has one.
+std::atomic<bool> uses_tiles{true};
+
+// Calls work with the kind of product for weights of this type; returns 1 where there is none.
+template <typename Work>
+int with_weight(const char* type, bool rounds_inputs, const Work& work) {
+  if (is_type(type, "float32")) {
+    if (rounds_inputs) return 1;
+    return work(Float32{}), 0;
+  }
+#if defined(QWEN3_HAS_TILES)
+  if (uses_tiles.load(std::memory_order_relaxed) && has_tiles())
+    return rounds_inputs ? work(Tiled<1>{}) : work(Tiled<3>{}), 0;
+#endif
+  if (!rounds_inputs) return work(Bfloat16{}), 0;
+#if defined(__AVX512BF16__)
+  return work(Rounded{}), 0;
+#else
+  return 1;
+#endif
+}
+
+// A vector of float32, or of bfloat16 widened into `wide`.
+const float* widened(const void* values, const char* type, int64_t size, std::vector<float>& wide) {
+  if (is_type(type, "float32")) return static_cast<const float*>(values);
+  wide.resize(size);
+  for (int64_t k = 0; k < size; ++k) wide[k] = widen_one(static_cast<const uint16_t*>(values)[k]);
+  return wide.data();
+}
+
+int multiply_rows(bool rounds_inputs, int num_params, void** params, int* num_dims, int64_t** shapes,
+                  const char** types) {
+  if (num_params != 3 || num_dims[0] != 2 || num_dims[1] != 2 || shapes[0][1] != shapes[1][1]) return 1;
+  return with_weight(types[1], rounds_inputs, [=](auto weight) {
+    typedef typename decltype(weight)::Stored Stored;
+    linear(weight, static_cast<const float*>(params[0]), static_cast<const Stored*>(params[1]),
+           static_cast<float*>(params[2]), shapes[0][0], shapes[0][1], shapes[1][0]);
+  });
+}
+
+// Fills `of` from queries (B * L * N, H), keys and values (B * L * J, H) if known, the caches (slots, H), slots
+// (B * J * L,) and positions (B, L); returns whether they fit together and all new tokens lie in the cache.
+bool describe(Attention& of, int64_t query_rows, int64_t key_rows, int64_t width, void** params, int* num_dims,
+              int64_t** shapes, const char** types) {
+  if (num_dims[3] != 2 || !is_type(types[2], "int32") || !is_type(types[3], "int32")) return false;
+  const int64_t batch = shapes[3][0], length = shapes[3][1], tokens = batch * length;
+  if (tokens < 1 || query_rows % tokens || key_rows % tokens || key_rows < tokens) return false;
+  of.batch = batch, of.length = length, of.width = width;
+  of.num_heads = query_rows / tokens, of.num_kv_heads = key_rows / tokens;
+  if (of.num_heads % of.num_kv_heads || num_elements(num_dims[2], shapes[2]) != tokens * of.num_kv_heads) return false;
+  for (int i = 0; i < 2; ++i)
+    if (num_dims[i] != 2 || shapes[i][1] != width || !is_type(types[i], "float32")) return false;
+  if (shapes[1][0] != shapes[0][0]) return false;
+  of.keys = static_cast<float*>(params[0]), of.values = static_cast<float*>(params[1]);
+  of.slots = static_cast<const int32_t*>(params[2]), of.positions = static_cast<const int32_t*>(params[3]);
+  return lie_in_cache(of.slots, of.positions, batch, of.num_kv_heads, length, shapes[0][0]);
+}
+
 }  // namespace
 
 extern "C" {
 
 // To be called before the first operation, which else has one thread.
 void qwen3_use_threads(int number) { qwen3::Pool::num_threads() = number; }
+
+// Whether products may use the processor's tile multiplier, as they do where it has one; returns whether they then do.
+int qwen3_use_tiles(int allowed) {
+  uses_tiles.store(allowed != 0);
+  return allowed && has_tiles();
+}
 
 // weight (V, D), ids (M,) to (M, D).
 int qwen3_embed(int num_params, void** params, int* num_dims, int64_t** shapes, const char** types, void*, void*) {
@@ -62,59 +125,29 @@ int qwen3_embed(int num_params, void** params, int* num_dims, int64_t** shapes, 
 
 // (M, K) and (O, K) to (M, O).
 int qwen3_linear(int num_params, void** params, int* num_dims, int64_t** shapes, const char** types, void*, void*) {
-  if (num_params != 3 || num_dims[0] != 2 || num_dims[1] != 2 || shapes[0][1] != shapes[1][1]) return 1;
-  const float* x = static_cast<const float*>(params[0]);
-  float* y = static_cast<float*>(params[2]);
-  const int64_t num_rows = shapes[0][0], num_inputs = shapes[0][1], num_outputs = shapes[1][0];
-  if (is_type(types[1], "float32"))
-    linear<Float32>(x, static_cast<const float*>(params[1]), y, num_rows, num_inputs, num_outputs);
-  else
-    linear<Bfloat16>(x, static_cast<const uint16_t*>(params[1]), y, num_rows, num_inputs, num_outputs);
-  return 0;
+  return multiply_rows(false, num_params, params, num_dims, shapes, types);
 }
 
 // Whether this processor multiplies bfloat16.
-int qwen3_has_bfloat16() {
-#if defined(__AVX512BF16__)
-  return 1;
-#else
-  return 0;
-#endif
-}
+int qwen3_has_bfloat16() { return with_weight("bfloat16", true, [](auto) {}) == 0; }
 
 // (M, K) rounded to bfloat16 and (O, K) in bfloat16 to (M, O).
 int qwen3_linear_rounded(int num_params, void** params, int* num_dims, int64_t** shapes, const char** types, void*,
                          void*) {
-  if (num_params != 3 || num_dims[0] != 2 || num_dims[1] != 2 || shapes[0][1] != shapes[1][1]) return 1;
-  if (is_type(types[1], "float32") || !qwen3_has_bfloat16()) return 1;
-#if defined(__AVX512BF16__)
-  linear<Rounded>(static_cast<const float*>(params[0]), static_cast<const uint16_t*>(params[1]),
-                  static_cast<float*>(params[2]), shapes[0][0], shapes[0][1], shapes[1][0]);
-#else
-  (void)params;
-#endif
-  return 0;
+  return multiply_rows(true, num_params, params, num_dims, shapes, types);
 }
 
 // x (M, K), weight (K,), eps (1,) to (M, K): x * weight / sqrt(mean(x^2) + eps).
 int qwen3_rms_norm(int num_params, void** params, int* num_dims, int64_t** shapes, const char** types, void*, void*) {
   if (num_params != 4 || num_dims[0] != 2 || shapes[0][1] != shapes[1][0]) return 1;
   const float* x = static_cast<const float*>(params[0]);
-  std::vector<float> widened;
-  const float* weight = static_cast<const float*>(params[1]);
-  if (!is_type(types[1], "float32")) {
-    widened.resize(shapes[1][0]);
-    for (int64_t k = 0; k < shapes[1][0]; ++k) widened[k] = widen_one(static_cast<const uint16_t*>(params[1])[k]);
-    weight = widened.data();
-  }
+  std::vector<float> wide;
+  const float* weight = widened(params[1], types[1], shapes[1][0], wide);
   const float eps = *static_cast<const float*>(params[2]);
   float* y = static_cast<float*>(params[3]);
   const int64_t num_rows = shapes[0][0], width = shapes[0][1];
-  for_each(num_rows, kSmall / width + 1, [=](int64_t m) {
-    const float* row = x + m * width;
-    const float scale = 1.0f / std::sqrt(dot(row, row, width) / width + eps);
-    for (int64_t k = 0; k < width; ++k) y[m * width + k] = row[k] * scale * weight[k];
-  });
+  for_each(num_rows, kSmall / width + 1,
+           [=](int64_t m) { norm_row(x + m * width, weight, width, eps, y + m * width); });
   return 0;
 }
 
@@ -125,13 +158,9 @@ int qwen3_swiglu(int num_params, void** params, int* num_dims, int64_t** shapes,
   if (num_elements(num_dims[1], shapes[1]) != size) return 1;
   const float *gate = static_cast<const float*>(params[0]), *up = static_cast<const float*>(params[1]);
   float* y = static_cast<float*>(params[2]);
-  for_each((size + kLanes - 1) / kLanes, kSmall / kLanes, [=](int64_t number) {
-    const int64_t at = number * kLanes, count = size - at < kLanes ? size - at : kLanes;
-    Floats a = {}, b = {};
-    std::memcpy(&a, gate + at, count * sizeof(float));
-    std::memcpy(&b, up + at, count * sizeof(float));
-    const Floats product = a / (1.0f + exponential(-a)) * b;
-    std::memcpy(y + at, &product, count * sizeof(float));
+  for_each((size + kSmall - 1) / kSmall, 1, [=](int64_t number) {
+    const int64_t at = number * kSmall;
+    swiglu_row(gate + at, up + at, size - at < kSmall ? size - at : kSmall, y + at);
   });
   return 0;
 }
@@ -146,12 +175,8 @@ int qwen3_rotate(int num_params, void** params, int* num_dims, int64_t** shapes,
   float* y = static_cast<float*>(params[3]);
   const int64_t num_rows = shapes[0][0], half = shapes[1][2], num_heads = num_rows / (shapes[1][0] * shapes[1][1]);
   for_each(num_rows, kSmall / half + 1, [=](int64_t row) {
-    const float *from = x + row * 2 * half, *c = cosines + row / num_heads * half, *s = sines + row / num_heads * half;
-    float* to = y + row * 2 * half;
-    for (int64_t i = 0; i < half; ++i) {
-      to[i] = from[i] * c[i] - from[i + half] * s[i];
-      to[i + half] = from[i + half] * c[i] + from[i] * s[i];
-    }
+    const int64_t at = row / num_heads * half;
+    rotate_row(x + row * 2 * half, cosines + at, sines + at, half, y + row * 2 * half);
   });
   return 0;
 }
@@ -161,56 +186,51 @@ int qwen3_rotate(int num_params, void** params, int* num_dims, int64_t** shapes,
 // or nothing at all where a slot lies outside.
 int qwen3_cached_attention(int num_params, void** params, int* num_dims, int64_t** shapes, const char** types, void*,
                            void*) {
-  if (num_params != 8 || num_dims[6] != 2 || !is_type(types[5], "int32") || !is_type(types[6], "int32")) return 1;
-  const float *q = static_cast<const float*>(params[0]), *k = static_cast<const float*>(params[1]),
-              *v = static_cast<const float*>(params[2]);
-  float *keys = static_cast<float*>(params[3]), *values = static_cast<float*>(params[4]);
-  const int32_t *slots = static_cast<const int32_t*>(params[5]), *positions = static_cast<const int32_t*>(params[6]);
-  float* out = static_cast<float*>(params[7]);
-  const int64_t width = shapes[0][1], batch = shapes[6][0], length = shapes[6][1], tokens = batch * length;
-  if (tokens < 1 || shapes[0][0] % tokens || shapes[1][0] % tokens || shapes[1][0] < tokens) return 1;
-  const int64_t num_heads = shapes[0][0] / tokens, num_kv_heads = shapes[1][0] / tokens;
-  if (num_heads % num_kv_heads || num_elements(num_dims[5], shapes[5]) != tokens * num_kv_heads) return 1;
-  if (shapes[2][0] != shapes[1][0] || shapes[4][0] != shapes[3][0]) return 1;
-  for (int i = 1; i < 5; ++i)
+  if (num_params != 8 || shapes[2][0] != shapes[1][0]) return 1;
+  const int64_t width = shapes[0][1];
+  for (int i = 0; i < 3; ++i)
     if (num_dims[i] != 2 || shapes[i][1] != width) return 1;
-  if (!lie_in_cache(slots, positions, batch, num_kv_heads, length, shapes[3][0])) return 1;
-  const int64_t group = num_heads / num_kv_heads;
-  const int64_t pairs = batch * num_kv_heads, queries = length * group, stride = round_up(width, kStep);
-  for_each(pairs * length, kSmall / width + 1, [=](int64_t number) {
-    const int64_t pair = number / length, b = pair / num_kv_heads, j = pair % num_kv_heads, l = number % length;
-    const int64_t row = (b * length + l) * num_kv_heads + j;
-    std::memcpy(keys + slots[number] * width, k + row * width, width * sizeof(float));
-    std::memcpy(values + slots[number] * width, v + row * width, width * sizeof(float));
-  });
-  const int64_t pieces = (queries + kQueries - 1) / kQueries;
-  qwen3::Pool::shared().run(pairs * pieces, [=](int64_t number) {
-    const int64_t pair = number / pieces, b = pair / num_kv_heads, j = pair % num_kv_heads;
-    const int64_t start = number % pieces * kQueries, end = start + kQueries < queries ? start + kQueries : queries;
-    const int64_t base = (slots[pair * length] - positions[b * length]) * width;
-    static thread_local std::vector<Line> packed;
-    packed.assign(4 * stride / kLanes, Line{});
-    float* const rows = packed.data()->lanes;
-    for (int64_t first = start; first < end; first += 4) {
-      int64_t counts[4];
-      float* to[4];
-      const int64_t count = end - first < 4 ? end - first : 4;
-      for (int64_t m = 0; m < count; ++m) {
-        const int64_t l = (first + m) / group, g = (first + m) % group;
-        const int64_t row = (b * length + l) * num_heads + j * group + g;
-        std::memcpy(rows + m * stride, q + row * width, width * sizeof(float));
-        counts[m] = positions[b * length + l] + 1;
-        to[m] = out + row * width;
-      }
-      switch (count) {
-        case 4: attend<4>(rows, stride, keys + base, values + base, counts, width, to); break;
-        case 3: attend<3>(rows, stride, keys + base, values + base, counts, width, to); break;
-        case 2: attend<2>(rows, stride, keys + base, values + base, counts, width, to); break;
-        default: attend<1>(rows, stride, keys + base, values + base, counts, width, to); break;
-      }
-    }
-  });
+  Attention of;
+  if (!describe(of, shapes[0][0], shapes[1][0], width, params + 3, num_dims + 3, shapes + 3, types + 3)) return 1;
+  store(of, static_cast<const float*>(params[1]), static_cast<const float*>(params[2]));
+  attend_all(of, static_cast<const float*>(params[0]), static_cast<float*>(params[7]));
   return 0;
+}
+
+// A decoder layer: x (M, D), cos and sin (B, L, H / 2), the caches (slots, H), slots (B * J * L,), positions (B, L),
+// eps and whether products round their inputs (2,), the weights of the norms before attention, of queries, of keys and
+// before the feed-forward, then those of q, k, v, o, gate, up and down, all of one type, to (M, D).
+int qwen3_layer(int num_params, void** params, int* num_dims, int64_t** shapes, const char** types, void*, void*) {
+  if (num_params != 20 || num_dims[0] != 2 || num_dims[1] != 3) return 1;
+  for (int i = 8; i < 19; ++i)
+    if (num_dims[i] != (i < 12 ? 1 : 2) || !is_type(types[i], types[8])) return 1;
+  const int64_t tokens = shapes[0][0], hidden = shapes[0][1], width = shapes[9][0], inner = shapes[16][0];
+  const int64_t q_width = shapes[12][0], kv_width = shapes[13][0];
+  const int64_t wanted[][2] = {{q_width, hidden}, {kv_width, hidden}, {kv_width, hidden}, {hidden, q_width},
+                               {inner, hidden},   {inner, hidden},    {hidden, inner}};
+  for (int i = 0; i < 7; ++i)
+    if (shapes[12 + i][0] != wanted[i][0] || shapes[12 + i][1] != wanted[i][1]) return 1;
+  if (shapes[8][0] != hidden || shapes[10][0] != width || shapes[11][0] != hidden) return 1;
+  if (width < 2 || width % 2 || q_width % width || kv_width % width) return 1;
+  if (shapes[1][0] * shapes[1][1] != tokens || 2 * shapes[1][2] != width) return 1;
+  if (num_elements(num_dims[2], shapes[2]) != num_elements(3, shapes[1])) return 1;
+  if (num_elements(num_dims[7], shapes[7]) != 2) return 1;
+  Attention of;
+  if (!describe(of, tokens * (q_width / width), tokens * (kv_width / width), width, params + 3, num_dims + 3,
+                shapes + 3, types + 3))
+    return 1;
+  if (of.batch * of.length != tokens) return 1;
+  const float* const numbers = static_cast<const float*>(params[7]);
+  std::vector<float> wide[4];
+  return with_weight(types[8], numbers[1] != 0, [&](auto weight) {
+    typedef decltype(weight) Weight;
+    const auto norm = [&](int i) { return widened(params[8 + i], types[8 + i], shapes[8 + i][0], wide[i]); };
+    const auto matrix = [&](int i) { return static_cast<typename Layer<Weight>::Matrix>(params[12 + i]); };
+    const Layer<Weight> layer{norm(0),   norm(1),   norm(2),   norm(3),   matrix(0), matrix(1),  matrix(2),
+                              matrix(3), matrix(4), matrix(5), matrix(6), hidden,    inner,      numbers[0]};
+    compute_layer(weight, layer, of, static_cast<const float*>(params[1]), static_cast<const float*>(params[2]),
+           static_cast<const float*>(params[0]), static_cast<float*>(params[19]));
+  });
 }
 
 }  // extern "C"

@@ -41,6 +41,7 @@ class NativeKernels(PortableKernels):
         self._swiglu = function("qwen3_swiglu", lambda gate, up: gate)
         self._turn = function("qwen3_rotate", lambda x, cos, sin: x)
         self._attention = function("qwen3_cached_attention", lambda q, *_: q)
+        self._layer = function("qwen3_layer", lambda x, *_: x)
 
     def embed(self, weight_VD: Tensor, ids_M: Tensor) -> Tensor:
         """Return the row of each id in float32."""
@@ -78,3 +79,18 @@ class NativeKernels(PortableKernels):
         """Store new keys and values, all in the order (B, L, heads), and attend to those stored so far."""
         keys, values, _, (slots, _, positions_BL) = cached
         return self._attention(q_RH, k_RH, v_RH, keys, values, slots, positions_BL)
+
+    def layer(self, x_MD: Tensor, plan: Any, cached: Any, weights: tuple[Tensor, ...], eps: float) -> Tensor:
+        """Return what a decoder layer makes of `x_MD`, to the last bit as the operations above do one by one.
+
+        Args:
+            x_MD: The stream that the layer adds to.
+            plan: Of this call.
+            cached: As for `cached_attention`.
+            weights: Of the norms before attention, of queries, of keys and before the feed-forward; of q, k,
+                v, o, gate, up and down.
+            eps: Of all norms.
+        """
+        keys, values, _, (slots, _, positions_BL) = cached
+        numbers = Tensor([eps, float(self.rounds_inputs)], ms.float32)
+        return self._layer(x_MD, *plan, keys, values, slots, positions_BL, numbers, *weights)

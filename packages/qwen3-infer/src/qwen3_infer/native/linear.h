@@ -19,14 +19,14 @@ constexpr int64_t kFew = 2;
 #endif
 constexpr int kTileRows = 4;
 constexpr int64_t kBlock = 1024;       // inputs at a time, so that a few rows of them fit into the first cache
-constexpr int64_t kChunk = 48;         // rows of weights that a thread takes at a time
-constexpr int64_t kLittle = 1 << 17;   // multiply-adds below which a second thread does not pay
 
 // A weight type says how half a step of its elements becomes a vector, in which order x must lie to match, and how
-// many elements of x lie in the room of a float32.
+// many elements of x lie in the room of a float32; further how many rows are packed together (kUnit) and how many rows
+// of weights a thread takes at a time (kChunk).
 struct Bfloat16 {
   typedef uint16_t Stored;
   static constexpr int kPerFloat = 1, kRows = kTileRows;
+  static constexpr int64_t kUnit = 1, kChunk = 48;
   template <int half>
   static inline Floats widen(const uint16_t* at) {
     Words bits;
@@ -53,6 +53,7 @@ struct Bfloat16 {
 struct Float32 {
   typedef float Stored;
   static constexpr int kPerFloat = 1, kRows = kTileRows;
+  static constexpr int64_t kUnit = 1, kChunk = 48;
   template <int half>
   static inline Floats widen(const float* at) {
     return load(at + half * kLanes);
@@ -66,6 +67,7 @@ struct Float32 {
 struct Rounded {
   typedef uint16_t Stored;
   static constexpr int kPerFloat = 2, kRows = 6;
+  static constexpr int64_t kUnit = 1, kChunk = 48;
   static inline void order(const float* x, float* packed) {
     const __m512bh both = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + kLanes), _mm512_loadu_ps(x));
     std::memcpy(packed, &both, sizeof both);
@@ -232,39 +234,44 @@ void many_rows(const float* x, int64_t x_stride, const typename Weight::Stored* 
   }
 }
 
-// Packed x times rows of weights, on this thread.
+// Floats between a packed row and the next.
 template <typename Weight>
-void multiply_part(const float* x, int64_t x_stride, const typename Weight::Stored* w, int64_t num_rows,
-                   int64_t num_outputs, int64_t num_inputs, float* y, int64_t y_stride) {
-  if (num_rows <= 4 && num_rows <= kFew)
-    few_rows<Weight, 4>(x, x_stride, w, num_rows, num_outputs, num_inputs, y, y_stride);
-  else if (num_rows <= kFew)
-    few_rows<Weight, 3>(x, x_stride, w, num_rows, num_outputs, num_inputs, y, y_stride);
-  else
-    many_rows<Weight>(x, x_stride, w, num_rows, num_outputs, num_inputs, y, y_stride);
+inline int64_t packed_stride(int64_t num_inputs) {
+  // One line more than the rows need, lest all of them fall into the same few places of the first cache.
+  return round_up(num_inputs, kStep) / Weight::kPerFloat + kLanes;
 }
 
+// Floats of so many packed rows.
 template <typename Weight>
-void linear(const float* x, const typename Weight::Stored* w, float* y, int64_t num_rows, int64_t num_inputs,
-            int64_t num_outputs) {
-  // One line more than the rows need, lest all of them fall into the same few places of the first cache.
-  const int64_t stride = round_up(num_inputs, kStep) / Weight::kPerFloat + kLanes, whole = num_inputs / kStep * kStep;
-  static thread_local std::vector<Line> packed;
-  if (static_cast<int64_t>(packed.size()) < num_rows * stride / kLanes) packed.resize(num_rows * stride / kLanes);
-  float* const rows = packed.data()->lanes;
-  for_each(num_rows, kSmall / num_inputs + 1, [=](int64_t m) {
-    for (int64_t k = 0; k < whole; k += kStep) Weight::order(x + m * num_inputs + k, rows + m * stride + k / Weight::kPerFloat);
-    if (whole < num_inputs) {
-      float rest[kStep] = {};
-      std::memcpy(rest, x + m * num_inputs + whole, (num_inputs - whole) * sizeof(float));
-      Weight::order(rest, rows + m * stride + whole / Weight::kPerFloat);
-    }
-  });
-  const int64_t step = num_rows * num_inputs * num_outputs < kLittle ? num_outputs : kChunk;
-  qwen3::Pool::shared().run((num_outputs + step - 1) / step, [=](int64_t chunk) {
-    const int64_t o = chunk * step, count = num_outputs - o < step ? num_outputs - o : step;
-    multiply_part<Weight>(rows, stride, w + o * num_inputs, num_rows, count, num_inputs, y + o, num_outputs);
-  });
+inline int64_t packed_size(Weight, int64_t num_rows, int64_t num_inputs) {
+  return num_rows * packed_stride<Weight>(num_inputs);
+}
+
+// Packs the rows of unit number `unit`, here row m, of `x`.
+template <typename Weight>
+void pack(Weight, const float* x, int64_t, int64_t num_inputs, int64_t m, float* packed) {
+  const int64_t whole = num_inputs / kStep * kStep;
+  float* const to = packed + m * packed_stride<Weight>(num_inputs);
+  x += m * num_inputs;
+  for (int64_t k = 0; k < whole; k += kStep) Weight::order(x + k, to + k / Weight::kPerFloat);
+  if (whole < num_inputs) {
+    float rest[kStep] = {};
+    std::memcpy(rest, x + whole, (num_inputs - whole) * sizeof(float));
+    Weight::order(rest, to + whole / Weight::kPerFloat);
+  }
+}
+
+// Packed x times `num_outputs` rows of weights, on this thread.
+template <typename Weight>
+void multiply_part(Weight, const float* packed, const typename Weight::Stored* w, int64_t num_rows, int64_t num_outputs,
+                   int64_t num_inputs, float* y, int64_t y_stride) {
+  const int64_t stride = packed_stride<Weight>(num_inputs);
+  if (num_rows <= 4 && num_rows <= kFew)
+    few_rows<Weight, 4>(packed, stride, w, num_rows, num_outputs, num_inputs, y, y_stride);
+  else if (num_rows <= kFew)
+    few_rows<Weight, 3>(packed, stride, w, num_rows, num_outputs, num_inputs, y, y_stride);
+  else
+    many_rows<Weight>(packed, stride, w, num_rows, num_outputs, num_inputs, y, y_stride);
 }
 
 }  // namespace qwen3

@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
@@ -61,7 +62,30 @@ class Pool {
     }
   }
 
+  // The same, but each thread takes neighbours one after the other, so that it can fetch the next meanwhile; who is done
+  // with its own takes others'.
+  template <typename Work>
+  void run_in_order(int64_t count, const Work& work) {
+    struct alignas(64) Part {
+      std::atomic<int64_t> next{0};
+      int64_t end = 0;
+    };
+    const int64_t num_parts = std::min<int64_t>({num_helpers_ + 1, count, kMostParts});
+    Part parts[kMostParts];
+    for (int64_t i = 0; i < num_parts; ++i) {
+      parts[i].next.store(count * i / num_parts, std::memory_order_relaxed);
+      parts[i].end = count * (i + 1) / num_parts;
+    }
+    run(num_parts, [&](int64_t own) {
+      for (int64_t turn = 0; turn < num_parts; ++turn) {
+        Part& part = parts[(own + turn) % num_parts];
+        for (int64_t i; (i = part.next.fetch_add(1, std::memory_order_relaxed)) < part.end;) work(i);
+      }
+    });
+  }
+
  private:
+  static constexpr int64_t kMostParts = 64;
   // How long a helper looks for the next loop before it sleeps; the operations of a layer follow within this.
   static constexpr int kLooks = 4000;
 
