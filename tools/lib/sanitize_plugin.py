@@ -13,6 +13,7 @@ SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno
 def pytest_configure() -> None:
     """Add the flags, and show once that the sanitizers see what they should."""
     vars(build)["FLAGS"] = (*build.FLAGS, *SANITIZERS)
+    vars(build)["TIMEOUT_S"] = 600  # the compiler takes several times as long
     os.environ.pop("LD_PRELOAD")  # it is in this process; the compiler is not to be looked at
     _prove()
 
