@@ -158,6 +158,15 @@ def test_a_run_through_every_fault_ends_as_the_unbroken_one(folder, start, kille
     assert code == 0, error
     assert curve_of(out) == curve_of(folder / "unbroken")
     assert len(curve_of(out)) == STEPS
+
+    # The same fault as at first, in a job that starts again by itself.
+    (folder / "again").mkdir()
+    fault = fault_of(folder / "again", "kill", 1, 4) | {"once": True}
+    again = ("--resume_training", "auto", "--max-restarts", "1")
+    code, log, error, _ = finish(start("restarted", *again, fault=fault))
+    assert code == 0, error
+    assert "rank 1 was killed by SIGKILL" in log + error
+    assert curve_of(folder / "restarted") == curve_of(folder / "unbroken")
     wanted, got = weights_of(folder / "unbroken"), weights_of(out)
     assert got.keys() == wanted.keys()
     for name, value in got.items():

@@ -41,6 +41,13 @@ main.add_command(inspect_data)
     metavar="TIME",
     help="Save and end before this much time has passed, as 3h30m or 11:55:00.  [default: Slurm's limit]",
 )
+@click.option(
+    "--max-restarts",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Start the processes again after a failure, from the newest checkpoint, so often.",
+)
 @force_option("the run in the output folder")
 @quiet_option()
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
@@ -50,6 +57,7 @@ def launch(
     make_launch: Callable[[Path], LaunchSettings],
     *,
     max_time: str | None,
+    max_restarts: int,
     force: bool,
     quiet: bool,
 ) -> None:
@@ -94,6 +102,7 @@ def launch(
         quiet=quiet,
         stop_at_s=stop_at_s,
         command=("qwen3-train", *sys.argv[1:]),
+        max_restarts=max_restarts,
     )
     if stopped:
         raise SystemExit(EXIT_STOPPED)

@@ -24,6 +24,7 @@ from qwen3_model.yaml_loader import parse_yaml
 from qwen3_train.launch_status import status_of
 from qwen3_train.prepare import PreparedRun, prepare_run
 from qwen3_train.reports.run_log import WORKER_LOG, RunLog
+from qwen3_train.restarts import require_restartable, run_with_restarts
 from qwen3_train.run_folder import (
     BEST,
     METRICS,
@@ -51,6 +52,7 @@ def launch_run(  # noqa: PLR0913
     quiet: bool = False,
     stop_at_s: float | None = None,
     command: Sequence[str] = (),
+    max_restarts: int = 0,
 ) -> str:
     """Check the run that a YAML and dotted arguments describe, then train.
 
@@ -63,6 +65,7 @@ def launch_run(  # noqa: PLR0913
         quiet: Show no steps, only warnings; the logs have all.
         stop_at_s: Time since 1970 by which the run must have saved and ended; None for no limit.
         command: What was typed, for `starts.jsonl`.
+        max_restarts: How often the processes are started again after a failure.
 
     Returns:
         Why the run ended before its last step, a signal or the time limit; "" where it did not.
@@ -80,6 +83,7 @@ def launch_run(  # noqa: PLR0913
     devices = _num_devices(settings, environment) if simulation is None else None
     is_alone = worker_num == 1 or simulation is not None
     _refuse_forced_background(launch, force=force and not is_alone)
+    require_restartable(max_restarts, is_alone=is_alone, mode=settings.resume.mode, force=force)
     # The folder belongs to node 0; the other nodes may find it filled.
     owns_folder = launch.node_rank == 0
     if owns_folder:
@@ -98,17 +102,27 @@ def launch_run(  # noqa: PLR0913
             return _train_here(
                 run, config, log, simulation, StopRequest(stop_at_s), cann=cann_dir(environment)
             )
-        worker = ["-m", "qwen3_train.cli_rank", "--config", str(config_path), *arguments, *_pinned(run)]
-        job = Job(
-            argv=worker,
-            environment=environment
-            if stop_at_s is None
-            else {**environment, STOP_AT_VARIABLE: f"{stop_at_s}"},
-            status=status_of(settings.output_dir / METRICS, run.last_step),
-            quiet=quiet,
-            is_stoppable=settings.graceful_exit,
+        words = ["-m", "qwen3_train.cli_rank", "--config", str(config_path), *arguments]
+        told = {} if stop_at_s is None else {STOP_AT_VARIABLE: f"{stop_at_s}"}
+
+        def start(run: PreparedRun) -> str:
+            job = Job(
+                argv=[*words, *_pinned(run)],
+                environment={**environment, **told},
+                status=status_of(settings.output_dir / METRICS, run.last_step),
+                quiet=quiet,
+                is_stoppable=settings.graceful_exit,
+            )
+            # A port that was free may still be held by what has failed.
+            return launch_workers(job, make_launch(settings.output_dir), num_devices=devices)
+
+        return run_with_restarts(
+            start,
+            run,
+            lambda: prepare_run(settings, force=True),
+            max_restarts,
+            lambda text: log.line(text, "WARNING"),
         )
-        return launch_workers(job, launch, num_devices=devices)
 
     log_path = settings.output_dir / WORKER_LOG if is_alone else launch.log_dir / _log_name(launch)
     with (
