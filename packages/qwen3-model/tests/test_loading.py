@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import mmap
 import os
 
 import mindspore as ms
@@ -13,7 +14,7 @@ from qwen3_model.config import SIZES
 from qwen3_model.errors import FormatError, WeightError
 from qwen3_model.fresh_weights import init_weights
 from qwen3_model.hf_folder import open_hf_folder, write_hf_weights
-from qwen3_model.loading import fill_weights, init_model, load_hf, own_part
+from qwen3_model.loading import LARGE_PAGE, fill, fill_weights, init_model, load_hf, own_part
 from qwen3_model.model import Qwen3ForCausalLM
 from qwen3_model.safetensors_file import (
     TensorPlan,
@@ -62,6 +63,16 @@ def test_a_model_in_bfloat16_gets_the_files_own_bits(tmp_path):
     for name, parameter in model.parameters_and_names():
         assert parameter.dtype == ms.bfloat16
         np.testing.assert_array_equal(parameter.astype(ms.float32).asnumpy(), wanted[name], err_msg=name)
+
+
+@pytest.mark.parametrize("num_rows", [1024, 1023, 1500])
+def test_a_large_weight_in_bfloat16_lies_on_large_pages(num_rows):
+    bits = np.random.default_rng(0).integers(0, 1 << 14, (num_rows, 1024)).astype(np.uint16)
+    parameter = ms.Parameter(ms.Tensor(np.zeros(bits.shape, np.float32)).astype(ms.bfloat16))
+    fill(parameter, "BF16", bits)
+    np.testing.assert_array_equal(parameter.view(ms.int16).asnumpy().view(np.uint16), bits)
+    if hasattr(mmap, "MADV_HUGEPAGE") and bits.nbytes >= LARGE_PAGE:
+        assert parameter.data_ptr() % LARGE_PAGE == 0
 
 
 @pytest.mark.parametrize("dtype", [ms.float32, ms.bfloat16])

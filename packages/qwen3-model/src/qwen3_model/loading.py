@@ -4,6 +4,9 @@ On a CPU the values are read some rows at a time and converted into the paramete
 never a second copy of a tensor, let alone of the model. A graph that was compiled earlier sees them, too.
 """
 
+import contextlib
+import math
+import mmap
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +26,7 @@ from qwen3_model.tensors import TensorPart
 # Elements read and converted at a time: what a core's cache holds.
 CHUNK = 1 << 18
 NUM_THREADS = 2
+LARGE_PAGE = 2 << 20
 STORED_AS = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32}
 
 Values = np.ndarray | TensorPart
@@ -114,13 +118,31 @@ def fill(parameter: Parameter, dtype: str, values: Values) -> None:
         if not np.shares_memory(target, parameter.asnumpy()):
             parameter.set_data(Tensor(target))
     elif parameter.dtype == ms.bfloat16 and dtype == "BF16":
-        bits = np.empty(values.shape, np.uint16)
+        bits = _on_large_pages(values.shape)
         _by_rows(_copy, values, bits)
         parameter.set_data(_bfloat16(bits))
     else:
         target = np.empty(values.shape, np.float32)
         _convert(dtype, values, target)
         parameter.set_data(Tensor(target).astype(parameter.dtype))
+
+
+def _on_large_pages(shape: tuple[int, ...]) -> np.ndarray:
+    """Return an array of uint16, a large one on pages of 2 MB where the system has them.
+
+    A CPU that reads all weights for each token looks up a page for each 4 kB else, and reads a fifth slower.
+    """
+    size_bytes = 2 * math.prod(shape)
+    if size_bytes < LARGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return np.empty(shape, np.uint16)
+    # A page more, so that it can begin with one.
+    num_bytes = (-(-size_bytes // LARGE_PAGE) + 1) * LARGE_PAGE
+    room = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without them
+        room.madvise(mmap.MADV_HUGEPAGE)
+    whole = np.frombuffer(room, np.uint8)
+    start = -whole.ctypes.data % LARGE_PAGE
+    return whole[start : start + size_bytes].view(np.uint16).reshape(shape)
 
 
 def _bfloat16(values: np.ndarray) -> Tensor:
