@@ -200,18 +200,18 @@ def measure(case: dict, graph_folder: Path | None) -> dict:
 
 def make_step(case: dict, graph_folder: Path | None) -> "TrainStep":  # noqa: F821
     from qwen3_model.config import Qwen3Config
-    from qwen3_model.kernels import make_kernels
     from qwen3_model.loading import init_model
     from qwen3_model.lora import add_lora, init_lora
     from qwen3_model.model import Qwen3ForCausalLM
     from qwen3_train.graph_cache import GraphCache
+    from qwen3_train.native.choice import training_kernels
     from qwen3_train.settings.adam import AdamSettings
     from qwen3_train.step import TrainStep
     from qwen3_train.trainer import set_up_device
 
     set_up_device("CPU", graph_mode=True)
     config = Qwen3Config.from_hf(case["model"] | {"model_type": "qwen3", "hidden_act": "silu"})
-    model = Qwen3ForCausalLM(config, make_kernels("CPU"))
+    model = Qwen3ForCausalLM(config, training_kernels("CPU"))
     init_model(model, 1)
     if "adapters" in case:
         chosen, layers = case["adapters"], range(config.num_layers)

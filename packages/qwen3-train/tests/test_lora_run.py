@@ -192,7 +192,7 @@ def test_adapters_keep_no_compiled_graph_since_its_frozen_weights_would_be_empty
     config = write_yaml(inputs[0] / "config.yaml", lora_run(inputs, "bad", **kept))
     settings = read_settings(read_config(config, ()))
     assert settings.graph_cache is not None
-    assert graph_cache(settings, 0) is None
+    assert graph_cache(settings, 0, print) is None
     assert any(
         "enable_compile_cache does nothing here" in note for note in prepare_run(settings, force=False).notes
     )

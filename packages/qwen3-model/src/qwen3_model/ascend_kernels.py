@@ -186,8 +186,13 @@ class AscendKernels:
         decay: float | None,
         step: Tensor,
         betas: tuple[float, float],
+        scale: Tensor | None = None,
     ) -> Tensor:
-        """Update a weight and its moments in place, all float32 (Loshchilov and Hutter 2019, algorithm 2)."""
+        """Update a weight and its moments in place, all float32 (Loshchilov and Hutter 2019, algorithm 2).
+
+        The gradient is multiplied by `scale` first.
+        """
+        gradient = gradient if scale is None else gradient * scale
         own_decay = 0.0 if decay is None else decay
         beta1, beta2 = betas
         # Without amsgrad the fourth tensor is not read; MindSpore's own optimizer gives v there, too.

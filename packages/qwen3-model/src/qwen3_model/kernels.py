@@ -160,12 +160,16 @@ class PortableKernels:
         decay: Tensor | None,
         step: Tensor,
         betas: tuple[float, float],
+        scale: Tensor | None = None,
     ) -> Tensor:
         """Update a weight and its moments in place; all float32, the scalars of `adam_scalars` too.
+
+        The gradient is multiplied by `scale` first.
 
         With m and v as Adam has them, without its bias correction (Kingma and Ba 2015, algorithm 1):
         weight = weight (1 - rate decay) - rate m / (sqrt(v) + eps).
         """
+        gradient = gradient if scale is None else gradient * scale
         # AdamWeightDecay is the same, but one element at a time and in double precision: six times as long.
         if decay is not None:
             weight = ops.depend(weight, self._descend(weight, rate * decay, weight))
@@ -180,6 +184,10 @@ class PortableKernels:
     def add_all(self, parts: tuple[Tensor, ...]) -> Tensor:
         """Return the sum of many tensors of shape (1,)."""
         return self._add_all(parts)
+
+    def add_rows(self, table_VD: Tensor, ids_M: Tensor, rows_MD: Tensor) -> Tensor:
+        """Return the table with each row added to its row of an id; takes no gradient."""
+        return ops.tensor_scatter_add(table_VD, ids_M.reshape(-1, 1), rows_MD)
 
     def assign(self, target: Parameter, value: Tensor) -> Tensor:
         """Overwrite `target`."""

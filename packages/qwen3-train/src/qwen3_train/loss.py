@@ -8,7 +8,8 @@ from typing import Any
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
-from qwen3_model.layers import Kernels
+from qwen3_model.kernels import PortableKernels
+from qwen3_model.layers import Embedding, Kernels
 from qwen3_model.model import Qwen3ForCausalLM
 from qwen3_train.data.batches import Batch
 from qwen3_train.parallel.split_loss import SplitCrossEntropy
@@ -40,6 +41,11 @@ class TokenLoss(nn.Cell):
         self.sum = ops.auto_generate.SumExt()
         self.is_split = model.tp.size > 1
         self.split_cross_entropy = SplitCrossEntropy(model.tp, model.kernels)
+        # One process on a CPU that trains a tied embedding whole.
+        is_whole = model.tp.size == 1 and model.part.is_first and model.part.is_last
+        is_shared = is_whole and model.is_tied and _trains_table(model)
+        kernels = model.kernels
+        self.lookup = TiedLookup(kernels) if is_shared and isinstance(kernels, PortableKernels) else None
 
     def construct(
         self,
@@ -50,14 +56,44 @@ class TokenLoss(nn.Cell):
         segment_ids_BL: Tensor | None = None,
         x_MD: Tensor | None = None,
     ) -> Tensor:
-        hidden_MD = self.model.model(ids_BL, position_ids_BL, segment_ids_BL, None, None, x_MD)
-        logits_MV = self.model.project(hidden_MD)
+        if self.lookup is None:
+            hidden_MD = self.model.model(ids_BL, position_ids_BL, segment_ids_BL, None, None, x_MD)
+            logits_MV = self.model.project(hidden_MD)
+        else:
+            x_MD, table_VD = self.lookup(self.model.model.embed_tokens.weight, ids_BL.reshape(-1))
+            hidden_MD = self.model.model(ids_BL, position_ids_BL, segment_ids_BL, None, None, x_MD)
+            logits_MV = self.model.kernels.linear(hidden_MD, table_VD)
         if self.is_split:
             losses_M, _ = self.split_cross_entropy(logits_MV, labels_BL.reshape(-1))
             return self.sum(losses_M * weights_BL.reshape(-1))
         log_probs_MV = self.log_softmax(logits_MV.astype(ms.float32))
         picked_M1 = self.pick(log_probs_MV, 1, labels_BL.reshape(-1, 1))
         return -self.sum(picked_M1.reshape(-1) * weights_BL.reshape(-1))
+
+
+class TiedLookup(nn.Cell):
+    """Look rows of a tied embedding up, and hand the table on to the head.
+
+    The gradient of the lookup has a few rows. MindSpore would spread them over a table of zeros and add that
+    to the head's; here they are added to the head's gradient, which saves two tables of memory.
+    """
+
+    def __init__(self, kernels: PortableKernels) -> None:
+        super().__init__(auto_prefix=False)
+        self.kernels = kernels
+
+    def construct(self, table_VD: Tensor, ids_M: Tensor) -> tuple[Tensor, Tensor]:
+        return self.kernels.embed(table_VD, ids_M), table_VD
+
+    def bprop(self, table_VD, ids_M, out, gradients):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+        rows_MD, head_VD = gradients
+        return self.kernels.add_rows(head_VD, ids_M, rows_MD), ops.zeros_like(ids_M)
+
+
+def _trains_table(model: Qwen3ForCausalLM) -> bool:
+    """Say whether the embedding itself takes gradients; under adapters it is frozen, or another cell."""
+    embedding = model.model.embed_tokens
+    return type(embedding) is Embedding and embedding.weight.requires_grad
 
 
 def loss_arguments(batch: Batch, kernels: Kernels) -> list[Any]:

@@ -78,8 +78,7 @@ class AdamW(nn.Cell):
         gradient: Tensor,
     ) -> Any:
         own_decay = decay if is_decayed else None
-        own_gradient = gradient if scale is None else gradient * scale
-        return self.kernels.adamw(weight, m, v, own_gradient, rate, eps, own_decay, step, self.betas)
+        return self.kernels.adamw(weight, m, v, gradient, rate, eps, own_decay, step, self.betas, scale)
 
 
 class SumOfSquares(nn.Cell):

@@ -1,18 +1,33 @@
 """The model and the step of one rank, as its place in the layout and the run's settings say."""
 
-from qwen3_model.kernels import make_kernels
+from collections.abc import Callable
+
 from qwen3_model.model import Qwen3ForCausalLM
 from qwen3_train.graph_cache import GraphCache
+from qwen3_train.native.choice import training_kernels
 from qwen3_train.parallel.grid import Grid, make_grid
 from qwen3_train.recompute import apply_recompute
 from qwen3_train.settings.run import TrainSettings
 from qwen3_train.step import TrainStep
 
 
-def make_model(settings: TrainSettings, rank: int) -> tuple[Qwen3ForCausalLM, Grid]:
-    """Return the rank's part of the model, its weights yet to be filled, and what the rank is."""
+def make_model(
+    settings: TrainSettings, rank: int, say: Callable[[str], None] = lambda text: None
+) -> tuple[Qwen3ForCausalLM, Grid]:
+    """Return the rank's part of the model, its weights yet to be filled, and what the rank is.
+
+    Args:
+        settings: Of the run.
+        rank: Its number.
+        say: See `training_kernels`.
+    """
     grid = make_grid(settings.device, settings.model, settings.layout, settings.offset, rank)
-    kernels = make_kernels(settings.device, float32_residual=settings.ascend.float32_residual)
+    kernels = training_kernels(
+        settings.device,
+        float32_residual=settings.ascend.float32_residual,
+        is_alone=grid.layout.num_ranks == 1,
+        say=say,
+    )
     return Qwen3ForCausalLM(settings.model, kernels, tp=grid.tp, part=grid.part), grid
 
 

@@ -65,7 +65,7 @@ def train(
         Qwen3Error: The loss is no longer a number.
     """
     settings = run.settings
-    model, grid = make_model(settings, rank)
+    model, grid = make_model(settings, rank, log.line)
     dropout = start_adapters(model, run) if settings.lora else None
     step = make_step(settings, model, grid, graph_cache(settings, rank, log.line))
     step.dropout, done = dropout, 0

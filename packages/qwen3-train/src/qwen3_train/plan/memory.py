@@ -142,7 +142,7 @@ def _stage_memory(settings: PlanSettings, stage: int) -> StageMemory:
         "gradient_sums": every if has_passes else 0,
         "updated_rows": WEIGHT_BYTES * updated_elements(trained.values(), dp),
         "gradients": max(sizes) if has_passes else every,
-        "gradient_work": 2 * of_embedding if is_tied else 0,
+        "gradient_work": _embedding_work(settings) * of_embedding if is_tied else 0,
         "update_work": _update_work(settings, largest_own, is_tied=is_tied, updates_sums=updates_sums),
         "weight_copies": _weight_copies(settings, weights),
         "activations": _activations(settings, stage),
@@ -179,6 +179,12 @@ def _stage_memory(settings: PlanSettings, stage: int) -> StageMemory:
         groups=groups_of_stage(settings, stage),
         outside=buffer_bytes(settings, stage),
     )
+
+
+def _embedding_work(settings: PlanSettings) -> int:
+    """Copies of a tied embedding's gradient: of lookup and head, or of their sum alone (`TiedLookup`)."""
+    is_whole = settings.layout.tp == settings.layout.pp == 1
+    return 1 if is_whole and not settings.is_fused else 2
 
 
 def _update_work(settings: PlanSettings, largest: int, *, is_tied: bool, updates_sums: bool) -> int:

@@ -1,0 +1,40 @@
+"""Which kernels a training step takes: on a CPU those in C++, where they can be compiled."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from qwen3_model.kernels import AscendKernels, PortableKernels, make_kernels
+from qwen3_train.native.build import CACHE_DIR, BuildError, native_library
+
+
+def training_kernels(
+    device: str,
+    *,
+    float32_residual: bool = False,
+    is_alone: bool = True,
+    say: Callable[[str], None] = lambda text: None,
+    cache_dir: Path = CACHE_DIR,
+) -> PortableKernels | AscendKernels:
+    """Return the kernels of a device: in C++ where one process trains on a CPU and can compile them.
+
+    Args:
+        device: CPU or Ascend.
+        float32_residual: Of Ascend.
+        is_alone: Whether the run has one process; several exchange rows of weights between operators of
+            MindSpore, and are there to try layouts.
+        say: Hears why those in C++ are not taken.
+        cache_dir: Keeps what was compiled.
+
+    Raises:
+        ConfigError: The device is neither CPU nor Ascend.
+    """
+    if device != "CPU" or not is_alone:
+        return make_kernels(device, float32_residual=float32_residual)
+    try:
+        library = native_library(cache_dir)
+    except BuildError as error:
+        say(f"portable operations update the weights: {error}")
+        return make_kernels(device)
+    from qwen3_train.native.kernels import NativeTrainingKernels
+
+    return NativeTrainingKernels(library)
