@@ -14,7 +14,6 @@ from qwen3_model.files import write_atomically
 from qwen3_model.private_files import PRIVATE, make_private, require_private
 
 SOURCE = Path(__file__).parent / "kernels.cc"
-CACHE_DIR = Path.home() / ".cache/qwen3-train"
 COMPILERS = ("c++", "g++", "clang++")
 # No -ffast-math: a square root or a quotient must be the one that IEEE 754 has.
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fPIC", "-shared", "-pthread")
@@ -25,14 +24,19 @@ class BuildError(Qwen3Error):
     """The operations could not be compiled; the portable ones do the same, slower."""
 
 
-def native_library(cache_dir: Path = CACHE_DIR, compilers: Sequence[str] = COMPILERS) -> Path:
-    """Return the shared library of the operations, compiled now unless `cache_dir` has it.
+def native_library(cache_dir: Path | None = None, compilers: Sequence[str] = COMPILERS) -> Path:
+    """Return the shared library of the operations, compiled now unless the folder of the cache has it.
+
+    Args:
+        cache_dir: That folder; `~/.cache/qwen3-train` when left out.
+        compilers: Commands to look for, the first one counts.
 
     Raises:
         BuildError: There is no C++ compiler, it fails, or the folder cannot be written, or others could
             have written it or the library.
     """
     try:
+        cache_dir = cache_dir or Path.home() / ".cache/qwen3-train"
         library = make_private(cache_dir) / f"native-{_fingerprint()}.so"
         if not os.path.lexists(library):
             write_atomically(library, lambda temporary: _compile(temporary, compilers))
@@ -40,7 +44,7 @@ def native_library(cache_dir: Path = CACHE_DIR, compilers: Sequence[str] = COMPI
         ctypes.CDLL(str(library))
     except BuildError:
         raise
-    except (OSError, Qwen3Error) as error:
+    except (OSError, RuntimeError, Qwen3Error) as error:  # RuntimeError: there is no home
         raise BuildError(f"the native operations cannot be kept or loaded: {error}") from None
     return library
 

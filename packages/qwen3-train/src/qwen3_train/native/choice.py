@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qwen3_model.kernels import AscendKernels, PortableKernels, make_kernels
-from qwen3_train.native.build import CACHE_DIR, BuildError, native_library
+from qwen3_train.native.build import BuildError, native_library
 
 
 def training_kernels(
@@ -13,7 +13,7 @@ def training_kernels(
     float32_residual: bool = False,
     is_alone: bool = True,
     say: Callable[[str], None] = lambda text: None,
-    cache_dir: Path = CACHE_DIR,
+    cache_dir: Path | None = None,
 ) -> PortableKernels | AscendKernels:
     """Return the kernels of a device: in C++ where one process trains on a CPU and can compile them.
 
@@ -23,7 +23,7 @@ def training_kernels(
         is_alone: Whether the run has one process; several exchange rows of weights between operators of
             MindSpore, and are there to try layouts.
         say: Hears why those in C++ are not taken.
-        cache_dir: Keeps what was compiled.
+        cache_dir: See `native_library`.
 
     Raises:
         ConfigError: The device is neither CPU nor Ascend.

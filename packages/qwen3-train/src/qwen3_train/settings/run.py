@@ -286,8 +286,9 @@ def _positive(value: int | None) -> int | None:
 
 
 def _graph_cache(config: RunConfig) -> Path | None:
-    path = _path(config.get("context.compile_cache_path")) or Path.home() / ".cache/qwen3-train"
-    return path if config.get("context.enable_compile_cache") else None
+    if not config.get("context.enable_compile_cache"):
+        return None
+    return _path(config.get("context.compile_cache_path")) or Path.home() / ".cache/qwen3-train"
 
 
 def _path(text: str | None) -> Path | None:
