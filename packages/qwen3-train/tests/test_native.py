@@ -16,7 +16,7 @@ from qwen3_model.model import Qwen3ForCausalLM
 from qwen3_train.data.batches import Batch
 from qwen3_train.loss import TokenLoss
 from qwen3_train.native.build import BuildError, native_library
-from qwen3_train.native.choice import training_kernels
+from qwen3_train.native.choice import library_of, training_kernels
 from qwen3_train.native.kernels import NativeTrainingKernels
 from qwen3_train.settings.adam import AdamSettings
 from qwen3_train.settings.skip import SkipSettings
@@ -158,12 +158,14 @@ def test_without_a_compiler_the_portable_kernels_are_taken_and_it_is_said(tmp_pa
     said = []
     kernels = training_kernels("CPU", say=said.append, cache_dir=tmp_path / "own")
     assert type(kernels) is PortableKernels
+    assert library_of(kernels) == ""
     assert said == ["portable operations update the weights: there is no C++ compiler; install g++"]
 
 
 @needs_compiler
 def test_a_library_that_others_could_have_written_is_not_loaded(tmp_path):
     library = native_library(tmp_path / "own")
+    assert library_of(NativeTrainingKernels(library)) == str(library)  # a kept graph calls it by this path
     assert stat.S_IMODE(library.stat().st_mode) == 0o700
     library.chmod(0o666)
     with pytest.raises(BuildError, match="can be written by others"):

@@ -67,8 +67,17 @@ class GraphCache:
                 shutil.rmtree(place, ignore_errors=True)
 
 
-def graph_cache(settings: TrainSettings, rank: int, note: Callable[[str], None]) -> GraphCache | None:
-    """Return the cache that a run's `rank` uses, where the run has one; one of adapters has none."""
+def graph_cache(
+    settings: TrainSettings, rank: int, note: Callable[[str], None], kernels: str = ""
+) -> GraphCache | None:
+    """Return the cache that a run's `rank` uses, where the run has one; one of adapters has none.
+
+    Args:
+        settings: Of the run.
+        rank: Its number.
+        note: Hears why the cache is not used.
+        kernels: Library that the graph calls, which another machine or start may lack; "" for none.
+    """
     # A graph that MindSpore takes from its cache has no values for weights that do not train.
     if settings.graph_cache is None or settings.lora is not None:
         return None
@@ -76,7 +85,7 @@ def graph_cache(settings: TrainSettings, rank: int, note: Callable[[str], None])
     facts = (
         rank, settings.device, settings.model, settings.layout, settings.offset, settings.passes,
         settings.parallel_optimizer, settings.adam, settings.max_grad_norm, settings.recompute, settings.lora,
-        settings.skip,
+        settings.skip, kernels,
     )  # fmt: skip
     return GraphCache(settings.graph_cache, repr(facts), note)
 

@@ -19,6 +19,7 @@ from qwen3_train.graph_cache import graph_cache
 from qwen3_train.loop import TrainingLoop
 from qwen3_train.lora.base import write_adapter_config
 from qwen3_train.lora.run import start_adapters
+from qwen3_train.native.choice import library_of
 from qwen3_train.parallel.grid import WorldSum
 from qwen3_train.prepare import PreparedRun
 from qwen3_train.rank_step import make_model, make_step
@@ -67,7 +68,7 @@ def train(
     settings = run.settings
     model, grid = make_model(settings, rank, log.line)
     dropout = start_adapters(model, run) if settings.lora else None
-    step = make_step(settings, model, grid, graph_cache(settings, rank, log.line))
+    step = make_step(settings, model, grid, graph_cache(settings, rank, log.line, library_of(model.kernels)))
     step.dropout, done = dropout, 0
     if run.source is None:
         told = f"{run.lora_base}, under fresh adapters" if settings.lora else start_weights(model, settings)

@@ -38,3 +38,8 @@ def training_kernels(
     from qwen3_train.native.kernels import NativeTrainingKernels
 
     return NativeTrainingKernels(library)
+
+
+def library_of(kernels: PortableKernels | AscendKernels) -> str:
+    """Return the path of the library that graphs with these kernels call; "" for none."""
+    return str(getattr(kernels, "library", ""))
