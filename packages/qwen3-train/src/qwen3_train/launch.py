@@ -109,7 +109,7 @@ def launch_run(  # noqa: PLR0913
             job = Job(
                 argv=[*words, *_pinned(run)],
                 environment={**environment, **told},
-                status=status_of(settings.output_dir / METRICS, run.last_step),
+                status=status_of(settings.output_dir / METRICS, run.last_step) if owns_folder else str,
                 quiet=quiet,
                 is_stoppable=settings.graceful_exit,
             )

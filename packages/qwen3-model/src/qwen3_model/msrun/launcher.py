@@ -22,6 +22,7 @@ from qwen3_model.msrun.guard import guarded
 from qwen3_model.msrun.live_line import LiveLine
 from qwen3_model.msrun.logs import exit_reason, last_sentence, timed_out_ranks
 from qwen3_model.msrun.processes import JOB_VARIABLE, PATIENCE_S, end_job, is_alive, is_suspended
+from qwen3_model.msrun.record_look import RecordLook
 from qwen3_model.msrun.records import (
     ENDED,
     FAILED,
@@ -172,11 +173,12 @@ def _watch(
     job: Job, settings: LaunchSettings, msrun: subprocess.Popen[bytes], line: LiveLine, request: StopRequest
 ) -> str:
     """Return when all workers have ended well; raise Qwen3Error at the first failure."""
-    names, started_s, asked = _names(settings), time.monotonic(), set[int]()
+    started_s, asked = time.monotonic(), set[int]()
+    look = RecordLook(settings.log_dir, _names(settings))
     done_s, suspended = None, dict[str, WorkerRecord]()
     while not job.is_over():
         code = msrun.poll()
-        records = read_records(settings.log_dir, names)
+        records = look.records(at_once=code is not None or request.by is not None)
         workers = [record for record in records.values() if record.name != SCHEDULER]
         if request.by is not None:
             _ask_to_stop(workers, asked)
@@ -188,6 +190,8 @@ def _watch(
         before, suspended = suspended, {each.name: each for each in workers if is_suspended(each.pid)}
         if failed and not all_done and (failure := _first_failure(settings, failed, suspended or before)):
             raise Qwen3Error(failure)
+        if line.is_due() or all_done:
+            line.show(_status(job, settings, len(workers), time.monotonic() - started_s))
         if code is not None:
             if code == 0 and all_done:
                 return stopped
@@ -196,7 +200,6 @@ def _watch(
             done_s = done_s or time.monotonic()
             if time.monotonic() - done_s > FAREWELL_S:
                 return stopped
-        line.show(_status(job, settings, len(workers), time.monotonic() - started_s))
         time.sleep(POLL_S)
     return ""
 

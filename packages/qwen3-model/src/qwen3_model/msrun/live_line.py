@@ -17,6 +17,7 @@ class LiveLine:
     def __init__(self, *, quiet: bool) -> None:
         self._quiet, self._is_terminal = quiet, sys.stderr.isatty()
         self._text, self._shown, self._shown_s = "", "", 0.0
+        self._asked_s = float("-inf")
 
     def __enter__(self) -> Self:
         return self
@@ -30,6 +31,14 @@ class LiveLine:
             self._draw()
         if self._is_terminal:
             sys.stderr.write("\n")
+
+    def is_due(self) -> bool:
+        """Say whether it is time for a new text, which may cost a read of a shared file; never when quiet."""
+        wait_s = REFRESH_S if self._is_terminal or not self._text else PLAIN_S
+        if self._quiet or time.monotonic() - self._asked_s < wait_s:
+            return False
+        self._asked_s = time.monotonic()
+        return True
 
     def show(self, text: str | None) -> None:
         """Replace the line by `text`, or take it away; may be called often."""
