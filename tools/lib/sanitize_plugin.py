@@ -7,7 +7,14 @@ from pathlib import Path
 
 from qwen3_infer.native import build
 
-SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g")
+# With -O3 the sanitizers take minutes to compile.
+SANITIZERS = (
+    "-O1",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=all",
+    "-fno-omit-frame-pointer",
+    "-g",
+)
 
 
 def pytest_configure() -> None:
@@ -26,9 +33,9 @@ def _prove() -> None:
     """
     with tempfile.TemporaryDirectory() as folder:
         source, program = Path(folder, "a.cc"), Path(folder, "a.out")
-        body = "int main(int n, char**) { int* a = new int[2]; return a[n + 1]; }\n"
+        body = "int main(int n, char**) { volatile int* a = new int[2]; return a[n + 1]; }\n"
         source.write_text(body, encoding="ascii")
         subprocess.run(["g++", *SANITIZERS, "-o", program, source], check=True)
         done = subprocess.run([program], capture_output=True, text=True, check=False)
-    if done.returncode == 0 or "heap-buffer-overflow" not in done.stderr:
+    if done.returncode == 0 or not any(word in done.stderr for word in ("insufficient space", "overflow")):
         raise RuntimeError("the sanitizers do not see a read behind an array")
