@@ -82,10 +82,10 @@ def test_stages_keep_fewer_micro_batches_towards_the_end():
     assert [micro_batches_in_flight(stage, 4, 2) for stage in range(4)] == [2, 2, 2, 1]
     settings = make_settings("8B", layout=Layout(pp=4), micro_batch_num=8)
     kept = [stage.activations for stage in plan_memory(settings)]
-    # Nine layers each; waiting are 4096 x 4096 halves for 3, 2 and 1 micro-batches, ids for the first stage.
+    # Nine layers each; waiting are first inputs of 4096 x 4096 halves, of 4, 3, 2 and 1 micro-batches.
     stream = 2 * 4096 * 4096
     head = 3 * stream + 4 * 4096  # the last norm's input in float32, the head's in halves
-    assert [each - kept[0] for each in kept] == [0, 3 * stream, 2 * stream, stream + head]
+    assert [kept[0] - each for each in kept] == [0, stream, 2 * stream, 3 * stream - head]
 
 
 def test_zero1_keeps_the_rows_that_a_replica_updates_once_more():

@@ -34,8 +34,10 @@ def apply_recompute(model: Qwen3ForCausalLM, recompute: Recompute, stage: int) -
     again = _SwigluAgain()
     for number, layer in enumerate(model.model.layers):
         if recompute.is_whole(stage, number):
-            layer.recompute()
             layer.is_recomputed = True
+            # Other stages have their forward pass in a graph of its own, and compute it anew layer by layer.
+            if model.part.is_last:
+                layer.recompute()
         elif SWIGLU in recompute.parts_of(stage, number):
             layer.mlp.kernels = again
 

@@ -17,11 +17,10 @@ from qwen3_train.loss import TokenLoss, loss_arguments
 from qwen3_train.parallel.grid import Grid
 from qwen3_train.parallel.pipeline_schedule import Do, schedule
 from qwen3_train.parallel.stage_graphs import (
-    FirstBackward,
+    Backward,
     Forward,
     LastBackward,
     LossOnly,
-    MiddleBackward,
     kept_inputs,
 )
 
@@ -46,8 +45,7 @@ class PipelineStage:
             if grid.part.is_last:
                 self._backward = LastBackward(model, weights, sums)
             else:
-                kind = FirstBackward if grid.part.is_first else MiddleBackward
-                self._backward = kind(model, weights, sums, keeps)
+                self._backward = Backward(model, weights, sums, keeps)
 
     def train(self, batches: Sequence[Batch], before_pass: Callable[[int], None]) -> float:
         """Take all micro-batches of a step through the pipeline and add up their gradients.
@@ -97,7 +95,7 @@ class PipelineStage:
         return 0.0
 
     def _rows(self, batch: Batch, x_MD: Tensor | None) -> tuple[Tensor, ...]:
-        """Return the stage's hidden states and the inputs that it keeps."""
+        """Return the stage's hidden states and the inputs that it keeps, but for its own."""
         ids, _, _, positions, segments = loss_arguments(batch, self.kernels)
         found = self._forward(x_MD, ids, positions, segments)
         return found if isinstance(found, tuple) else (found,)
@@ -110,9 +108,8 @@ class PipelineStage:
         if self.grid.part.is_last:
             loss, input_grad_MD = self._backward(x_MD, ids, labels, weights, positions, segments)
             return float(loss.asnumpy()), input_grad_MD
-        if self.grid.part.is_first:
-            return 0.0, self._backward(grad_MD, ids, positions, segments, *kept)
-        return 0.0, self._backward(x_MD, grad_MD, ids, positions, segments, *kept)
+        starts = kept if x_MD is None else (x_MD, *kept)
+        return 0.0, self._backward(grad_MD, ids, positions, segments, *starts)
 
     def _shape(self, batch: Batch) -> tuple[int, int]:
         return batch.input_ids_BL.size // self.split, self.width

@@ -1,12 +1,14 @@
 """The graphs of a pipeline stage: forward, backward, and on the last stage both at once.
 
-Where a layer is recomputed whole, the forward graph also returns its output, which the backward graph takes
-as an input of the next layer. So no layer has to run in order to know what the next one got, and each is
-computed once more only, by its own recomputation.
+The backward pass of the other stages goes over pieces of the stage, the last one first. A piece begins with
+an input that is kept from the forward graph: its forward pass is computed anew when the gradient of its
+output is there. A layer that is recomputed whole is a piece of its own, so that it is computed only once
+more; layers that are not make one piece together.
 
 B batch, L length, M this rank's rows (B * L, of which sequence parallelism leaves it a share), D hidden.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import mindspore as ms
@@ -20,52 +22,41 @@ from qwen3_train.recompute import is_recomputed
 
 
 def kept_inputs(model: Qwen3ForCausalLM) -> tuple[bool, ...]:
-    """Say for each layer of a stage whether its input is kept from the forward to the backward pass.
-
-    It is where what makes it, a layer that is recomputed or the embedding before one, would otherwise run
-    for this input alone. The input of a stage after the first is there in any case.
-    """
+    """Say for each layer of a stage whether a piece begins with it, so that its input is kept."""
     recomputed = [is_recomputed(layer) for layer in model.model.layers]
-    return (model.part.is_first and recomputed[0], *recomputed[:-1])
+    return (True, *(before or own for before, own in pairwise(recomputed)))
 
 
-class _Rows(nn.Cell):
-    """The stage's hidden states, out of its input and those inputs of layers that are given."""
+def _pieces(model: Qwen3ForCausalLM, keeps: tuple[bool, ...]) -> list[list[nn.Cell]]:
+    """Return the layers of each piece."""
+    pieces: list[list[nn.Cell]] = []
+    for layer, is_kept in zip(model.model.layers, keeps, strict=True):
+        if is_kept:
+            pieces.append([])
+        pieces[-1].append(layer)
+    return pieces
 
-    def __init__(self, model: Qwen3ForCausalLM, keeps: tuple[bool, ...]) -> None:
+
+class _Piece(nn.Cell):
+    """Layers one after the other."""
+
+    def __init__(self, layers: list[nn.Cell]) -> None:
         super().__init__(auto_prefix=False)
-        self.network, self.replace = model.model, _Replace()
-        self.slots = tuple(sum(keeps[:i]) if is_kept else -1 for i, is_kept in enumerate(keeps))
+        self.layers = nn.CellList(layers, auto_prefix=False)
 
-    def construct(self, x_MD, ids_BL, position_ids_BL, segment_ids_BL, *kept):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN002, ANN202
-        plan = _plan(self.network, ids_BL, position_ids_BL, segment_ids_BL)
-        if x_MD is None:
-            x_MD = self.network.embed(ids_BL)
-        for i, layer in enumerate(self.network.layers):
-            if self.slots[i] >= 0:
-                x_MD = self.replace(x_MD, kept[self.slots[i]])
+    def construct(self, x_MD: Tensor, plan: Any) -> Tensor:
+        for layer in self.layers:
             x_MD = layer(x_MD, plan)
         return x_MD
 
 
-class _FirstRows(nn.Cell):
-    def __init__(self, model: Qwen3ForCausalLM, keeps: tuple[bool, ...]) -> None:
+class _Embed(nn.Cell):
+    def __init__(self, model: Qwen3ForCausalLM) -> None:
         super().__init__(auto_prefix=False)
-        self.rows = _Rows(model, keeps)
+        self.network = model.model
 
-    def construct(self, ids_BL, position_ids_BL, segment_ids_BL, *kept):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN002, ANN202
-        return self.rows(None, ids_BL, position_ids_BL, segment_ids_BL, *kept)
-
-
-class _Replace(nn.Cell):
-    """Take what is known to be equal in place of what is computed, with the latter's gradient."""
-
-    def construct(self, computed_MD: Tensor, known_MD: Tensor) -> Tensor:
-        return known_MD
-
-    def bprop(self, computed_MD: Tensor, known_MD: Tensor, out_MD: Tensor, grad_MD: Tensor) -> tuple:
-        # Nothing asks for the second gradient; it must only have the form.
-        return grad_MD, grad_MD
+    def construct(self, ids_BL: Tensor) -> Tensor:
+        return self.network.embed(ids_BL)
 
 
 def _plan(network: Any, ids_BL: Tensor, position_ids_BL: Any, segment_ids_BL: Any) -> Any:
@@ -84,11 +75,11 @@ class _LossOfRows(nn.Cell):
 
 
 class Forward(nn.Cell):
-    """The hidden states, then the inputs that are kept."""
+    """The hidden states, then the inputs that are kept, but for the stage's own input."""
 
     def __init__(self, model: Qwen3ForCausalLM, keeps: tuple[bool, ...]) -> None:
         super().__init__(auto_prefix=False)
-        self.network, self.keeps = model.model, keeps
+        self.network, self.keeps = model.model, (keeps[0] and model.part.is_first, *keeps[1:])
 
     @ms.jit
     def construct(self, x_MD, ids_BL, position_ids_BL=None, segment_ids_BL=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
@@ -115,43 +106,57 @@ class LossOnly(nn.Cell):
         return self.loss(x_MD, ids, labels, weights, positions, segments)
 
 
-class FirstBackward(nn.Cell):
-    """Add the first stage's gradients to their sums."""
+class Backward(nn.Cell):
+    """Add a stage's gradients to their sums; return that of its input, on the first stage a number.
+
+    Of a stage that is not the last; `kept` are the inputs of its pieces.
+    """
 
     def __init__(
         self, model: Qwen3ForCausalLM, weights: ParameterTuple, sums: ParameterTuple, keeps: tuple[bool, ...]
     ) -> None:
         super().__init__(auto_prefix=False)
-        self.add, self.rows, self.weights = (
-            AddGradients(sums, model.kernels),
-            _FirstRows(model, keeps),
-            weights,
-        )
-        self.gradient = ops.GradOperation(get_by_list=True, sens_param=True)
+        self.network, self.is_first = model.model, model.part.is_first
+        pieces = [_Piece(layers) for layers in _pieces(model, keeps)]
+        self.pieces = nn.CellList(pieces, auto_prefix=False)
+        self.embed = _Embed(model)
+        places = {id(weight): place for place, weight in enumerate(weights)}
+        own = [[w for w in piece.get_parameters() if id(w) in places] for piece in pieces]
+        self.weights = tuple(ParameterTuple(each) for each in own)
+        adds = [_adding(each, places, sums, model) for each in own]
+        self.adds = nn.CellList(adds, auto_prefix=False)
+        embedded = [w for w in weights if all(w is not each for part in own for each in part)]
+        self.embedded = ParameterTuple(embedded)
+        self.add_embedded = _adding(embedded, places, sums, model)
+        # Below these nothing is trained, under adapters.
+        trained = [i for i, each in enumerate(own) if each]
+        self.lowest = 0 if embedded or not self.is_first else min(trained, default=0)
+        self.of_both = ops.GradOperation(get_all=True, get_by_list=True, sens_param=True)
+        self.of_inputs = ops.GradOperation(get_all=True, sens_param=True)
+        self.of_weights = ops.GradOperation(get_by_list=True, sens_param=True)
         self.done = Tensor(np.zeros(1, np.float32))
 
     @ms.jit
     def construct(self, grad_MD, ids_BL, position_ids_BL, segment_ids_BL, *kept):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN002, ANN201
-        gradient = self.gradient(self.rows, self.weights)
-        gradients = gradient(ids_BL, position_ids_BL, segment_ids_BL, *kept, grad_MD)
-        return self.add(gradients, self.done * 1.0)
+        plan = _plan(self.network, ids_BL, position_ids_BL, segment_ids_BL)
+        for i in range(len(self.pieces) - 1, self.lowest - 1, -1):
+            # Not before the gradient is there: all pieces at once would take the memory of all.
+            x_MD = ops.depend(kept[i], grad_MD)
+            if len(self.weights[i]) == 0:
+                grad_MD = self.of_inputs(self.pieces[i])(x_MD, plan, grad_MD)[0]
+            else:
+                found = self.of_both(self.pieces[i], self.weights[i])(x_MD, plan, grad_MD)
+                grad_MD = self.adds[i](found[1], found[0][0])
+        if len(self.embedded) > 0:
+            gradients = self.of_weights(self.embed, self.embedded)(ids_BL, grad_MD)
+            return self.add_embedded(gradients, self.done * 1.0)
+        return self.done * 1.0 if self.is_first else grad_MD
 
 
-class MiddleBackward(nn.Cell):
-    """Add a middle stage's gradients to their sums; return that of its input."""
-
-    def __init__(
-        self, model: Qwen3ForCausalLM, weights: ParameterTuple, sums: ParameterTuple, keeps: tuple[bool, ...]
-    ) -> None:
-        super().__init__(auto_prefix=False)
-        self.add, self.rows, self.weights = AddGradients(sums, model.kernels), _Rows(model, keeps), weights
-        self.all_gradients = ops.GradOperation(get_all=True, get_by_list=True, sens_param=True)
-
-    @ms.jit
-    def construct(self, x_MD, grad_MD, ids_BL, position_ids_BL, segment_ids_BL, *kept):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN002, ANN201
-        gradient = self.all_gradients(self.rows, self.weights)
-        input_gradients, gradients = gradient(x_MD, ids_BL, position_ids_BL, segment_ids_BL, *kept, grad_MD)
-        return self.add(gradients, input_gradients[0])
+def _adding(
+    weights: list[Any], places: dict[int, int], sums: ParameterTuple, model: Qwen3ForCausalLM
+) -> AddGradients:
+    return AddGradients(ParameterTuple([sums[places[id(weight)]] for weight in weights]), model.kernels)
 
 
 class LastBackward(nn.Cell):

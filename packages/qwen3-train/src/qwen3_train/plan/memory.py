@@ -217,16 +217,13 @@ def _activations(settings: PlanSettings, stage: int) -> int:
 
 
 def _waiting(settings: PlanSettings, stage: int) -> int:
-    """Bytes of what micro-batches in flight keep between graphs: the stage's input, or each layer's.
-
-    The first stage's own inputs are ids.
-    """
+    """Bytes of what micro-batches in flight keep between graphs: the first layer's input, or each layer's."""
     layout = settings.layout
     in_flight = micro_batches_in_flight(stage, layout.pp, settings.micro_batch_num)
     if _keeps_layer_inputs(settings, stage):
         num_layers = len(stage_layers(settings.model.num_layers, layout.pp, settings.offset)[stage])
         return in_flight * num_layers * _stream(settings)
-    return in_flight * _stream(settings) if stage else 0
+    return in_flight * _stream(settings) if layout.pp > 1 else 0
 
 
 def _keeps_layer_inputs(settings: PlanSettings, stage: int) -> bool:
