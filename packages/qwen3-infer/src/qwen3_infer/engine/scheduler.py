@@ -16,7 +16,13 @@ from qwen3_infer.engine.grammar import GrammarError, Grammars
 from qwen3_infer.engine.jobs import Event, Job, restriction, tokens_needed
 from qwen3_infer.engine.logits import Likeliest, Logits
 from qwen3_infer.engine.pieces import PIECES, cut
-from qwen3_infer.engine.sampling import choose, likeliest_log_probabilities, log_probability, make_generator
+from qwen3_infer.engine.sampling import (
+    WeightSums,
+    choose,
+    likeliest_log_probabilities,
+    log_probability,
+    make_generator,
+)
 from qwen3_infer.engine.token_pool import Region, TokenPool
 from qwen3_infer.requests import Request
 from qwen3_infer.text_stream import TextStream
@@ -67,6 +73,8 @@ class Scheduler:
 
     def __init__(self, engine: Engine, tokenizer: Qwen3Tokenizer) -> None:
         self._engine, self._tokenizer = engine, tokenizer
+        # Only native kernels bring it.
+        self._sums: WeightSums | None = getattr(engine, "weight_sums", None)
         self.grammars = Grammars(tokenizer)
         """Compiles what answers must follow; on any thread."""
         self.pool = TokenPool(engine.num_tokens, engine.unit)
@@ -277,8 +285,9 @@ class Scheduler:
             return self._fail(job, error)
         try:
             token = choose(
-                logits_V, decoding.sampling, job.rng, request.prompt_ids, job.ids, restriction(job)
-            )
+                logits_V, decoding.sampling, job.rng, request.prompt_ids, job.ids, restriction(job),
+                sums=self._sums,
+            )  # fmt: skip
         except GrammarError as error:
             return self._fail(job, error)
         logprob = log_probability(logits_V, token) if decoding.logprobs else None

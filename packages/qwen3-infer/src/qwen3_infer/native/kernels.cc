@@ -10,6 +10,7 @@
 // M rows, K inputs, O outputs, B batch, L length, N query heads, J key/value heads, H head_dim.
 
 #include "layer.h"
+#include "sums.h"
 
 namespace {
 
@@ -105,6 +106,12 @@ void qwen3_use_threads(int number) { qwen3::Pool::num_threads() = number; }
 int qwen3_use_tiles(int allowed) {
   uses_tiles.store(allowed != 0);
   return allowed && has_tiles();
+}
+
+// Sums for sampling, see sums.h; one for each `block` of `size` logits.
+void qwen3_block_sums(const float* logits, int64_t size, float highest, float temperature, int64_t block,
+                      double* sums) {
+  block_sums(logits, size, highest, temperature, block, sums);
 }
 
 // weight (V, D), ids (M,) to (M, D).

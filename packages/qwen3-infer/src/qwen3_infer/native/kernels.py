@@ -29,7 +29,7 @@ class NativeKernels(PortableKernels):
                 programs do that compute in bfloat16, for processors that multiply these twice as fast.
         """
         super().__init__()
-        self.rounds_inputs = rounds_inputs
+        self.rounds_inputs, self.library = rounds_inputs, str(library)
 
         def function(name: str, out_shape: Any) -> ops.Custom:
             return ops.Custom(f"{library}:{name}", out_shape, lambda *_: ms.float32, func_type="aot")

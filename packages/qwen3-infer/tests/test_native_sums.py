@@ -1,0 +1,68 @@
+"""Sums of the native kernels for sampling: near numpy's, and the same tokens."""
+
+import numpy as np
+import pytest
+
+from qwen3_infer.engine.sampling import BLOCK, MARGIN, Sampling, choose, make_generator
+from qwen3_infer.native.build import native_library
+from qwen3_infer.native.sums import BlockSums
+
+SIZES = (151_936, 151_936, *[4099, 600, 37] * 4)
+
+
+@pytest.fixture(scope="module")
+def sums(tmp_path_factory):
+    return BlockSums(native_library(tmp_path_factory.mktemp("cache"), 2))
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.3, 1.0, 4.0], ids=["equal", "flat", "of a model", "sharp"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {}, {"temperature": 0.7}, {"top_p": 0.95}, {"top_p": 0.5, "temperature": 1.5},
+        {"top_p": 0.9, "min_p": 0.01},
+    ],
+)  # fmt: skip
+def test_tokens_drawn_by_the_native_sums_are_those_of_numpy(sums, scale, settings):
+    rng, sampling, num_asked = np.random.default_rng(3), Sampling(**settings), 0
+
+    def counted(*arguments):
+        nonlocal num_asked
+        num_asked += 1
+        return sums(*arguments)
+
+    for seed, size in enumerate(SIZES):
+        logits = (rng.gumbel(0, 2.2, size) * scale).astype(np.float32)
+        logits[rng.integers(0, size, size // 10)] = -np.inf
+        one, two = make_generator(seed, 0), make_generator(seed, 0)
+        highest = logits.max()
+        weights = np.exp((logits - highest) / np.float32(sampling.temperature)).astype(np.float64)
+        exact = np.add.reduceat(weights, np.arange(0, size, BLOCK))
+        found = sums(logits, highest, sampling.temperature)
+        np.testing.assert_allclose(found, exact, rtol=MARGIN, atol=1e-30)
+        for _ in range(5):
+            assert choose(logits, sampling, one, sums=counted) == choose(logits, sampling, two)
+        assert one.random() == two.random()
+    assert num_asked == 5 * len(SIZES)
+
+
+@pytest.mark.parametrize("settings", [{}, {"top_p": 0.9}])
+@pytest.mark.parametrize("error", [-1, 1])
+def test_where_the_margin_leaves_a_doubt_numpy_decides(settings, error):
+    # Sums that are wrong by as much as they may be, and numbers next to every border.
+    logits = np.random.default_rng(0).normal(0, 1, 2000).astype(np.float32)
+    sampling, weights = Sampling(**settings), np.exp(logits.astype(np.float64))
+
+    def wrong(logits_V, highest, temperature):
+        each = np.exp((logits_V - highest) / np.float32(temperature)).astype(np.float64)
+        exact = np.add.reduceat(each, np.arange(0, len(logits_V), BLOCK))
+        return exact * (1 + error * MARGIN * np.where(np.arange(len(exact)) % 2, 0.9, -0.9))
+
+    class Number:
+        def random(self):
+            return self.next
+
+    number = Number()
+    for border in (np.cumsum(weights) / weights.sum())[::7]:
+        for number.next in (border - 1e-7, border, min(border + 1e-7, 1 - 1e-9)):
+            assert choose(logits, sampling, number, sums=wrong) == choose(logits, sampling, number)
