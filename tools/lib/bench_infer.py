@@ -46,7 +46,7 @@ def compare(options: argparse.Namespace, model_dir: Path) -> None:
     print(f"{options.size}: {weights_bytes / 1e9:.2f} GB of bfloat16 weights, {options.threads} threads, "
           f"{options.new_tokens} new tokens, load {os.getloadavg()[0]:.1f} at the start")  # fmt: skip
     for number in range(options.rounds):
-        bandwidth = max(bandwidth, read_speed(options.threads))
+        bandwidth = max(bandwidth, read_speed(options.threads, weights_bytes))
         for name, command in commands.items():
             found = run(name, command, options.threads)
             if found is None:
@@ -183,9 +183,12 @@ def timed(work: object) -> float:
     return time.perf_counter() - started_s
 
 
-def read_speed(threads: int) -> float:
-    """Return bytes per second that the threads read together from an array larger than any cache."""
-    parts = np.array_split(np.ones(512 * 2**20 // 8, np.uint64), threads)
+def read_speed(threads: int, size_bytes: int) -> float:
+    """Return bytes per second that the threads read together from an array as large as the weights.
+
+    A smaller one would partly lie in a large processor's last cache.
+    """
+    parts = np.array_split(np.ones(size_bytes // 8, np.uint64), threads)
     best_s = float("inf")
     for _ in range(3):
         workers = [threading.Thread(target=np.add.reduce, args=(part,)) for part in parts]
@@ -195,7 +198,7 @@ def read_speed(threads: int) -> float:
         for worker in workers:
             worker.join()
         best_s = min(best_s, time.perf_counter() - started_s)
-    return 512 * 2**20 / best_s
+    return size_bytes / best_s
 
 
 if __name__ == "__main__":
