@@ -27,7 +27,7 @@ FLAGS = (
     "-shared",
     "-pthread",
 )
-TIMEOUT_S = 120
+TIMEOUT_S = 300
 
 
 class BuildError(Qwen3Error):
