@@ -31,7 +31,7 @@ def make_command(raises):
     ("error", "exit_code", "sentence"),
     [
         (ConfigError("a=1 cannot be; use 2"), 1, "Error: a=1 cannot be; use 2\n"),
-        (ConfigError("key \x1b[31mred\x07 is\nno key"), 1, "Error: key \\x1b[31mred\\x07 is\nno key\n"),
+        (ConfigError("key \x1b[31mred\x07 is\nno key"), 1, "Error: key \\x1b[31mred\\x07 is\n  no key\n"),
         (UsageError("give one of both"), 2, "Error: give one of both\n"),
         (
             FileNotFoundError(errno.ENOENT, "No such file or directory", "x"),
