@@ -46,7 +46,7 @@ def describe(version: str, model: str) -> dict[str, Any]:
     for path, (text, fields, required) in POSTS.items():
         content: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
         if path in STREAMS:
-            content["text/event-stream"] = {"schema": {"type": "string"}}
+            content["text/event-stream"] = {}  # OpenAPI 3.1 cannot describe events one by one
         body = {"required": True, "content": {"application/json": {"schema": _body(fields, required, model)}}}
         paths[path] = {
             "post": {
