@@ -156,8 +156,10 @@ def _stage_memory(settings: PlanSettings, stage: int) -> StageMemory:
         shared = _bytes(shared_tensors(settings))
         kept = _bytes(tensor for tensor in layer_tensors(settings) if tensor.is_kept(settings.recompute))
         # The embedding's gradient is the last one; of a tied one the head's part is the first.
-        # Sums take their gradients in behind the whole backward pass, as a dry run of stages shows.
-        before = every - of_embedding
+        # A sum takes each gradient in as it comes, but for the head's part of a tied embedding's. With
+        # replicas a dry run shows room for all of them beside the sums at its fullest moment.
+        of_layers = [WEIGHT_BYTES * math.prod(shape) for name, shape in trained.items() if name != EMBEDDING]
+        before = max(of_layers, default=0) if has_passes and layout.dp == 1 else sum(of_layers)
         before += of_embedding if is_tied else 0
         # Inputs of a graph stay until it has ended.
         inputs = _waiting(settings, stage) if _keeps_layer_inputs(settings, stage) else 0
