@@ -22,7 +22,7 @@ TWO_NODES = {
 }  # fmt: skip
 # Size, settings and GiB on the fullest device: training of 4096 tokens on devices of 58 GB.
 RECOMMENDED = [
-    ("32B", TWO_NODES | {"recompute": "full"}, 42.9),
+    ("32B", TWO_NODES | {"recompute": "full"}, 36.7),
     ("14B", ONE_NODE | {"recompute": "full"}, 28.6),
     ("8B", ONE_NODE, 18.9),
     ("4B", ONE_NODE, 11.0),
