@@ -8,7 +8,7 @@ import pytest
 from qwen3_infer.device import Device
 from qwen3_infer.engine.engine import MindSporeEngine, choose_kernels
 from qwen3_infer.engine.loading import load_model
-from qwen3_infer.native.build import BuildError
+from qwen3_model.native_build import BuildError
 
 GOLDEN_DIR = Path(__file__).parent / "golden/tied"
 IDS = [int(number) for number in np.random.default_rng(0).integers(0, 320, 75)]

@@ -9,10 +9,10 @@ from qwen3_infer.device import Device
 from qwen3_infer.engine import loading
 from qwen3_infer.engine.engine import MindSporeEngine, choose_kernels
 from qwen3_infer.engine.weights import open_hf_weights
-from qwen3_infer.native.build import BuildError
 from qwen3_infer.native.layer import NativeLayer
 from qwen3_model.adapters import Adapter, AdapterSet
 from qwen3_model.config import Qwen3Config
+from qwen3_model.native_build import BuildError
 
 GOLDEN_DIR = Path(__file__).parent / "golden/tied"
 IDS = [int(number) for number in np.random.default_rng(0).integers(0, 320, 75)]

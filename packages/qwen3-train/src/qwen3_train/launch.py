@@ -17,6 +17,7 @@ from qwen3_model.files import write_text_atomically
 from qwen3_model.msrun.checks import LaunchSettings, check_launch, count_ascend_devices
 from qwen3_model.msrun.launcher import Job, launch_workers
 from qwen3_model.msrun.stop_signals import EXIT_STOPPED, StopRequest, caught_stop_signals
+from qwen3_model.private_files import cache_home
 from qwen3_model.run_config import RunConfig, Schema, load_run_config, parse_dotted
 from qwen3_model.simulation import Simulation, read_simulation
 from qwen3_model.small_files import YAML_BYTES, read_small_text
@@ -100,7 +101,13 @@ def launch_run(  # noqa: PLR0913
     def work(log: RunLog) -> str:
         if is_alone:
             return _train_here(
-                run, config, log, simulation, StopRequest(stop_at_s), cann=cann_dir(environment)
+                run,
+                config,
+                log,
+                simulation,
+                StopRequest(stop_at_s),
+                cann=cann_dir(environment),
+                cache_dir=_user_cache(environment),
             )
         words = ["-m", "qwen3_train.cli_rank", "--config", str(config_path), *arguments]
         told = {} if stop_at_s is None else {STOP_AT_VARIABLE: f"{stop_at_s}"}
@@ -231,6 +238,7 @@ def run_rank(
     worker_num: int,
     request: StopRequest | None = None,
     cann: Path = CANN_DIR,
+    cache_dir: Path | None = None,
 ) -> str:
     """Take one rank's part of a run that `launch_run` has checked; what it says goes to the worker's log.
 
@@ -246,7 +254,14 @@ def run_rank(
     log = RunLog(None, append=True)
     stage, replica, shard = settings.layout.place(rank)
     log.line(f"rank {rank}: pipeline stage {stage}, replica {replica}, shard {shard}")
-    return _train(run, config, log, rank, is_worker=True, request=request, cann=cann)
+    return _train(run, config, log, rank, is_worker=True, request=request, cann=cann, cache_dir=cache_dir)
+
+
+def _user_cache(environment: Mapping[str, str]) -> Path | None:
+    try:
+        return cache_home(environment) / "qwen3-train"
+    except RuntimeError:  # there is no home folder
+        return None
 
 
 def _train_here(
@@ -257,11 +272,12 @@ def _train_here(
     request: StopRequest,
     *,
     cann: Path,
+    cache_dir: Path | None,
 ) -> str:
     if simulation is None:
         log.line("importing MindSpore and compiling; the first step takes a while")
         with caught_stop_signals(request) if run.settings.graceful_exit else nullcontext():
-            return _train(run, config, log, request=request, cann=cann)
+            return _train(run, config, log, request=request, cann=cann, cache_dir=cache_dir)
     log.line(
         f"dry run of rank {simulation.rank} of {simulation.num_ranks}: nothing is computed or saved, no loss "
         "below means anything",
@@ -280,12 +296,13 @@ def _train(  # noqa: PLR0913
     saves: bool = True,
     request: StopRequest | None = None,
     cann: Path = CANN_DIR,
+    cache_dir: Path | None = None,
 ) -> str:
     from qwen3_train.trainer import set_up_device, train
 
     graph_mode = config.get("context.mode", 0) == 0
     set_up_device(run.settings.device, run.settings.ascend, graph_mode=graph_mode, is_worker=is_worker)
-    return train(run, log, rank, saves=saves, request=request, cann=cann)
+    return train(run, log, rank, saves=saves, request=request, cann=cann, cache_dir=cache_dir)
 
 
 def _write_run(run: PreparedRun, config: RunConfig, log: RunLog) -> None:

@@ -1,6 +1,7 @@
 """The model and the step of one rank, as its place in the layout and the run's settings say."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 from qwen3_model.model import Qwen3ForCausalLM
 from qwen3_train.graph_cache import GraphCache
@@ -12,7 +13,10 @@ from qwen3_train.step import TrainStep
 
 
 def make_model(
-    settings: TrainSettings, rank: int, say: Callable[[str], None] = lambda text: None
+    settings: TrainSettings,
+    rank: int,
+    say: Callable[[str], None] = lambda text: None,
+    cache_dir: Path | None = None,
 ) -> tuple[Qwen3ForCausalLM, Grid]:
     """Return the rank's part of the model, its weights yet to be filled, and what the rank is.
 
@@ -20,6 +24,7 @@ def make_model(
         settings: Of the run.
         rank: Its number.
         say: See `training_kernels`.
+        cache_dir: See `training_kernels`.
     """
     grid = make_grid(settings.device, settings.model, settings.layout, settings.offset, rank)
     kernels = training_kernels(
@@ -27,6 +32,7 @@ def make_model(
         float32_residual=settings.ascend.float32_residual,
         is_alone=grid.layout.num_ranks == 1,
         say=say,
+        cache_dir=cache_dir,
     )
     return Qwen3ForCausalLM(settings.model, kernels, tp=grid.tp, part=grid.part), grid
 

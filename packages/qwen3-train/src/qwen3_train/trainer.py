@@ -47,6 +47,7 @@ def train(
     saves: bool = True,
     request: StopRequest | None = None,
     cann: Path = CANN_DIR,
+    cache_dir: Path | None = None,
 ) -> str:
     """Take every step of `run` that is left, as one of its ranks, evaluating and saving on the way.
 
@@ -57,6 +58,7 @@ def train(
         saves: Whether to write checkpoints.
         request: What may ask it to save and end.
         cann: Folder of CANN, which describes an NPU.
+        cache_dir: See `training_kernels`.
 
     Returns:
         Why it ended before its last step; "" where it did not.
@@ -66,7 +68,7 @@ def train(
         Qwen3Error: The loss is no longer a number.
     """
     settings = run.settings
-    model, grid = make_model(settings, rank, log.line)
+    model, grid = make_model(settings, rank, log.line, cache_dir)
     dropout = start_adapters(model, run) if settings.lora else None
     step = make_step(settings, model, grid, graph_cache(settings, rank, log.line, library_of(model.kernels)))
     step.dropout, done = dropout, 0

@@ -16,7 +16,7 @@ from qwen3_infer.engine.device_step import WithLikeliest
 from qwen3_infer.engine.logits import LikeliestRows, Logits
 from qwen3_infer.engine.rooms import make_rooms
 from qwen3_infer.engine.tensor_parallel import WholeLogits, shard_config
-from qwen3_infer.native.build import BuildError, native_library, require_bfloat16
+from qwen3_infer.native.build import native_library, require_bfloat16
 from qwen3_infer.native.kernels import NativeKernels
 from qwen3_infer.native.sums import BlockSums
 from qwen3_model.ascend_kernels import AscendKernels
@@ -24,6 +24,7 @@ from qwen3_model.ascend_settings import choose_device
 from qwen3_model.kernels import make_kernels
 from qwen3_model.layers import Kernels
 from qwen3_model.model import CachedQwen3, Qwen3ForCausalLM, name_parameters
+from qwen3_model.native_build import BuildError
 
 
 class MindSporeEngine:

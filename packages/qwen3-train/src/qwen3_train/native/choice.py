@@ -4,7 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qwen3_model.kernels import AscendKernels, PortableKernels, make_kernels
-from qwen3_train.native.build import BuildError, native_library
+from qwen3_model.native_build import BuildError, compiled_library
+from qwen3_model.private_files import cache_home
+
+SOURCE = Path(__file__).parent / "kernels.cc"
 
 
 def training_kernels(
@@ -23,7 +26,7 @@ def training_kernels(
         is_alone: Whether the run has one process; several exchange rows of weights between operators of
             MindSpore, and are there to try layouts.
         say: Hears why those in C++ are not taken.
-        cache_dir: See `native_library`.
+        cache_dir: Where the library is kept; `~/.cache/qwen3-train` when left out.
 
     Raises:
         ConfigError: The device is neither CPU nor Ascend.
@@ -31,8 +34,8 @@ def training_kernels(
     if device != "CPU" or not is_alone:
         return make_kernels(device, float32_residual=float32_residual)
     try:
-        library = native_library(cache_dir)
-    except BuildError as error:
+        library = compiled_library([SOURCE], cache_dir or cache_home({}) / "qwen3-train")
+    except (BuildError, RuntimeError) as error:  # RuntimeError: there is no home folder
         say(f"portable operations update the weights: {error}")
         return make_kernels(device)
     from qwen3_train.native.kernels import NativeTrainingKernels
