@@ -195,7 +195,7 @@ def test_two_spellings_are_named_in_a_yaml_and_refused_on_the_command_line(tmp_p
             {"model__model_config__num_hidden_layers": 100_000},
             "num_layers=100000 must be a whole number from 1 to",
         ),
-        ({"run_mode": "predict"}, "use qwen3-infer generate --config"),
+        ({"run_mode": "predict"}, "use qwen3-infer generate or qwen3-infer plan with --config"),
     ],
 )
 def test_plan_refuses_what_launch_refuses(tmp_path, changes, sentence):
