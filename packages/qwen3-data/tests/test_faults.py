@@ -12,8 +12,7 @@ import time
 
 import pytest
 
-from qwen3_data import engines, token_writer, workspace
-from qwen3_model.errors import FormatError
+from qwen3_data import engines, reference_process, token_writer, workspace
 from qwen3_model.tokens import open_tokens, read_manifest
 
 PROGRAM = "from qwen3_data.cli import main; main()"
@@ -164,15 +163,23 @@ def test_a_dying_stage_stops_the_command_with_its_reason(preprocess, corpus, mon
     assert outputs() == []
 
 
-def test_a_reference_that_cannot_be_loaded_stops_the_command(preprocess, corpus, monkeypatch, outputs):
-    def fail(self, file, *, allow_special):
-        raise FormatError("no reference")
-
-    monkeypatch.setattr("qwen3_data.engines.TokenizersEngine.__init__", fail)
+def test_a_dead_reference_process_stops_the_command_with_its_code(preprocess, corpus, monkeypatch, outputs):
+    monkeypatch.setattr("qwen3_data.reference_process.sys.executable", "/bin/false")
     result = preprocess(corpus, "--on-error", "skip", "--engine", "fastokens")
     assert result.exit_code == 1
-    assert "no reference" in result.stderr
+    assert "the process of the reference encoder died with code 1" in result.stderr
     assert outputs() == []
+
+
+def test_the_reference_ends_without_a_word_when_its_parent_is_gone(qwen3_tokenizer_dir):
+    script = reference_process.__file__
+    words = [sys.executable, "-P", script, str(qwen3_tokenizer_dir / "tokenizer.json"), "text"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(words, **pipes) as process:
+        process.stdout.close()
+        process.stdin.write(b'"a"\n')
+        process.stdin.close()
+        assert process.stderr.read() == b""
 
 
 def test_a_difference_to_the_reference_stops_the_run(preprocess, corpus, monkeypatch, outputs):

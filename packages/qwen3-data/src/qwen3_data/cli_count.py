@@ -59,11 +59,12 @@ def count_command(
         raise UsageError("--json-keys names no key")
     sources = find_sources(inputs)
     file = TokenizerFile(tokenizer_dir)
-    encoders = load_encoders(choose_engine(engine, input_size(sources)), file, allow_special=allow_special)
-    from qwen3_data.count import CountSettings, count_tokens
+    chosen = choose_engine(engine, input_size(sources))
+    with load_encoders(chosen, file, allow_special=allow_special) as encoders:
+        from qwen3_data.count import CountSettings, count_tokens
 
-    settings = CountSettings(json_keys=keys, **options)
-    count = count_tokens(settings, sources, file.facts(None), encoders)
+        settings = CountSettings(json_keys=keys, **options)
+        count = count_tokens(settings, sources, file.facts(None), encoders)
     for key, found in count.keys.items():
         num_empty = found.num_documents - found.num_with_tokens
         with_ends = found.num_tokens + found.num_with_tokens

@@ -2,11 +2,13 @@
 
 import importlib.util
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from qwen3_data.reference_process import ReferenceProcess
 from qwen3_data.tokenizer_facts import TokenizerFile
 from qwen3_model.errors import ConfigError
 from qwen3_model.rust_errors import rust_errors
@@ -114,44 +116,35 @@ def choose_engine(name: str, input_bytes: int | None) -> str:
     return name
 
 
-class LateReference:
-    """The reference encoder, which loads after the other and beside its first texts."""
-
-    def __init__(self, loading: "Future[Engine]") -> None:
-        self._loading = loading
-
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of a text."""
-        ids_T, _ = self._loading.result().encode([text])
-        return ids_T.tolist()
-
-
 @dataclass(frozen=True, slots=True)
 class Encoders:
     """An encoder that is being loaded, and what its samples are compared with."""
 
     loading: "Future[Engine]"
-    reference: LateReference | None
+    reference: ReferenceProcess | None
     """None where the encoder is the reference."""
 
 
-def load_encoders(name: str, file: TokenizerFile, *, allow_special: bool) -> Encoders:
-    """Begin to load the encoder `name`, and then the reference, in a thread.
+@contextmanager
+def load_encoders(name: str, file: TokenizerFile, *, allow_special: bool) -> Iterator[Encoders]:
+    """Begin to load the encoder `name` in a thread and the reference in a process of its own.
 
     Errors of an encoder come with its result.
     """
-    names = [name] if name == "tokenizers" else [name, "tokenizers"]
-    loading: list[Future[Engine]] = [Future() for _ in names]
+    future: Future[Engine] = Future()
 
     def load() -> None:
-        for one, future in zip(names, loading, strict=True):
-            try:
-                future.set_result(make_engine(one, file, allow_special=allow_special))
-            except BaseException as error:
-                future.set_exception(error)
+        try:
+            future.set_result(make_engine(name, file, allow_special=allow_special))
+        except BaseException as error:
+            future.set_exception(error)
 
     threading.Thread(target=load).start()
-    return Encoders(loading[0], LateReference(loading[1]) if len(loading) > 1 else None)
+    if name == "tokenizers":
+        yield Encoders(future, None)
+        return
+    with ReferenceProcess(file.path, allow_special=allow_special) as reference:
+        yield Encoders(future, reference)
 
 
 def _has_fastokens() -> bool:

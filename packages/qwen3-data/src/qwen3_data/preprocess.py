@@ -53,8 +53,8 @@ def preprocess(settings: Settings) -> "Result":
     sources = find_sources(settings.inputs)
     chosen = choose_engine(settings.engine, input_size(sources))
     file = TokenizerFile(settings.tokenizer_dir)
-    encoders = load_encoders(chosen, file, allow_special=settings.allow_special)
-    # Imported here, since numpy takes a tenth of a second to import, in which the encoder loads.
-    from qwen3_data.preprocess_run import run_preprocess
+    with load_encoders(chosen, file, allow_special=settings.allow_special) as encoders:
+        # Imported here, since numpy takes a tenth of a second to import, in which the encoder loads.
+        from qwen3_data.preprocess_run import run_preprocess
 
-    return run_preprocess(settings, sources, file, encoders, started_s)
+        return run_preprocess(settings, sources, file, encoders, started_s)
