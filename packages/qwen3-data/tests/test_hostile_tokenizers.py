@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from qwen3_data.reference_process import ReferenceProcess
 from qwen3_model.errors import FormatError
 from qwen3_model.tokenizer import Qwen3Tokenizer
 
@@ -66,6 +67,14 @@ def test_a_tokenizer_that_makes_a_library_panic_ends_in_a_sentence(
     assert isinstance(result.exception, SystemExit), result.exception
     assert "Error: " in result.stderr
     assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize("change", HOSTILE)
+def test_the_reference_answers_each_question_with_a_sentence(folder, change):
+    # A process that waited for another question would let this one wait for ever.
+    reference = ReferenceProcess(folder(change) / "tokenizer.json", allow_special=False)
+    with reference, pytest.raises(FormatError, match="`tokenizers` can"):
+        reference.encode("not known")
 
 
 @pytest.mark.parametrize("change", HOSTILE)

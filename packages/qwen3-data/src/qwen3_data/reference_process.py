@@ -75,17 +75,24 @@ def serve(path: str, mode: str) -> None:
     try:
         with rust_errors(f"{path} is no tokenizer that `tokenizers` can read"):
             tokenizer = Tokenizer.from_file(path)
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        tokenizer.encode_special_tokens = mode == "text"
-        for line in sys.stdin:
-            with rust_errors(f"`tokenizers` cannot encode with {path}"):
-                ids = tokenizer.encode(json.loads(line), add_special_tokens=False).ids
-            sys.stdout.write(json.dumps(ids) + "\n")
-            sys.stdout.flush()
     except FormatError as error:
-        sys.stdin.readline()  # the question, if it was not read yet
-        sys.stdout.write(json.dumps(str(error)) + "\n")
+        sys.stdin.readline()  # an answer before the question would find its writer gone
+        _answer(str(error))
+        return
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = mode == "text"
+    for line in sys.stdin:
+        try:
+            with rust_errors(f"`tokenizers` cannot encode with {path}"):
+                _answer(tokenizer.encode(json.loads(line), add_special_tokens=False).ids)
+        except FormatError as error:
+            _answer(str(error))
+
+
+def _answer(told: list[int] | str) -> None:
+    sys.stdout.write(json.dumps(told) + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

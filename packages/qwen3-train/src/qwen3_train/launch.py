@@ -238,7 +238,6 @@ def run_rank(
     worker_num: int,
     request: StopRequest | None = None,
     cann: Path = CANN_DIR,
-    cache_dir: Path | None = None,
 ) -> str:
     """Take one rank's part of a run that `launch_run` has checked; what it says goes to the worker's log.
 
@@ -254,7 +253,7 @@ def run_rank(
     log = RunLog(None, append=True)
     stage, replica, shard = settings.layout.place(rank)
     log.line(f"rank {rank}: pipeline stage {stage}, replica {replica}, shard {shard}")
-    return _train(run, config, log, rank, is_worker=True, request=request, cann=cann, cache_dir=cache_dir)
+    return _train(run, config, log, rank, is_worker=True, request=request, cann=cann)
 
 
 def _user_cache(environment: Mapping[str, str]) -> Path | None:
