@@ -79,6 +79,12 @@ class Cluster:
             except ProcessLookupError:
                 continue
 
+    def kill_ranks(self, node: str) -> None:
+        """Kill the ranks that run on a node, and nothing else of the job."""
+        for pid in self._processes(f"SLURMD_NODENAME={node}"):
+            if b"cli_rank" in _command(pid) and b"MS_ROLE=MS_WORKER" in _environment(pid):
+                os.kill(pid, signal.SIGKILL)
+
     def states(self) -> set[str]:
         """Return the states of all nodes."""
         return set(self.run("sinfo", "-h", "-N", "-o", "%t").split())
@@ -123,10 +129,7 @@ class Cluster:
         """Return this cluster's processes with a variable in their environment."""
         own, found = f"SLURM_CONF={self.folder}/slurm.conf".encode(), []
         for folder in Path("/proc").iterdir():
-            try:
-                held = (folder / "environ").read_bytes().split(b"\0") if folder.name.isdigit() else []
-            except OSError:
-                continue
+            held = _environment(int(folder.name)) if folder.name.isdigit() else []
             if own in held and variable.encode() in held:
                 found.append(int(folder.name))
         return found
@@ -142,6 +145,13 @@ def _parent(pid: int) -> int:
         return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
     except OSError:
         return 0
+
+
+def _environment(pid: int) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return []
 
 
 def _command(pid: int) -> bytes:

@@ -1,4 +1,4 @@
-"""The job scripts of `examples/slurm` on two nodes: a lost node, a signal, and the same losses."""
+"""The job scripts of `examples/slurm` on two nodes: a lost rank or node, a signal, and the same losses."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from slurm_cluster import Cluster, missing_programs
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "examples" / "slurm"
 LONGEST_S = 400
-STEPS = 120
+STEPS = 150
 
 pytestmark = [
     pytest.mark.slow,
@@ -74,6 +74,10 @@ def losses(out):
     return [(line["step"], line["loss"]) for line in lines if "loss" in line]
 
 
+def starts(out):
+    return [json.loads(line) for line in (out / "starts.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
 def test_the_tasks_of_a_job_make_the_bytes_of_one_process(tokens, tmp_path, demo_tokenizer_dir):
     command = [str(Path(sys.executable).parent / "qwen3-data"), "preprocess", "--input",
                str(tokens.with_name("text.jsonl")), "--tokenizer-dir", str(demo_tokenizer_dir),
@@ -84,7 +88,9 @@ def test_the_tasks_of_a_job_make_the_bytes_of_one_process(tokens, tmp_path, demo
         assert Path(f"{tokens}{ending}").read_bytes() == wanted
 
 
-def test_a_run_outlives_a_lost_node_and_a_signal_and_equals_the_unbroken_one(cluster, tokens, tmp_path):
+def test_a_run_outlives_a_lost_rank_a_lost_node_and_a_signal_and_equals_the_unbroken_one(
+    cluster, tokens, tmp_path
+):
     values = yaml.safe_load((ROOT / "configs" / "qwen3" / "demo.yaml").read_text(encoding="utf-8"))
     values |= {"use_parallel": True, "parallel_config": {"data_parallel": 2}, "do_eval": False}
     values["runner_config"]["batch_size"] = 1
@@ -106,6 +112,13 @@ def test_a_run_outlives_a_lost_node_and_a_signal_and_equals_the_unbroken_one(clu
         return (out / "metrics.jsonl").exists() and len(losses(out)) >= step
 
     wait_for(lambda: reached(15), cluster, job)
+    # The launchers of both nodes start again together, in the same job of Slurm.
+    cluster.kill_ranks("n2")
+    wait_for(lambda: len(starts(out)) == 2, cluster, job)
+    resumed = starts(out)[1]["after_step"]
+    assert resumed >= 10
+    wait_for(lambda: reached(resumed + 15), cluster, job)
+    assert cluster.job(job)["Restarts"] == "0"
     cluster.kill_node("n2")
     wait_for(lambda: cluster.job(job)["Restarts"] == "1", cluster, job)
     cluster.start_node("n2")

@@ -15,9 +15,9 @@ from qwen3_model.safetensors_file import TensorPlan, open_safetensors
 from qwen3_model.strategy import read_strategy
 from qwen3_train.cli import main
 from qwen3_train.graph_cache import graph_cache
-from qwen3_train.launch import read_config
 from qwen3_train.prepare import prepare_run
 from qwen3_train.reports.run_log import read_metrics
+from qwen3_train.run_arguments import read_config
 from qwen3_train.settings.lora import peft_targets, read_lora
 from qwen3_train.settings.model import read_model
 from qwen3_train.settings.run import read_settings

@@ -48,16 +48,24 @@ main.add_command(inspect_data)
     show_default=True,
     help="Start the processes again after a failure, from the newest checkpoint, so often.",
 )
+@click.option(
+    "--lost-node-wait",
+    type=click.IntRange(min=0),
+    default=600,
+    show_default=True,
+    help="Seconds to wait then for a node that is lost, before the others go on with fewer replicas.",
+)
 @force_option("the run in the output folder")
 @quiet_option()
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
-def launch(
+def launch(  # noqa: PLR0913
     config_path: Path,
     overrides: tuple[str, ...],
     make_launch: Callable[[Path], LaunchSettings],
     *,
     max_time: str | None,
     max_restarts: int,
+    lost_node_wait: int,
     force: bool,
     quiet: bool,
 ) -> None:
@@ -103,6 +111,7 @@ def launch(
         stop_at_s=stop_at_s,
         command=("qwen3-train", *sys.argv[1:]),
         max_restarts=max_restarts,
+        lost_node_s=lost_node_wait,
     )
     if stopped:
         raise SystemExit(EXIT_STOPPED)

@@ -4,46 +4,40 @@ One process trains in place. With several, this one checks and watches, and each
 the checks from the same command line and takes its rank's part.
 """
 
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from qwen3_model.cann import CANN_DIR, cann_dir, require_cann
-from qwen3_model.errors import ConfigError, UsageError
-from qwen3_model.files import write_text_atomically
+from qwen3_model.errors import UsageError
 from qwen3_model.msrun.checks import LaunchSettings, check_launch, count_ascend_devices
 from qwen3_model.msrun.launcher import Job, launch_workers
-from qwen3_model.msrun.stop_signals import EXIT_STOPPED, StopRequest, caught_stop_signals
+from qwen3_model.msrun.meeting import Rules
+from qwen3_model.msrun.stop_signals import StopRequest, caught_stop_signals
 from qwen3_model.private_files import cache_home
-from qwen3_model.run_config import RunConfig, Schema, load_run_config, parse_dotted
+from qwen3_model.run_config import RunConfig
 from qwen3_model.simulation import Simulation, read_simulation
-from qwen3_model.small_files import YAML_BYTES, read_small_text
-from qwen3_model.yaml_loader import parse_yaml
+from qwen3_train.launch_folder import folder_of, last_words, log_name, open_log, say_finished, write_run
+from qwen3_train.launch_nodes import NodesRun, launch_on_nodes
 from qwen3_train.launch_status import status_of
 from qwen3_train.prepare import PreparedRun, prepare_run
 from qwen3_train.reports.run_log import WORKER_LOG, RunLog
 from qwen3_train.restarts import require_restartable, run_with_restarts
+from qwen3_train.run_arguments import pinned, read_config
 from qwen3_train.run_folder import (
-    BEST,
     METRICS,
-    RESOLVED_CONFIG,
-    only_run,
     refuse_live_run,
-    replaced_run,
-    write_model_files,
 )
 from qwen3_train.run_start import append_start
 from qwen3_train.settings.resume import ResumeSettings
 from qwen3_train.settings.run import TrainSettings, read_settings
-from qwen3_train.settings.schema import FLAG_ALIASES, TRAIN
-from qwen3_train.settings.unused import unused_keys, with_winning_overrides
 from qwen3_train.stopping import STOP_AT_VARIABLE
 
+LOST_NODE_S = 600.0
 
-def launch_run(  # noqa: PLR0913
+
+def launch_run(  # noqa: C901, PLR0913
     config_path: Path,
     arguments: Sequence[str],
     *,
@@ -54,6 +48,7 @@ def launch_run(  # noqa: PLR0913
     stop_at_s: float | None = None,
     command: Sequence[str] = (),
     max_restarts: int = 0,
+    lost_node_s: float = LOST_NODE_S,
 ) -> str:
     """Check the run that a YAML and dotted arguments describe, then train.
 
@@ -67,6 +62,7 @@ def launch_run(  # noqa: PLR0913
         stop_at_s: Time since 1970 by which the run must have saved and ended; None for no limit.
         command: What was typed, for `starts.jsonl`.
         max_restarts: How often the processes are started again after a failure.
+        lost_node_s: Seconds to wait for a node that is missing then, before the run goes on without it.
 
     Returns:
         Why the run ended before its last step, a signal or the time limit; "" where it did not.
@@ -84,16 +80,35 @@ def launch_run(  # noqa: PLR0913
     devices = _num_devices(settings, environment) if simulation is None else None
     is_alone = worker_num == 1 or simulation is not None
     _refuse_forced_background(launch, force=force and not is_alone)
-    require_restartable(max_restarts, is_alone=is_alone, mode=settings.resume.mode, force=force)
+    require_restartable(
+        max_restarts, is_alone=is_alone, mode=settings.resume.mode, force=force, joins=launch.join
+    )
     # The folder belongs to node 0; the other nodes may find it filled.
     owns_folder = launch.node_rank == 0
     if owns_folder:
         refuse_live_run(settings.output_dir)
+    told = {} if stop_at_s is None else {STOP_AT_VARIABLE: f"{stop_at_s}"}
+    if not is_alone and launch.num_nodes > 1 and launch.join:
+        rules = Rules(first_s=launch.cluster_time_out, again_s=lost_node_s, max_restarts=max_restarts)
+        return launch_on_nodes(
+            NodesRun(
+                config_path=config_path,
+                arguments=arguments,
+                settings=settings,
+                launch=launch,
+                environment={**environment, **told},
+                devices=devices,
+                force=force,
+                quiet=quiet,
+                command=command,
+                rules=rules,
+            )
+        )
     if force and settings.resume.mode == "auto":
         settings = replace(settings, resume=ResumeSettings(mode="never"))
     run = prepare_run(settings, force=force or not owns_folder, saves=simulation is None)
     if run.is_finished:
-        _say_finished(run)
+        say_finished(run)
         return ""
     if not is_alone:
         check_launch(launch, num_devices=devices)
@@ -110,11 +125,10 @@ def launch_run(  # noqa: PLR0913
                 cache_dir=_user_cache(environment),
             )
         words = ["-m", "qwen3_train.cli_rank", "--config", str(config_path), *arguments]
-        told = {} if stop_at_s is None else {STOP_AT_VARIABLE: f"{stop_at_s}"}
 
         def start(run: PreparedRun) -> str:
             job = Job(
-                argv=[*words, *_pinned(run)],
+                argv=[*words, *pinned(run)],
                 environment={**environment, **told},
                 status=status_of(settings.output_dir / METRICS, run.last_step) if owns_folder else str,
                 quiet=quiet,
@@ -131,17 +145,17 @@ def launch_run(  # noqa: PLR0913
             lambda text: log.line(text, "WARNING"),
         )
 
-    log_path = settings.output_dir / WORKER_LOG if is_alone else launch.log_dir / _log_name(launch)
+    log_path = settings.output_dir / WORKER_LOG if is_alone else launch.log_dir / log_name(launch)
     with (
-        _folder_of(run, owns_folder=owns_folder, force=force),
-        _open_log(log_path, append=run.source is not None, quiet=quiet) as log,
+        folder_of(run, owns_folder=owns_folder, force=force),
+        open_log(log_path, append=run.source is not None, quiet=quiet) as log,
     ):
         if owns_folder:
-            _write_run(run, config, log)
+            write_run(run, config, log)
             append_start(run, command)
         stopped = work(log)
         if stopped or is_alone or launch.join:
-            log.line(_last_words(stopped, settings.output_dir), "WARNING" if stopped else "INFO")
+            log.line(last_words(stopped, settings.output_dir), "WARNING" if stopped else "INFO")
     return stopped
 
 
@@ -152,82 +166,12 @@ def _refuse_forced_background(launch: LaunchSettings, *, force: bool) -> None:
         )
 
 
-@contextmanager
-def _open_log(path: Path, *, append: bool, quiet: bool) -> Iterator[RunLog]:
-    """Give the log of the run, in which an error of the block is said, too."""
-    log = RunLog(path, append=append, quiet=quiet)
-    try:
-        yield log
-    except BaseException as error:
-        with suppress(OSError):  # a full disk must not hide the error
-            log.line(f"stopped: {error or type(error).__name__}", "ERROR", to_terminal=False)
-        raise
-    finally:
-        log.close()
-
-
-@contextmanager
-def _folder_of(run: PreparedRun, *, owns_folder: bool, force: bool) -> Iterator[None]:
-    """Keep other starts out of the run's folder, and the run before aside until this one has a checkpoint."""
-    output_dir = run.settings.output_dir
-    if not owns_folder:
-        yield
-        return
-    replacing = force and not run.settings.resume.is_on and output_dir.exists()
-    with only_run(output_dir), replaced_run(output_dir) if replacing else nullcontext():
-        yield
-
-
-def _last_words(stopped: str, output_dir: Path) -> str:
-    if not stopped:
-        return f"finished; everything is in {output_dir}"
-    return (
-        f"ended by {stopped}, the steps taken are saved; the same command goes on (resume_training: auto). "
-        f"Exit code {EXIT_STOPPED}"
-    )
-
-
 def _num_devices(settings: TrainSettings, environment: Mapping[str, str]) -> int | None:
     """Return the NPUs of this machine; None where the run needs none."""
     if settings.device != "Ascend":
         return None
     require_cann(environment)
     return count_ascend_devices(environment.get("ASCEND_RT_VISIBLE_DEVICES"))
-
-
-def read_config(config_path: Path, arguments: Sequence[str], schema: Schema = TRAIN) -> RunConfig:
-    """Return the YAML with the dotted arguments put in; what these say wins over another spelling of it.
-
-    Raises:
-        UsageError, ConfigError: A key is unknown or a value cannot be meant.
-    """
-    overrides = read_overrides(arguments)
-    if _run_mode(config_path, overrides) == "predict":
-        raise UsageError(
-            "run_mode='predict' is not for this command; use qwen3-infer generate or qwen3-infer plan with "
-            f"--config {config_path}"
-        )
-    return load_run_config(config_path, overrides, schema)
-
-
-def read_overrides(arguments: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the dotted arguments as keys and values, with what they switch off in the YAML.
-
-    Raises:
-        UsageError: An argument cannot be meant, or two say the same thing.
-    """
-    pairs = [(FLAG_ALIASES.get(key, key), value) for key, value in parse_dotted(arguments)]
-    return with_winning_overrides(pairs)
-
-
-def _run_mode(config_path: Path, overrides: Sequence[tuple[str, str]]) -> Any:
-    """Return the run's mode before its keys are checked, which in a YAML for prediction are others."""
-    stated = dict(overrides).get("run_mode")
-    if stated is None and config_path.is_file():
-        with suppress(ConfigError, UnicodeDecodeError):
-            values = parse_yaml(read_small_text(config_path, YAML_BYTES), str(config_path))
-            stated = values.get("run_mode") if isinstance(values, dict) else None
-    return stated
 
 
 def run_rank(
@@ -302,57 +246,3 @@ def _train(  # noqa: PLR0913
     graph_mode = config.get("context.mode", 0) == 0
     set_up_device(run.settings.device, run.settings.ascend, graph_mode=graph_mode, is_worker=is_worker)
     return train(run, log, rank, saves=saves, request=request, cann=cann, cache_dir=cache_dir)
-
-
-def _write_run(run: PreparedRun, config: RunConfig, log: RunLog) -> None:
-    settings, plan = run.settings, run.plan
-    for note in (*config.notes, *unused_keys(config), *run.notes):
-        log.line(note, "WARNING")
-    log.line(
-        f"model of {settings.model.num_parameters():,} parameters; {plan.num_steps} steps of "
-        f"{plan.global_batch} samples of {settings.data.seq_length} tokens ({plan.num_epochs} epochs of "
-        f"{plan.steps_per_epoch} steps)"
-    )
-    if settings.layout.num_ranks > 1:
-        log.line(f"{settings.layout.num_ranks} processes: {_layout_words(settings)}")
-    write_text_atomically(settings.output_dir / RESOLVED_CONFIG, config.to_yaml())
-    for folder in (settings.output_dir, settings.output_dir / BEST)[: 1 + settings.validation.keep_best]:
-        folder.mkdir(exist_ok=True)
-        write_model_files(
-            folder,
-            settings.model,
-            settings.hf_dir,
-            tokenizer_dir=settings.tokenizer_dir,
-            stop_ids=run.stop_ids,
-        )
-
-
-def _layout_words(settings: TrainSettings) -> str:
-    layout = settings.layout
-    words = [f"data {layout.dp} x tensor {layout.tp} x pipeline {layout.pp}"]
-    words += ["sequence parallel"] * layout.sequence_parallel
-    words += ["optimizer state shared out"] * settings.parallel_optimizer
-    return ", ".join(words)
-
-
-def _pinned(run: PreparedRun) -> list[str]:
-    """Name the checkpoint that was chosen, so that all workers take the same."""
-    source = run.source
-    if source is None:
-        return ["--resume_training", "False", "--ignore_data_skip", "False", "--data_skip_steps", "0"]
-    if source.merged is not None:
-        return ["--resume_training", "True", "--load_checkpoint", str(source.merged)]
-    return ["--resume_training", str(source.first.absolute())]
-
-
-def _say_finished(run: PreparedRun) -> None:
-    assert run.source is not None
-    sys.stderr.write(
-        f"{run.settings.output_dir} is finished with {run.source.first.name}. To train longer raise "
-        "runner_config.epochs, stop_step or the patience of EarlyStopping; to begin anew choose "
-        "another --output_dir, or pass --force\n"
-    )
-
-
-def _log_name(launch: LaunchSettings) -> str:
-    return "launch.log" if launch.node_rank == 0 else f"launch_{launch.node_rank}.log"

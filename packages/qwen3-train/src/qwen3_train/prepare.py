@@ -9,6 +9,7 @@ from qwen3_model.checkpoint_files import is_hf_folder
 from qwen3_model.errors import ConfigError
 from qwen3_model.files import require_free_space
 from qwen3_model.weight_files import open_weight_files
+from qwen3_train.checkpoints.other_layout import make_room_for_layout
 from qwen3_train.checkpoints.resume import Resumed, continue_plan
 from qwen3_train.checkpoints.shared_writing import checkpoint_bytes
 from qwen3_train.checkpoints.source import ResumeSource, find_source
@@ -61,7 +62,12 @@ class PreparedRun:
 
 
 def prepare_run(
-    settings: TrainSettings, *, force: bool, saves: bool = True, is_checked: bool = False
+    settings: TrainSettings,
+    *,
+    force: bool,
+    saves: bool = True,
+    is_checked: bool = False,
+    takes_other_layout: bool = False,
 ) -> PreparedRun:
     """Check a run against its files and index its data.
 
@@ -70,6 +76,7 @@ def prepare_run(
         force: Whether the output folder may hold another run.
         saves: Whether checkpoints will be written, which need space.
         is_checked: Whether the launcher has done this before, and found the checkpoint whole.
+        takes_other_layout: Whether a run of another layout in the output folder goes on under this one.
 
     Raises:
         ConfigError: Settings do not fit the data.
@@ -81,6 +88,8 @@ def prepare_run(
     if settings.resume.is_on:
         restore_replaced(settings.output_dir)
     refuse_used_folder(settings.output_dir, force=force, resume=settings.resume.is_on)
+    if takes_other_layout and settings.resume.is_on:
+        make_room_for_layout(settings, notes)
     source = find_source(settings, force=force, notes=notes, is_checked=is_checked)
     _check_weights(settings, is_start=source is None)
     base = find_base(settings, source.run_dir if source else None) if settings.lora else None

@@ -6,8 +6,14 @@ from qwen3_model.errors import Qwen3Error, UsageError
 from qwen3_train.prepare import PreparedRun
 
 
-def require_restartable(max_restarts: int, *, is_alone: bool, mode: str, force: bool) -> None:
+def require_restartable(
+    max_restarts: int, *, is_alone: bool, mode: str, force: bool, joins: bool = True
+) -> None:
     """Raise UsageError where a run cannot be started again by its launcher."""
+    if max_restarts and not joins:
+        raise UsageError(
+            "--max-restarts needs a launcher that waits for its processes; leave out --join False"
+        )
     if max_restarts and is_alone:
         raise UsageError("--max-restarts is for several processes; one alone ends with its launcher")
     if max_restarts and (mode != "auto" or force):

@@ -9,6 +9,7 @@ from mindspore.communication import init
 from qwen3_model.ascend_settings import AscendSettings, choose_device
 from qwen3_model.cann import CANN_DIR
 from qwen3_model.msrun.stop_signals import StopRequest
+from qwen3_train.checkpoints.other_layout import forget_earlier
 from qwen3_train.checkpoints.shared_writing import own_share
 from qwen3_train.checkpoints.strategy_files import write_strategies
 from qwen3_train.checkpoints.weights import resume_weights, start_weights
@@ -155,12 +156,16 @@ def _make_writer(
             settings.layout, settings.model, rank, offset=settings.offset,
             shares_moments=settings.parallel_optimizer, lora=settings.lora,
         )  # fmt: skip
-    return CheckpointWriter(
+    is_own = folder == settings.output_dir
+    writer = CheckpointWriter(
         folder / "checkpoint" / f"rank_{rank}",
         f"{settings.prefix}_rank_{rank}",
         keep_max,
-        in_thread=settings.async_save and folder == settings.output_dir,
+        in_thread=settings.async_save and is_own,
         share=share,
         wait_for_others=lambda: world.add(0.0),
         log=log.line,
     )
+    if is_own and rank == 0:
+        writer.on_whole = lambda: forget_earlier(folder)
+    return writer

@@ -105,6 +105,26 @@ def count_ascend_devices(visible: str | None) -> int:
     return sum(path.name.removeprefix("davinci").isdigit() for path in Path("/dev").glob("davinci*"))
 
 
+def usable_port(addr: str, wanted: int) -> int:
+    """Return `wanted` where this machine's `addr` has it free, else another port that is.
+
+    Raises:
+        ConfigError: The address is not this machine's.
+    """
+    for port in (wanted, 0):
+        with socket.socket(socket.AF_INET6 if ":" in addr else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((addr.strip("[]"), port))
+            except OSError as error:
+                if port == 0:
+                    raise ConfigError(f"{addr} is not this machine's ({error.strerror})") from None
+                continue
+            found: int = probe.getsockname()[1]
+            return found
+    raise AssertionError
+
+
 def _number_problems(settings: LaunchSettings) -> list[str]:
     problems = []
     if settings.worker_num < 1 or settings.local_worker_num < 1:

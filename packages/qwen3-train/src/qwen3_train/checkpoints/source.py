@@ -12,6 +12,9 @@ from qwen3_model.tensors import Tensors
 from qwen3_model.weight_files import HYPER, is_distributed, open_checkpoint, open_weight_files
 from qwen3_train.settings.run import TrainSettings
 
+EARLIER = "earlier_layout"
+"""Folder of a run with its checkpoints under another layout; see `other_layout`."""
+
 
 class LateFiles(Mapping[int, SafetensorsFile]):
     """Files by rank that are opened when they are asked for."""
@@ -121,7 +124,9 @@ def find_source(
             strategy=None if is_own else settings.strategy_from,
             is_checked=True,
         )
-    own = _newest(settings.output_dir, notes)
+    own = newest_checkpoint(settings.output_dir, notes)
+    if own is None and (earlier := newest_checkpoint(settings.output_dir / EARLIER, notes)) is not None:
+        own = ResumeSource(files=earlier.files, is_own=False)
     if resume.file is not None:
         return _named(settings, resume.file, own, force=force, notes=notes)
     if own is not None:
@@ -139,7 +144,7 @@ def find_source(
     return _other(settings, source, None, notes)
 
 
-def _newest(run_dir: Path, notes: list[str]) -> ResumeSource | None:
+def newest_checkpoint(run_dir: Path, notes: list[str]) -> ResumeSource | None:
     """Return the newest whole checkpoint in `run_dir`; None where none was ever finished.
 
     Raises:

@@ -44,6 +44,8 @@ class CheckpointWriter:
         self.rank_dir, self.stem, self.keep_max, self.in_thread = rank_dir, stem, keep_max, in_thread
         self.share = share
         self.wait_for_others, self.log = wait_for_others, log
+        self.on_whole: Callable[[], object] | None = None
+        """Called when a checkpoint is whole on every rank."""
         self._thread: Thread | None = None
         self._place: Place | None = None
         self._failure: Exception | None = None
@@ -90,6 +92,8 @@ class CheckpointWriter:
             place, self._place = self._place, None
             try:
                 remove_old(self.rank_dir, place, self.keep_max)
+                if self.on_whole is not None:
+                    self.on_whole()
             except OSError as error:
                 self._failure = error
             self.check()

@@ -1,0 +1,172 @@
+"""What the launchers of several nodes tell each other, in a folder that all of them see.
+
+    node_K.json     of node K alone: in which round it is, how, and a beat that grows while its launcher lives
+    round_R.json    who takes part in start number R and how; made once, by whoever comes first
+    end_R.json      why it has ended; there from its beginning, so that no node caches that it is missing
+
+No clock is compared with another's: a node is lost when its beat stands still in many looks of another one.
+"""
+
+import json
+import os
+import re
+import secrets
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+WAITING, RUNNING, DONE, STOPPED, FAILED = "waiting", "running", "done", "stopped", "failed"
+ENDED = (DONE, STOPPED)
+LOST_S = 20.0
+"""A beat that stands still so long is a lost node."""
+ROUND_NAME = re.compile(r"(?:round|end)_(\d+)\.json")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NodeState:
+    """What a launcher says of itself."""
+
+    start: str = ""
+    """Another for each process."""
+    beat: int = 0
+    round: int = 0
+    """Number of the start that it takes part in, or waits for."""
+    state: str = WAITING
+    address: str = ""
+    """By which the others reach it."""
+    reason: str = ""
+    """Of `STOPPED`, what asked for it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Round:
+    """One start of the job."""
+
+    number: int
+    members: tuple[int, ...]
+    """Nodes that take part; the first has the scheduler and the run's first rank."""
+    starts: tuple[str, ...]
+    """Their processes; see `NodeState.start`."""
+    address: str
+    port: int
+    restarts: int
+    """Starts of this job before it."""
+    arguments: tuple[str, ...] = ()
+    """What the workers are told besides the command line."""
+    is_finished: bool = False
+    """There is nothing left to do."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class End:
+    """Why a start of the job has ended; no state while it goes on."""
+
+    state: str = ""
+    reason: str = ""
+    is_final: bool = False
+    """No start follows."""
+
+
+class NodeFiles:
+    """Reads and writes the folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def newest(self) -> int:
+        """Return the number of the newest start; 0 for none."""
+        found = (ROUND_NAME.fullmatch(path.name) for path in self.folder.iterdir())
+        return max((int(match[1]) for match in found if match), default=0)
+
+    def node(self, number: int) -> NodeState | None:
+        """Return what a node said last; None where it has said nothing."""
+        values = self._read(f"node_{number}.json")
+        return None if values is None else NodeState(**values)
+
+    def put_node(self, number: int, state: NodeState) -> None:
+        """Replace what a node says."""
+        self._write(f"node_{number}.json", asdict(state))
+
+    def round(self, number: int) -> Round | None:
+        """Return a start; None where it is not decided yet."""
+        values = self._read(f"round_{number}.json")
+        if values is None:
+            return None
+        for key in ("members", "starts", "arguments"):
+            values[key] = tuple(values[key])
+        return Round(**values)
+
+    def decide(self, round_: Round) -> bool:
+        """Make a start known, and forget those before the last; False where another was first."""
+        if self._read(f"end_{round_.number}.json") is None:
+            self.put_end(round_.number, End())
+        temporary = self._temporary(f"round_{round_.number}.json", asdict(round_))
+        try:
+            os.link(temporary, self.folder / f"round_{round_.number}.json")
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink()
+        for path in self.folder.iterdir():
+            match = ROUND_NAME.fullmatch(path.name)
+            if match and int(match[1]) < round_.number - 1:
+                path.unlink(missing_ok=True)
+        return True
+
+    def end(self, number: int) -> End:
+        """Return why a start has ended."""
+        values = self._read(f"end_{number}.json")
+        return End() if values is None else End(**values)
+
+    def put_end(self, number: int, end: End) -> None:
+        """Say why a start has ended."""
+        self._write(f"end_{number}.json", asdict(end))
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        try:
+            values: dict[str, Any] = json.loads((self.folder / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        return values
+
+    def _write(self, name: str, values: dict[str, Any]) -> None:
+        self._temporary(name, values).replace(self.folder / name)
+
+    def _temporary(self, name: str, values: dict[str, Any]) -> Path:
+        path = self.folder / f".{name}.{secrets.token_hex(4)}"
+        # Not synced: after a crash of the machine nobody reads it.
+        path.write_text(json.dumps(values), encoding="utf-8")
+        return path
+
+
+class NodeWatch:
+    """Looks at one node again and again, to see whether it lives."""
+
+    def __init__(self, files: NodeFiles, number: int, *, every_s: float) -> None:
+        """Take the node's number and how often it will be looked at."""
+        self._files, self.number, self._longest = files, number, LOST_S / every_s
+        self.state: NodeState | None = None
+        self._still, self.has_moved = 0, False
+
+    def look(self) -> None:
+        """Look once; a look that the file system refuses does not count."""
+        try:
+            state = self._files.node(self.number)
+        except (OSError, ValueError):
+            return
+        if state == self.state:
+            self._still += 1
+            return
+        self.has_moved = self.state is not None
+        self.state, self._still = state, 0
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it has stood still for too long; it may never have been there."""
+        return self._still >= self._longest
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it was seen to move, and not long ago."""
+        return self.has_moved and not self.is_lost
