@@ -128,17 +128,13 @@ def make_model(size: str, directory: Path) -> Path:
 
 def measure(kernels: str, model_dir: Path, new_tokens: int, threads: int) -> dict[str, float]:
     started_s = time.perf_counter()
-    import mindspore as ms
-
     from qwen3_infer.device import Device
-    from qwen3_infer.engine.engine import MindSporeEngine, choose_kernels
-    from qwen3_infer.engine.loading import load_model
+    from qwen3_infer.engine.local import open_local
 
-    ms.set_device("CPU")
     cache_dir = Path.home() / ".cache/qwen3-infer"
     device = Device(target="CPU", kernels=kernels, num_threads=threads, cache_dir=cache_dir)
-    model = load_model(model_dir, choose_kernels(device, print), quiet=True)
-    engine = MindSporeEngine(model, 1, PREFILL_TOKENS + new_tokens)
+    model = open_local(model_dir, device, quiet=True, note=print)
+    engine = model.engine(1, PREFILL_TOKENS + new_tokens)
     ids = [int(number) for number in np.random.default_rng(0).integers(0, 1000, PREFILL_TOKENS)]
     prefill(engine, ids[:PROMPT_TOKENS])
     found = {
@@ -148,7 +144,7 @@ def measure(kernels: str, model_dir: Path, new_tokens: int, threads: int) -> dic
     prefill(engine, ids)
     prefill_s = min(timed(lambda: prefill(engine, ids)) for _ in range(3))
     found["prefill tok/s"] = PREFILL_TOKENS / prefill_s
-    batched = MindSporeEngine(model, BATCH, PROMPT_TOKENS + new_tokens)
+    batched = model.engine(BATCH, PROMPT_TOKENS + new_tokens)
     found["batch 8 tok/s"] = decode_speed(batched, new_tokens)
     status = Path("/proc/self/status").read_text("utf-8")
     found["peak GB"] = int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1e6

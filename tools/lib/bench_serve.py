@@ -285,7 +285,7 @@ def ended(process: subprocess.Popen) -> Iterator[None]:
 def generate_in_turns(model_dir: Path) -> None:
     """Be the generator: answer all requests for each line of the input."""
     from qwen3_infer.device import Device
-    from qwen3_infer.engine.models import LocalModel
+    from qwen3_infer.engine.local import open_local
     from qwen3_infer.engine.sampling import Sampling
     from qwen3_infer.generate.generator import generate
     from qwen3_infer.generate.prompts import Prompt
@@ -297,7 +297,7 @@ def generate_in_turns(model_dir: Path) -> None:
     cache_dir = Path.home() / ".cache/qwen3-infer"
     device = Device(target="CPU", kernels="native", num_threads=threads, cache_dir=cache_dir)
     folder = open_model_folder(model_dir)
-    engine = LocalModel(folder, device, quiet=True, note=print).serve_engine(AT_ONCE, CACHE_TOKENS, 4096)
+    engine = open_local(folder, device, quiet=True, note=print).serve_engine(AT_ONCE, CACHE_TOKENS, 4096)
     tokenizer = folder.tokenizer
     decoding = Decoding(
         sampling=Sampling(temperature=0.0),

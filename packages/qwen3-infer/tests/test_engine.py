@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 from qwen3_infer.device import Device
-from qwen3_infer.engine.engine import MindSporeEngine, choose_kernels
-from qwen3_infer.engine.loading import load_model
+from qwen3_infer.engine.engine import choose_kernels
+from qwen3_infer.engine.loading import build_model
+from qwen3_infer.engine.local import open_local
 from qwen3_infer.engine.pieces import ALIGN, PIECES, cut
 from qwen3_infer.engine.scheduler import Scheduler
+from qwen3_infer.engine.weights import open_hf_weights
 from qwen3_infer.generate.generator import generate, run
-from qwen3_infer.native.kernels import NativeKernels
+from qwen3_infer.native.model import NativeModel
 from qwen3_model.kernels import make_kernels
 
 KERNELS = ("portable", "native")
@@ -29,12 +31,12 @@ def cache_dir(tmp_path_factory):
 @pytest.fixture(scope="module", params=KERNELS)
 def model(golden, cache_dir, request):
     device = Device(target="CPU", kernels=request.param, num_threads=2, cache_dir=cache_dir)
-    return load_model(golden.dir, choose_kernels(device, pytest.fail), quiet=True)
+    return open_local(golden.dir, device, quiet=True, note=pytest.fail)
 
 
 @pytest.fixture(scope="module")
 def engine(model):
-    return MindSporeEngine(model, NUM_ROWS, CONTEXT)
+    return model.engine(NUM_ROWS, CONTEXT)
 
 
 def test_an_engine_can_be_made_after_mindspore_has_computed(cache_dir):
@@ -54,8 +56,7 @@ def test_a_prompt_is_cut_into_the_two_lengths_alone():
 @pytest.mark.parametrize("num_tokens", [32, 64, 96, 128])
 def test_a_small_cache_warms_up_and_holds_what_fits(golden, cache_dir, make_request, num_tokens):
     device = Device(target="CPU", kernels="native", num_threads=2, cache_dir=cache_dir)
-    small = load_model(golden.dir, choose_kernels(device, pytest.fail), quiet=True)
-    engine = MindSporeEngine(small, 2, num_tokens, num_tokens=num_tokens)
+    engine = open_local(golden.dir, device, quiet=True, note=pytest.fail).engine(2, num_tokens, num_tokens)
     engine.warm_up()
     case = min(golden.cases, key=lambda case: len(case["prompt"]))
     wanted = make_request(case["prompt"], new_tokens=4)
@@ -119,7 +120,7 @@ def test_logits_of_a_row_do_not_depend_on_its_neighbours(golden, engine):
 
 def test_cached_logits_are_those_of_a_whole_forward_pass(golden, engine):
     ids = golden.cases[5]["prompt"] + golden.cases[5]["greedy"][:3]
-    uncached = load_model(golden.dir, make_kernels("CPU"), quiet=True)
+    uncached = build_model(golden.config, open_hf_weights(golden.dir), None, make_kernels("CPU"))
     whole = ms.jit(uncached.construct)(ms.Tensor(np.array([ids], np.int32))).asnumpy()[0]
     prompt = ids[:-3]
     cached = [prefill(engine, 2, prompt)]
@@ -131,7 +132,7 @@ def test_cached_logits_are_those_of_a_whole_forward_pass(golden, engine):
 def test_logits_are_the_same_decoded_read_at_once_and_in_any_batch(golden, model, engine):
     # To the last bit with native kernels; MindSpore's operators sum in an order that depends on the shape.
     compare = partial(np.testing.assert_allclose, rtol=0, atol=ATOL_F32)
-    if isinstance(model.kernels, NativeKernels):
+    if isinstance(model, NativeModel):
         compare = np.testing.assert_array_equal
     ids = golden.cases[4]["prompt"]
     at_once = prefill(engine, 0, ids)
@@ -139,20 +140,20 @@ def test_logits_are_the_same_decoded_read_at_once_and_in_any_batch(golden, model
     for place in range(33, len(ids)):
         decoded = decode(engine, {0: ids[place]}, [place])[0]
     compare(decoded, at_once)
-    alone = MindSporeEngine(model, 1, 128)
+    alone = model.engine(1, 128)
     compare(prefill(alone, 0, ids), at_once)
     compare(decode(alone, {0: 7}, [len(ids)])[0], decode(engine, {0: 7, 1: 1, 2: 2}, [len(ids), 0, 0])[0])
 
 
 def test_a_common_beginning_is_read_once_and_gives_the_same_tokens(golden, model, make_request):
-    if not isinstance(model.kernels, NativeKernels):
+    if not isinstance(model, NativeModel):
         pytest.skip("MindSpore's own operators give other bits when a prompt is cut elsewhere")
-    engine = Reads(MindSporeEngine(model, 3, CONTEXT))
+    engine = Reads(model.engine(3, CONTEXT))
     shared = golden.cases[5]["prompt"][:100]
     prompts = [[*shared, *golden.cases[i]["prompt"][:20]] for i in (2, 3, 4)]
     alone = []
     for ids in prompts:
-        (done,) = generate([make_request(ids, new_tokens=20)], MindSporeEngine(model, 1, 160), NoText())
+        (done,) = generate([make_request(ids, new_tokens=20)], model.engine(1, 160), NoText())
         alone.append(done.ids)
     requests = [make_request(ids, index=i, new_tokens=20) for i, ids in enumerate(prompts)]
     done = sorted(generate(requests, engine, NoText()), key=lambda each: each.request.index)
@@ -163,7 +164,7 @@ def test_a_common_beginning_is_read_once_and_gives_the_same_tokens(golden, model
 
 def test_a_conversation_reads_only_what_is_new(golden, model, make_request):
     ids = golden.cases[5]["prompt"]
-    engine = Reads(MindSporeEngine(model, 1, 256, shares_beginnings=True))
+    engine = Reads(model.chat_engine(256))
     scheduler = Scheduler(engine, NoText())
     (first,) = run([make_request(ids[:90], new_tokens=20)], scheduler)
     longer = [*ids[:90], *first.ids, *ids[90:120]]
@@ -172,11 +173,11 @@ def test_a_conversation_reads_only_what_is_new(golden, model, make_request):
     # Pieces begin at multiples of 32; the newest token was not read yet.
     assert second.num_shared == 96
     assert engine.num_read == 90 + len(longer) - 96
-    (fresh,) = generate([make_request(longer, new_tokens=20)], MindSporeEngine(model, 1, 256), NoText())
+    (fresh,) = generate([make_request(longer, new_tokens=20)], model.engine(1, 256), NoText())
     assert second.ids == fresh.ids
     other = [*ids[:40], *golden.cases[3]["prompt"]]
     (third,) = run([make_request(other, new_tokens=20)], scheduler)
-    (fresh,) = generate([make_request(other, new_tokens=20)], MindSporeEngine(model, 1, 256), NoText())
+    (fresh,) = generate([make_request(other, new_tokens=20)], model.engine(1, 256), NoText())
     assert third.ids == fresh.ids
 
 

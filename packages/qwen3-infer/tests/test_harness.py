@@ -17,9 +17,7 @@ from click.testing import CliRunner
 
 from qwen3_infer.cli import main
 from qwen3_infer.device import Device
-from qwen3_infer.engine.engine import choose_kernels
-from qwen3_infer.engine.loading import load_model
-from qwen3_infer.evaluate.score_engine import Scorer
+from qwen3_infer.engine.local import open_local
 from qwen3_model.tokenizer import Qwen3Tokenizer
 
 GOLDEN_DIR = Path(os.environ.get("QWEN3_GENERATIONS_DIR", Path(__file__).parent / "golden")) / "scored"
@@ -45,7 +43,7 @@ def scored(tmp_path_factory, demo_tokenizer_dir):
 def test_answers_to_questions_have_the_likelihoods_of_lm_eval(scored, tmp_path_factory):
     cache_dir = tmp_path_factory.getbasetemp() / "cache"
     device = Device(target="CPU", kernels="native", num_threads=2, cache_dir=cache_dir)
-    scorer = Scorer(load_model(scored.dir, choose_kernels(device, pytest.fail), quiet=True), 64)
+    scorer = open_local(scored.dir, device, quiet=True, note=pytest.fail).scorer(64)
     tokenizer = Qwen3Tokenizer.from_dir(scored.dir)
     lines = (scored.tasks / "local_choices.jsonl").read_text("utf-8").splitlines()
     answers = scored.golden["plain"]["local_choices"]["answers"]

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from qwen3_infer.device import Device
-from qwen3_infer.engine.engine import MindSporeEngine, choose_kernels
-from qwen3_infer.engine.loading import load_model
+from qwen3_infer.engine.local import open_local
 from qwen3_model.native_build import BuildError
 
 GOLDEN_DIR = Path(__file__).parent / "golden/tied"
@@ -20,9 +19,7 @@ def make_engine(tmp_path_factory):
 
     def make(kernels):
         device = Device(target="CPU", kernels=kernels, num_threads=2, cache_dir=cache_dir)
-        return MindSporeEngine(
-            load_model(GOLDEN_DIR, choose_kernels(device, pytest.fail), quiet=True), 4, 128
-        )
+        return open_local(GOLDEN_DIR, device, quiet=True, note=pytest.fail).engine(4, 128)
 
     return make
 

@@ -15,9 +15,7 @@ from click.testing import CliRunner
 
 from qwen3_infer.cli import main
 from qwen3_infer.device import Device
-from qwen3_infer.engine.engine import choose_kernels
-from qwen3_infer.engine.loading import load_model
-from qwen3_infer.evaluate.score_engine import Scorer
+from qwen3_infer.engine.local import open_local
 from qwen3_infer.evaluate.score_windows import Score, Window, cut_windows
 from qwen3_model.tokenizer import Qwen3Tokenizer
 from qwen3_model.tokens import HEADER, MAGIC
@@ -46,7 +44,7 @@ def scored(tmp_path_factory, demo_tokenizer_dir, wikitext_path):
 def scorer(scored, tmp_path_factory, request):
     cache_dir = tmp_path_factory.getbasetemp() / "cache"
     device = Device(target="CPU", kernels=request.param, num_threads=2, cache_dir=cache_dir)
-    return Scorer(load_model(scored.dir, choose_kernels(device, pytest.fail), quiet=True), 256)
+    return open_local(scored.dir, device, quiet=True, note=pytest.fail).scorer(256)
 
 
 @pytest.fixture

@@ -147,9 +147,8 @@ def legacy_bytes(token):
 
 
 def test_the_prompt_is_echoed_with_the_log_probabilities_that_eval_has(client, tokenizer, serve_dir):
-    from qwen3_infer.engine.loading import load_model
-    from qwen3_infer.evaluate.score_engine import Scorer
-    from qwen3_model.kernels import make_kernels
+    from qwen3_infer.device import Device
+    from qwen3_infer.engine.local import open_local
 
     text = "The river rises in the hills, and " * 12 + "it ends in the sea."
     ids = tokenizer.encode(text)
@@ -158,7 +157,9 @@ def test_the_prompt_is_echoed_with_the_log_probabilities_that_eval_has(client, t
     assert len(found.tokens) == len(ids) + 1
     assert choice.text.startswith(text)
     assert found.token_logprobs[0] is found.top_logprobs[0] is None
-    scored = Scorer(load_model(serve_dir, make_kernels("CPU"), quiet=True), 256).score(ids, len(ids) - 1)
+    device = Device(target="CPU", kernels="portable", num_threads=1, cache_dir=serve_dir)
+    scorer = open_local(serve_dir, device, quiet=True, note=pytest.fail).scorer(256)
+    scored = scorer.score(ids, len(ids) - 1)
     assert found.token_logprobs[1:-1] == pytest.approx(scored.log_probs_T.tolist(), abs=2e-4)
     likeliest = [max(top, key=top.get) for top in found.top_logprobs[1:-1]]
     is_likeliest = [token == best for token, best in zip(found.tokens[1:-1], likeliest, strict=True)]

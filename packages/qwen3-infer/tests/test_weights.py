@@ -4,10 +4,8 @@ import json
 import shutil
 from dataclasses import replace
 
-import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor
 from weight_samples import (
     CONFIG,
     RAW,
@@ -20,16 +18,14 @@ from weight_samples import (
 )
 
 from qwen3_infer.device import Device
-from qwen3_infer.engine.engine import MindSporeEngine, choose_kernels
-from qwen3_infer.engine.loading import build_model
+from qwen3_infer.engine.local import make_local
+from qwen3_infer.engine.pieces import cut
 from qwen3_infer.engine.weights import open_adapter, open_checkpoint_weights, open_hf_weights
 from qwen3_model.adapters import Adapter, AdapterSet, base_fingerprint, read_peft
-from qwen3_model.cache import KVCache
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError, FormatError, WeightError
 from qwen3_model.fused import FusedLayout
 from qwen3_model.layout import Layout, shard_slices
-from qwen3_model.model import CachedQwen3
 
 LAYOUTS = [Layout(), Layout(tp=2), Layout(pp=2), Layout(dp=2, tp=2, pp=2)]
 # The adapter is added to the activations here as in peft; sums in another order.
@@ -148,16 +144,13 @@ def test_an_adapter_beside_the_weights_gives_pefts_logits(golden, tmp_path_facto
     base, adapter, told = golden
     cache_dir = tmp_path_factory.getbasetemp() / "cache"
     device = Device(target="CPU", kernels=kind, num_threads=1, cache_dir=cache_dir)
-    kernels, weights = choose_kernels(device, pytest.fail), open_hf_weights(base)
-    config = Qwen3Config.from_dir(base)
+    config, weights = Qwen3Config.from_dir(base), open_hf_weights(base)
     logits = {}
     for name, adapters in (("base", None), ("adapted", open_adapter(adapter, base, config, weights))):
-        model = build_model(config, weights, adapters, kernels)
-        ids_BL = np.array([told["ids"]], np.int32)
-        step = ms.jit(CachedQwen3(model, KVCache(config, 1, 64)).construct)
-        last_B = Tensor(np.array([ids_BL.shape[1] - 1], np.int32))
-        positions_BL = Tensor(np.arange(ids_BL.shape[1], dtype=np.int32)[None])
-        logits[name] = step(Tensor(ids_BL), positions_BL, last_B).asnumpy()[0]
+        model = make_local(config, weights, adapters, device, quiet=True, note=pytest.fail)
+        engine = model.engine(1, 64)
+        for start, length in cut(len(told["ids"])):
+            logits[name] = engine.read(0, told["ids"][start : start + length], start, length)
     np.testing.assert_allclose(logits["base"], told["base_logits"], rtol=0, atol=LOGITS_ATOL)
     np.testing.assert_allclose(logits["adapted"], told["logits"], rtol=0, atol=LOGITS_ATOL)
     assert np.abs(logits["adapted"] - logits["base"]).max() > 0.1
@@ -177,10 +170,11 @@ def test_a_row_has_the_same_bits_in_any_batch_with_an_adapter_too(tmp_path, tmp_
             modules[name.removesuffix(".weight")] = Adapter(*halves)
     cache_dir = tmp_path_factory.getbasetemp() / "cache"
     device = Device(target="CPU", kernels="native", num_threads=1, cache_dir=cache_dir)
-    model = build_model(config, weights, AdapterSet(modules, 4.0), choose_kernels(device, pytest.fail))
+    adapter = AdapterSet(modules, 4.0)
+    model = make_local(config, weights, adapter, device, quiet=True, note=pytest.fail)
     logits = {}
     for count in (1, 8):
-        engine = MindSporeEngine(model, count, 32)
+        engine = model.engine(count, 32)
         for row in range(count):
             engine.read(row * 32, [5 + row, 9, 11], 0, 32)
         rows = np.arange(count, dtype=np.int32)

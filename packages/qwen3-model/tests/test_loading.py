@@ -14,7 +14,7 @@ from qwen3_model.config import SIZES
 from qwen3_model.errors import FormatError, WeightError
 from qwen3_model.fresh_weights import init_weights
 from qwen3_model.hf_folder import open_hf_folder, write_hf_weights
-from qwen3_model.loading import LARGE_PAGE, fill, fill_weights, init_model, load_hf, own_part
+from qwen3_model.loading import fill, fill_weights, init_model, load_hf, own_part
 from qwen3_model.model import Qwen3ForCausalLM
 from qwen3_model.safetensors_file import (
     TensorPlan,
@@ -24,6 +24,7 @@ from qwen3_model.safetensors_file import (
     write_safetensors,
 )
 from qwen3_model.tensors import whole_tensors
+from qwen3_model.weight_values import LARGE_PAGE
 
 TINY = dataclasses.replace(
     SIZES["0.6B"], vocab_size=600, hidden_size=512, intermediate_size=8, num_layers=1, num_heads=2,

@@ -15,8 +15,9 @@ from qwen3_model.msrun.launcher import Job, launch_workers
 from qwen3_model.simulation import Simulation
 
 if TYPE_CHECKING:
-    from qwen3_infer.engine.models import LocalModel
+    from qwen3_infer.engine.models import MindSporeModel
     from qwen3_infer.engine.remote import Ranks, RemoteModel
+    from qwen3_infer.native.model import NativeModel
 
 DRIVER_VARIABLE = "QWEN3_INFER_DRIVER"
 """Tells rank 0 where the command's process listens, and the secret: `PORT:SECRET`."""
@@ -48,7 +49,7 @@ def open_model(
     *,
     quiet: bool,
     note: Callable[[str], None],
-) -> Iterator["LocalModel | RemoteModel"]:
+) -> Iterator["NativeModel | MindSporeModel | RemoteModel"]:
     """Load the model, and let it go at the end.
 
     Args:
@@ -101,15 +102,18 @@ def _local_model(
     *,
     quiet: bool,
     note: Callable[[str], None],
-) -> "LocalModel":
+) -> "NativeModel | MindSporeModel":
     """Load the model into this process, or the shard of the rank that it plays."""
     rank = simulation or Simulation()
     _require_split(folder, rank.num_ranks)
-    from qwen3_infer.engine.models import LocalModel
+    from qwen3_infer.engine.local import open_local
+
+    if simulation is None:
+        return open_local(folder, device, quiet=quiet, note=note)
     from qwen3_infer.engine.tensor_parallel import join_ranks
 
-    tp = join_ranks(device, rank.num_ranks, rank.rank) if simulation else None
-    return LocalModel(folder, device, quiet=quiet, note=note, tp=tp)
+    tp = join_ranks(device, rank.num_ranks, rank.rank)
+    return open_local(folder, device, quiet=quiet, note=note, tp=tp)
 
 
 def _require_split(folder: ModelFolder, num_ranks: int) -> None:

@@ -4,11 +4,7 @@ On a CPU the values are read some rows at a time and converted into the paramete
 never a second copy of a tensor, let alone of the model. A graph that was compiled earlier sees them, too.
 """
 
-import contextlib
-import math
-import mmap
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from pathlib import Path
 
 import mindspore as ms
@@ -21,15 +17,9 @@ from qwen3_model.hf_folder import open_hf_folder
 from qwen3_model.layout import shard_slices
 from qwen3_model.model import Qwen3ForCausalLM
 from qwen3_model.progress import Progress
-from qwen3_model.tensors import TensorPart
+from qwen3_model.weight_values import Values, make_room, read_bits, read_float32
 
-# Elements read and converted at a time: what a core's cache holds.
-CHUNK = 1 << 18
-NUM_THREADS = 2
-LARGE_PAGE = 2 << 20
 STORED_AS = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32}
-
-Values = np.ndarray | TensorPart
 SHOWN_FAULTS = 5
 """Faults of weights that one sentence names."""
 
@@ -114,35 +104,19 @@ def fill(parameter: Parameter, dtype: str, values: Values) -> None:
     """
     if parameter.dtype == ms.float32:
         target = parameter.asnumpy()
-        _convert(dtype, values, target)
+        if not target.flags.writeable:
+            target.flags.writeable = True
+        read_float32(dtype, values, target)
         if not np.shares_memory(target, parameter.asnumpy()):
             parameter.set_data(Tensor(target))
     elif parameter.dtype == ms.bfloat16 and dtype == "BF16":
-        bits = _on_large_pages(values.shape)
-        _by_rows(_copy, values, bits)
+        bits = make_room(values.shape, np.uint16)
+        read_bits(values, bits)
         parameter.set_data(_bfloat16(bits))
     else:
         target = np.empty(values.shape, np.float32)
-        _convert(dtype, values, target)
+        read_float32(dtype, values, target)
         parameter.set_data(Tensor(target).astype(parameter.dtype))
-
-
-def _on_large_pages(shape: tuple[int, ...]) -> np.ndarray:
-    """Return an array of uint16, a large one on pages of 2 MB where the system has them.
-
-    A CPU that reads all weights for each token looks up a page for each 4 kB else, and reads a fifth slower.
-    """
-    size_bytes = 2 * math.prod(shape)
-    if size_bytes < LARGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return np.empty(shape, np.uint16)
-    # A page more, so that it can begin with one.
-    num_bytes = (-(-size_bytes // LARGE_PAGE) + 1) * LARGE_PAGE
-    room = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a kernel without them
-        room.madvise(mmap.MADV_HUGEPAGE)
-    whole = np.frombuffer(room, np.uint8)
-    start = -whole.ctypes.data % LARGE_PAGE
-    return whole[start : start + size_bytes].view(np.uint16).reshape(shape)
 
 
 def _bfloat16(values: np.ndarray) -> Tensor:
@@ -151,39 +125,3 @@ def _bfloat16(values: np.ndarray) -> Tensor:
         return Tensor.from_numpy(values.view(np.int16)).view(ms.bfloat16)
     except TypeError:  # MindSpore 2.7 cannot; what float32 holds of a bfloat16 is rounded back to its bits
         return Tensor((values.astype(np.uint32) << 16).view(np.float32)).astype(ms.bfloat16)
-
-
-def _convert(dtype: str, values: Values, target_f32: np.ndarray) -> None:
-    """Widen `values` into `target_f32`."""
-    if not target_f32.flags.writeable:
-        target_f32.flags.writeable = True
-    _by_rows(_widen_bf16 if dtype == "BF16" else _copy, values, target_f32)
-
-
-def _by_rows(convert: Callable[[np.ndarray, np.ndarray], None], values: Values, target: np.ndarray) -> None:
-    """Convert some rows at a time, on a few threads; reading and numpy release the lock meanwhile."""
-    if not values.shape:
-        convert(np.asarray(values), target)
-        return
-    step = max(1, CHUNK * values.shape[0] // max(target.size, 1))
-    pieces = [slice(start, min(start + step, values.shape[0])) for start in range(0, values.shape[0], step)]
-    _in_threads(lambda piece: convert(np.asarray(values[piece]), target[piece]), pieces)
-
-
-def _widen_bf16(bits: np.ndarray, target: np.ndarray) -> None:
-    # A bfloat16 is the upper half of a float32.
-    np.left_shift(bits, np.uint32(16), out=target.view(np.uint32), dtype=np.uint32)
-
-
-def _copy(values: np.ndarray, target: np.ndarray) -> None:
-    np.copyto(target, values)
-
-
-def _in_threads(work: Callable[[slice], None], pieces: Iterable[slice]) -> None:
-    pieces = list(pieces)
-    if len(pieces) < NUM_THREADS:
-        for piece in pieces:
-            work(piece)
-        return
-    with ThreadPoolExecutor(NUM_THREADS) as pool:
-        list(pool.map(work, pieces))

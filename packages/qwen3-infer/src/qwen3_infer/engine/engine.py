@@ -1,4 +1,4 @@
-"""The model on MindSpore behind two calls: read a piece of a prompt, add a token to some requests.
+"""The model in MindSpore's graphs behind two calls: read a piece of a prompt, add a token to some requests.
 
 Prompts are read in pieces of two fixed lengths and batches have few sizes, so that there are few graphs
 whatever the prompts' lengths and however many run. B requests in a batch, L length, V vocabulary.
@@ -16,7 +16,7 @@ from qwen3_infer.engine.device_step import WithLikeliest
 from qwen3_infer.engine.logits import LikeliestRows, Logits
 from qwen3_infer.engine.rooms import make_rooms
 from qwen3_infer.engine.tensor_parallel import WholeLogits, shard_config
-from qwen3_infer.native.build import native_library, require_bfloat16
+from qwen3_infer.native.build import find_library, rounds_inputs
 from qwen3_infer.native.kernels import NativeKernels
 from qwen3_infer.native.sums import BlockSums
 from qwen3_model.ascend_kernels import AscendKernels
@@ -24,11 +24,10 @@ from qwen3_model.ascend_settings import choose_device
 from qwen3_model.kernels import make_kernels
 from qwen3_model.layers import Kernels
 from qwen3_model.model import CachedQwen3, Qwen3ForCausalLM, name_parameters
-from qwen3_model.native_build import BuildError
 
 
 class MindSporeEngine:
-    """Prefill and decoding in graph mode, compiled at their first use.
+    """Prefill and decoding in graph mode, compiled at their first use; `NativeEngine` has the same methods.
 
     With native kernels, and on a device, a request has a region of the cache as long as it needs, and a batch
     is computed at the next of a few sizes. MindSpore's own operators for a CPU want rows of one length, and
@@ -137,16 +136,8 @@ class MindSporeEngine:
 def choose_kernels(device: Device, note: Callable[[str], None]) -> Kernels:
     """Choose `device` and return its kernels; `note` is told when native ones cannot be had."""
     choose_device(device.target, device.ascend)
-    if device.target == "CPU" and device.kernels != "portable":
-        try:
-            library = native_library(device.cache_dir, device.num_threads)
-            if device.kernels == "native-bf16":
-                require_bfloat16(library)
-            return NativeKernels(library, rounds_inputs=device.kernels == "native-bf16")
-        except BuildError as error:
-            if device.kernels != "auto":
-                raise
-            note(f"{error}; going on with MindSpore's own operators, several times slower")
+    if library := find_library(device, note):
+        return NativeKernels(library, rounds_inputs=rounds_inputs(device))
     is_float32 = device.ascend is not None and device.ascend.float32_residual
     return make_kernels(device.target, float32_residual=is_float32)
 

@@ -11,8 +11,9 @@ from qwen3_infer.cli_options import Rank
 from qwen3_infer.device import Device
 from qwen3_infer.engine import wire
 from qwen3_infer.engine.engine import MindSporeEngine
+from qwen3_infer.engine.local import open_local
 from qwen3_infer.engine.logits import Likeliest
-from qwen3_infer.engine.models import LocalModel
+from qwen3_infer.engine.models import MindSporeModel
 from qwen3_infer.engine.tensor_parallel import Sum, join_ranks
 from qwen3_infer.evaluate.score_engine import Scorer
 from qwen3_infer.model_folder import ModelFolder
@@ -32,7 +33,8 @@ def follow(folder: ModelFolder, device: Device, num_ranks: int, rank: Rank) -> N
     notes: list[str] = []
     tp = join_ranks(device, num_ranks, rank.number)
     port, secret = _shared_address(tp, rank.driver)
-    model = LocalModel(folder, device, quiet=True, note=notes.append, tp=tp)
+    model = open_local(folder, device, quiet=True, note=notes.append, tp=tp)
+    assert isinstance(model, MindSporeModel), "several ranks share it out"
     try:
         with socket.create_connection((rank.master_addr, port)) as link:
             link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -70,7 +72,7 @@ def _shared_address(tp: Tp, driver: str) -> tuple[int, int]:
 class _Follower:
     """Does one call after the other."""
 
-    def __init__(self, model: LocalModel) -> None:
+    def __init__(self, model: MindSporeModel) -> None:
         self._model = model
         self._engine: MindSporeEngine | None = None
         self._scorer: Scorer | None = None

@@ -1,15 +1,10 @@
-"""From opened files to a model ready to run, or to one rank's shard of it."""
-
-from pathlib import Path
+"""From opened files to a model of MindSpore's ready to run, or to one rank's shard of it."""
 
 import mindspore as ms
 import numpy as np
 
 from qwen3_infer.engine.adapted_embedding import AdaptedEmbedding
-from qwen3_infer.engine.weights import open_hf_weights
-from qwen3_infer.model_folder import ModelFolder
 from qwen3_infer.native.kernels import NativeKernels
-from qwen3_infer.native.layer import join_operations
 from qwen3_model.adapters import EMBEDDING, AdapterSet
 from qwen3_model.config import Qwen3Config
 from qwen3_model.layers import Kernels
@@ -22,26 +17,6 @@ from qwen3_model.shards import Tp
 from qwen3_model.tensors import Tensors
 
 
-def load_model(
-    source: Path | ModelFolder, kernels: Kernels, *, quiet: bool, tp: Tp | None = None
-) -> Qwen3ForCausalLM:
-    """Return the model with its weights, of which each rank reads its shard alone.
-
-    Native kernels leave bfloat16 weights as they are stored. An adapter stays beside the weights, in float32.
-
-    Args:
-        source: A Hugging Face folder, or what `open_model_folder` has opened.
-        kernels: Of the device.
-        quiet: Whether progress is left out.
-        tp: This rank among those that share the model out.
-    """
-    if isinstance(source, ModelFolder):
-        return build_model(source.config, source.weights, source.adapter, kernels, quiet=quiet, tp=tp)
-    return build_model(
-        Qwen3Config.from_dir(source), open_hf_weights(source), None, kernels, quiet=quiet, tp=tp
-    )
-
-
 def build_model(
     config: Qwen3Config,
     weights: Tensors,
@@ -51,7 +26,18 @@ def build_model(
     quiet: bool = True,
     tp: Tp | None = None,
 ) -> Qwen3ForCausalLM:
-    """Return the model of `config` with `weights`, which fit it, and `adapter`; see `load_model`."""
+    """Return the model with `weights`, of which each rank reads its shard alone.
+
+    Native kernels leave bfloat16 weights as they are stored. An adapter stays beside the weights, in float32.
+
+    Args:
+        config: Of the model.
+        weights: Which fit it.
+        adapter: LoRA's, or None.
+        kernels: Of the device.
+        quiet: Whether progress is left out.
+        tp: This rank among those that share the model out.
+    """
     dtype = kernels.compute_dtype
     if isinstance(kernels, NativeKernels) and all(
         weights.dtype(name) == "BF16" for name in config.weight_shapes()
@@ -61,7 +47,6 @@ def build_model(
     _fill(model, weights, quiet=quiet)
     if adapter is not None:
         _add(model, adapter)
-    join_operations(model)
     return model
 
 

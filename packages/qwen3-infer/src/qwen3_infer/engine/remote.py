@@ -158,7 +158,7 @@ class Ranks:
 
 
 class RemoteModel:
-    """What `LocalModel` is, in other processes."""
+    """What `MindSporeModel` is, in other processes."""
 
     def __init__(self, ranks: Ranks, compute_dtype: str) -> None:
         self._ranks, self.compute_dtype = ranks, compute_dtype

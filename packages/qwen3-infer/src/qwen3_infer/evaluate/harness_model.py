@@ -8,10 +8,10 @@ import dataclasses
 import logging
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import mindspore as ms
 from lm_eval import utils
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
@@ -19,17 +19,21 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 
 from qwen3_infer.device import Device
-from qwen3_infer.engine.models import LocalModel
+from qwen3_infer.engine.local import open_local
 from qwen3_infer.engine.remote import RemoteModel, RemoteScorer
 from qwen3_infer.engine.sampling import Sampling
 from qwen3_infer.evaluate.score_engine import Scorer
 from qwen3_infer.generate.generator import generate
 from qwen3_infer.generate.prompts import Prompt
 from qwen3_infer.model_folder import open_model_folder
+from qwen3_infer.native.model import NativeModel
 from qwen3_infer.requests import Request
 from qwen3_infer.settings import Decoding
 from qwen3_model.errors import ConfigError
 from qwen3_model.progress import Progress
+
+if TYPE_CHECKING:  # imported where it computes
+    from qwen3_infer.engine.models import MindSporeModel
 
 DEFAULT_NEW_TOKENS = 256  # as for the harness's other models
 AUTO_BATCH = 8
@@ -72,7 +76,7 @@ class Qwen3LM(TemplateLM):
         lm_eval.simple_evaluate(model=Qwen3LM(pretrained="Qwen3-0.6B"), tasks=["hellaswag"])
     """
 
-    shared_model: LocalModel | RemoteModel | None = None
+    shared_model: "NativeModel | MindSporeModel | RemoteModel | None" = None
     """The model where it is loaded already, in processes that share it out; lm_eval hands on texts alone."""
 
     def __init__(self, pretrained: str, batch_size: int | str = 1, **arguments: Any) -> None:
@@ -204,7 +208,7 @@ class Qwen3LM(TemplateLM):
 
     def get_model_info(self) -> dict[str, Any]:
         """Return what the harness writes into its results."""
-        return {"model_dtype": self._model.compute_dtype, "mindspore": ms.__version__}
+        return {"model_dtype": self._model.compute_dtype, "mindspore": version("mindspore")}
 
     def _request(self, index: int, text: str, settings: dict[str, Any]) -> Request:
         wanted = normalize_gen_kwargs(settings, DEFAULT_NEW_TOKENS)
@@ -242,7 +246,7 @@ class Qwen3LM(TemplateLM):
         )
 
     @cached_property
-    def _model(self) -> LocalModel | RemoteModel:
+    def _model(self) -> "NativeModel | MindSporeModel | RemoteModel":
         if self.shared_model is not None:
             return self.shared_model
         own = self.own
@@ -252,7 +256,7 @@ class Qwen3LM(TemplateLM):
             num_threads=own.threads,
             cache_dir=Path(own.cache_dir) if own.cache_dir else Path.home() / ".cache/qwen3-infer",
         )
-        return LocalModel(self.folder, device, quiet=True, note=logging.getLogger("lm_eval").warning)
+        return open_local(self.folder, device, quiet=True, note=logging.getLogger("lm_eval").warning)
 
     def _make_scorer(self, num_tokens: int) -> Scorer | RemoteScorer:
         """Return a scorer with room for `num_tokens`; each power of two is compiled once at most."""

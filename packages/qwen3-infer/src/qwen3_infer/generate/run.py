@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qwen3_infer.device import Device
 from qwen3_infer.engine.jobs import BatchLimits, Completion, tokens_needed
@@ -19,6 +20,9 @@ from qwen3_model.errors import ConfigError, UsageError
 from qwen3_model.files import refuse_existing, require_writable
 from qwen3_model.layout_checks import split_problems
 from qwen3_model.progress import Progress
+
+if TYPE_CHECKING:
+    from qwen3_model.shards import Tp
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,8 +185,7 @@ def _generate_all(
     settings: RunSettings, device: Device, prepared: PreparedGeneration, output: Output, *, rank: int
 ) -> list[Completion]:
     """Return the completions in the order of the requests, and print them as they finish."""
-    from qwen3_infer.engine.models import make_engine
-    from qwen3_infer.engine.tensor_parallel import join_ranks
+    from qwen3_infer.engine.local import make_engine
 
     folder, requests = prepared.folder, prepared.requests
     engine = make_engine(
@@ -192,7 +195,7 @@ def _generate_all(
         limits=BatchLimits(settings.batch_size, settings.max_tokens_in_cache),
         quiet=output.quiet,
         note=output.note,
-        tp=join_ranks(device, settings.model_parallel, rank),
+        tp=_join(device, settings.model_parallel, rank),
     )
     streams = output.stream and len(requests) == 1
     started_s = time.monotonic()
@@ -216,3 +219,12 @@ def _speed(completions: list[Completion], elapsed_s: float) -> str:
     num_tokens = sum(len(completion.ids) for completion in completions)
     speed = num_tokens / elapsed_s
     return f"{num_tokens} tokens in {elapsed_s:.1f} s, compilation included: {speed:.1f} tokens/s"
+
+
+def _join(device: Device, num_ranks: int, rank: int) -> "Tp | None":
+    """Meet the ranks that share the model out; None where this process has it alone."""
+    if num_ranks == 1:
+        return None
+    from qwen3_infer.engine.tensor_parallel import join_ranks
+
+    return join_ranks(device, num_ranks, rank)

@@ -62,8 +62,9 @@ void attend(const float* queries, int64_t stride, const float* keys, const float
 // What attention is told of its queries and of the cache.
 struct Attention {
   int64_t batch, length, num_heads, num_kv_heads, width;
-  float *keys, *values;                  // (slots, width)
-  const int32_t *slots, *positions;      // (batch, num_kv_heads, length) and (batch, length)
+  float *keys, *values;            // (slots, width)
+  const int32_t* positions;        // (batch, length)
+  std::vector<int64_t> starts;     // (batch, num_kv_heads), the slot of position 0
 };
 
 // Copies new keys and values (batch, length, num_kv_heads, width) into their slots.
@@ -71,8 +72,9 @@ inline void store(const Attention& of, const float* k, const float* v) {
   for_each(of.batch * of.num_kv_heads * of.length, kSmall / of.width + 1, [=, &of](int64_t number) {
     const int64_t pair = number / of.length, b = pair / of.num_kv_heads, j = pair % of.num_kv_heads;
     const int64_t row = (b * of.length + number % of.length) * of.num_kv_heads + j;
-    std::memcpy(of.keys + of.slots[number] * of.width, k + row * of.width, of.width * sizeof(float));
-    std::memcpy(of.values + of.slots[number] * of.width, v + row * of.width, of.width * sizeof(float));
+    const int64_t slot = of.starts[pair] + of.positions[b * of.length + number % of.length];
+    std::memcpy(of.keys + slot * of.width, k + row * of.width, of.width * sizeof(float));
+    std::memcpy(of.values + slot * of.width, v + row * of.width, of.width * sizeof(float));
   });
 }
 
@@ -84,7 +86,7 @@ inline void attend_all(const Attention& of, const float* q, float* out) {
   Pool::shared().run(pairs * pieces, [=, &of](int64_t number) {
     const int64_t pair = number / pieces, b = pair / of.num_kv_heads, j = pair % of.num_kv_heads;
     const int64_t start = number % pieces * kQueries, end = start + kQueries < queries ? start + kQueries : queries;
-    const int64_t base = (of.slots[pair * of.length] - of.positions[b * of.length]) * width;
+    const int64_t base = of.starts[pair] * width;
     static thread_local std::vector<Line> packed;
     packed.assign(4 * stride / kLanes, Line{});
     float* const rows = packed.data()->lanes;

@@ -9,7 +9,7 @@
 //
 // M rows, K inputs, O outputs, B batch, L length, N query heads, J key/value heads, H head_dim.
 
-#include "layer.h"
+#include "model.h"
 #include "sums.h"
 
 namespace {
@@ -91,8 +91,12 @@ bool describe(Attention& of, int64_t query_rows, int64_t key_rows, int64_t width
     if (num_dims[i] != 2 || shapes[i][1] != width || !is_type(types[i], "float32")) return false;
   if (shapes[1][0] != shapes[0][0]) return false;
   of.keys = static_cast<float*>(params[0]), of.values = static_cast<float*>(params[1]);
-  of.slots = static_cast<const int32_t*>(params[2]), of.positions = static_cast<const int32_t*>(params[3]);
-  return lie_in_cache(of.slots, of.positions, batch, of.num_kv_heads, length, shapes[0][0]);
+  const int32_t* const slots = static_cast<const int32_t*>(params[2]);
+  of.positions = static_cast<const int32_t*>(params[3]);
+  if (!lie_in_cache(slots, of.positions, batch, of.num_kv_heads, length, shapes[0][0])) return false;
+  for (int64_t pair = 0; pair < batch * of.num_kv_heads; ++pair)
+    of.starts.push_back(static_cast<int64_t>(slots[pair * length]) - of.positions[pair / of.num_kv_heads * length]);
+  return true;
 }
 
 }  // namespace
@@ -123,9 +127,7 @@ int qwen3_embed(int num_params, void** params, int* num_dims, int64_t** shapes, 
   const bool is_wide = is_type(types[0], "float32");
   for (int64_t m = 0; m < shapes[1][0]; ++m) {
     if (ids[m] < 0 || ids[m] >= num_entries) return 1;
-    for (int64_t k = 0; k < width; ++k)
-      y[m * width + k] = is_wide ? static_cast<const float*>(params[0])[ids[m] * width + k]
-                                 : widen_one(static_cast<const uint16_t*>(params[0])[ids[m] * width + k]);
+    embed_row(params[0], !is_wide, ids[m], width, y + m * width);
   }
   return 0;
 }
@@ -204,40 +206,18 @@ int qwen3_cached_attention(int num_params, void** params, int* num_dims, int64_t
   return 0;
 }
 
-// A decoder layer: x (M, D), cos and sin (B, L, H / 2), the caches (slots, H), slots (B * J * L,), positions (B, L),
-// eps and whether products round their inputs (2,), the weights of the norms before attention, of queries, of keys and
-// before the feed-forward, then those of q, k, v, o, gate, up and down, all of one type, to (M, D).
-int qwen3_layer(int num_params, void** params, int* num_dims, int64_t** shapes, const char** types, void*, void*) {
-  if (num_params != 20 || num_dims[0] != 2 || num_dims[1] != 3) return 1;
-  for (int i = 8; i < 19; ++i)
-    if (num_dims[i] != (i < 12 ? 1 : 2) || !is_type(types[i], types[8])) return 1;
-  const int64_t tokens = shapes[0][0], hidden = shapes[0][1], width = shapes[9][0], inner = shapes[16][0];
-  const int64_t q_width = shapes[12][0], kv_width = shapes[13][0];
-  const int64_t wanted[][2] = {{q_width, hidden}, {kv_width, hidden}, {kv_width, hidden}, {hidden, q_width},
-                               {inner, hidden},   {inner, hidden},    {hidden, inner}};
-  for (int i = 0; i < 7; ++i)
-    if (shapes[12 + i][0] != wanted[i][0] || shapes[12 + i][1] != wanted[i][1]) return 1;
-  if (shapes[8][0] != hidden || shapes[10][0] != width || shapes[11][0] != hidden) return 1;
-  if (width < 2 || width % 2 || q_width % width || kv_width % width) return 1;
-  if (shapes[1][0] * shapes[1][1] != tokens || 2 * shapes[1][2] != width) return 1;
-  if (num_elements(num_dims[2], shapes[2]) != num_elements(3, shapes[1])) return 1;
-  if (num_elements(num_dims[7], shapes[7]) != 2) return 1;
-  Attention of;
-  if (!describe(of, tokens * (q_width / width), tokens * (kv_width / width), width, params + 3, num_dims + 3,
-                shapes + 3, types + 3))
-    return 1;
-  if (of.batch * of.length != tokens) return 1;
-  const float* const numbers = static_cast<const float*>(params[7]);
-  std::vector<float> wide[4];
-  return with_weight(types[8], numbers[1] != 0, [&](auto weight) {
-    typedef decltype(weight) Weight;
-    const auto norm = [&](int i) { return widened(params[8 + i], types[8 + i], shapes[8 + i][0], wide[i]); };
-    const auto matrix = [&](int i) { return static_cast<typename Layer<Weight>::Matrix>(params[12 + i]); };
-    const Layer<Weight> layer{norm(0),   norm(1),   norm(2),   norm(3),   matrix(0), matrix(1),  matrix(2),
-                              matrix(3), matrix(4), matrix(5), matrix(6), hidden,    inner,      numbers[0]};
-    compute_layer(weight, layer, of, static_cast<const float*>(params[1]), static_cast<const float*>(params[2]),
-           static_cast<const float*>(params[0]), static_cast<float*>(params[19]));
-  });
+// The last hidden states (batch * length, hidden) of tokens, whose keys and values go into the cache. Returns 1, and
+// writes nothing, for tokens that fit neither the vocabulary nor the cache.
+int qwen3_hidden(const Model* model, const Tokens* tokens, float* y) {
+  if (!fit(*model, *tokens)) return 1;
+  return with_weight(model->is_bfloat16 ? "bfloat16" : "float32", model->is_bfloat16 && model->rounds_inputs,
+                     [=](auto weight) { compute_hidden(weight, *model, *tokens, y); });
+}
+
+// The logits (num_rows, vocabulary) of hidden states (num_rows, hidden).
+int qwen3_head(const Model* model, const float* hidden, int64_t num_rows, float* y) {
+  return with_weight(model->is_bfloat16 ? "bfloat16" : "float32", model->is_bfloat16 && model->rounds_inputs,
+                     [=](auto weight) { compute_head(weight, *model, hidden, num_rows, y); });
 }
 
 }  // extern "C"

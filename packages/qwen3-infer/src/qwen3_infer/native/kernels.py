@@ -1,4 +1,7 @@
-"""Kernels in C++ for a CPU, over weights that stay in bfloat16: decoding is as fast as memory delivers them.
+"""The native kernels as operations of MindSpore's graphs, for processes that share a model out.
+
+Such processes add up in the middle of a layer, through MindSpore's collectives; one process alone calls the
+same kernels without MindSpore (`native.network`).
 
 M rows, O outputs, D width, F feed-forward, B batch, L length, N query heads, J key/value heads, H head_dim,
 R head rows (M * N or M * J).
@@ -41,7 +44,6 @@ class NativeKernels(PortableKernels):
         self._swiglu = function("qwen3_swiglu", lambda gate, up: gate)
         self._turn = function("qwen3_rotate", lambda x, cos, sin: x)
         self._attention = function("qwen3_cached_attention", lambda q, *_: q)
-        self._layer = function("qwen3_layer", lambda x, *_: x)
 
     def embed(self, weight_VD: Tensor, ids_M: Tensor) -> Tensor:
         """Return the row of each id in float32."""
@@ -79,18 +81,3 @@ class NativeKernels(PortableKernels):
         """Store new keys and values, all in the order (B, L, heads), and attend to those stored so far."""
         keys, values, _, (slots, _, positions_BL) = cached
         return self._attention(q_RH, k_RH, v_RH, keys, values, slots, positions_BL)
-
-    def layer(self, x_MD: Tensor, plan: Any, cached: Any, weights: tuple[Tensor, ...], eps: float) -> Tensor:
-        """Return what a decoder layer makes of `x_MD`, to the last bit as the operations above do one by one.
-
-        Args:
-            x_MD: The stream that the layer adds to.
-            plan: Of this call.
-            cached: As for `cached_attention`.
-            weights: Of the norms before attention, of queries, of keys and before the feed-forward; of q, k,
-                v, o, gate, up and down.
-            eps: Of all norms.
-        """
-        keys, values, _, (slots, _, positions_BL) = cached
-        numbers = Tensor([eps, float(self.rounds_inputs)], ms.float32)
-        return self._layer(x_MD, *plan, keys, values, slots, positions_BL, numbers, *weights)

@@ -1,5 +1,4 @@
-// A whole decoder layer: the operations that stand alone in kernels.cc, one after the other, with the same bits and
-// without what starting each of them takes.
+// A whole decoder layer: the operations that stand alone in kernels.cc, one after the other, with the same bits.
 
 #pragma once
 
@@ -9,84 +8,120 @@
 
 namespace qwen3 {
 
-// The weights of a layer; norms in float32.
-template <typename Weight>
-struct Layer {
-  typedef const typename Weight::Stored* Matrix;
+// What is added to a product with a matrix (outputs, inputs): b (outputs, rank) times scale times a (rank, inputs) times
+// the same inputs. None where `rank` is 0.
+struct Adapter {
+  const float *a, *b;
+  int64_t rank;
+  float scale;
+};
+
+// Numbers of a layer's matrices.
+enum { kQ, kK, kV, kO, kGate, kUp, kDown, kMatrices };
+
+// The weights of a layer and its cache. `native/structures.py` has the same fields.
+struct LayerWeights {
   const float *input_norm, *q_norm, *k_norm, *post_norm;
-  Matrix q, k, v, o, gate, up, down;
+  const void* matrices[kMatrices];
+  Adapter adapters[kMatrices];
+  float *keys, *values;
+};
+
+// What all layers have alike.
+struct LayerShape {
   int64_t hidden, inner;  // widths
   float eps;
 };
 
-// x (M, hidden) to y, for M = batch * length tokens; cos and sin (M, width / 2).
+// Adds to y (num_rows, num_outputs) what the adapter makes of x (num_rows, num_inputs).
+inline void add_adapter(const Adapter& adapter, const float* x, int64_t num_rows, int64_t num_inputs,
+                        int64_t num_outputs, float* y) {
+  if (adapter.rank == 0) return;
+  float* const low = room<6>(num_rows * adapter.rank);
+  linear(Float32{}, x, adapter.a, low, num_rows, num_inputs, adapter.rank);
+  for (int64_t i = 0; i < num_rows * adapter.rank; ++i) low[i] *= adapter.scale;
+  float* const added = room<7>(num_rows * num_outputs);
+  linear(Float32{}, low, adapter.b, added, num_rows, adapter.rank, num_outputs);
+  for_each(num_rows * num_outputs, kSmall, [=](int64_t i) { y[i] += added[i]; });
+}
+
+// One decoder layer for M = batch * length tokens: x (M, hidden) becomes what it is with the layer's outputs added. cos
+// and sin are (M, width / 2).
 template <typename Weight>
-void compute_layer(Weight weight, const Layer<Weight>& layer, const Attention& of, const float* cosines, const float* sines,
-            const float* x, float* y) {
-  const int64_t tokens = of.batch * of.length, hidden = layer.hidden, inner = layer.inner, width = of.width;
+void compute_layer(Weight weight, const LayerWeights& layer, const LayerShape& shape, const Attention& of,
+                   const float* cosines, const float* sines, float* x) {
+  const int64_t tokens = of.batch * of.length, hidden = shape.hidden, inner = shape.inner, width = of.width;
   const int64_t q_width = of.num_heads * width, kv_width = of.num_kv_heads * width;
   float* const normed = room<1>(tokens * hidden);
   float* const q = room<2>(tokens * (q_width + 2 * kv_width));
   float *const k = q + tokens * q_width, *const v = k + tokens * kv_width;
-  const auto norm = [&](const float* from, const float* by) {
-    return pack_rows(weight, normed, tokens, hidden, [=, &layer](int64_t m) {
-      norm_row(from + m * hidden, by, hidden, layer.eps, normed + m * hidden);
+  const auto matrix = [&](int i) { return static_cast<const typename Weight::Stored*>(layer.matrices[i]); };
+  const auto norm = [&](const float* by) {
+    return pack_rows(weight, normed, tokens, hidden, [=, &shape](int64_t m) {
+      norm_row(x + m * hidden, by, hidden, shape.eps, normed + m * hidden);
     });
   };
-  // y = from + product, for some outputs of every row.
-  const auto add = [=](const float* from) {
-    return [=](int, int64_t first, int64_t count) {
-      for (int64_t m = 0; m < tokens; ++m)
-        for (int64_t i = first; i < first + count; ++i) y[m * hidden + i] += from[m * hidden + i];
-    };
-  };
   const auto nothing = [](int, int64_t, int64_t) {};
+  // Adds the product of `from` (tokens, num_inputs) and matrix number i to x.
+  const auto add_product = [&](int i, const float* from, int64_t num_inputs) {
+    float* const y = room<8>(tokens * hidden);
+    const auto add = [=](int64_t first, int64_t count) {
+      for (int64_t m = 0; m < tokens; ++m)
+        for (int64_t o = first; o < first + count; ++o) x[m * hidden + o] += y[m * hidden + o];
+    };
+    const bool is_adapted = layer.adapters[i].rank != 0;
+    const Matrix<Weight> only[] = {{matrix(i), hidden, y}};
+    const float* const packed = pack_rows(weight, from, tokens, num_inputs, [](int64_t) {});
+    multiply(weight, packed, tokens, num_inputs, only, [=](int, int64_t first, int64_t count) {
+      if (!is_adapted) add(first, count);
+    });
+    if (!is_adapted) return;
+    add_adapter(layer.adapters[i], from, tokens, num_inputs, hidden, y);
+    add(0, hidden);
+  };
 
-  const Matrix<Weight> projections[] = {{layer.q, q_width, q}, {layer.k, kv_width, k}, {layer.v, kv_width, v}};
-  multiply(weight, norm(x, layer.input_norm), tokens, hidden, projections, nothing);
+  const Matrix<Weight> projections[] = {{matrix(kQ), q_width, q}, {matrix(kK), kv_width, k}, {matrix(kV), kv_width, v}};
+  multiply(weight, norm(layer.input_norm), tokens, hidden, projections, nothing);
+  for (int i : {kQ, kK, kV}) add_adapter(layer.adapters[i], normed, tokens, hidden, projections[i].num_outputs, projections[i].y);
 
   const int64_t num_q = tokens * of.num_heads, half = width / 2;
-  for_each(num_q + tokens * of.num_kv_heads, kSmall / width + 1, [=, &layer, &of](int64_t number) {
+  for_each(num_q + tokens * of.num_kv_heads, kSmall / width + 1, [=, &layer, &shape, &of](int64_t number) {
     const bool is_query = number < num_q;
     const int64_t row = is_query ? number : number - num_q;
     const int64_t token = row / (is_query ? of.num_heads : of.num_kv_heads);
     float* const head = (is_query ? q : k) + row * width;
     static thread_local std::vector<float> between;
     if (static_cast<int64_t>(between.size()) < width) between.resize(width);
-    norm_row(head, is_query ? layer.q_norm : layer.k_norm, width, layer.eps, between.data());
+    norm_row(head, is_query ? layer.q_norm : layer.k_norm, width, shape.eps, between.data());
     rotate_row(between.data(), cosines + token * half, sines + token * half, half, head);
   });
   float* const attended = room<3>(tokens * q_width);
   store(of, k, v);
   attend_all(of, q, attended);
+  add_product(kO, attended, q_width);
 
-  const Matrix<Weight> out[] = {{layer.o, hidden, y}};
-  const float* packed = pack_rows(weight, attended, tokens, q_width, [](int64_t) {});
-  multiply(weight, packed, tokens, q_width, out, add(x));
-
-  float* const gated = room<4>(tokens * inner);
-  packed = norm(y, layer.post_norm);
+  float *const gated = room<4>(tokens * inner), *const up = room<5>(tokens * inner);
+  const float* const packed = norm(layer.post_norm);
+  const bool is_adapted = layer.adapters[kGate].rank != 0 || layer.adapters[kUp].rank != 0;
   const int64_t num_chunks = (inner + Weight::kChunk - 1) / Weight::kChunk;
-  Pool::shared().run_in_order(num_chunks, [=, &layer](int64_t chunk) {
+  Pool::shared().run_in_order(num_chunks, [=](int64_t chunk) {
     const int64_t first = chunk * Weight::kChunk;
     const int64_t count = inner - first < Weight::kChunk ? inner - first : Weight::kChunk;
-    float* const up = room<5>(tokens * count);
-    multiply_part(weight, packed, layer.gate + first * hidden, tokens, count, hidden, gated + first, inner);
-    multiply_part(weight, packed, layer.up + first * hidden, tokens, count, hidden, up, count);
+    multiply_part(weight, packed, matrix(kGate) + first * hidden, tokens, count, hidden, gated + first, inner);
+    multiply_part(weight, packed, matrix(kUp) + first * hidden, tokens, count, hidden, up + first, inner);
+    if (is_adapted) return;
     for (int64_t m = 0; m < tokens; ++m) {
-      float* const gate = gated + m * inner + first;
-      swiglu_row(gate, up + m * count, count, gate);
+      const int64_t at = m * inner + first;
+      swiglu_row(gated + at, up + at, count, gated + at);
     }
   });
-
-  // The stream that the layer adds to is y now.
-  float* const fed = room<1>(tokens * hidden);
-  const Matrix<Weight> down[] = {{layer.down, hidden, fed}};
-  packed = pack_rows(weight, gated, tokens, inner, [](int64_t) {});
-  multiply(weight, packed, tokens, inner, down, [=](int, int64_t first, int64_t count) {
-    for (int64_t m = 0; m < tokens; ++m)
-      for (int64_t i = first; i < first + count; ++i) y[m * hidden + i] += fed[m * hidden + i];
-  });
+  if (is_adapted) {
+    add_adapter(layer.adapters[kGate], normed, tokens, hidden, inner, gated);
+    add_adapter(layer.adapters[kUp], normed, tokens, hidden, inner, up);
+    for_each(tokens, kSmall / inner + 1,
+             [=](int64_t m) { swiglu_row(gated + m * inner, up + m * inner, inner, gated + m * inner); });
+  }
+  add_product(kDown, gated, inner);
 }
 
 }  // namespace qwen3

@@ -1,0 +1,29 @@
+"""One sequence in native kernels, for scoring."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3_infer.engine.pieces import PIECES
+from qwen3_infer.native.network import NativeNetwork
+
+
+class NativeReader:
+    """What `evaluate.score_engine.Reader` asks for."""
+
+    pieces: tuple[int, ...] = PIECES
+    piece_unit = 1
+
+    def __init__(self, network: NativeNetwork) -> None:
+        """Take a network whose cache the sequence has alone."""
+        self._network = network
+
+    def hidden(self, ids: Sequence[int], start: int, length: int) -> NDArray[np.float32]:
+        """Read `ids` at `start`; return their last hidden states (len(ids), D)."""
+        positions_BL = np.arange(start, start + len(ids), dtype=np.int32)[None]
+        return self._network.hidden(np.array([ids], np.int32), positions_BL, np.zeros(1, np.int32))
+
+    def logits(self, hidden_MD: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the logits (M, V) of hidden states."""
+        return self._network.logits(hidden_MD)
