@@ -3,7 +3,7 @@
 import pytest
 
 from qwen3_model.config import SIZES
-from qwen3_train.device_peak import ascend_peak, measured_peak
+from qwen3_train.device_peak import Utilisation, ascend_peak, measured_peak
 from qwen3_train.flops import training_flops
 
 PLATFORM = """[version]
@@ -44,3 +44,10 @@ def test_an_npus_peak_comes_from_canns_description(tmp_path, folder):
 
 def test_a_processor_is_measured():
     assert 1e8 < measured_peak().flops < 1e14
+
+
+def test_a_timed_peak_gives_way_to_a_faster_step_and_a_stated_one_does_not():
+    timed = Utilisation(10, 100.0, is_timed=True)
+    assert [timed.at(speed) for speed in (5.0, 20.0, 5.0)] == [0.5, 1.0, 0.25]
+    stated = Utilisation(10, 100.0, is_timed=False)
+    assert [stated.at(speed) for speed in (20.0, 5.0)] == [2.0, 0.5]

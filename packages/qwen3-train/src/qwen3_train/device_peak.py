@@ -26,6 +26,27 @@ class Peak:
     """Floating-point operations per second."""
     source: str
     """Where that comes from, for the log."""
+    is_timed: bool = False
+    """Whether a product was timed, which may have run beside other work."""
+
+
+class Utilisation:
+    """Model FLOPs utilisation (Chowdhery et al. 2022, PaLM, appendix B) of a run's devices."""
+
+    def __init__(self, flops_per_token: int, peak_flops: float, *, is_timed: bool) -> None:
+        """Take the peak of all devices together; `is_timed` as `Peak` has it."""
+        self.flops_per_token, self.peak_flops, self.is_timed = flops_per_token, peak_flops, is_timed
+
+    def at(self, tokens_per_s: float) -> float:
+        """Return the share of the peak that this speed takes.
+
+        A timed peak that is below it was none: the fastest speed seen stands for it from then on. A stated
+        one is not touched, so that a share above 1 shows that it is wrong.
+        """
+        flops = self.flops_per_token * tokens_per_s
+        if self.is_timed:
+            self.peak_flops = max(self.peak_flops, flops)
+        return flops / self.peak_flops
 
 
 def device_peak(device: str, cann: Path) -> Peak | None:
@@ -74,4 +95,8 @@ def measured_peak() -> Peak:
         ms.ops.matmul(square, square).asnumpy()
         took_s = time.perf_counter() - started_s
         best_s, spent_s = min(best_s, took_s), spent_s + took_s
-    return Peak(2.0 * SIDE**3 / best_s, f"a float32 product of {SIDE}x{SIDE} matrices, timed at the start")
+    return Peak(
+        2.0 * SIDE**3 / best_s,
+        f"a float32 product of {SIDE}x{SIDE} matrices, timed at the start",
+        is_timed=True,
+    )

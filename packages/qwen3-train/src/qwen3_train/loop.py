@@ -13,6 +13,7 @@ from qwen3_train.checkpoints.resume import data_facts, run_facts
 from qwen3_train.checkpoints.writer import CheckpointWriter
 from qwen3_train.data.batches import evaluation_batches
 from qwen3_train.data.step_reader import StepReader, require_whole_files
+from qwen3_train.device_peak import Utilisation
 from qwen3_train.parallel.grid import Grid, WorldSum
 from qwen3_train.peak_memory import peak_memory_gb
 from qwen3_train.prepare import PreparedRun
@@ -44,7 +45,7 @@ class TrainingLoop:
     ) -> None:
         self.strategy, self.best = strategy, replace(run.best)
         self.best_writer: CheckpointWriter | None = None
-        self.mfu_per_speed: float | None = None
+        self.utilisation: Utilisation | None = None
         """MFU of one token per second; None where the devices' peak is not known."""
         self.prepared, self.step, self.evaluation = run, step, evaluation
         self.grid, self.world, self.writer, self.metrics, self.log = grid, world, writer, metrics, log
@@ -143,8 +144,8 @@ class TrainingLoop:
             "tokens_per_s": speed, "step_time_s": step_time_s,
             "memory_gb": peak_memory_gb(run.settings.device),
         }  # fmt: skip
-        if self.mfu_per_speed is not None:
-            values["mfu"] = speed * self.mfu_per_speed
+        if self.utilisation is not None:
+            values["mfu"] = self.utilisation.at(speed)
         if warning is not None:
             self.log.line(warning, "WARNING")
             values["skipped_in_row"] = self.skipped.in_row

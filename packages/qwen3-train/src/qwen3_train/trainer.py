@@ -14,7 +14,7 @@ from qwen3_train.checkpoints.shared_writing import own_share
 from qwen3_train.checkpoints.strategy_files import write_strategies
 from qwen3_train.checkpoints.weights import resume_weights, start_weights
 from qwen3_train.checkpoints.writer import CheckpointWriter
-from qwen3_train.device_peak import device_peak
+from qwen3_train.device_peak import Utilisation, device_peak
 from qwen3_train.flops import training_flops
 from qwen3_train.graph_cache import graph_cache
 from qwen3_train.loop import TrainingLoop
@@ -101,7 +101,7 @@ def train(
         loop = TrainingLoop(run, step, Evaluation(model, grid), grid, world, writer, metrics, log, strategy)
         loop.best_writer = best_writer
         if saves:  # a dry run computes nothing
-            loop.mfu_per_speed = _mfu_per_speed(run, world, cann, log)
+            loop.utilisation = _utilisation(run, world, cann, log)
         try:
             return loop.run(done, agreement)
         finally:
@@ -113,8 +113,8 @@ def train(
             metrics.close()
 
 
-def _mfu_per_speed(run: PreparedRun, world: WorldSum, cann: Path, log: RunLog) -> float | None:
-    """Return the share of all devices' peak that one token per second takes; None where it is not known."""
+def _utilisation(run: PreparedRun, world: WorldSum, cann: Path, log: RunLog) -> Utilisation | None:
+    """Return how much of all devices' peak a speed takes; None where the peak is not known."""
     settings = run.settings
     peak = device_peak(settings.device, cann)
     # All ranks take part in each sum.
@@ -128,7 +128,7 @@ def _mfu_per_speed(run: PreparedRun, world: WorldSum, cann: Path, log: RunLog) -
         f"MFU: a token takes {flops / 1e9:.3g} GFLOP, the {settings.layout.num_ranks} device(s) reach "
         f"{total / 1e12:.3g} TFLOP/s ({peak.source})"
     )
-    return flops / total
+    return Utilisation(flops, total, is_timed=peak.is_timed)
 
 
 def _describe(run: PreparedRun, folder: Path, rank: int) -> Path:
