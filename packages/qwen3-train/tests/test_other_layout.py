@@ -1,6 +1,7 @@
 """A run that goes on with fewer nodes: which layout, and where the checkpoints of the other one are."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -127,3 +128,22 @@ def test_the_best_step_is_kept_until_there_is_another_one(settings_of, tmp_path)
     leave_run(replace(run, settings=replace(run.settings, output_dir=out / "best")), 4)
     forget_earlier(out)
     assert not aside.exists()
+
+
+def test_a_start_that_is_killed_while_it_puts_a_checkpoint_aside_loses_nothing(
+    settings_of, tmp_path, monkeypatch
+):
+    leave_run(prepare(settings_of(2)), 2)
+    smaller, rename = settings_of(1, accumulation=2), Path.rename
+
+    def killed(path, target):
+        rename(path, target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(smaller)
+    monkeypatch.undo()
+    run = prepare(smaller)
+    assert steps_of(run) == ("earlier_layout", "2")
+    assert len(list((tmp_path / "out/earlier_layout/strategy").iterdir())) == 2

@@ -44,8 +44,9 @@ def make_room_for_layout(settings: TrainSettings, notes: list[str]) -> None:
             if (own / "checkpoint").is_dir():
                 _remove(kept)
                 kept.mkdir(parents=True, exist_ok=True)
-                for part in PARTS:
-                    (own / part).rename(kept / part)
+                # The strategies are small: with a copy there is no moment at which a checkpoint lacks them.
+                shutil.copytree(own / "strategy", kept / "strategy")
+                (own / "checkpoint").rename(kept / "checkpoint")
             _remove(own)
         notes.append(
             f"the layout is another one; the checkpoints before it are kept in {aside} until one of this "
