@@ -24,14 +24,18 @@ __attribute__((noinline)) inline void rotate_row(const float* __restrict x, cons
 
 // silu(gate) * up; `y` may be `gate`.
 __attribute__((noinline)) inline void swiglu_row(const float* gate, const float* up, int64_t size, float* y) {
-  for (int64_t at = 0; at < size; at += kLanes) {
-    const int64_t count = size - at < kLanes ? size - at : kLanes;
-    Floats a = {}, b = {};
-    std::memcpy(&a, gate + at, count * sizeof(float));
-    std::memcpy(&b, up + at, count * sizeof(float));
-    const Floats product = a / (1.0f + exponential(-a)) * b;
-    std::memcpy(y + at, &product, count * sizeof(float));
+  const auto product = [](Floats a, Floats b) { return a / (1.0f + exponential(-a)) * b; };
+  int64_t at = 0;
+  for (; at + kLanes <= size; at += kLanes) {
+    const Floats whole = product(load(gate + at), load(up + at));
+    std::memcpy(y + at, &whole, sizeof whole);
   }
+  if (at == size) return;
+  Floats a = {}, b = {};
+  std::memcpy(&a, gate + at, (size - at) * sizeof(float));
+  std::memcpy(&b, up + at, (size - at) * sizeof(float));
+  const Floats rest = product(a, b);
+  std::memcpy(y + at, &rest, (size - at) * sizeof(float));
 }
 
 }  // namespace qwen3

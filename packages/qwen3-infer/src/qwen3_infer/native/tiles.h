@@ -35,7 +35,7 @@ template <int parts>
 struct Tiled {
   typedef uint16_t Stored;
   static constexpr int64_t kUnit = 16;   // rows that are packed together, at most
-  static constexpr int64_t kChunk = 64;  // outputs that a thread takes at a time
+  static constexpr int64_t kChunk = 128;  // outputs that a thread takes at a time
 };
 
 constexpr int64_t kTile = 16;            // rows of a tile, and columns of float32
@@ -273,14 +273,15 @@ inline __attribute__((noinline)) void wide_outputs(const float* packed, Columns<
                   y + block * kTile, y_stride);
 }
 
-// Packed rows times `num_outputs` rows of weights, on this thread.
+// Packed rows times `num_outputs` rows of weights, on this thread. The weights stay in the second cache while the rows
+// come once, which may be more than it holds.
 template <int parts>
 void multiply_part(Tiled<parts> weight, const float* packed, const uint16_t* w, int64_t num_rows, int64_t num_outputs,
                    int64_t num_inputs, float* y, int64_t y_stride) {
   constexpr int64_t kUnit = Tiled<parts>::kUnit;
   int64_t configured = 0;
-  for (int64_t o = 0; o < num_outputs; o += kOutputs)
-    for (int64_t m = 0; m < num_rows; m += kUnit) {
+  for (int64_t m = 0; m < num_rows; m += kUnit)
+    for (int64_t o = 0; o < num_outputs; o += kOutputs) {
       const Columns<parts> columns(num_rows - m < kUnit ? num_rows - m : kUnit);
       if (columns.width != configured) {
         const TileShapes shapes(columns.width);
