@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 
 from qwen3_infer.device import Device
-from qwen3_infer.engine.engine import MindSporeEngine, choose_kernels
-from qwen3_infer.engine.loading import build_model
 from qwen3_infer.engine.local import make_local
 from qwen3_infer.engine.weights import open_hf_weights
 from qwen3_infer.native.model import NativeModel
@@ -66,6 +64,10 @@ ADAPTED = {
     ("size", "adapted"), [("tied", "none"), ("yarn", "none"), ("tied", "one layer"), ("tied", "all")]
 )
 def test_the_model_has_the_bits_of_its_operations(cache_dir, kernels, size, adapted):
+    # Here, since the sanitizers' run has no MindSpore.
+    from qwen3_infer.engine.engine import MindSporeEngine, choose_kernels
+    from qwen3_infer.engine.loading import build_model
+
     device = Device(target="CPU", kernels=kernels, num_threads=2, cache_dir=cache_dir)
     config, weights = Qwen3Config.from_dir(GOLDEN_DIR / size), open_hf_weights(GOLDEN_DIR / size)
     adapter = make_adapter(config, ADAPTED[adapted]) if ADAPTED[adapted] else None
@@ -76,6 +78,23 @@ def test_the_model_has_the_bits_of_its_operations(cache_dir, kernels, size, adap
     assert isinstance(model, NativeModel)
     graph = build_model(config, weights, adapter, choose_kernels(device, pytest.fail))
     np.testing.assert_array_equal(logits(model.engine(3, 128)), logits(MindSporeEngine(graph, 3, 128)))
+
+
+@pytest.mark.parametrize("adapted", ["none", "all"])
+def test_a_row_has_the_same_bits_however_it_is_cut_and_in_any_batch(cache_dir, adapted):
+    device = Device(target="CPU", kernels="native", num_threads=2, cache_dir=cache_dir)
+    config, weights = Qwen3Config.from_dir(GOLDEN_DIR / "tied"), open_hf_weights(GOLDEN_DIR / "tied")
+    adapter = make_adapter(config, ADAPTED[adapted]) if ADAPTED[adapted] else None
+    engine = make_local(config, weights, adapter, device, quiet=True, note=pytest.fail).engine(10, 96)
+    wanted = engine.read(0, IDS, 0, 96)
+    np.testing.assert_array_equal(engine.read_all(96, IDS[:40], 0, 64)[-1], engine.read(192, IDS[:40], 0, 64))
+    for first, length in [(40, 3), (43, 17), (60, 14)]:
+        engine.read(96, IDS[first : first + length], first, length)
+    starts, tokens = np.arange(10, dtype=np.int32) * 96, np.array([1, IDS[74], *range(8)], np.int32)
+    positions = np.array([75, 74, 40, *[0] * 7], np.int32)
+    np.testing.assert_array_equal(engine.decode(starts, tokens, positions)[1], wanted)
+    engine.copy(96, 192, 64)
+    np.testing.assert_array_equal(engine.read(192, IDS[64:], 64, 32), wanted)
 
 
 def test_tokens_outside_the_vocabulary_or_the_cache_are_refused(cache_dir):

@@ -3,16 +3,22 @@
 import numpy as np
 import pytest
 
-from qwen3_infer.engine.sampling import BLOCK, MARGIN, Sampling, choose, make_generator
+from qwen3_infer.engine.sampling import BLOCK, GROUPS, MARGIN, Sampling, choose, distribution, make_generator
 from qwen3_infer.native.build import native_library
-from qwen3_infer.native.sums import BlockSums
+from qwen3_infer.native.sums import NativeSums
 
 SIZES = (151_936, 151_936, *[4099, 600, 37] * 4)
 
 
+def maxima_of(logits):
+    """Return the largest of each group of each block."""
+    filled = np.pad(logits, (0, -len(logits) % BLOCK), constant_values=-np.inf)
+    return filled.reshape(-1, BLOCK // GROUPS, GROUPS).max(1).ravel()
+
+
 @pytest.fixture(scope="module")
 def sums(tmp_path_factory):
-    return BlockSums(native_library(tmp_path_factory.mktemp("cache"), 2))
+    return NativeSums(native_library(tmp_path_factory.mktemp("cache"), 2))
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.3, 1.0, 4.0], ids=["equal", "flat", "of a model", "sharp"])
@@ -26,10 +32,13 @@ def sums(tmp_path_factory):
 def test_tokens_drawn_by_the_native_sums_are_those_of_numpy(sums, scale, settings):
     rng, sampling, num_asked = np.random.default_rng(3), Sampling(**settings), 0
 
-    def counted(*arguments):
-        nonlocal num_asked
-        num_asked += 1
-        return sums(*arguments)
+    class Counted:
+        maxima, above = sums.maxima, sums.above
+
+        def weights(self, *arguments):
+            nonlocal num_asked
+            num_asked += 1
+            return sums.weights(*arguments)
 
     for seed, size in enumerate(SIZES):
         logits = (rng.gumbel(0, 2.2, size) * scale).astype(np.float32)
@@ -38,12 +47,39 @@ def test_tokens_drawn_by_the_native_sums_are_those_of_numpy(sums, scale, setting
         highest = logits.max()
         weights = np.exp((logits - highest) / np.float32(sampling.temperature)).astype(np.float64)
         exact = np.add.reduceat(weights, np.arange(0, size, BLOCK))
-        found = sums(logits, highest, sampling.temperature)
+        found = sums.weights(logits, highest, sampling.temperature)
         np.testing.assert_allclose(found, exact, rtol=MARGIN, atol=1e-30)
         for _ in range(5):
-            assert choose(logits, sampling, one, sums=counted) == choose(logits, sampling, two)
+            assert choose(logits, sampling, one, sums=Counted()) == choose(logits, sampling, two)
         assert one.random() == two.random()
     assert num_asked == 5 * len(SIZES)
+
+
+@pytest.mark.parametrize("temperature", [1e-9, 1e-3, 0.6, 1.0, 1.7, 1e7])
+def test_sums_and_maxima_are_those_of_numpy_at_any_temperature(sums, temperature):
+    for size in SIZES:
+        logits = np.random.default_rng(size).normal(0, 4, size).astype(np.float32)
+        logits[:: size // 9] = -np.inf
+        np.testing.assert_array_equal(sums.maxima(logits), maxima_of(logits))
+        for floor in (-np.inf, 0.5, float(logits[7]), float(logits.max()), 100.0):
+            np.testing.assert_array_equal(
+                sums.above(logits, floor), np.flatnonzero(logits >= np.float32(floor))
+            )
+        below = (logits - logits.max()).astype(np.float64)
+        exact = np.add.reduceat(np.exp(below / temperature), np.arange(0, size, BLOCK))
+        found = sums.weights(logits, logits.max(), temperature)
+        np.testing.assert_allclose(found, exact, rtol=4 * MARGIN, atol=1e-30)
+
+
+@pytest.mark.parametrize("settings", [{"top_k": 20, "top_p": 0.95}, {"min_p": 0.05}, {"top_k": 3000}])
+def test_the_likeliest_found_by_maxima_are_those_of_numpy(sums, settings):
+    rng, sampling = np.random.default_rng(5), Sampling(**settings)
+    for size in SIZES:
+        # Many equals, also at the cut.
+        logits = np.round(rng.gumbel(0, 2, size) * 4).astype(np.float32) / 4
+        one, two = distribution(logits, sampling, sums), distribution(logits, sampling)
+        for ours, numpys in zip(one, two, strict=True):
+            np.testing.assert_array_equal(ours, numpys)
 
 
 @pytest.mark.parametrize("settings", [{}, {"top_p": 0.9}])
@@ -53,10 +89,17 @@ def test_where_the_margin_leaves_a_doubt_numpy_decides(settings, error):
     logits = np.random.default_rng(0).normal(0, 1, 2000).astype(np.float32)
     sampling, weights = Sampling(**settings), np.exp(logits.astype(np.float64))
 
-    def wrong(logits_V, highest, temperature):
-        each = np.exp((logits_V - highest) / np.float32(temperature)).astype(np.float64)
-        exact = np.add.reduceat(each, np.arange(0, len(logits_V), BLOCK))
-        return exact * (1 + error * MARGIN * np.where(np.arange(len(exact)) % 2, 0.9, -0.9))
+    class Wrong:
+        def weights(self, logits_V, highest, temperature):
+            each = np.exp((logits_V - highest) / np.float32(temperature)).astype(np.float64)
+            exact = np.add.reduceat(each, np.arange(0, len(logits_V), BLOCK))
+            return exact * (1 + error * MARGIN * np.where(np.arange(len(exact)) % 2, 0.9, -0.9))
+
+        def maxima(self, logits_V):
+            return maxima_of(logits_V)
+
+        def above(self, logits_V, floor):
+            return np.flatnonzero(logits_V >= np.float32(floor))
 
     class Number:
         def random(self):
@@ -65,4 +108,4 @@ def test_where_the_margin_leaves_a_doubt_numpy_decides(settings, error):
     number = Number()
     for border in (np.cumsum(weights) / weights.sum())[::7]:
         for number.next in (border - 1e-7, border, min(border + 1e-7, 1 - 1e-9)):
-            assert choose(logits, sampling, number, sums=wrong) == choose(logits, sampling, number)
+            assert choose(logits, sampling, number, sums=Wrong()) == choose(logits, sampling, number)

@@ -18,7 +18,7 @@ from qwen3_infer.engine.rooms import make_rooms
 from qwen3_infer.engine.tensor_parallel import WholeLogits, shard_config
 from qwen3_infer.native.build import find_library, rounds_inputs
 from qwen3_infer.native.kernels import NativeKernels
-from qwen3_infer.native.sums import BlockSums
+from qwen3_infer.native.sums import NativeSums
 from qwen3_model.ascend_kernels import AscendKernels
 from qwen3_model.ascend_settings import choose_device
 from qwen3_model.kernels import make_kernels
@@ -57,7 +57,7 @@ class MindSporeEngine:
             isinstance(model.kernels, NativeKernels) if shares_beginnings is None else shares_beginnings
         )
         kernels = model.kernels
-        self.weight_sums = BlockSums(kernels.library) if isinstance(kernels, NativeKernels) else None
+        self.weight_sums = NativeSums(kernels.library) if isinstance(kernels, NativeKernels) else None
         """What adds up weights of tokens in less time than numpy."""
         config = shard_config(model.config, model.tp)
         self._rooms = make_rooms(model.kernels, config, num_rows, context_tokens, num_tokens)

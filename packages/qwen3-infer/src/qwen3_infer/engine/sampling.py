@@ -6,27 +6,76 @@ V vocabulary.
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from qwen3_model.errors import ConfigError
 
-CANDIDATES = (256, 4096)
+CANDIDATES = (256, 1024, 4096)
 """Likeliest tokens that are sorted at first where top_p alone cuts, and next."""
 BLOCK = 512
 MARGIN = 1e-6
-"""Most relative error of `WeightSums`: some units in the last place of a float32 exponential."""
+"""Most relative error of `Sums.weights`: some units in the last place of a float32 exponential."""
+GROUPS = 16
+"""Groups of a BLOCK of logits, of each of which the largest is known when the likeliest are looked for."""
 GROUP = 32
 """Logits of which the largest stands for all when a floor of the likeliest is looked for."""
 MOST_PENALTY = 1e6
 """Beyond it penalised logits would leave float32."""
 
 
-WeightSums = Callable[[np.ndarray, float, float], np.ndarray]
-"""Returns for logits (V,), the highest and a temperature the sums of exp((logit - highest) / temperature).
+class Sums(Protocol):
+    """Compiled passes over all logits (V,), none of them NaN; no choice depends on their rounding."""
 
-One for each BLOCK of logits, float64, to MARGIN. No choice depends on that: in doubt numpy decides.
-"""
+    def weights(self, logits_V: np.ndarray, highest: float, temperature: float) -> np.ndarray:
+        """Return the sums of exp((logit - highest) / temperature), float64, one for each BLOCK, to MARGIN."""
+        ...
+
+    def maxima(self, logits_V: np.ndarray) -> np.ndarray:
+        """Return the largest of each of the GROUPS of every BLOCK of logits, float32.
+
+        Group i of a block has its logits i, i + GROUPS, i + 2 GROUPS, ...; one without any has -inf.
+        """
+        ...
+
+    def above(self, logits_V: np.ndarray, floor: float) -> np.ndarray:
+        """Return the ids of the logits that reach a floor, a float32, int64 in their order."""
+        ...
+
+
+class _Row:
+    """The logits of a row, and what compiled passes say of them, should there be such."""
+
+    def __init__(self, logits_V: np.ndarray, sums: Sums | None) -> None:
+        self.logits_V, self.sums = logits_V, sums
+        self.maxima = None if sums is None else sums.maxima(logits_V)
+        self.highest: np.float32 = (logits_V if self.maxima is None else self.maxima).max()
+
+    def above(self, floor: np.float32) -> np.ndarray:
+        """Return the ids of the logits that reach a floor, in their order."""
+        if self.sums is None:
+            return np.flatnonzero(self.logits_V >= floor)
+        return self.sums.above(self.logits_V, float(floor))
+
+    def floor(self, count: int) -> np.float32:
+        """Return a value that at least `count` logits reach, and not many more."""
+        if self.maxima is not None and len(self.maxima) >= 2 * count:
+            return np.partition(self.maxima, -count)[-count]
+        num_groups = len(self.logits_V) // GROUP
+        if num_groups < 2 * count:
+            return np.partition(self.logits_V, -count)[-count]
+        # The largest of so many groups are so many logits.
+        largest = self.logits_V[: num_groups * GROUP].reshape(GROUP, num_groups).max(0)
+        return np.partition(largest, -count)[-count]
+
+    def likeliest_first(self, count: int) -> np.ndarray:
+        """Return the `count` likeliest ids, likeliest first and equals by id; all of them for 0."""
+        if not 0 < count < len(self.logits_V):
+            return np.argsort(-self.logits_V, kind="stable")
+        # A whole sort of 150,000 logits costs a hundred times as much as finding those above a floor first.
+        candidates = self.above(self.floor(count))
+        return candidates[np.argsort(-self.logits_V[candidates], kind="stable")][:count]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,7 +136,7 @@ def choose(
     completion_ids: Collection[int] = (),
     restrict: Callable[[np.ndarray], np.ndarray] | None = None,
     *,
-    sums: WeightSums | None = None,
+    sums: Sums | None = None,
 ) -> int:
     """Return the next token; exactly one random number is drawn unless the choice is greedy.
 
@@ -146,7 +195,7 @@ def _draw(ids: np.ndarray, probs: np.ndarray, rng: np.random.Generator) -> int:
     return int(ids[min(int(place), len(ids) - 1)])
 
 
-def _draw_of_all(logits_V: np.ndarray, temperature: float, number: float, sums: WeightSums | None) -> int:
+def _draw_of_all(logits_V: np.ndarray, temperature: float, number: float, sums: Sums | None) -> int:
     """Draw without any cut, in the order of ids: first a block of them, then one of it."""
     if sums is not None and (token := _draw_by_sums(logits_V, temperature, number, sums)) is not None:
         return token
@@ -163,10 +212,10 @@ def _draw_of_all(logits_V: np.ndarray, temperature: float, number: float, sums: 
     return int(starts[block]) + min(place, last)
 
 
-def _draw_by_sums(logits_V: np.ndarray, temperature: float, number: float, sums: WeightSums) -> int | None:
+def _draw_by_sums(logits_V: np.ndarray, temperature: float, number: float, sums: Sums) -> int | None:
     """Return what `_draw_of_all` draws, or None where the margin of the sums may decide."""
-    highest = logits_V.max()
-    ends = np.cumsum(sums(logits_V, float(highest), temperature))
+    highest = sums.maxima(logits_V).max()
+    ends = np.cumsum(sums.weights(logits_V, float(highest), temperature))
     wanted, slack = number * ends[-1], 2 * MARGIN * ends[-1]
     block = min(int(np.searchsorted(ends, wanted, side="right")), len(ends) - 1)
     begin = ends[block - 1] if block else 0.0
@@ -208,17 +257,18 @@ def penalise(
 
 
 def distribution(
-    logits_V: np.ndarray, sampling: Sampling, sums: WeightSums | None = None
+    logits_V: np.ndarray, sampling: Sampling, sums: Sums | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the ids that may follow, likeliest first and equals by id, with their probabilities.
 
     Cuts in transformers' order, each on the renormalised rest of the one before: top_k, top_p, min_p.
     """
+    row = _Row(logits_V, sums)
     if sampling.top_k == 0 and sampling.top_p < 1:
-        ids, weights = _nucleus(logits_V, sampling, sums)
+        ids, weights = _nucleus(row, sampling)
     else:
-        ids = _likeliest_first(logits_V, sampling.top_k or _num_above(logits_V, sampling))
-        weights = _weights(logits_V[ids], logits_V[ids[0]], sampling.temperature)
+        ids = row.likeliest_first(sampling.top_k or _num_above(row, sampling))
+        weights = _weights(logits_V[ids], row.highest, sampling.temperature)
         if sampling.top_p < 1:
             weights = weights[_before(weights) < sampling.top_p * weights.sum()]
     if sampling.min_p > 0:
@@ -226,48 +276,45 @@ def distribution(
     return ids[: len(weights)], weights / weights.sum()
 
 
-def _nucleus(
-    logits_V: np.ndarray, sampling: Sampling, sums: WeightSums | None
-) -> tuple[np.ndarray, np.ndarray]:
+def _nucleus(row: _Row, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
     """Return the likeliest ids that together reach top_p of all, with their weights."""
-    highest = logits_V.max()
-    if sums is not None:
-        total = float(sums(logits_V, float(highest), sampling.temperature).sum())
+    if row.sums is not None:
+        parts = row.sums.weights(row.logits_V, float(row.highest), sampling.temperature)
+        total = float(parts.sum())
         low, high = (sampling.top_p * total * (1 + side * MARGIN) for side in (-1, 1))
-        found = _reaching(logits_V, highest, sampling.temperature, low, high)
+        found = _reaching(row, sampling.temperature, low, high)
         if found is not None:
             return found
-    least = sampling.top_p * _total(logits_V, highest, sampling.temperature)
-    found = _reaching(logits_V, highest, sampling.temperature, least, least)
+    least = sampling.top_p * _total(row.logits_V, row.highest, sampling.temperature)
+    found = _reaching(row, sampling.temperature, least, least)
     assert found is not None, "one sum leaves no doubt"
     return found
 
 
-def _reaching(
-    logits_V: np.ndarray, highest: np.float32, temperature: float, low: float, high: float
-) -> tuple[np.ndarray, np.ndarray] | None:
+def _reaching(row: _Row, temperature: float, low: float, high: float) -> tuple[np.ndarray, np.ndarray] | None:
     """Return the likeliest ids whose weights reach a sum, and these; None where `low` and `high` differ.
 
     Most often few do, so that no more are sorted than it takes.
     """
+    size = len(row.logits_V)
     ids, weights = np.empty(0, np.int64), np.empty(0)
-    for count in (*CANDIDATES, len(logits_V)):
-        ids = _likeliest_first(logits_V, count)
-        weights = _weights(logits_V[ids], highest, temperature)
-        if len(ids) == len(logits_V) or weights.sum() >= high:
+    for count in (*CANDIDATES, size):
+        ids = row.likeliest_first(count)
+        weights = _weights(row.logits_V[ids], row.highest, temperature)
+        if len(ids) == size or weights.sum() >= high:
             break
     before = _before(weights)
     is_below = before < low
     return (ids, weights[is_below]) if np.array_equal(is_below, before < high) else None
 
 
-def _num_above(logits_V: np.ndarray, sampling: Sampling) -> int:
+def _num_above(row: _Row, sampling: Sampling) -> int:
     """Return how many tokens `min_p` may keep; 0 for all."""
     if not sampling.min_p:
         return 0
     margin = 1 + 1e-3 * sampling.temperature  # far more than rounding; what is too much is cut afterwards
-    floor = float(logits_V.max()) + sampling.temperature * math.log(sampling.min_p) - margin
-    return int(np.count_nonzero(logits_V >= floor))
+    floor = float(row.highest) + sampling.temperature * math.log(sampling.min_p) - margin
+    return len(row.above(np.float32(floor)))
 
 
 def _weights(logits: np.ndarray, highest: np.float32, temperature: float) -> np.ndarray:
@@ -287,30 +334,11 @@ def _before(weights: np.ndarray) -> np.ndarray:
     return np.cumsum(weights) - weights
 
 
-def _likeliest_first(logits_V: np.ndarray, count: int) -> np.ndarray:
-    """Return the `count` likeliest ids, likeliest first and equals by id; all of them for 0."""
-    if not 0 < count < len(logits_V):
-        return np.argsort(-logits_V, kind="stable")
-    # A whole sort of 150,000 logits costs a hundred times as much as finding those above a floor first.
-    candidates = np.flatnonzero(logits_V >= _floor(logits_V, count))
-    return candidates[np.argsort(-logits_V[candidates], kind="stable")][:count]
-
-
-def _floor(logits_V: np.ndarray, count: int) -> np.float32:
-    """Return a value that at least `count` logits reach, and not many more."""
-    num_groups = len(logits_V) // GROUP
-    if num_groups < 2 * count:
-        return np.partition(logits_V, -count)[-count]
-    # The largest of so many groups are so many logits.
-    largest = logits_V[: num_groups * GROUP].reshape(GROUP, num_groups).max(0)
-    return np.partition(largest, -count)[-count]
-
-
 def likeliest_log_probabilities(logits_V: np.ndarray, count: int) -> tuple[tuple[int, float], ...]:
     """Return the `count` likeliest tokens, likeliest first, each with its natural log-probability."""
     if count == 0:
         return ()
-    tokens = _likeliest_first(logits_V, count)
+    tokens = _Row(logits_V, None).likeliest_first(count)
     wide_V = logits_V.astype(np.float64)
     highest = wide_V.max()
     total = np.log(np.exp(wide_V - highest).sum())

@@ -17,7 +17,7 @@ from qwen3_infer.engine.jobs import Event, Job, restriction, tokens_needed
 from qwen3_infer.engine.logits import Likeliest, Logits
 from qwen3_infer.engine.pieces import PIECES, cut
 from qwen3_infer.engine.sampling import (
-    WeightSums,
+    Sums,
     choose,
     likeliest_log_probabilities,
     log_probability,
@@ -74,7 +74,7 @@ class Scheduler:
     def __init__(self, engine: Engine, tokenizer: Qwen3Tokenizer) -> None:
         self._engine, self._tokenizer = engine, tokenizer
         # Only native kernels bring it.
-        self._sums: WeightSums | None = getattr(engine, "weight_sums", None)
+        self._sums: Sums | None = getattr(engine, "weight_sums", None)
         self.grammars = Grammars(tokenizer)
         """Compiles what answers must follow; on any thread."""
         self.pool = TokenPool(engine.num_tokens, engine.unit)

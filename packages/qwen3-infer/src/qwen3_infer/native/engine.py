@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from qwen3_infer.engine.pieces import ALIGN, PIECES, round_up
 from qwen3_infer.native.network import NativeNetwork
-from qwen3_infer.native.sums import BlockSums
+from qwen3_infer.native.sums import NativeSums
 
 
 class NativeEngine:
@@ -25,7 +25,7 @@ class NativeEngine:
     """What was read for one prompt is used for the next: bits do not depend on how a prompt was cut."""
 
     def __init__(
-        self, network: NativeNetwork, weight_sums: BlockSums, num_rows: int, num_tokens: int
+        self, network: NativeNetwork, weight_sums: NativeSums, num_rows: int, num_tokens: int
     ) -> None:
         """Take a network with a cache of `num_tokens`, for `num_rows` requests at once."""
         self._network, self.weight_sums = network, weight_sums

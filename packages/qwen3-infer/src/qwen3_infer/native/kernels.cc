@@ -118,6 +118,16 @@ void qwen3_block_sums(const float* logits, int64_t size, float highest, float te
   block_sums(logits, size, highest, temperature, block, sums);
 }
 
+// The largest of each of the 16 groups of every `block` of `size` logits, see sums.h.
+void qwen3_group_maxima(const float* logits, int64_t size, int64_t block, float* maxima) {
+  group_maxima(logits, size, block, maxima);
+}
+
+// The ids of the logits that reach `floor`, see sums.h; returns their number.
+int64_t qwen3_above(const float* logits, int64_t size, float floor, int64_t* ids) {
+  return above(logits, size, floor, ids);
+}
+
 // weight (V, D), ids (M,) to (M, D).
 int qwen3_embed(int num_params, void** params, int* num_dims, int64_t** shapes, const char** types, void*, void*) {
   if (num_params != 3 || num_dims[0] != 2 || num_dims[1] != 1 || !is_type(types[1], "int32")) return 1;
