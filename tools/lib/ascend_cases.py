@@ -99,11 +99,14 @@ def _set_length(values: dict[str, Any], length: int) -> None:
         place["seq_length"] = length
 
 
-def layout(*, dp: int = 1, tp: int = 1, pp: int = 1, sp: bool = False, zero1: bool = False) -> dict[str, Any]:
+def layout(
+    *, dp: int = 1, cp: int = 1, tp: int = 1, pp: int = 1, sp: bool = False, zero1: bool = False
+) -> dict[str, Any]:
     """Return the keys of a layout; a pipeline has two micro-batches more than stages, and a layer a stage."""
     keys = {
-        "use_parallel": dp * tp * pp > 1,
+        "use_parallel": dp * cp * tp * pp > 1,
         "parallel_config.data_parallel": dp,
+        "parallel_config.context_parallel": cp,
         "parallel_config.model_parallel": tp,
         "parallel_config.pipeline_stage": pp,
         "parallel_config.micro_batch_num": pp + 2 if pp > 1 else 1,
@@ -121,6 +124,8 @@ ACCUMULATES = {"runner_config.gradient_accumulation_steps": 2}
 FLOAT32 = {f"{MODEL}.fp32_residual_connection": True}
 DOCUMENTS = {f"{LOADER}.config.reset_position_ids": True, f"{LOADER}.config.reset_attention_mask": True}
 EVALUATES = {"do_eval": True}
+CHUNKED = {f"{MODEL}.vocab_size": 151936, "runner_config.batch_size": 16}
+"""More logits than the loss has at once (`qwen3_train.loss_chunks`): 1,024 tokens."""
 PRETRAIN, FINETUNE, LORA = (f"{kind}_qwen3_{{}}_4k" for kind in ("pretrain", "finetune", "lora"))
 SIZES = ("0.6b", "1.7b", "4b", "8b", "14b", "32b")
 
@@ -135,8 +140,9 @@ def small_cases() -> Iterator[Case]:
         return Case(name=name, yaml=kind.format(size), changes=merged, **facts)
 
     yield case(
-        "one process, documents apart, evaluation", PRETRAIN, "0.6b", layout(), NONE, DOCUMENTS, EVALUATES
-    )
+        "one process, documents apart, evaluation, loss in chunks", PRETRAIN, "0.6b", layout(), NONE,
+        DOCUMENTS, EVALUATES, CHUNKED,
+    )  # fmt: skip
     yield case(
         "tensor parallel, selective recomputation, accumulation, skipped steps", PRETRAIN, "1.7b",
         layout(tp=2), SELECTIVE, ACCUMULATES, SKIPS, rank=1, ranks=2,
@@ -163,6 +169,11 @@ def small_cases() -> Iterator[Case]:
     yield case(
         "packed conversations, sequence parallel", FINETUNE, "0.6b", layout(tp=2, sp=True), NONE, ranks=2
     )
+    yield case(
+        "context parallel, tensor and sequence parallel, full recomputation", PRETRAIN, "8b",
+        layout(cp=2, tp=2, sp=True), FULL, rank=3, ranks=4,
+    )  # fmt: skip
+    yield case("packed conversations, context parallel", FINETUNE, "0.6b", layout(cp=2), NONE, ranks=2)
     yield case(
         "adapters, sequence parallel, full recomputation", LORA, "32b",
         layout(tp=2, sp=True), FULL, rank=1, ranks=2,

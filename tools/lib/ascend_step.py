@@ -17,6 +17,7 @@ import numpy as np
 
 from qwen3_model.simulation import read_simulation
 from qwen3_train.data.batches import Batch
+from qwen3_train.data.context_part import ContextPart
 from qwen3_train.lora.run import add_adapters
 from qwen3_train.rank_step import make_model, make_step
 from qwen3_train.run_arguments import read_config
@@ -37,7 +38,8 @@ def main() -> None:
     dropout = add_adapters(model, settings.lora) if settings.lora else None
     step = make_step(settings, model, grid)
     step.dropout = dropout
-    batches = [zeros(settings)] * settings.passes
+    part = ContextPart.of_rank(grid.layout, grid.replica)
+    batches = [part.part_of(zeros(settings))] * settings.passes
     started_s = time.monotonic()
     step.run(batches, 1e-4, 1)
     first_s = time.monotonic() - started_s

@@ -1,6 +1,7 @@
 """A process of msrun that trains one run after the other: many layouts for one start of the processes.
 
-Usage: many_runs_worker.py JOBS, a JSON list of {"config": YAML, "arguments": [...]}.
+Usage: many_runs_worker.py JOBS, a JSON list of {"config": YAML, "arguments": [...]}, with "most_logits" where
+the loss is to be taken in chunks of so many logits.
 """
 
 import json
@@ -17,10 +18,13 @@ def main() -> None:
         mindspore.set_device("CPU")
         init()
         return
+    from qwen3_train import loss_chunks
     from qwen3_train.launch import run_rank
 
+    usual = loss_chunks.MOST_LOGITS
     rank, worker_num = int(os.environ["RANK_ID"]), int(os.environ["MS_WORKER_NUM"])
     for job in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
+        loss_chunks.MOST_LOGITS = job.get("most_logits", usual)
         run_rank(Path(job["config"]), job["arguments"], rank=rank, worker_num=worker_num)
 
 

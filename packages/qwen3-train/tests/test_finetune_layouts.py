@@ -41,9 +41,11 @@ RUNS = {
         "sft tp2": ("sft", {"model_parallel": 2}),
         "sft pp2": ("sft", {"pipeline_stage": 2, "micro_batch_num": 4}),
         "sft dp2": ("sft", {"data_parallel": 2}),
+        "cp2 recompute norms": ("untied", {"context_parallel": 2}),
     },
     4: {
         "tp2 pp2": ("tied", {"model_parallel": 2, "pipeline_stage": 2, "micro_batch_num": 2}),
+        "sft cp2 pp2": ("sft", {"context_parallel": 2, "pipeline_stage": 2, "micro_batch_num": 4}),
         "sft tp2 pp2": ("sft", {"model_parallel": 2, "pipeline_stage": 2, "micro_batch_num": 4}),
     },
 }

@@ -1,11 +1,15 @@
+import re
 from dataclasses import replace
 
 import pytest
 
 from qwen3_model.config import SIZES
+from qwen3_model.errors import ConfigError
 from qwen3_model.layout import Layout
+from qwen3_model.run_config import RunConfig
 from qwen3_train.parallel.layout_checks import batch_problems, layout_problems, process_problems
 from qwen3_train.parallel.stages import balanced_offset, stage_layers, stage_names, stage_weights
+from qwen3_train.settings.layout import read_layout
 
 BIG = SIZES["32B"]
 
@@ -105,3 +109,38 @@ def test_shards_of_a_stage_add_up_to_its_weights():
         rows, columns = full[name][0], full[name][-1]
         assert shape in (full[name], (rows // 4, columns), (rows, columns // 4))
         assert (shape == full[name]) == name.endswith("norm.weight")
+
+
+def test_context_parallelism_needs_two_chunks_of_the_sequence_for_each_rank():
+    assert problems(tp=4, dp=4, cp=4, seq_length=4096) == []
+    assert "seq_length=4092 does not divide by 2 x parallel_config.context_parallel=4" in "".join(
+        problems(dp=4, cp=4, seq_length=4092)
+    )
+    assert "seq_length=40 / parallel_config.context_parallel 4 does not divide" in "".join(
+        problems(dp=4, cp=4, tp=8, sequence_parallel=True, seq_length=40)
+    )
+    assert process_problems(Layout(dp=8, cp=4), 4)[0].startswith(
+        "parallel_config.data_parallel=2 x parallel_config.context_parallel=4 x "
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"context_parallel": 2, "context_parallel_algo": "ulysses_cp"}, "use colossalai_cp, which gathers"),
+        ({"context_parallel": 0}, "context_parallel=0 must be at least 1"),
+        ({"pipeline_stage": 2, "interleave": 2}, "pp_interleave_num=2 is not implemented"),
+    ],
+)
+def test_what_is_not_implemented_is_refused_in_a_sentence(keys, sentence):
+    model = {"model_config": {"pp_interleave_num": keys.pop("interleave", 1)}}
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        read_layout(RunConfig({"use_parallel": True, "parallel_config": keys, "model": model}, ()))
+
+
+def test_replicas_of_weights_are_those_of_samples_times_those_of_a_sequence():
+    keys = {"data_parallel": 3, "context_parallel": 2, "context_parallel_algo": "colossalai_cp"}
+    layout = read_layout(RunConfig({"use_parallel": True, "parallel_config": keys}, ()))
+    assert (layout.dp, layout.cp, layout.data_parallel, layout.num_ranks) == (6, 2, 3, 6)
+    with pytest.raises(ConfigError, match="divide dp=3"):
+        Layout(dp=3, cp=2)

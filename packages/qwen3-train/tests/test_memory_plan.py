@@ -155,9 +155,17 @@ def test_more_tokens_need_more(change):
 
 
 def test_logits_are_on_the_last_stage_and_split_over_the_vocabulary():
+    stages = plan_memory(make_settings("8B", layout=Layout(tp=8, pp=2), micro_batch_num=2))
+    # Three float32 of 4096 x 151936 / 8.
+    assert [stage.logits for stage in stages] == [0, 4096 * 18992 * 12]
+
+
+def test_logits_are_those_of_a_chunk_beside_the_gradients_of_head_and_hidden_states():
     stages = plan_memory(make_settings("8B", layout=Layout(tp=4, pp=2), micro_batch_num=2))
-    # Three float32 of 4096 x 151936 / 4.
-    assert [stage.logits for stage in stages] == [0, 4096 * 37984 * 12]
+    gradients = 37984 * 4096 * 4 + 4096 * 4096 * 2
+    assert [stage.logits for stage in stages] == [0, 2048 * 37984 * 12 + gradients]
+    longer = make_settings("32B", layout=Layout(tp=8, pp=4), micro_batch_num=4, seq_length=131_072)
+    assert plan_memory(longer)[3].logits < 4 * 2**30
 
 
 def test_adapters_alone_have_gradients():

@@ -33,7 +33,7 @@ MOMENT_ATOL = 1e-5
 STEPS, HALF = 20, 10
 LONGEST_S = 1200
 
-TP2, DP2 = {"model_parallel": 2}, {"data_parallel": 2}
+TP2, DP2, CP2 = {"model_parallel": 2}, {"data_parallel": 2}, {"context_parallel": 2}
 PP2 = {"pipeline_stage": 2, "micro_batch_num": 4}
 # name: layout, and keys besides; the moments are shared out under "zero1".
 LAYOUTS = {
@@ -44,11 +44,13 @@ LAYOUTS = {
         "dp2 zero1": (DP2, {}),
         "dp2 shared": (DP2, {"callbacks__1__remove_redundancy": True}),
         "pp2": (PP2, {}),
+        "cp2": (CP2, {}),
     },
     4: {
         "tp2 pp2": (TP2 | PP2, {}),
         "dp2 tp2 sp zero1": (DP2 | TP2 | {"use_seq_parallel": True}, {}),
         "dp2 pp2": (DP2 | PP2 | {"micro_batch_num": 2}, {}),
+        "cp2 tp2 sp zero1": (CP2 | TP2 | {"use_seq_parallel": True}, {}),
     },
 }
 ONCE = {
@@ -63,6 +65,7 @@ RESUMED = {
         "tp2 again": ("tp2", "tp2", ()),
         "tp2 from dp2 zero1": ("tp2", "dp2 zero1", ()),
         "pp2 from dp2 zero1": ("pp2", "dp2 zero1", ()),
+        "cp2 from dp2 zero1": ("cp2", "dp2 zero1", ()),
         "tp2 from one process": ("tp2", "single", ()),
         "dp2 shared again": ("dp2 shared", "dp2 shared", ()),
         "tp2 from dp2 shared": ("tp2", "dp2 shared", ()),
@@ -81,6 +84,7 @@ RUNS = {
     for worker_num, layouts in LAYOUTS.items()
 }
 RUNS[2] |= {f"{name} tied": ("tied", parallel, changes) for name, (parallel, changes) in ONCE.items()}
+RUNS[4]["tp2 pp2 chunks untied"] = ("untied", TP2 | PP2, {})
 RUNS[2]["tp2 mindformers untied"] = ("untied", TP2, {"load_checkpoint": "mindformers"})
 ALL = [name for runs in RUNS.values() for name in runs]
 
@@ -187,7 +191,9 @@ def launch(folder, values_of, worker_num):
 
     def add(name, run, *arguments):
         config = write_yaml(folder / f"{name}.yaml", values_of(name, *run))
-        jobs.append({"config": str(config), "arguments": arguments})
+        # Ten rows of the 32 logits that each of two shards has; a micro-batch has 32 rows.
+        chunks = {"most_logits": 320} if "chunks" in name else {}
+        jobs.append({"config": str(config), "arguments": arguments, **chunks})
 
     for name, run in RUNS[worker_num].items():
         add(name, run)
@@ -267,8 +273,9 @@ def test_replicas_that_share_out_the_writing_write_each_tensor_once(train):
 @pytest.mark.parametrize("name", [name for name in ALL if "shared" not in name])
 def test_each_rank_holds_what_the_planner_counts(train, name):
     kind, parallel, _ = next(runs[name] for runs in RUNS.values() if name in runs)
+    cp = parallel.get("context_parallel", 1)
     layout = Layout(
-        dp=parallel.get("data_parallel", 1), tp=parallel.get("model_parallel", 1),
+        dp=parallel.get("data_parallel", 1) * cp, cp=cp, tp=parallel.get("model_parallel", 1),
         pp=parallel.get("pipeline_stage", 1),
     )  # fmt: skip
     model = read_model(TINY_MODEL | {"hidden_size": 32, "tie_word_embeddings": kind == "tied"}, None)

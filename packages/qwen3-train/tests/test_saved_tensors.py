@@ -150,6 +150,8 @@ def test_what_zero1_holds_is_what_the_planner_counts():
         (Layout(tp=2), (0,)),
         (Layout(dp=2), (0,)),
         (Layout(pp=2), (0, 1)),
+        (Layout(dp=4, cp=2, tp=2), (0,)),
+        (Layout(dp=2, cp=2, tp=2), (0,)),
     ],
 )
 def test_the_groups_that_a_rank_makes_are_those_of_the_plan(monkeypatch, device, layout, stages, is_tied):

@@ -11,6 +11,7 @@ from qwen3_model.errors import FormatError
 from qwen3_train.data.batch_plan import BatchPlan
 from qwen3_train.data.batches import evaluation_batches, step_batches
 from qwen3_train.data.blend import Blend
+from qwen3_train.data.context_part import ContextPart
 from qwen3_train.data.gpt_dataset import DocumentOptions, build_dataset
 from qwen3_train.data.step_reader import StepReader
 
@@ -61,7 +62,13 @@ def plan_of(replicas):
 
 def reader_of(dataset, options, replicas, replica, add_counts):
     return StepReader(
-        dataset, plan_of(replicas), options, 64, replica=replica, last_step=STEPS, add_counts=add_counts
+        dataset,
+        plan_of(replicas),
+        options,
+        64,
+        part=ContextPart(replica=replica),
+        last_step=STEPS,
+        add_counts=add_counts,
     )
 
 

@@ -217,6 +217,10 @@ class AscendKernels:
         """Add to `target` in place."""
         return self._add(target, value, 1)
 
+    def accumulate(self, total: Tensor, value: Tensor) -> Tensor:
+        """Add to a float32 `total` where it lies, which nothing else reads, and return it; no gradient."""
+        return self._add(total, value, 1)
+
     def fold_bits(self, x: Tensor) -> Tensor:
         """Return x ^ (x >> 15) of int32, the shift with its sign."""
         return mint.bitwise_xor(x, mint.floor_divide(x, 1 << 15))

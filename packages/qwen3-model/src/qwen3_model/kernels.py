@@ -85,14 +85,10 @@ class PortableKernels:
         The tables have H/2 entries. `visible_BLS` says which keys a query sees; None is the causal order.
         """
         b, length = cos_BLH.shape[0], cos_BLH.shape[1]
-        if visible_BLS is None:
-            mask = Tensor(np.triu(np.full((length, length), HIDDEN, np.float32), 1)).reshape(-1)
-        else:
-            mask_B1LS = ((1.0 - visible_BLS.astype(ms.float32)) * HIDDEN).expand_dims(1)
-            mask = ops.tile(mask_B1LS, (1, num_heads, 1, 1)).reshape(b * num_heads * length, -1)
         turns = self._turns(cos_BLH, sin_BLH, num_heads), self._turns(cos_BLH, sin_BLH, num_kv_heads)
-        q_orders = _swapped(b, length, num_heads), _swapped(b, num_heads, length)
-        k_orders = _swapped(b, length, num_kv_heads), _swapped(b, num_kv_heads, length)
+        mask = self._mask(visible_BLS, length, length, num_heads)
+        q_orders = swapped_rows(b, length, num_heads), swapped_rows(b, num_heads, length)
+        k_orders = swapped_rows(b, length, num_kv_heads), swapped_rows(b, num_kv_heads, length)
         return (b, num_kv_heads), turns, mask, q_orders, k_orders
 
     def segments(self, ids_BL: np.ndarray) -> Tensor:
@@ -197,6 +193,10 @@ class PortableKernels:
         """Add to `target` in place."""
         return self._assign_add(target, value)
 
+    def accumulate(self, total: Tensor, value: Tensor) -> Tensor:
+        """Return the sum of two tensors of one shape, in the type of `total`, which nothing else reads."""
+        return total + value
+
     def fold_bits(self, x: Tensor) -> Tensor:
         """Return x ^ (x >> 15) of int32, the shift with its sign."""
         return self._xor(x, self._shift(x, self._fifteen))
@@ -215,6 +215,17 @@ class PortableKernels:
         rows_M1 = Tensor(np.arange(x_MV.shape[0], dtype=np.int32).reshape(-1, 1))
         places_M2 = self._join((rows_M1, columns_M1))
         return ops.tensor_scatter_sub(x_MV, places_M2, values_M1.reshape(-1))
+
+    def _mask(self, visible_BLS: Tensor | None, length: int, num_keys: int, num_heads: int) -> Tensor:
+        """What is added to the scores: of shape (B * N * L, S), or (L * S) for the causal order.
+
+        The last query is at the place of the last key.
+        """
+        if visible_BLS is None:
+            hidden_LS = np.full((length, num_keys), HIDDEN, np.float32)
+            return Tensor(np.triu(hidden_LS, num_keys - length + 1)).reshape(-1)
+        mask_B1LS = ((1.0 - visible_BLS.astype(ms.float32)) * HIDDEN).expand_dims(1)
+        return ops.tile(mask_B1LS, (1, num_heads, 1, 1)).reshape(-1, mask_B1LS.shape[3])
 
     def _turns(self, cos_BLH: Tensor, sin_BLH: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
         """Repeat each token's cos and sin for its heads; with -sin first, swapped halves need no negation."""
@@ -252,8 +263,8 @@ def _scalar(value: float) -> Tensor:
     return Tensor(np.float32(value))
 
 
-def _swapped(b: int, outer: int, inner: int) -> Tensor | None:
-    """Row numbers that bring rows from (b, outer, inner) into (b, inner, outer); None if they are there."""
+def swapped_rows(b: int, outer: int, inner: int) -> Tensor | None:
+    """Return what brings rows from (b, outer, inner) into (b, inner, outer); None for as they are."""
     if outer == 1 or inner == 1:
         return None
     rows = np.arange(b * outer * inner, dtype=np.int32).reshape(b, outer, inner)

@@ -31,6 +31,14 @@ class Linear(nn.Cell):
     def construct(self, x_MD: Tensor) -> Tensor:
         return self.kernels.linear(x_MD, self.weight)
 
+    def products(self, x_MD: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Return what is multiplied, and by what, for a caller that takes the rows in chunks."""
+        return (x_MD,), (self.weight,)
+
+    def product_weights(self) -> tuple[Parameter, ...]:
+        """Return the weights behind the second part of `products`."""
+        return (self.weight,)
+
 
 class LookUp(nn.Cell):
     """A row per id; with tensor parallelism each rank has its share of the vocabulary."""
@@ -68,6 +76,14 @@ class Embedding(LookUp):
     def project(self, hidden_MD: Tensor) -> Tensor:
         """Return the logits that the weight gives as the head of a tied model."""
         return self.kernels.linear(hidden_MD, self.weight)
+
+    def products(self, hidden_MD: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Return the same as the product that it is, see `Linear.products`."""
+        return (hidden_MD,), (self.weight,)
+
+    def product_weights(self) -> tuple[Parameter, ...]:
+        """Return the weights behind the second part of `products`."""
+        return (self.weight,)
 
 
 class RMSNorm(nn.Cell):

@@ -41,10 +41,15 @@ def placement(name: str) -> tuple[str | None, ...]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """A grid of `pp` stages x `dp` replicas x `tp` shards; rank = (stage * dp + replica) * tp + shard."""
+    """A grid of `pp` stages x `dp` replicas x `tp` shards; rank = (stage * dp + replica) * tp + shard.
+
+    With context parallelism `cp` neighbouring replicas take parts of the same samples.
+    """
 
     dp: int = 1
-    """Data-parallel replicas."""
+    """Replicas of each weight: data_parallel x context_parallel."""
+    cp: int = 1
+    """Replicas that share a sample, each with its part of the sequence."""
     tp: int = 1
     """Tensor-parallel shards of each weight."""
     pp: int = 1
@@ -56,11 +61,18 @@ class Layout:
         for axis in ("dp", "tp", "pp"):
             if getattr(self, axis) < 1:
                 raise ConfigError(f"layout: {axis}={getattr(self, axis)} must be at least 1")
+        if self.cp < 1 or self.dp % self.cp:
+            raise ConfigError(f"layout: cp={self.cp} must be at least 1 and divide dp={self.dp}")
 
     @property
     def num_ranks(self) -> int:
         """Devices in the grid."""
         return self.dp * self.tp * self.pp
+
+    @property
+    def data_parallel(self) -> int:
+        """Ranks, or groups of `cp` ranks, that take samples of their own."""
+        return self.dp // self.cp
 
     def rank(self, *, stage: int, replica: int, shard: int) -> int:
         """Return the rank at a place in the grid, in MindSpore's own order."""

@@ -104,11 +104,18 @@ class LoraLinear(nn.Cell):
         self.lora_B = Half((num_outputs, rank), dtype)
 
     def construct(self, x_MD: Tensor) -> Tensor:
-        out_MO = self.kernels.linear(x_MD, self.weight)
-        if self.dropout is not None:
-            x_MD = self.dropout(x_MD, self.salt, self.first_column)
-        low_MR = self.kernels.linear(x_MD, self.lora_A.weight) * self.scale
-        return out_MO + self.kernels.linear(low_MR, self.lora_B.weight)
+        (x_MD, low_MR), (weight_OD, b_OR) = self.products(x_MD)
+        return self.kernels.linear(x_MD, weight_OD) + self.kernels.linear(low_MR, b_OR)
+
+    def products(self, x_MD: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Return the two products whose sum this is, see `Linear.products`."""
+        dropped_MD = x_MD if self.dropout is None else self.dropout(x_MD, self.salt, self.first_column)
+        low_MR = self.kernels.linear(dropped_MD, self.lora_A.weight) * self.scale
+        return (x_MD, low_MR), (self.weight, self.lora_B.weight)
+
+    def product_weights(self) -> tuple[Parameter, ...]:
+        """Return the weights behind the second part of `products`."""
+        return self.weight, self.lora_B.weight
 
 
 class LoraEmbedding(LookUp):
@@ -121,7 +128,7 @@ class LoraEmbedding(LookUp):
         self.lora_A = Half((rank, self.num_rows), dtype)
         self.lora_B = Half((width, rank), dtype)
         self.widen = ops.MatMul(transpose_a=True, transpose_b=True)
-        self.multiply = ops.MatMul()
+        self.multiply, self.turn = ops.MatMul(), ops.Transpose()
 
     def look_up(self, rows_M: Tensor) -> Tensor:
         x_MD = self.kernels.embed(self.weight, rows_M)
@@ -130,9 +137,20 @@ class LoraEmbedding(LookUp):
 
     def project(self, hidden_MD: Tensor) -> Tensor:
         """Return logits: the adapted weight as a head."""
-        low_MR = self.multiply(hidden_MD, self.lora_B.weight.astype(hidden_MD.dtype)) * self.scale
         base_MV = self.kernels.linear(hidden_MD, self.weight)
-        return base_MV + self.multiply(low_MR, self.lora_A.weight.astype(hidden_MD.dtype))
+        return base_MV + self.multiply(self._low(hidden_MD), self.lora_A.weight.astype(hidden_MD.dtype))
+
+    def products(self, hidden_MD: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Return the two products whose sum `project` returns, see `Linear.products`."""
+        a_VR = self.turn(self.lora_A.weight, (1, 0))
+        return (hidden_MD, self._low(hidden_MD)), (self.weight, a_VR)
+
+    def product_weights(self) -> tuple[Parameter, ...]:
+        """Return the weights behind the second part of `products`."""
+        return self.weight, self.lora_A.weight
+
+    def _low(self, hidden_MD: Tensor) -> Tensor:
+        return self.multiply(hidden_MD, self.lora_B.weight.astype(hidden_MD.dtype)) * self.scale
 
 
 def add_lora(

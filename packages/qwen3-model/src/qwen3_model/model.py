@@ -200,6 +200,20 @@ class Qwen3ForCausalLM(nn.Cell):
             return self.model.embed_tokens.project(hidden_MD)
         return self.lm_head(hidden_MD)
 
+    def head_products(self, hidden_MD: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Return the products whose sum `project` returns: what they multiply, and weights of V rows."""
+        hidden_MD = self.tp.enter(hidden_MD)
+        if self.is_tied:
+            return self.model.embed_tokens.products(hidden_MD)
+        return self.lm_head.products(hidden_MD)
+
+    def head_weights(self) -> tuple[Parameter, ...]:
+        """Return the weights of these products, in their order; a stage without a head has none."""
+        if not self.part.is_last:
+            return ()
+        head = self.model.embed_tokens if self.is_tied else self.lm_head
+        return head.product_weights()
+
 
 class CachedQwen3(nn.Cell):
     """A model together with its cache: compile `construct` once per shape of `ids_BL`, (rows, 1) to decode.

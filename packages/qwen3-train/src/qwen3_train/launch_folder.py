@@ -68,7 +68,8 @@ def write_run(run: PreparedRun, config: RunConfig, log: RunLog) -> None:
 
 def _layout_words(settings: TrainSettings) -> str:
     layout = settings.layout
-    words = [f"data {layout.dp} x tensor {layout.tp} x pipeline {layout.pp}"]
+    context = f" x context {layout.cp}" if layout.cp > 1 else ""
+    words = [f"data {layout.data_parallel}{context} x tensor {layout.tp} x pipeline {layout.pp}"]
     words += ["sequence parallel"] * layout.sequence_parallel
     words += ["optimizer state shared out"] * settings.parallel_optimizer
     return ", ".join(words)

@@ -11,7 +11,8 @@ from qwen3_model.errors import Qwen3Error
 from qwen3_train.checkpoints.checkpoint import FloatTensor, TrainState
 from qwen3_train.checkpoints.resume import data_facts, run_facts
 from qwen3_train.checkpoints.writer import CheckpointWriter
-from qwen3_train.data.batches import evaluation_batches
+from qwen3_train.data.batches import counted_tokens, evaluation_batches
+from qwen3_train.data.context_part import ContextPart
 from qwen3_train.data.step_reader import StepReader, require_whole_files
 from qwen3_train.device_peak import Utilisation
 from qwen3_train.parallel.grid import Grid, WorldSum
@@ -55,7 +56,7 @@ class TrainingLoop:
             run.plan,
             run.options,
             run.settings.model.vocab_size,
-            replica=grid.replica,
+            part=ContextPart.of_rank(grid.layout, grid.replica),
             last_step=run.last_step,
             add_counts=self._add_counts,
         )
@@ -178,11 +179,12 @@ class TrainingLoop:
             run.settings.batch_size,
             run.options,
             run.settings.model.vocab_size,
-            replica=self.grid.replica,
-            num_replicas=self.grid.layout.dp,
+            replica=self.reader.part.replica,
+            num_replicas=self.grid.layout.data_parallel,
         )
-        for batch, unmasked in batches:
-            counted += unmasked
+        for whole, unmasked in batches:
+            batch = self.reader.part.part_of(whole)
+            counted += unmasked if batch is whole else counted_tokens([batch])
             total += self.evaluation.run(batch)
         require_whole_files(run.valid)
         (total,) = self.world.add(total if self.grid.has_loss() else 0.0)

@@ -11,6 +11,8 @@ from mindspore import Tensor, nn, ops
 from qwen3_model.kernels import PortableKernels
 from qwen3_model.layers import Embedding, Kernels
 from qwen3_model.model import Qwen3ForCausalLM
+from qwen3_train import loss_chunks
+from qwen3_train.chunked_loss import ChunkedLoss
 from qwen3_train.data.batches import Batch
 from qwen3_train.parallel.split_loss import SplitCrossEntropy
 
@@ -33,19 +35,31 @@ class TokenLoss(nn.Cell):
         float32 scalar, in nats.
     """
 
-    def __init__(self, model: Qwen3ForCausalLM) -> None:
+    def __init__(
+        self, model: Qwen3ForCausalLM, *, has_gradients: bool = True, most_logits: int | None = None
+    ) -> None:
+        """Take the model.
+
+        Args:
+            model: With its adapters, should it have any.
+            has_gradients: Whether the loss is differentiated, which must then be by itself.
+            most_logits: Where a micro-batch has more, its rows are taken in chunks (`chunked_loss`);
+                `loss_chunks.MOST_LOGITS` when left out.
+        """
         super().__init__(auto_prefix=False)
-        self.model = model
+        self.model, self.most_logits = model, most_logits or loss_chunks.MOST_LOGITS
         # On a CPU several times faster than ops.cross_entropy, forward and backward.
         self.log_softmax, self.pick = ops.LogSoftmax(-1), ops.GatherD()
         self.sum = ops.auto_generate.SumExt()
-        self.is_split = model.tp.size > 1
+        self.is_split, self.width = model.tp.size > 1, model.config.vocab_size // model.tp.size
         self.split_cross_entropy = SplitCrossEntropy(model.tp, model.kernels)
         # One process on a CPU that trains a tied embedding whole.
         is_whole = model.tp.size == 1 and model.part.is_first and model.part.is_last
         is_shared = is_whole and model.is_tied and _trains_table(model)
         kernels = model.kernels
         self.lookup = TiedLookup(kernels) if is_shared and isinstance(kernels, PortableKernels) else None
+        trained = tuple(factor.requires_grad for factor in model.head_weights())
+        self.chunked = ChunkedLoss(model.tp, kernels, trained, self.most_logits, has_gradients=has_gradients)
 
     def construct(
         self,
@@ -56,12 +70,17 @@ class TokenLoss(nn.Cell):
         segment_ids_BL: Tensor | None = None,
         x_MD: Tensor | None = None,
     ) -> Tensor:
-        if self.lookup is None:
-            hidden_MD = self.model.model(ids_BL, position_ids_BL, segment_ids_BL, None, None, x_MD)
+        table_VD = None
+        if self.lookup is not None:
+            x_MD, table_VD = self.lookup(self.model.model.embed_tokens.weight, ids_BL.reshape(-1))
+        hidden_MD = self.model.model(ids_BL, position_ids_BL, segment_ids_BL, None, None, x_MD)
+        if labels_BL.size * self.width > self.most_logits:
+            inputs, factors = self.model.head_products(hidden_MD)
+            factors = factors if table_VD is None else (table_VD,)
+            return self.chunked(inputs, factors, labels_BL.reshape(-1), weights_BL.reshape(-1))
+        if table_VD is None:
             logits_MV = self.model.project(hidden_MD)
         else:
-            x_MD, table_VD = self.lookup(self.model.model.embed_tokens.weight, ids_BL.reshape(-1))
-            hidden_MD = self.model.model(ids_BL, position_ids_BL, segment_ids_BL, None, None, x_MD)
             logits_MV = self.model.kernels.linear(hidden_MD, table_VD)
         if self.is_split:
             losses_M, _ = self.split_cross_entropy(logits_MV, labels_BL.reshape(-1))

@@ -212,7 +212,7 @@ def _plan(settings: TrainSettings, train: Dataset) -> BatchPlan:
     plan = BatchPlan(
         micro_batch=settings.batch_size,
         num_micro_batches=settings.passes,
-        num_replicas=settings.layout.dp,
+        num_replicas=settings.layout.data_parallel,
         num_samples=num_samples,
         num_epochs=settings.epochs,
     )

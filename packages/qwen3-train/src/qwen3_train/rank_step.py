@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from qwen3_model.layers import Kernels
 from qwen3_model.model import Qwen3ForCausalLM
 from qwen3_train.graph_cache import GraphCache
 from qwen3_train.native.choice import training_kernels
+from qwen3_train.parallel.context import context_kernels
 from qwen3_train.parallel.grid import Grid, make_grid
 from qwen3_train.recompute import apply_recompute
 from qwen3_train.settings.run import TrainSettings
@@ -27,13 +29,18 @@ def make_model(
         cache_dir: See `training_kernels`.
     """
     grid = make_grid(settings.device, settings.model, settings.layout, settings.offset, rank)
-    kernels = training_kernels(
-        settings.device,
-        float32_residual=settings.ascend.float32_residual,
-        is_alone=grid.layout.num_ranks == 1,
-        say=say,
-        cache_dir=cache_dir,
-    )
+    float32_residual = settings.ascend.float32_residual
+    kernels: Kernels
+    if grid.layout.cp > 1:
+        kernels = context_kernels(settings.device, grid.context, float32_residual=float32_residual)
+    else:
+        kernels = training_kernels(
+            settings.device,
+            float32_residual=float32_residual,
+            is_alone=grid.layout.num_ranks == 1,
+            say=say,
+            cache_dir=cache_dir,
+        )
     return Qwen3ForCausalLM(settings.model, kernels, tp=grid.tp, part=grid.part), grid
 
 

@@ -21,6 +21,7 @@ from mindspore import Tensor, nn, ops
 from qwen3_model.kernels import PortableKernels
 from qwen3_model.layers import Kernels, Linear
 from qwen3_model.model import Qwen3ForCausalLM, name_parameters
+from qwen3_train.parallel.context import ContextPortableKernels
 from qwen3_train.settings.recompute import ATTENTION, SWIGLU, Recompute
 
 
@@ -46,7 +47,10 @@ def _apply_to_parts(
     model: Qwen3ForCausalLM, kernels: PortableKernels, recompute: Recompute, stage: int
 ) -> None:
     # One of each for all layers, so that equal layers stay equal.
-    attention, pair, down = _AttentionAgain(kernels), _PairOnly(), _RecomputedDown(kernels)
+    attention: Any = _AttentionAgain(kernels)
+    if isinstance(kernels, ContextPortableKernels):
+        attention = kernels.with_attention(_RecomputedAttention(kernels.plain))
+    pair, down = _PairOnly(), _RecomputedDown(kernels)
     for number, layer in enumerate(model.model.layers):
         parts = recompute.parts_of(stage, number)
         if ATTENTION in parts:

@@ -9,8 +9,8 @@ def smaller_layout(
 ) -> tuple[int, list[str]]:
     """Return how many of the nodes that are left take part, and the arguments that change the layout.
 
-    Shards and stages stay as they are, and so does the global batch: gradients are accumulated over more
-    passes.
+    Shards, stages and ranks that share a sequence stay as they are, and so does the global batch: gradients
+    are accumulated over more passes.
 
     Args:
         settings: Of the run on all nodes.
@@ -22,8 +22,9 @@ def smaller_layout(
         Qwen3Error: No number of nodes fits.
     """
     layout = settings.layout
-    replica = layout.tp * layout.pp
-    shares = settings.accumulation * layout.dp
+    replica = layout.cp * layout.tp * layout.pp
+    context = f"context_parallel {layout.cp} x " if layout.cp > 1 else ""
+    shares = settings.accumulation * layout.data_parallel
     for count in range(num_left, 0, -1):
         dp, rest = divmod(count * local_worker_num, replica)
         if dp >= 1 and not rest and shares % dp == 0:
@@ -34,7 +35,8 @@ def smaller_layout(
             ]
     raise Qwen3Error(
         f"{num_left} of {num_nodes} nodes are left, {num_left * local_worker_num} processes, and no smaller "
-        f"layout fits: whole replicas of model_parallel {layout.tp} x pipeline_stage {layout.pp} = {replica} "
-        f"processes, whose number divides data_parallel {layout.dp} x gradient_accumulation_steps "
-        f"{settings.accumulation} = {shares}; bring the nodes back and give the same command again"
+        f"layout fits: whole replicas of {context}model_parallel {layout.tp} x pipeline_stage {layout.pp} = "
+        f"{replica} processes, whose number divides data_parallel {layout.data_parallel} x "
+        f"gradient_accumulation_steps {settings.accumulation} = {shares}; bring the nodes back and give the "
+        "same command again"
     )

@@ -175,7 +175,7 @@ class Evaluation:
     def __init__(self, model: Qwen3ForCausalLM, grid: Grid | None = None) -> None:
         self._stage = PipelineStage(model, grid, None) if grid and grid.layout.pp > 1 else None
         self.kernels = model.kernels
-        self._loss: Any = None if self._stage else _Forward(TokenLoss(model))
+        self._loss: Any = None if self._stage else _Forward(TokenLoss(model, has_gradients=False))
 
     def run(self, batch: Batch) -> float:
         """Return the sum of the batch's token losses times their weights; 0 on all but the last stage."""

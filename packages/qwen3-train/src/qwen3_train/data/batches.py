@@ -39,6 +39,7 @@ class Batch:
     """Loss mask, in the end over the unmasked tokens of the whole step."""
     position_ids_BL: NDArray[np.int32] | None
     segment_ids_BL: NDArray[np.int32] | None
+    """Of whole samples, also where the others are of parts of them (`context_part`)."""
 
 
 def step_batches(
@@ -71,6 +72,11 @@ def own_batches(
         counted += int(sum(sample.loss_mask_L.sum() for sample in samples))
         batches.append(_stack(samples, options, vocab_size))
     return batches, counted
+
+
+def counted_tokens(batches: list[Batch]) -> int:
+    """Return how many tokens carry loss, by weights of 0 or 1."""
+    return sum(int(batch.weights_BL.sum(dtype=np.float64)) for batch in batches)
 
 
 def weighted(batches: list[Batch], counted: int) -> list[Batch]:

@@ -6,7 +6,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from qwen3_model.file_map import advise_random
 from qwen3_model.tokens import TokenFile
 from qwen3_train.data.batch_plan import BatchPlan
-from qwen3_train.data.batches import Batch, Dataset, all_tokens_count, own_batches, weighted
+from qwen3_train.data.batches import (
+    Batch,
+    Dataset,
+    all_tokens_count,
+    counted_tokens,
+    own_batches,
+    weighted,
+)
+from qwen3_train.data.context_part import ContextPart
 from qwen3_train.data.gpt_dataset import BlendedDataset, DocumentOptions, GptDataset
 
 
@@ -20,7 +28,7 @@ class StepReader:
         options: DocumentOptions,
         vocab_size: int,
         *,
-        replica: int,
+        part: ContextPart,
         last_step: int,
         add_counts: Callable[[int], int],
     ) -> None:
@@ -31,12 +39,13 @@ class StepReader:
             plan: Which samples each step takes.
             options: What document borders do.
             vocab_size: Rows of the model.
-            replica: Whose samples are read.
+            part: Which samples are read, and which part of each.
             last_step: After which nothing is read.
-            add_counts: Gives the sum over all replicas of a replica's tokens with loss; all ranks call it.
+            add_counts: Gives the sum over all replicas of the tokens with loss that each has of its part;
+                all ranks call it.
         """
         self.dataset, self.plan, self.options, self.vocab_size = dataset, plan, options, vocab_size
-        self.replica, self.last_step, self.add_counts = replica, last_step, add_counts
+        self.part, self.last_step, self.add_counts = part, last_step, add_counts
         self._counts_all = all_tokens_count(dataset, options)
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="samples")
         for tokens in _token_files(dataset):
@@ -56,8 +65,9 @@ class StepReader:
             self._ahead = (step + 1, self._pool.submit(self._read, step + 1))
         if self._counts_all:
             # Without a mask the count is known, and no sum over the ranks is needed.
-            counted = sum(batch.weights_BL.size for batch in own) * self.plan.num_replicas
-        elif self.plan.num_replicas > 1:
+            counted = sum(batch.weights_BL.size for batch in own)
+            counted *= self.plan.num_replicas * self.part.size
+        elif self.plan.num_replicas * self.part.size > 1:
             counted = self.add_counts(counted)
         return weighted(own, counted)
 
@@ -66,10 +76,15 @@ class StepReader:
         self._pool.shutdown(cancel_futures=True)
 
     def _read(self, step: int) -> tuple[list[Batch], int]:
-        batches = own_batches(self.dataset, self.plan, self.options, step, self.vocab_size, self.replica)
+        batches, counted = own_batches(
+            self.dataset, self.plan, self.options, step, self.vocab_size, self.part.replica
+        )
         for tokens in _token_files(self.dataset, self.plan.samples(step)):
             tokens.require_whole()
-        return batches
+        if self.part.size == 1:
+            return batches, counted
+        parts = [self.part.part_of(batch) for batch in batches]
+        return parts, counted_tokens(parts)
 
 
 def require_whole_files(dataset: Dataset) -> None:

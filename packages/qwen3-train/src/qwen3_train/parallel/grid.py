@@ -23,7 +23,9 @@ class Grid:
     """What of the model its stage holds."""
     tp: Tp
     replicas: Group
-    """Ranks that hold the same weights and take other samples."""
+    """Ranks that hold the same weights and take other samples, or other parts of them."""
+    context: Group
+    """Those of them that take parts of the same samples; else this rank alone."""
     world: Group
     ends: Group
     """First and last stage, where a tied embedding is on both; else this rank alone."""
@@ -38,7 +40,7 @@ class Grid:
 
     @property
     def replica(self) -> int:
-        """Data-parallel replica, from 0."""
+        """Replica, from 0, of those that hold the same weights."""
         return self.layout.place(self.rank)[1]
 
     @property
@@ -67,7 +69,7 @@ def single_grid(config: Qwen3Config) -> Grid:
     alone = Alone()
     return Grid(
         layout=Layout(), rank=0, part=Part(layers=range(config.num_layers)), tp=Whole(), replicas=alone,
-        world=alone, ends=alone, before=None, after=None,
+        context=alone, world=alone, ends=alone, before=None, after=None,
     )  # fmt: skip
 
 
@@ -96,6 +98,10 @@ def make_grid(
     # Every rank makes its groups in this order, so that nobody waits in a circle.
     tp_group = group("tp", ranks(range(stage, stage + 1), range(replica, replica + 1), range(layout.tp)))
     replicas = group("dp", ranks(range(stage, stage + 1), range(layout.dp), range(shard, shard + 1)))
+    context, first = replicas, replica - replica % layout.cp
+    if layout.cp < layout.dp:
+        own = ranks(range(stage, stage + 1), range(first, first + layout.cp), range(shard, shard + 1))
+        context = group("cp", own)
     before = link(stage) if stage > 0 else None
     after = link(stage + 1) if stage < last else None
     ends: Group = Alone()
@@ -110,6 +116,7 @@ def make_grid(
         part=Part(layers=layers, is_first=stage == 0, is_last=stage == last),
         tp=Whole() if layout.tp == 1 else Shards(tp_group, sequence_parallel=layout.sequence_parallel),
         replicas=replicas,
+        context=context,
         world=world,
         ends=ends,
         before=before,

@@ -7,6 +7,7 @@ from qwen3_model.layout import Layout
 from qwen3_model.layout_checks import TP, near_divisors, split_problems
 
 PP, DP = "parallel_config.pipeline_stage", "parallel_config.data_parallel"
+CP = "parallel_config.context_parallel"
 
 
 def layout_problems(
@@ -27,13 +28,19 @@ def layout_problems(
 
 
 def tensor_problems(config: Qwen3Config, layout: Layout, seq_length: int) -> list[str]:
-    """Say what tensor and sequence parallelism cannot split."""
-    tp = layout.tp
+    """Say what tensor, sequence and context parallelism cannot split."""
+    tp, cp = layout.tp, layout.cp
     problems = split_problems(config, tp)
-    if layout.sequence_parallel and seq_length % tp:
+    if cp > 1 and seq_length % (2 * cp):
         problems.append(
-            f"seq_length={seq_length} does not divide by {TP}={tp}, which use_seq_parallel needs; change "
-            "seq_length or set use_seq_parallel to False"
+            f"seq_length={seq_length} does not divide by 2 x {CP}={cp}, the chunks that ranks share; change "
+            "seq_length or context_parallel"
+        )
+    elif layout.sequence_parallel and seq_length // cp % tp:
+        part = f" / {CP} {cp}" if cp > 1 else ""
+        problems.append(
+            f"seq_length={seq_length}{part} does not divide by {TP}={tp}, which use_seq_parallel needs; "
+            "change seq_length or set use_seq_parallel to False"
         )
     return problems
 
@@ -78,9 +85,11 @@ def process_problems(layout: Layout, worker_num: int | None) -> list[str]:
     if worker_num is None or worker_num == layout.num_ranks:
         return []
     alone = ", or --use_parallel False for one process" if worker_num == 1 else ""
+    context = f" x {CP}={layout.cp}" if layout.cp > 1 else ""
+    grid = f"{DP}={layout.data_parallel}{context} x {TP}={layout.tp} x {PP}={layout.pp}"
     return [
-        f"{DP}={layout.dp} x {TP}={layout.tp} x {PP}={layout.pp} needs {layout.num_ranks} processes but "
-        f"worker_num is {worker_num}; give --worker-num {layout.num_ranks}, another layout{alone}"
+        f"{grid} needs {layout.num_ranks} processes but worker_num is {worker_num}; give --worker-num "
+        f"{layout.num_ranks}, another layout{alone}"
     ]
 
 

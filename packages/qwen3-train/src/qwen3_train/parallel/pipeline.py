@@ -36,7 +36,7 @@ class PipelineStage:
         self.after: Any = grid.after
         self.split = grid.layout.tp if grid.layout.sequence_parallel else 1
         keeps = kept_inputs(model) if sums is not None else (False,) * len(model.model.layers)
-        self._last: Any = LossOnly(TokenLoss(model)) if grid.part.is_last else None
+        self._last: Any = LossOnly(TokenLoss(model, has_gradients=False)) if grid.part.is_last else None
         self._forward: Any = None if grid.part.is_last else Forward(model, keeps)
         self._backward: Any = None
         if sums is not None:

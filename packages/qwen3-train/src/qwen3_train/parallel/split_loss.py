@@ -40,11 +40,15 @@ class SplitCrossEntropy(nn.Cell):
         return losses_M1.reshape(-1), log_sum_M1.reshape(-1, 1)
 
     def bprop(self, logits_MV: Tensor, labels_M: Tensor, out: tuple, grad: tuple) -> tuple:
+        return self.slopes(logits_MV, labels_M, out[1], grad[0])[0], self.zeros(labels_M)
+
+    def slopes(self, logits_MV: Tensor, labels_M: Tensor, log_sum_M1: Tensor, weights_M: Tensor) -> tuple:
+        """Return the gradient of the logits, (softmax - onehot) * weight; None: it is whole as it is."""
         label_M1, is_here_M1 = self._local(logits_MV, labels_M)
-        slope_M1 = grad[0].reshape(-1, 1)
-        grad_MV = self.exp(logits_MV.astype(ms.float32) - out[1]) * slope_M1
+        slope_M1 = weights_M.reshape(-1, 1)
+        grad_MV = self.exp(logits_MV.astype(ms.float32) - log_sum_M1) * slope_M1
         grad_MV = self.kernels.subtract_at(grad_MV, label_M1, slope_M1 * is_here_M1)
-        return grad_MV.astype(logits_MV.dtype), self.zeros(labels_M)
+        return grad_MV.astype(logits_MV.dtype), None
 
     def _local(self, logits_MV: Tensor, labels_M: Tensor) -> tuple[Tensor, Tensor]:
         """Return each label's column here, 0 where another rank has it, and whether it is here as 0 or 1."""

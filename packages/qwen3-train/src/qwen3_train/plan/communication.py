@@ -19,7 +19,7 @@ class Traffic:
     """One kind of message of a device in one step."""
 
     kind: str
-    """tp, dp, pp or tied."""
+    """tp, cp, dp, pp or tied."""
     operation: str
     purpose: str
     calls: int
@@ -33,7 +33,10 @@ class Traffic:
 def plan_traffic(settings: PlanSettings, stage: int) -> list[Traffic]:
     """Return what a device of `stage` sends in one step, without the kinds that do not occur."""
     found = (
-        _tensor_traffic(settings, stage) + _data_traffic(settings, stage) + _pipeline_traffic(settings, stage)
+        _tensor_traffic(settings, stage)
+        + _context_traffic(settings, stage)
+        + _data_traffic(settings, stage)
+        + _pipeline_traffic(settings, stage)
     )
     return [traffic for traffic in found if traffic.calls]
 
@@ -70,6 +73,24 @@ def _tensor_traffic(settings: PlanSettings, stage: int) -> list[Traffic]:
             tp,
         ),
         _partial_gradients(settings, stage, norms),
+    ]
+
+
+def _context_traffic(settings: PlanSettings, stage: int) -> list[Traffic]:
+    """Keys and values of the whole sequence are gathered, and their gradients handed out again."""
+    layout, model, cp = settings.layout, settings.model, settings.layout.cp
+    if cp == 1:
+        return []
+    num_layers = len(stage_layers(model.num_layers, layout.pp, settings.offset)[stage])
+    again = (settings.recompute == "full") + (stage < layout.pp - 1)
+    width = 2 * model.num_kv_heads // layout.tp * model.head_dim
+    payload = settings.micro_batch * settings.seq_length * width * settings.compute_bytes
+    calls = settings.passes * num_layers
+    sent = payload * (cp - 1) // cp
+    forward = calls * (1 + again)
+    return [
+        Traffic("cp", "all-gather", "keys and values", forward, payload, forward * sent),
+        Traffic("cp", "reduce-scatter", "gradients of keys and values", calls, payload, calls * sent),
     ]
 
 

@@ -24,6 +24,7 @@ def groups_of_stage(settings: PlanSettings, stage: int) -> tuple[str, ...]:
         (ALL, True),
         ("tensor parallel", is_own(settings, layout.tp)),
         ("replicas", is_own(settings, layout.dp)),
+        ("context parallel", layout.cp < layout.dp and is_own(settings, layout.cp)),
         (BEFORE, stage > 0),
         (AFTER, not is_last),
         (ENDS, is_end and is_own(settings, 2)),

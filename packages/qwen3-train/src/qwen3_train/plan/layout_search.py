@@ -42,13 +42,14 @@ class StepTime:
     idle_s: float
     """Waiting for the pipeline to fill and drain."""
     tensor_s: float
+    context_s: float
     data_s: float
     pipeline_s: float
 
     @property
     def total_s(self) -> float:
         """Sum of all parts."""
-        return self.compute_s + self.idle_s + self.tensor_s + self.data_s + self.pipeline_s
+        return self.compute_s + self.idle_s + self.tensor_s + self.context_s + self.data_s + self.pipeline_s
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +69,7 @@ class Candidate:
             "recomputation": time.repeated_s,
             "idle in the pipeline": time.idle_s,
             "tensor-parallel traffic": time.tensor_s,
+            "context-parallel traffic": time.context_s,
             "gradient traffic": time.data_s,
             "stage traffic": time.pipeline_s,
         }
@@ -91,13 +93,19 @@ class Search:
     """Sentences on layouts that do not divide."""
 
 
+def grid_words(layout: Layout) -> str:
+    """Return the numbers of a grid for a reader."""
+    context = f" x cp {layout.cp}" if layout.cp > 1 else ""
+    return f"dp {layout.data_parallel}{context} x tp {layout.tp} x pp {layout.pp}"
+
+
 def search_layouts(
     settings: PlanSettings, num_devices: int, memory_bytes: int | None, machine: Machine | None = None
 ) -> Search:
     """Try all layouts of `num_devices` with the global batch of `settings`.
 
     For each grid the least recomputation that fits is taken; sequence parallelism wherever the sequence
-    divides.
+    divides; context parallelism as in `settings` wherever its degree divides the replicas.
     """
     machine = machine or Machine()
     fitting: list[Candidate] = []
@@ -106,7 +114,7 @@ def search_layouts(
     for layout in _grids(num_devices, settings, machine):
         candidate_settings, problems = _with_layout(settings, layout)
         if candidate_settings is None:
-            refused.append(f"dp {layout.dp} x tp {layout.tp} x pp {layout.pp}: {'; '.join(problems)}")
+            refused.append(f"{grid_words(layout)}: {'; '.join(problems)}")
             continue
         candidate = _least_recompute(candidate_settings, memory_bytes, machine)
         fits = memory_bytes is None or candidate.memory_bytes <= memory_bytes
@@ -142,6 +150,7 @@ def step_time(settings: PlanSettings, machine: Machine) -> StepTime:
         repeated_s=repeated_s,
         idle_s=compute_s * (layout.pp - 1) / settings.micro_batch_num,
         tensor_s=_link_s(settings, ("tp",), layout.tp, machine),
+        context_s=_link_s(settings, ("cp",), layout.tp * layout.cp, machine),
         data_s=_link_s(settings, ("dp", "tied"), layout.tp * layout.dp, machine),
         pipeline_s=_link_s(settings, ("pp",), layout.num_ranks, machine),
     )
@@ -162,17 +171,20 @@ def _grids(num_devices: int, settings: PlanSettings, machine: Machine) -> Iterat
         if tp > machine.devices_per_node:
             continue
         for pp in _divisors(num_devices // tp):
-            split = tp > 1 and settings.seq_length % tp == 0
-            yield Layout(dp=num_devices // tp // pp, tp=tp, pp=pp, sequence_parallel=split)
+            dp = num_devices // tp // pp
+            cp = settings.layout.cp if dp % settings.layout.cp == 0 else 1
+            split = tp > 1 and settings.seq_length // cp % tp == 0
+            yield Layout(dp=dp, cp=cp, tp=tp, pp=pp, sequence_parallel=split)
 
 
 def _with_layout(settings: PlanSettings, layout: Layout) -> tuple[PlanSettings | None, list[str]]:
     """The settings under another grid and the same global batch, or what prevents that."""
-    samples, remainder = divmod(settings.global_batch, layout.dp * settings.micro_batch)
+    samples, remainder = divmod(settings.global_batch, layout.data_parallel * settings.micro_batch)
     problems = tensor_problems(settings.model, layout, settings.seq_length)
     if remainder or samples == 0:
         problems.append(
-            f"a global batch of {settings.global_batch} does not divide by data_parallel {layout.dp} x "
+            f"a global batch of {settings.global_batch} does not divide by data_parallel "
+            f"{layout.data_parallel} x "
             f"batch_size {settings.micro_batch}"
         )
     own = settings.layout.pp == layout.pp

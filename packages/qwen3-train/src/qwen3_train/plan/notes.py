@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from qwen3_train.plan.layout_search import RECOMPUTE, Candidate, Machine, assess, search_layouts
+from qwen3_train.plan.layout_search import RECOMPUTE, Candidate, Machine, assess, grid_words, search_layouts
 from qwen3_train.plan.memory import plan_memory
 from qwen3_train.plan.settings import PlanSettings
 
@@ -79,7 +79,9 @@ def _offset_note(settings: PlanSettings) -> str:
 def _grid_note(settings: PlanSettings, own: Candidate, memory_bytes: int | None) -> str:
     """Compare with the best grid for a global batch that every grid can split."""
     num_devices = settings.layout.num_ranks
-    larger = replace(settings, accumulation=settings.accumulation * num_devices // settings.layout.dp)
+    larger = replace(
+        settings, accumulation=settings.accumulation * num_devices // settings.layout.data_parallel
+    )
     best = next(iter(search_layouts(larger, num_devices, memory_bytes).fitting), None)
     if best is None or best.settings.layout == settings.layout:
         return ""
@@ -91,7 +93,7 @@ def _grid_note(settings: PlanSettings, own: Candidate, memory_bytes: int | None)
     kind = best.settings.recompute
     recompute = "without recomputation" if kind == "none" else f"with {kind} recomputation"
     return (
-        f"With a global batch of {best.settings.global_batch}, dp {layout.dp} x tp {layout.tp} x pp "
-        f"{layout.pp} {recompute} would fit in {best.memory_bytes / GIB:.1f} GiB and give about {gain:.1f} "
+        f"With a global batch of {best.settings.global_batch}, {grid_words(layout)} {recompute} "
+        f"would fit in {best.memory_bytes / GIB:.1f} GiB and give about {gain:.1f} "
         "times the tokens per second."
     )

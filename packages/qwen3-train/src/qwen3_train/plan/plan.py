@@ -52,7 +52,7 @@ def make_plan(settings: PlanSettings, *, num_devices: int | None, memory_bytes: 
     if settings.layout.num_ranks > devices:
         problems += process_problems(settings.layout, devices)
     problems += batch_problems(
-        settings.layout.dp, settings.micro_batch, settings.passes, settings.num_samples
+        settings.layout.data_parallel, settings.micro_batch, settings.passes, settings.num_samples
     )
     if not problems:
         stages = plan_memory(settings)
@@ -76,7 +76,7 @@ def plan_values(plan: Plan) -> dict[str, Any]:
     """Return the plan as values for JSON; sizes in bytes, times in seconds."""
     settings = plan.settings
     return {
-        "layout": asdict(settings.layout),
+        "layout": asdict(settings.layout) | {"data_parallel": settings.layout.data_parallel},
         "problem": plan.problem or None,
         "max_device_memory_bytes": plan.memory_bytes,
         "batch": {

@@ -16,7 +16,8 @@ Each entry follows from the derivative of one operation of `qwen3_model` (`layer
 Korthikanti et al. 2022 (section 4) count the same way for a GPT layer; here it is with grouped queries, a
 gated feed-forward, no dropout, and what MindSpore's operators keep. Tensor parallelism divides what lies
 between a column and a row split. Sequence parallelism divides the rest, but for the gathered inputs of q, k,
-v and of gate and up, which are kept. Adapters (LoRA) add (M, rank) for each target, which is not counted.
+v and of gate and up, which are kept. Context parallelism divides all rows, but each chunk of queries keeps
+the keys and values up to its end. Adapters (LoRA) add (M, rank) for each target, which is not counted.
 
 M rows of a micro-batch (B * L), D hidden, N query heads, K key/value heads, H head_dim, F feed-forward,
 V vocabulary.
@@ -25,6 +26,7 @@ V vocabulary.
 import math
 from dataclasses import dataclass, replace
 
+from qwen3_train.loss_chunks import rows_of_chunk
 from qwen3_train.plan.settings import PlanSettings
 
 FLASH_STATISTIC = 8
@@ -89,11 +91,29 @@ def head_tensors(settings: PlanSettings) -> list[SavedTensor]:
 
 
 def logits_tensors(settings: PlanSettings) -> list[SavedTensor]:
-    """Return the vocabulary-wide tensors that are alive at once at the start of the backward pass."""
-    shape = (settings.rows, settings.model.vocab_size // settings.layout.tp)
+    """Return the vocabulary-wide tensors that are alive at once when the loss is computed.
+
+    Where the rows are taken in chunks, these are a chunk's, the head in the type of the products, what is
+    there of its gradient if it is trained, and the gradient of the hidden states.
+    """
+    width, hidden, c = (
+        settings.model.vocab_size // settings.layout.tp,
+        settings.model.hidden_size,
+        settings.compute_bytes,
+    )
+    rows = rows_of_chunk(settings.rows, width)
     # With tensor parallelism the loss takes exp(logits - maximum), otherwise log_softmax(logits).
-    names = ("logits", "logits - maximum", "exponentials") if settings.layout.tp > 1 else LOG_SOFTMAX
-    return [SavedTensor(f"loss.{name}", shape, 4, "") for name in names]
+    is_split = settings.layout.tp > 1 or (settings.is_fused and rows < settings.rows)
+    names = ("logits", "logits - maximum", "exponentials") if is_split else LOG_SOFTMAX
+    tensors = [SavedTensor(f"loss.{name}", (rows, width), 4, "") for name in names]
+    if rows == settings.rows:
+        return tensors
+    tensors.append(SavedTensor("loss.hidden.gradient", (settings.rows, hidden), c, ""))
+    if settings.is_fused and settings.recompute == "full":
+        tensors.append(SavedTensor("loss.head", (width, hidden), c, ""))
+    if settings.is_fused and not settings.adapters:
+        tensors.append(SavedTensor("loss.head.gradient", (width, hidden), 4, ""))
+    return tensors
 
 
 def shared_tensors(settings: PlanSettings) -> list[SavedTensor]:
@@ -105,7 +125,7 @@ def shared_tensors(settings: PlanSettings) -> list[SavedTensor]:
     model, tp, rows = settings.model, settings.layout.tp, settings.rows
     ids = SavedTensor("ids", (rows,), 4, "")
     if settings.is_fused:
-        table = (settings.micro_batch, settings.seq_length, 1, model.head_dim)
+        table = (rows, 1, model.head_dim)
         tables = [SavedTensor(name, table, settings.compute_bytes, "") for name in ("cos", "sin")]
         return [ids, *tables, SavedTensor("mask", (COMPRESSED_MASK, COMPRESSED_MASK), 1, "")]
     tables = [
@@ -115,7 +135,8 @@ def shared_tensors(settings: PlanSettings) -> list[SavedTensor]:
     ]
     # Where rows differ in what they may see, so do their masks, and each head has its own copy.
     copies = settings.micro_batch * model.num_heads // tp if settings.separate_documents else 1
-    mask = SavedTensor("mask", (copies * settings.seq_length, settings.seq_length), 4, "")
+    queries, keys = settings.queries_by_keys
+    mask = SavedTensor("mask", (copies * queries, keys), 4, "")
     return [ids, *tables, mask]
 
 
@@ -125,17 +146,37 @@ def backward_tensors(settings: PlanSettings) -> list[SavedTensor]:
     wide = (rows, settings.model.intermediate_size // tp)
     mlp = [SavedTensor(f"{name}.gradient", wide, c, "") for name in ("down_proj.input", "gate", "up")]
     if settings.is_fused:
-        return mlp
+        return max(mlp, _context_gradients(settings), key=_size)
     scores = _heads_by_keys(settings)
     attention = [
         SavedTensor(f"attention.{name}.gradient", scores, 4, "") for name in ("probabilities", "scores")
     ]
-    return max(mlp, attention, key=lambda tensors: sum(tensor.num_bytes for tensor in tensors))
+    return max(mlp, attention, key=_size)
+
+
+def _context_gradients(settings: PlanSettings) -> list[SavedTensor]:
+    """Of the keys and values that the chunks have looked at, and of the sequence that these are parts of."""
+    if settings.layout.cp == 1:
+        return []
+    model, b, c = settings.model, settings.micro_batch, settings.compute_bytes
+    width = 2 * model.num_kv_heads // settings.layout.tp * model.head_dim
+    keys = {"of chunks": settings.queries_by_keys[1], "gathered": settings.seq_length}
+    return [
+        SavedTensor(f"attention.keys and values {name}.gradient", (b, length, width), c, "")
+        for name, length in keys.items()
+    ]
+
+
+def _size(tensors: list[SavedTensor]) -> int:
+    return sum(tensor.num_bytes for tensor in tensors)
 
 
 def _attention_tensors(settings: PlanSettings) -> list[SavedTensor]:
     model, tp, c = settings.model, settings.layout.tp, settings.compute_bytes
-    b, length, rows, h = settings.micro_batch, settings.seq_length, settings.rows, model.head_dim
+    b, rows, h = settings.micro_batch, settings.rows, model.head_dim
+    length = settings.seq_length // settings.layout.cp
+    # With context parallelism each of two chunks has the keys up to its end.
+    keys = settings.queries_by_keys[1]
     n, k = model.num_heads // tp, model.num_kv_heads // tp
     tensors = [
         *_norm_tensors(
@@ -145,8 +186,8 @@ def _attention_tensors(settings: PlanSettings) -> list[SavedTensor]:
         *_norm_tensors(settings, "q_norm", rows * n, h, "full"),
         *_norm_tensors(settings, "k_norm", rows * k, h, "full"),
         SavedTensor("attention.query", (b, n, length, h), c, "full"),
-        SavedTensor("attention.key", (b, k, length, h), c, "full"),
-        SavedTensor("attention.value", (b, k, length, h), c, "full"),
+        SavedTensor("attention.key", (b, k, keys, h), c, "full"),
+        SavedTensor("attention.value", (b, k, keys, h), c, "full"),
     ]
     if settings.is_fused:
         statistic = (b, n, length, FLASH_STATISTIC)
@@ -199,4 +240,4 @@ def _norm_tensors(
 
 def _heads_by_keys(settings: PlanSettings) -> tuple[int, ...]:
     heads = settings.model.num_heads // settings.layout.tp
-    return (settings.micro_batch, heads, settings.seq_length, settings.seq_length)
+    return (settings.micro_batch, heads, *settings.queries_by_keys)

@@ -12,6 +12,7 @@ from qwen3_model.run_config import Key, RunConfig
 from qwen3_train.lora.shapes import Adapters
 from qwen3_train.parallel.offset import read_offset
 from qwen3_train.settings.datasets import TOKENS
+from qwen3_train.settings.layout import read_layout
 from qwen3_train.settings.model import read_model
 from qwen3_train.settings.recompute import read_recompute
 from qwen3_train.settings.run import callback_of
@@ -62,8 +63,19 @@ class PlanSettings:
 
     @property
     def rows(self) -> int:
-        """Tokens of a micro-batch, M."""
-        return self.micro_batch * self.seq_length
+        """Tokens of a micro-batch on one rank, M."""
+        return self.micro_batch * self.seq_length // self.layout.cp
+
+    @property
+    def queries_by_keys(self) -> tuple[int, int]:
+        """Queries of a sample on one rank that share their keys, and all keys that these look at.
+
+        With context parallelism the queries are those of one of two chunks, and the keys those of both.
+        """
+        if self.layout.cp == 1:
+            return self.seq_length, self.seq_length
+        chunk = self.seq_length // (2 * self.layout.cp)
+        return chunk, (2 * self.layout.cp + 1) * chunk
 
     @property
     def sequence_split(self) -> int:
@@ -78,7 +90,7 @@ class PlanSettings:
     @property
     def global_batch(self) -> int:
         """Samples of a step."""
-        return self.layout.dp * self.micro_batch * self.passes
+        return self.layout.data_parallel * self.micro_batch * self.passes
 
     @property
     def tokens_per_step(self) -> int:
@@ -113,7 +125,7 @@ def read_plan_settings(config: RunConfig) -> PlanSettings:
             f"seq_length={seq_length} is longer than "
             f"max_position_embeddings={model.max_position_embeddings}; shorten one or raise the other"
         )
-    layout, offset = _layout(config), read_offset(config.get("model.model_config.offset"))
+    layout, offset = read_layout(config), read_offset(config.get("model.model_config.offset"))
     recompute = read_recompute(config.get("recompute_config"), layout.pp).kind
     if recompute is None:
         raise ConfigError(
@@ -171,21 +183,10 @@ def _separates_documents(config: RunConfig) -> bool:
     return any(config.get(f"train_dataset.data_loader.config.{key}") for key in keys)
 
 
-def _layout(config: RunConfig) -> Layout:
-    if not config.get("use_parallel", False):
-        return Layout()
-    return Layout(
-        dp=config.get("parallel_config.data_parallel", 1),
-        tp=config.get("parallel_config.model_parallel", 1),
-        pp=config.get("parallel_config.pipeline_stage", 1),
-        sequence_parallel=config.get("parallel_config.use_seq_parallel", False),
-    )
-
-
 def _range_problems(config: RunConfig) -> list[str]:
     keys = (
         "parallel_config.data_parallel", "parallel_config.model_parallel", "parallel_config.pipeline_stage",
-        "parallel_config.micro_batch_num", "runner_config.batch_size",
+        "parallel_config.context_parallel", "parallel_config.micro_batch_num", "runner_config.batch_size",
         "runner_config.gradient_accumulation_steps", "runner_config.epochs",
     )  # fmt: skip
     values = ((key, config.get(key, 1)) for key in keys)

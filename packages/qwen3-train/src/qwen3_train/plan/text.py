@@ -2,7 +2,7 @@
 
 from qwen3_model.device_memory import gib
 from qwen3_train.parallel.stages import stage_layers
-from qwen3_train.plan.layout_search import Candidate
+from qwen3_train.plan.layout_search import Candidate, grid_words
 from qwen3_train.plan.memory import PARTS
 from qwen3_train.plan.plan import Plan
 from qwen3_train.plan.settings import PlanSettings
@@ -21,7 +21,7 @@ def plan_text(plan: Plan) -> str:
 
 def _head(plan: Plan) -> list[str]:
     settings, layout, model = plan.settings, plan.settings.layout, plan.settings.model
-    passes = f"rows {settings.micro_batch} x forward passes {settings.passes} x dp {layout.dp}"
+    passes = f"rows {settings.micro_batch} x forward passes {settings.passes} x dp {layout.data_parallel}"
     steps = settings.steps_per_epoch
     epochs = (
         f"{steps:,} steps in an epoch, {steps * settings.epochs:,} in all"
@@ -155,7 +155,7 @@ def _layout(settings: PlanSettings) -> str:
     layout = settings.layout
     extras = ", sequence parallel" if layout.sequence_parallel else ""
     extras += f", offset {list(settings.offset)}" if settings.offset else ""
-    return f"dp {layout.dp} x tp {layout.tp} x pp {layout.pp}{extras}"
+    return f"{grid_words(layout)}{extras}"
 
 
 def _devices(number: int) -> str:

@@ -61,6 +61,7 @@ def _num_groups(settings: PlanSettings) -> int:
         + is_own(settings, layout.num_ranks)
         + dp * pp * is_own(settings, tp)
         + tp * pp * is_own(settings, dp)
+        + dp // layout.cp * tp * pp * (layout.cp < dp and is_own(settings, layout.cp))
         + links
         + dp * tp * (is_tied and is_own(settings, 2))
     )

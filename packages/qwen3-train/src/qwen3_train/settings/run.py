@@ -19,6 +19,7 @@ from qwen3_train.settings.conversation_blend import BlendSettings
 from qwen3_train.settings.datasets import Conversations, read_dataset, read_eval_dataset
 from qwen3_train.settings.exit_file import read_exit_file
 from qwen3_train.settings.hf_loader import HfDataSettings
+from qwen3_train.settings.layout import read_layout
 from qwen3_train.settings.lora import LoraSettings, read_lora, refuse_empty_stages
 from qwen3_train.settings.model import read_model
 from qwen3_train.settings.profiling import ProfileSettings, read_profile
@@ -229,13 +230,7 @@ def _layout(config: RunConfig, worker_num: int) -> Layout:
                 "parallel_config to a layout of that many processes"
             )
         return Layout()
-    section = config.get("parallel_config") or {}
-    layout = Layout(
-        dp=section.get("data_parallel") or 1,
-        tp=section.get("model_parallel") or 1,
-        pp=section.get("pipeline_stage") or 1,
-        sequence_parallel=bool(section.get("use_seq_parallel")),
-    )
+    layout = read_layout(config)
     if problems := process_problems(layout, worker_num):
         raise ConfigError("; ".join(problems))
     return layout

@@ -43,8 +43,8 @@ MODEL_CONFIG: dict[str, Any] = {
     "fp32_residual_connection": Key((bool,), effect="ascend"), "type": NO_EFFECT,
     "residual_dtype": Key((str,), ("float32", "bfloat16"), effect="ascend"),
     "use_flash_attention": NO_EFFECT,
-    "pet_config": PET_CONFIG, "offset": ANY, "use_cache": NO_EFFECT, "input_sliced_sig": NO_EFFECT,
-    "qkv_concat": NO_EFFECT,
+    "pet_config": PET_CONFIG, "offset": ANY, "pp_interleave_num": COUNT,
+    "use_cache": NO_EFFECT, "input_sliced_sig": NO_EFFECT, "qkv_concat": NO_EFFECT,
     "untie_embeddings_and_output_weights": NO_EFFECT, "use_past": NO_EFFECT, "return_extra_loss": NO_EFFECT,
     # Of a checkpoint of mindformers to start from; its shapes cannot tell.
     "use_contiguous_weight_layout": FLAG,  # its name in mindformers 1.6
@@ -162,9 +162,9 @@ TRAIN: dict[str, Any] = {
     "parallel_config": {
         "data_parallel": COUNT, "model_parallel": COUNT, "pipeline_stage": COUNT, "micro_batch_num": COUNT,
         "use_seq_parallel": FLAG, "gradient_aggregation_group": NO_EFFECT, "vocab_emb_dp": NO_EFFECT,
-        "context_parallel": Key((int,), (1,)), "expert_parallel": Key((int,), (1,)),
+        "context_parallel": COUNT, "expert_parallel": Key((int,), (1,)),
         "seq_split_num": Key((int,), (1,)), "ulysses_degree_in_cp": Key((int,), (1,)),
-        "context_parallel_algo": NO_EFFECT,
+        "context_parallel_algo": TEXT,
     },
     "micro_batch_interleave_num": NO_EFFECT,
     "parallel": {

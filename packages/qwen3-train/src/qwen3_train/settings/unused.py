@@ -83,7 +83,14 @@ def _parallel(config: RunConfig) -> Iterator[Rule]:
     def size(key: str) -> int:
         return int(section.get(key) or 1) if is_parallel else 1
 
-    grid = ("data_parallel", "model_parallel", "pipeline_stage", "micro_batch_num", "use_seq_parallel")
+    grid = (
+        "data_parallel",
+        "model_parallel",
+        "context_parallel",
+        "pipeline_stage",
+        "micro_batch_num",
+        "use_seq_parallel",
+    )
     yield (
         not is_parallel,
         "use_parallel is not True, so parallel_config is not used",
@@ -91,9 +98,16 @@ def _parallel(config: RunConfig) -> Iterator[Rule]:
     )
     if is_parallel:
         yield size("model_parallel") == 1, "model_parallel is 1", ("parallel_config.use_seq_parallel",)
-        yield size("data_parallel") == 1, "data_parallel is 1", ("parallel.enable_parallel_optimizer",)
+        replicas = size("data_parallel") * size("context_parallel")
+        yield replicas == 1, "data_parallel is 1", ("parallel.enable_parallel_optimizer",)
         yield size("pipeline_stage") == 1, "pipeline_stage is 1", ("parallel_config.micro_batch_num",)
-    yield size("pipeline_stage") == 1, "there is one pipeline stage", ("model.model_config.offset",)
+    yield (
+        size("context_parallel") == 1,
+        "no ranks share a sequence",
+        ("parallel_config.context_parallel_algo",),
+    )
+    of_stages = ("model.model_config.offset", "model.model_config.pp_interleave_num")
+    yield size("pipeline_stage") == 1, "there is one pipeline stage", of_stages
 
 
 def _switches(config: RunConfig) -> Iterator[Rule]:

@@ -1,0 +1,56 @@
+"""The grid of ranks that `parallel_config` asks for."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from qwen3_model.errors import ConfigError
+from qwen3_model.layout import Layout
+from qwen3_model.run_config import RunConfig
+
+GATHERING = "colossalai_cp"
+"""mindformers' name of context parallelism that gathers keys and values of the whole sequence."""
+
+
+def read_layout(config: RunConfig) -> Layout:
+    """Return the grid; one rank where `use_parallel` is not True.
+
+    Raises:
+        ConfigError: A number is below 1, or something is asked for that is not implemented.
+    """
+    if not config.get("use_parallel", False):
+        return Layout()
+    section = config.get("parallel_config") or {}
+    if (section.get("pipeline_stage") or 1) > 1:
+        _refuse_interleaved_stages(config)
+    cp = _context_parallel(section)
+    return Layout(
+        dp=(section.get("data_parallel") or 1) * cp,
+        cp=cp,
+        tp=section.get("model_parallel") or 1,
+        pp=section.get("pipeline_stage") or 1,
+        sequence_parallel=bool(section.get("use_seq_parallel")),
+    )
+
+
+def _context_parallel(section: Mapping[str, Any]) -> int:
+    number, algorithm = section.get("context_parallel"), section.get("context_parallel_algo")
+    if number is None or number == 1:
+        return 1
+    if number < 1:
+        raise ConfigError(f"parallel_config.context_parallel={number} must be at least 1")
+    if algorithm not in (None, GATHERING):
+        raise ConfigError(
+            f"parallel_config.context_parallel_algo={algorithm!r} is not implemented; use {GATHERING}, which "
+            "gathers keys and values over the ranks that share a sequence"
+        )
+    return int(number)
+
+
+def _refuse_interleaved_stages(config: RunConfig) -> None:
+    number = config.get("model.model_config.pp_interleave_num")
+    if number is not None and number != 1:
+        raise ConfigError(
+            f"model.model_config.pp_interleave_num={number} is not implemented: each stage has one run of "
+            "layers; leave it at 1, and let micro_batch_num be several times pipeline_stage, so that the "
+            "pipeline is seldom idle (plan says how long)"
+        )
