@@ -68,6 +68,15 @@ class SourceFile:
             FormatError: The file has become shorter, or cannot be read there.
         """
         target = np.empty(size_bytes, np.uint8)
+        self.read_into(start, target)
+        return target
+
+    def read_into(self, start: int, target: NDArray[np.uint8]) -> None:
+        """Fill `target`, of one dimension, with the bytes from `start` on.
+
+        Raises:
+            FormatError: The file has become shorter, or cannot be read there.
+        """
         rest, position = memoryview(target), start  # type: ignore[arg-type]
         with self.descriptor() as number:
             while rest:
@@ -80,7 +89,6 @@ class SourceFile:
                 if count == 0:
                     raise FormatError(f"{self.path} has become shorter while it was read")
                 rest, position = rest[count:], position + count
-        return target
 
 
 def open_source(path: Path) -> SourceFile:

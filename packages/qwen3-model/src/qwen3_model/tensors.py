@@ -6,6 +6,7 @@ from typing import Any, Self
 
 from numpy.typing import NDArray
 
+from qwen3_model.byte_writer import FileRange
 from qwen3_model.rows import LazyTensor, Slices, from_file
 from qwen3_model.safetensors_file import NUMPY_DTYPES, SafetensorsFile
 
@@ -39,6 +40,13 @@ class TensorPart:
             for first, stop, _ in [part.indices(size)]
         ]
         return type(self)(self._tensor, (*cut, *self._wanted[len(cut) :]))
+
+    def ranges(self) -> list[FileRange] | None:
+        """Return where the bytes lie in files, in their order; None where they lie nowhere as they are."""
+        sizes = self._tensor.plan.shape
+        if not sizes or self._wanted[1:] != tuple(slice(0, size) for size in sizes[1:]):
+            return None
+        return self._tensor.rows.ranges(self._wanted[0].start, self._wanted[0].stop)
 
     def __array__(self, dtype: object = None, copy: bool | None = None) -> NDArray[Any]:
         """Read it; BF16 comes as uint16.
