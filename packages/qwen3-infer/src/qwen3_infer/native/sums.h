@@ -9,25 +9,13 @@ namespace qwen3 {
 typedef double Doubles __attribute__((vector_size(kLanes * 8)));
 
 // e to the power of (logit - highest) / temperature.
+template <bool divides>
 struct Weights {
-  float highest, temperature, inverse;
-
-  Floats operator()(Floats logits) const {
-    // Minus infinity would have no remainder.
-    Floats below = logits - highest;
-    const Floats least = Floats{} - 1e30f;
-    below = below < least ? least : below;
-    // A quotient by two products and its remainder takes a fraction of a division's time.
-    const Floats near = below * inverse;
-    return exponential(near + (below - near * temperature) * inverse);
-  }
-};
-
-// The same by a division, where the quotient above may overflow or lose digits.
-struct DividedWeights {
   float highest, temperature;
 
-  Floats operator()(Floats logits) const { return exponential((logits - highest) / temperature); }
+  Floats operator()(Floats logits) const {
+    return exponential(divides ? (logits - highest) / temperature : logits - highest);
+  }
 };
 
 // The sum of `weights` of `count` logits; each summand is good to some units in the last place of a float32.
@@ -49,13 +37,12 @@ double sum_of(Kind weights, const float* logits, int64_t count) {
 
 // The sums of exp((logit - highest) / temperature) over `block` logits at a time.
 inline void block_sums(const float* logits, int64_t size, float highest, float temperature, int64_t block, double* sums) {
-  const bool divides = !(temperature > 1e-6f && temperature < 1e6f);
-  const Weights quick{highest, temperature, 1.0f / temperature};
-  const DividedWeights divided{highest, temperature};
+  // A temperature of 1 saves the divisions, which take as long as all else.
   for_each((size + block - 1) / block, kSmall / block + 1, [=](int64_t i) {
     const float* const from = logits + i * block;
     const int64_t count = size - i * block < block ? size - i * block : block;
-    sums[i] = divides ? sum_of(divided, from, count) : sum_of(quick, from, count);
+    sums[i] = temperature == 1.0f ? sum_of(Weights<false>{highest, temperature}, from, count)
+                                  : sum_of(Weights<true>{highest, temperature}, from, count);
   });
 }
 
