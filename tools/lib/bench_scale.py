@@ -10,6 +10,7 @@ import json
 import math
 import tempfile
 import time
+import tracemalloc
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,11 +29,14 @@ from qwen3_train.checkpoints.shared_writing import checkpoint_bytes, shares_of_s
 from qwen3_train.checkpoints.source import LateFiles, ResumeSource
 from qwen3_train.checkpoints.strategy_files import stage_tensors
 from qwen3_train.data.blend_order import weighted_order
-from qwen3_train.data.gpt_index import build_sample_index
+from qwen3_train.data.gpt_index import fill_sample_index
+from qwen3_train.data.index_cache import cached
 
 TP, PP = 8, 4
 MODEL = dataclasses.replace(SIZES["32B"], num_layers=16)
 """The 32B's widths with 4 layers a stage: a rank's file has 150 tensors and not 530."""
+FILE_DOCUMENTS = 156_250_000
+"""Of each of 64 files of 1e10 documents together, which are 1e13 tokens at 1,000 each."""
 HOW = {"offset": (), "shares_moments": True, "lora": None}
 Row = tuple[str, str, Sequence[int], Sequence[float]]
 
@@ -56,11 +60,29 @@ def power(sizes: Sequence[float], costs: Sequence[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(np.maximum(costs, 1e-9)), 1)[0])
 
 
-def _line(what: str, unit: str, sizes: Sequence[float], costs: Sequence[float], target: float = 1024) -> str:
-    law, last = power(sizes, costs), costs[-1]
+def of_power(sizes: Sequence[float], costs: Sequence[float], target: float) -> tuple[str, float]:
+    """Return the law that is the best power of the size, and the cost at another size."""
+    law = power(sizes, costs)
+    return f"n^{law:.2f}", costs[-1] * (target / sizes[-1]) ** law
+
+
+def straight(sizes: Sequence[float], costs: Sequence[float], target: float) -> tuple[str, float]:
+    """Return the best straight line, where a part does not grow, and the cost at another size."""
+    slope, rest = np.polyfit(sizes, costs, 1)
+    return f"{rest:.3g} + {slope:.3g} n", float(rest + slope * target)
+
+
+def _line(
+    what: str,
+    unit: str,
+    sizes: Sequence[float],
+    costs: Sequence[float],
+    target: float = 1024,
+    fit: Callable[[Sequence[float], Sequence[float], float], tuple[str, float]] = of_power,
+) -> str:
+    law, at_size = fit(sizes, costs, target)
     measured = ", ".join(f"{size:,}: {cost:,.3g}" for size, cost in zip(sizes, costs, strict=True))
-    at_size = last * (target / sizes[-1]) ** law
-    return f"| {what} | {unit} | {measured} | n^{law:.2f} | {target:,.0f}: {at_size:,.3g} |"
+    return f"| {what} | {unit} | {measured} | {law} | {target:,.0f}: {at_size:,.3g} |"
 
 
 def _of_ranks(most: int) -> Iterable[tuple[object, ...]]:
@@ -95,17 +117,31 @@ def _of_ranks(most: int) -> Iterable[tuple[object, ...]]:
 
 
 def _of_data() -> Iterable[tuple[object, ...]]:
-    documents, samples = [250_000, 500_000, 1_000_000, 2_000_000], [250_000, 500_000, 1_000_000, 2_000_000]
+    samples = [250_000, 500_000, 1_000_000, 2_000_000]
+    documents = [1_000_000, 2_000_000, 4_000_000, 8_000_000]
     rng = np.random.default_rng(0)
-    index_s = []
+    index_s, index_gb = [], []
     for count in documents:
-        lengths, numbers = rng.integers(1, 2000, count, dtype=np.int32), np.arange(count, dtype=np.int32)
-        index_s.append(_cpu_s(lambda args=(lengths, numbers): build_sample_index(*args, 4096, None, 1)))
-    yield "Sample index", "CPU s", documents, index_s, 1e10
+        lengths = rng.integers(1, 2000, count, dtype=np.int32)
+        index_s.append(_cpu_s(lambda lengths=lengths: _index(lengths)))
+        tracemalloc.start()
+        _index(lengths)
+        index_gb.append(tracemalloc.get_traced_memory()[1] / 1e9)
+        tracemalloc.stop()
+    yield "Sample index of a file", "CPU s", documents, index_s, FILE_DOCUMENTS
+    yield "memory while it is made", "GB", documents, index_gb, FILE_DOCUMENTS, straight
     for files in (2, 8, 64):
         weights = (rng.random(files) + 0.01).tolist()
         spent = [_cpu_s(lambda n=n, weights=weights: weighted_order(weights, n)) for n in samples]
         yield f"Order of a blend of {files} files", "CPU s", samples, spent, 2.44e9
+
+
+def _index(lengths: np.ndarray) -> None:
+    """Make the index of a file of documents, one pass over them, in a folder."""
+    with tempfile.TemporaryDirectory() as name:
+        cached(
+            Path(name), "", lambda room: fill_sample_index(room, lengths, range(len(lengths)), 4096, None, 1)
+        )
 
 
 def _shares(layout: Layout) -> None:

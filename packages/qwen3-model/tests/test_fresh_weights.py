@@ -2,6 +2,7 @@ import dataclasses
 
 import numpy as np
 
+from qwen3_model import fresh_weights
 from qwen3_model.config import SIZES
 from qwen3_model.fresh_weights import fresh_blocks, fresh_weight, init_weights
 
@@ -37,6 +38,23 @@ def test_blocks_are_the_weight_in_order_and_differ():
     blocks = list(fresh_blocks(SMALL, NAME, 3))
     assert [len(block) for block in blocks] == [1024, 1024, 452]
     assert not np.array_equal(blocks[0], blocks[1])
+
+
+def test_a_part_is_that_of_the_whole_and_no_other_block_is_made(monkeypatch):
+    whole, made, block = fresh_weight(SMALL, NAME, 3), [], fresh_weights._block
+
+    def noting(config, name, seed, number):
+        made.append(number)
+        return block(config, name, seed, number)
+
+    monkeypatch.setattr(fresh_weights, "_block", noting)
+    for rows, wanted in ((slice(0, 625), [0]), (slice(1000, 1030), [0, 1]), (slice(1875, 2500), [1, 2])):
+        for columns in (slice(0, 64), slice(16, 32)):
+            made.clear()
+            np.testing.assert_array_equal(fresh_weight(SMALL, NAME, 3, (rows, columns)), whole[rows, columns])
+            assert sorted(made) == wanted
+    norm = fresh_weight(SMALL, "model.norm.weight", 3, (slice(8, 24),))
+    np.testing.assert_array_equal(norm, np.ones(16, np.float32))
 
 
 def test_the_numbers_stay_the_same_from_release_to_release():

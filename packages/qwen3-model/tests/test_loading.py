@@ -104,6 +104,27 @@ def test_a_part_of_a_part_is_that_of_an_array(tmp_path):
         np.testing.assert_array_equal(np.asarray(part[cut][1:3]), values[cut][1:3])
 
 
+def test_all_shards_together_read_a_weight_once(tmp_path, monkeypatch):
+    """Whichever dimension is cut: columns are read row by row, and nothing beside them."""
+    values = np.arange(64 * 2048, dtype=np.float32).reshape(64, 2048)
+    write_safetensors(tmp_path / "x", [(TensorPlan("a", "F32", values.shape), [values])], {})
+    file, read = open_safetensors(tmp_path / "x"), []
+    whole = file.read
+    monkeypatch.setattr(
+        type(file),
+        "read",
+        lambda self, name, first, last: read.append(last - first) or whole(name, first, last),
+    )
+    part = whole_tensors([file]).part("a")[1]
+    for shard in range(8):
+        for cut in (
+            (slice(shard * 8, shard * 8 + 8), slice(0, 2048)),
+            (slice(0, 64), slice(shard * 256, shard * 256 + 256)),
+        ):
+            np.testing.assert_array_equal(np.asarray(part[cut]), values[cut])
+    assert sum(read) == 2 * values.nbytes
+
+
 def test_weights_are_missing_left_over_or_misshapen_all_at_once(tmp_path):
     model = Qwen3ForCausalLM(TINY)
     weights = {name: ("F32", value) for name, value in init_weights(TINY, 0)}

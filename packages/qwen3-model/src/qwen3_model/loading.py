@@ -39,8 +39,7 @@ def load_hf(model: Qwen3ForCausalLM, directory: Path, *, quiet: bool = True) -> 
 def init_model(model: Qwen3ForCausalLM, seed: int) -> None:
     """Fill every weight of `model` with fresh random values, the same under any layout."""
     for name, parameter in model.parameters_and_names():
-        values = fresh_weight(model.config, name, seed)
-        fill(parameter, "F32", values[own_slices(model, name)])
+        fill(parameter, "F32", fresh_weight(model.config, name, seed, own_slices(model, name)))
 
 
 def own_slices(model: Qwen3ForCausalLM, name: str) -> tuple[slice, ...]:

@@ -161,8 +161,12 @@ class TokenFile:
                 )
 
 
-def open_tokens(prefix: Path) -> TokenFile:
+def open_tokens(prefix: Path, *, checks: bool = True) -> TokenFile:
     """Map the token file `<prefix>.bin` and `<prefix>.idx`.
+
+    Args:
+        prefix: Path without `.bin` or `.idx`.
+        checks: Whether to look at every sequence of the index; else `check_index` may do it later.
 
     Raises:
         FormatError: A file is missing, is no token file, or the two do not belong together.
@@ -195,7 +199,8 @@ def open_tokens(prefix: Path) -> TokenFile:
         document_indices=np.frombuffer(index, "<i8", num_indices, indices_at),
         ids=map_file(bin_path, bin_bytes).view(dtype),
     )
-    _check_index(tokens, idx_path)
+    if checks:
+        check_index(tokens)
     return tokens
 
 
@@ -230,8 +235,13 @@ def sibling(prefix: Path, ending: str) -> Path:
     return prefix.with_name(prefix.name + ending)
 
 
-def _check_index(tokens: TokenFile, path: Path) -> None:
-    """Refuse an index whose sequences leave the `.bin` or whose documents are out of order."""
+def check_index(tokens: TokenFile) -> None:
+    """Look at every sequence of an index, in blocks.
+
+    Raises:
+        FormatError: Sequences leave the `.bin`, or documents are out of order.
+    """
+    path = sibling(tokens.prefix, ".idx")
     bin_bytes = tokens.num_tokens * tokens.dtype.itemsize
     count = len(tokens.sequence_lengths)
     for first in range(0, count, CHECK_BLOCK):

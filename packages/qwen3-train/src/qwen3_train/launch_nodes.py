@@ -1,11 +1,11 @@
 """A run on several nodes: their launchers agree on each start, and start again together after a failure.
 
 The node that decides checks the run, chooses the checkpoint and the layout, and writes what the folder needs;
-the others only start their workers.
+the others only start their workers. Before, each makes the indexes of its share of the token files.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from qwen3_model.msrun.checks import LaunchSettings, check_launch, usable_port
 from qwen3_model.msrun.launcher import Job, launch_workers
 from qwen3_model.msrun.meeting import Meeting, Rules, Start, own_address
 from qwen3_model.msrun.node_files import ENDED, End, Round
+from qwen3_train.data.token_data import index_share_of_run
 from qwen3_train.launch_folder import last_words, log_name, say_finished, write_run
 from qwen3_train.launch_status import status_of
 from qwen3_train.prepare import prepare_run
@@ -67,6 +68,8 @@ def launch_on_nodes(told: NodesRun) -> str:
         meeting = stack.enter_context(
             Meeting(folder, launch.node_rank, launch.num_nodes, address, told.rules)
         )
+        with suppress(Qwen3Error):  # whoever decides says what is wrong with the data
+            index_share_of_run(told.settings, launch.node_rank, launch.num_nodes)
         while True:
             agreed = meeting.agree(desk.propose, log.say)
             if isinstance(agreed, End):

@@ -6,7 +6,7 @@ that a few samples before it have put right, and a block counts only where it be
 which the one before ended. The result is that of one sample after the other, to the last bit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,11 @@ Order = tuple[NDArray[np.int32], NDArray[np.int64]]
 
 def weighted_order(weights: Sequence[float], num_samples: int) -> Order:
     """Return for each sample its file and its number there, always serving the file most behind."""
+    return _whole(weighted_pieces(weights, num_samples), num_samples)
+
+
+def weighted_pieces(weights: Sequence[float], num_samples: int) -> Iterator[Order]:
+    """Yield the order of `weighted_order` piece by piece."""
     shares = np.array(weights, dtype=np.float64)
     # Megatron, when it blends, divides weights that sum to 1 by their sum once more; the last bit decides
     # between files that are equally far behind.
@@ -31,20 +36,32 @@ def weighted_order(weights: Sequence[float], num_samples: int) -> Order:
 
 def exhaustive_order(sizes: Sequence[int]) -> Order:
     """Return the order that serves every sample once, the files mixed in proportion to their sizes."""
+    return _whole(exhaustive_pieces(sizes), int(sum(sizes)))
+
+
+def exhaustive_pieces(sizes: Sequence[int]) -> Iterator[Order]:
+    """Yield the order of `exhaustive_order` piece by piece."""
     left = np.array(sizes, dtype=np.int64)
     total = int(left.sum())
     return _serve(left / max(total, 1), left, total)
 
 
-def _serve(shares: NDArray[np.float64], left: NDArray[np.int64] | None, total: int) -> Order:
-    files, numbers = np.zeros(total, dtype=np.int32), np.zeros(total, dtype=np.int64)
+def _whole(pieces: Iterator[Order], total: int) -> Order:
+    files, numbers, done = np.zeros(total, dtype=np.int32), np.zeros(total, dtype=np.int64), 0
+    for files_P, numbers_P in pieces:
+        part = slice(done, done + len(files_P))
+        files[part], numbers[part], done = files_P, numbers_P, part.stop
+    return files, numbers
+
+
+def _serve(shares: NDArray[np.float64], left: NDArray[np.int64] | None, total: int) -> Iterator[Order]:
     served = np.zeros(len(shares), dtype=np.int64)
     blocks = max(1, CHUNK_ELEMENTS // len(shares))
     for first in range(0, total, blocks * BLOCK):
-        part = slice(first, min(first + blocks * BLOCK, total))
-        files[part], numbers[part] = _serve_chunk(shares, left, served, first, part.stop - first)
-        served += np.bincount(files[part], minlength=len(shares))
-    return files, numbers
+        count = min(blocks * BLOCK, total - first)
+        files, numbers = _serve_chunk(shares, left, served, first, count)
+        yield files, numbers
+        served += np.bincount(files, minlength=len(shares))
 
 
 def _serve_chunk(

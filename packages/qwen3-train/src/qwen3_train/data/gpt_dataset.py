@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3_model.errors import ConfigError
-from qwen3_model.tokens import TokenFile, open_tokens
+from qwen3_model.tokens import TokenFile, check_index, open_tokens
 from qwen3_train.data.blend import Blend, has_weights, samples_per_file, split_bounds
-from qwen3_train.data.blend_order import exhaustive_order, weighted_order
-from qwen3_train.data.gpt_index import SampleIndex, build_sample_index
-from qwen3_train.data.index_cache import Arrays, cached, identity
+from qwen3_train.data.blend_order import exhaustive_pieces, weighted_pieces
+from qwen3_train.data.gpt_index import SampleIndex, count_tokens, fill_sample_index, sample_index_of
+from qwen3_train.data.index_cache import Room, cached, identity
 
 SPLITS = ("train", "valid", "test")
 MOST_SEQUENCES = 2**31 - 1
@@ -89,6 +89,26 @@ class BlendedDataset:
 GptData = GptDataset | BlendedDataset
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wanted:
+    """Which samples of token files."""
+
+    blend: Blend
+    """Files and weights."""
+    split: str | None
+    """Proportions of train, valid and test; None to use the files whole."""
+    part: str
+    """train, valid or test."""
+    seq_length: int
+    """Input tokens of a sample."""
+    num_samples: int | None
+    """Samples wanted at least; None for one pass."""
+    seed: int
+    """Of the order."""
+    cache: Path | None = None
+    """Folder in which indexes are kept for other processes and starts; None to make them in memory."""
+
+
 def build_dataset(
     blend: Blend,
     split: str | None,
@@ -99,19 +119,10 @@ def build_dataset(
     seed: int,
     cache: Path | None = None,
 ) -> GptData | None:
-    """Open the files of `blend` and index the samples of one part of the split.
-
-    Args:
-        blend: Files and weights.
-        split: Proportions of train, valid and test; None to use the files whole.
-        part: "train", "valid" or "test".
-        seq_length: Input tokens of a sample.
-        num_samples: Samples wanted at least; None for one pass.
-        seed: Of the order.
-        cache: Folder in which indexes are kept for other processes and starts; None to make them in memory.
+    """Open the files of `blend` and index the samples of one part of the split; `Wanted` has the arguments.
 
     Returns:
-        The dataset, or None where the split leaves nothing for `part`.
+        The dataset, or None where the split leaves nothing for the part.
 
     Raises:
         ConfigError: A file's part is shorter than one sample, or weights come without a number of samples.
@@ -122,53 +133,70 @@ def build_dataset(
             f"data_path has weights, which need a number of samples to take of the {part} part; set it in "
             "sizes, or leave the weights out to read every sample once"
         )
+    wanted = Wanted(
+        blend=blend, split=split, part=part, seq_length=seq_length, num_samples=num_samples, seed=seed,
+        cache=cache,
+    )  # fmt: skip
     datasets = []
-    for prefix, wanted in zip(blend.prefixes, samples_per_file(blend, num_samples), strict=True):
-        tokens = open_tokens(Path(prefix))
-        count = len(tokens.sequence_lengths)
-        if count > MOST_SEQUENCES:
-            raise ConfigError(
-                f"{prefix} holds {count} documents, and one file may hold {MOST_SEQUENCES}; make several "
-                "with qwen3-data split"
-            )
-        bounds = (0, count) if split is None else split_bounds(split, count)[SPLITS.index(part)]
-        if bounds is None:
+    for prefix, count in zip(blend.prefixes, samples_per_file(blend, num_samples), strict=True):
+        dataset = _open_file(wanted, Path(prefix), count)
+        if dataset is None:
             return None
-        sequences = np.arange(*bounds, dtype=np.int32)
-        held = int(tokens.sequence_lengths[sequences].sum(dtype=np.int64))
-        if held < seq_length + 1:
-            raise ConfigError(
-                f"{prefix}: its {part} part holds {held} tokens in {len(sequences)} documents, fewer "
-                f"than one sample of seq_length + 1 = {seq_length + 1}; shorten seq_length, change split "
-                "or add data"
-            )
-        index = _sample_index(tokens, Path(prefix), sequences, seq_length, wanted, seed, cache)
-        datasets.append(GptDataset(tokens, index, seq_length))
+        datasets.append(dataset)
     if len(datasets) == 1 and blend.weights is None:
         return datasets[0]
     return _mix(datasets, blend, num_samples, cache)
 
 
-def _sample_index(
-    tokens: TokenFile,
-    prefix: Path,
-    sequences: NDArray[np.int32],
-    seq_length: int,
-    wanted: int | None,
-    seed: int,
-    cache: Path | None,
-) -> SampleIndex:
-    def make() -> Arrays:
-        index = build_sample_index(tokens.sequence_lengths, sequences, seq_length, wanted, seed)
-        return {
-            "documents": index.documents, "starts": index.starts, "order": index.order,
-            "num_epochs": np.array([index.num_epochs]),
-        }  # fmt: skip
+def index_share(wanted: Wanted, number: int, of: int) -> None:
+    """Make and keep the indexes of every `of`-th file, so that several machines make those of all together.
 
-    bounds = int(sequences[0]), len(sequences)
-    facts = () if cache is None else ("samples", identity(prefix), bounds, seq_length, wanted, seed)
-    found = cached(cache, facts, make)
-    return SampleIndex(found["documents"], found["starts"], found["order"], int(found["num_epochs"][0]))
+    Raises:
+        As `build_dataset`.
+    """
+    counts = samples_per_file(wanted.blend, wanted.num_samples)
+    for prefix, count in list(zip(wanted.blend.prefixes, counts, strict=True))[number::of]:
+        _open_file(wanted, Path(prefix), count)
+
+
+def _open_file(wanted: Wanted, prefix: Path, num_samples: int | None) -> GptDataset | None:
+    tokens = open_tokens(prefix, checks=False)
+    count = len(tokens.sequence_lengths)
+    if count > MOST_SEQUENCES:
+        raise ConfigError(
+            f"{prefix} holds {count} documents, and one file may hold {MOST_SEQUENCES}; make several "
+            "with qwen3-data split"
+        )
+    bounds: tuple[int, int] | None = (0, count)
+    if wanted.split is not None:
+        bounds = split_bounds(wanted.split, count)[SPLITS.index(wanted.part)]
+    if bounds is None:
+        return None
+    return GptDataset(tokens, _sample_index(wanted, tokens, range(*bounds), num_samples), wanted.seq_length)
+
+
+def _sample_index(
+    wanted: Wanted, tokens: TokenFile, sequences: range, num_samples: int | None
+) -> SampleIndex:
+    seq_length = wanted.seq_length
+
+    def make(room: Room) -> None:
+        # Who finds the index made looks at neither lengths nor pointers, which are as many as documents.
+        check_index(tokens)
+        held = count_tokens(tokens.sequence_lengths, sequences)
+        if held < seq_length + 1:
+            raise ConfigError(
+                f"{tokens.prefix}: its {wanted.part} part holds {held} tokens in {len(sequences)} documents, "
+                f"fewer than one sample of seq_length + 1 = {seq_length + 1}; shorten seq_length, change "
+                "split or add data"
+            )
+        fill_sample_index(room, tokens.sequence_lengths, sequences, seq_length, num_samples, wanted.seed)
+
+    facts: tuple[object, ...] = ()
+    if wanted.cache is not None:
+        bounds = sequences.start, len(sequences)
+        facts = ("samples", identity(tokens.prefix), bounds, seq_length, num_samples, wanted.seed)
+    return sample_index_of(cached(wanted.cache, facts, make))
 
 
 def _mix(
@@ -178,12 +206,19 @@ def _mix(
     # The weight of a single file decides nothing.
     weights = None if num_samples is None else blend.weights
 
-    def make() -> Arrays:
+    def make(room: Room) -> None:
         if weights is None or num_samples is None:
-            files_N, numbers_N = exhaustive_order(sizes)
-            return {"files": files_N[:num_samples], "numbers": numbers_N[:num_samples]}
-        files_N, numbers_N = weighted_order(weights, num_samples)
-        return {"files": files_N, "numbers": numbers_N}
+            total = sum(sizes) if num_samples is None else min(num_samples, sum(sizes))
+            pieces = exhaustive_pieces(sizes)
+        else:
+            total, pieces = num_samples, weighted_pieces(weights, num_samples)
+        room.lay_out({"files": (np.int32, (total,)), "numbers": (np.int64, (total,))})
+        done = 0
+        while done < total:
+            files_P, numbers_P = next(pieces)
+            room.put("files", done, files_P[: total - done])
+            room.put("numbers", done, numbers_P[: total - done])
+            done += len(files_P)
 
     found = cached(cache, ("blend", weights or sizes, num_samples), make)
     return BlendedDataset(datasets, found["files"], found["numbers"])

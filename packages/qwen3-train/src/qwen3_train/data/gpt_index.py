@@ -11,10 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen3_train.data.index_cache import Arrays, MemoryRoom, Room
+
 FINAL_EPOCH_THRESHOLD = 0.80
 """A last epoch of which less than this part is needed is shuffled apart from the others."""
 BLOCK_DOCUMENTS = 1_000_000
 """Documents laid out at once; bounds the memory of temporaries to some tens of megabytes."""
+BLOCK_SAMPLES = 1_000_000
+"""Samples of them at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,33 +40,69 @@ class SampleIndex:
 
 def build_sample_index(
     lengths: NDArray[np.int32],
-    sequences: NDArray[np.int32],
+    sequences: NDArray[np.int32] | range,
     seq_length: int,
     num_samples: int | None,
     seed: int,
 ) -> SampleIndex:
+    """Return the index that `fill_sample_index` makes, in memory."""
+    room = MemoryRoom()
+    fill_sample_index(room, lengths, sequences, seq_length, num_samples, seed)
+    return sample_index_of(room.arrays)
+
+
+def sample_index_of(arrays: Arrays) -> SampleIndex:
+    """Return the index whose arrays `fill_sample_index` has put into a room."""
+    return SampleIndex(arrays["documents"], arrays["starts"], arrays["order"], int(arrays["num_epochs"][0]))
+
+
+def fill_sample_index(
+    room: Room,
+    lengths: NDArray[np.int32],
+    sequences: NDArray[np.int32] | range,
+    seq_length: int,
+    num_samples: int | None,
+    seed: int,
+) -> None:
     """Lay out samples of `seq_length` tokens (and one more) over the given sequences.
 
+    In memory are at most the documents, of all epochs (4 bytes each), or the order of samples (4, beyond 2^32
+    samples 8 bytes each), which are shuffled; starts are made in blocks.
+
     Args:
+        room: Gets an index of at least `num_samples` samples, or of none where the sequences hold too few
+            tokens for one; see `SampleIndex`.
         lengths: Tokens of every sequence of the file.
         sequences: The sequence numbers to use, of a split.
         seq_length: Input tokens of a sample.
         num_samples: Samples wanted at least; None for one pass.
         seed: Of the shuffles, which one generator makes in order: documents, then samples.
 
-    Returns:
-        An index of at least `num_samples` samples, or none where the sequences hold too few tokens for one.
     Source: Megatron-LM's documented GPTDataset behaviour; `tests/test_gpt_index.py` has it in plain Python.
     """
-    tokens_per_epoch = int(lengths[sequences].sum(dtype=np.int64))
+    tokens_per_epoch = count_tokens(lengths, sequences)
     num_epochs = _num_epochs(tokens_per_epoch, seq_length, num_samples)
     final = _samples_before_separate_epoch(tokens_per_epoch, seq_length, num_samples, num_epochs)
     generator = np.random.RandomState(seed)
-    documents = _shuffled_documents(sequences, num_epochs, final is not None, generator)
     total = max(0, (num_epochs * tokens_per_epoch - 1) // seq_length)
-    starts = _sample_starts(lengths, documents, seq_length, total)
-    order = _shuffled_samples(total if final is None else final, total, generator)
-    return SampleIndex(documents, starts, order, num_epochs)
+    room.lay_out({
+        "documents": (np.int32, (len(sequences) * num_epochs,)),
+        "starts": (np.int64, (total + 1, 2)),
+        "order": (_order_dtype(total), (total,)),
+        "num_epochs": (np.int64, (1,)),
+    })  # fmt: skip
+    room.put("num_epochs", 0, np.array([num_epochs]))
+    documents = _shuffled_documents(sequences, num_epochs, final is not None, generator)
+    room.put("documents", 0, documents)
+    _put_starts(room, lengths, documents, seq_length, total)
+    del documents
+    room.put("order", 0, _shuffled_samples(total if final is None else final, total, generator))
+
+
+def count_tokens(lengths: NDArray[np.int32], sequences: NDArray[np.int32] | range) -> int:
+    """Return how many tokens the sequences hold together."""
+    held = lengths[sequences.start : sequences.stop] if isinstance(sequences, range) else lengths[sequences]
+    return int(held.sum(dtype=np.int64))
 
 
 def _num_epochs(tokens_per_epoch: int, seq_length: int, num_samples: int | None) -> int:
@@ -85,44 +125,50 @@ def _samples_before_separate_epoch(
 
 
 def _shuffled_documents(
-    sequences: NDArray[np.int32], num_epochs: int, separate_last: bool, generator: np.random.RandomState
+    sequences: NDArray[np.int32] | range,
+    num_epochs: int,
+    separate_last: bool,
+    generator: np.random.RandomState,
 ) -> NDArray[np.int32]:
-    head = np.tile(sequences, num_epochs - 1 if separate_last else num_epochs)
-    generator.shuffle(head)
-    if not separate_last:
-        return head
-    tail = sequences.copy()
-    generator.shuffle(tail)
-    return np.concatenate([head, tail])
+    count = len(sequences)
+    documents = np.empty(count * num_epochs, np.int32)
+    for first in range(0, count, BLOCK_DOCUMENTS):
+        part = slice(first, min(first + BLOCK_DOCUMENTS, count))
+        documents[part] = sequences[part]
+    for epoch in range(1, num_epochs):
+        documents[epoch * count : (epoch + 1) * count] = documents[:count]
+    border = count * (num_epochs - 1 if separate_last else num_epochs)
+    generator.shuffle(documents[:border])
+    if separate_last:
+        generator.shuffle(documents[border:])
+    return documents
 
 
-def _sample_starts(
-    lengths: NDArray[np.int32], documents: NDArray[np.int32], seq_length: int, total: int
-) -> NDArray[np.int64]:
-    starts = np.zeros((total + 1, 2), dtype=np.int64)
+def _put_starts(
+    room: Room, lengths: NDArray[np.int32], documents: NDArray[np.int32], seq_length: int, total: int
+) -> None:
+    room.put("starts", 0, np.zeros((1, 2), np.int64))
     base, done = 0, 1
     for first in range(0, len(documents), BLOCK_DOCUMENTS):
         block = documents[first : first + BLOCK_DOCUMENTS]
         ends = np.cumsum(lengths[block], dtype=np.int64)
         ends += base
         upto = min(total + 1, -(-int(ends[-1]) // seq_length))  # samples that start before the block's end
-        if upto > done:
-            tokens = np.arange(done, upto, dtype=np.int64) * seq_length
+        for start in range(done, upto, BLOCK_SAMPLES):
+            tokens = np.arange(start, min(start + BLOCK_SAMPLES, upto), dtype=np.int64) * seq_length
             places = np.searchsorted(ends, tokens, side="right")
             begins = np.where(places > 0, ends[places - 1], base)
-            starts[done:upto, 0] = places + first
-            starts[done:upto, 1] = tokens - begins
-            done = upto
+            room.put("starts", start, np.stack([places + first, tokens - begins], axis=1))
+        done = max(done, upto)
         base = int(ends[-1])
-    return starts
+
+
+def _order_dtype(total: int) -> type[np.integer[Any]]:
+    return np.uint32 if total < np.iinfo(np.uint32).max - 1 else np.int64
 
 
 def _shuffled_samples(first: int, total: int, generator: np.random.RandomState) -> NDArray[Any]:
-    dtype = np.uint32 if total < np.iinfo(np.uint32).max - 1 else np.int64
-    head = np.arange(first, dtype=dtype)
-    generator.shuffle(head)
-    if first == total:
-        return head
-    tail = np.arange(first, total, dtype=dtype)
-    generator.shuffle(tail)
-    return np.concatenate([head, tail])
+    order = np.arange(total, dtype=_order_dtype(total))
+    generator.shuffle(order[:first])
+    generator.shuffle(order[first:])
+    return order

@@ -1,44 +1,109 @@
 """Indexes of samples on disk (`path_to_cache`): made by one process, mapped by all others.
 
 A file is named by the hash of all that decides what is in it, and appears whole or not at all. Who finds it
-missing locks, looks again, and makes it; where a file system knows no locks, several make the same file.
+missing locks, looks again, and makes it; where a file system knows no locks, several make the same file. It
+is written piece by piece, so that no index has to be in memory whole.
 """
 
 import fcntl
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
+import numpy as np
 from numpy.typing import NDArray
 
 from qwen3_model.errors import FormatError
 from qwen3_model.file_map import advise_random, map_file
 from qwen3_model.files import write_atomically
-from qwen3_model.safetensors_file import NUMPY_DTYPES, TensorPlan, open_safetensors, write_safetensors
+from qwen3_model.safetensors_file import NUMPY_DTYPES, TensorPlan, encode_header, open_safetensors
 
 VERSION = 1
 ENDS_BYTES = 1 << 20
 """Of a token file's index, hashed at either end."""
+WRITE_BYTES = 64 << 20
 DTYPES = {"int32": "I32", "int64": "I64", "uint32": "U32"}
 Arrays = Mapping[str, NDArray[Any]]
+Shapes = Mapping[str, tuple[type[np.integer[Any]], tuple[int, ...]]]
+"""Type and shape of each array."""
 
 
-def cached(folder: Path | None, facts: object, make: Callable[[], Arrays]) -> Arrays:
+class MemoryRoom:
+    """Room for arrays in memory."""
+
+    def __init__(self) -> None:
+        self.arrays: dict[str, NDArray[Any]] = {}
+
+    def lay_out(self, shapes: Shapes) -> None:
+        """Make room, once, before anything is put."""
+        self.arrays = {name: np.empty(shape, dtype) for name, (dtype, shape) in shapes.items()}
+
+    def put(self, name: str, first: int, rows: NDArray[Any]) -> None:
+        """Put rows of an array where they belong."""
+        self.arrays[name][first : first + len(rows)] = rows
+
+
+class FileRoom:
+    """Room for arrays in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb", buffering=0)
+        self._places: dict[str, tuple[int, np.dtype[Any], int]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def lay_out(self, shapes: Shapes) -> None:
+        """Make room, once, before anything is put."""
+        plans = [
+            TensorPlan(name, DTYPES[np.dtype(dtype).name], shape) for name, (dtype, shape) in shapes.items()
+        ]
+        header = encode_header(plans, {})
+        position = len(header)
+        os.pwrite(self._file.fileno(), header, 0)
+        for plan, (dtype, shape) in zip(plans, shapes.values(), strict=True):
+            self._places[plan.name] = position, np.dtype(dtype), math.prod(shape[1:])
+            position += plan.size_bytes
+        self._file.truncate(position)
+
+    def put(self, name: str, first: int, rows: NDArray[Any]) -> None:
+        """Put rows of an array where they belong."""
+        start, dtype, width = self._places[name]
+        data = np.ascontiguousarray(rows, dtype).reshape(-1).view(np.uint8).data
+        at = start + first * width * dtype.itemsize
+        while data:
+            written = os.pwrite(self._file.fileno(), data[:WRITE_BYTES], at)
+            data, at = data[written:], at + written
+
+
+Room = MemoryRoom | FileRoom
+
+
+def cached(folder: Path | None, facts: object, make: Callable[[Room], object]) -> Arrays:
     """Return the arrays that `make` makes, mapped from `folder` where they have been made before.
 
     Args:
         folder: Where they are kept; None to make them in memory.
         facts: All that decides what they are; its text counts.
-        make: Returns them, of int32, int64 or uint32.
+        make: Puts them, of int32, int64 or uint32, into the room that it is given.
 
     Raises:
         OSError: The folder cannot be written.
     """
     if folder is None:
-        return make()
+        room = MemoryRoom()
+        make(room)
+        return room.arrays
     path = folder / f"{hashlib.sha256(repr((VERSION, facts)).encode()).hexdigest()[:32]}.safetensors"
     if (found := _mapped(path)) is not None:
         return found
@@ -46,13 +111,10 @@ def cached(folder: Path | None, facts: object, make: Callable[[], Arrays]) -> Ar
     with _locked(path.with_suffix(".lock")):
         if (found := _mapped(path)) is not None:
             return found
-        arrays = make()
-        entries = [
-            (TensorPlan(name, DTYPES[values.dtype.name], values.shape), [values])
-            for name, values in arrays.items()
-        ]
-        write_atomically(path, lambda temporary: write_safetensors(temporary, entries, {}))
-    return _mapped(path) or arrays
+        write_atomically(path, lambda temporary: _fill(temporary, make))
+    if (found := _mapped(path)) is None:
+        raise FormatError(f"{path} was written, and is gone or damaged; see what removes files there")
+    return found
 
 
 def identity(prefix: Path) -> tuple[object, ...]:
@@ -65,6 +127,11 @@ def identity(prefix: Path) -> tuple[object, ...]:
         file.seek(max(0, status.st_size - ENDS_BYTES))
         digest.update(file.read(ENDS_BYTES))
     return status.st_size, status.st_mtime_ns, digest.hexdigest()
+
+
+def _fill(path: Path, make: Callable[[Room], object]) -> None:
+    with FileRoom(path) as room:
+        make(room)
 
 
 def _mapped(path: Path) -> Arrays | None:

@@ -11,7 +11,8 @@ from qwen3_model.small_files import INDEX_BYTES, read_small
 from qwen3_model.tokens import Manifest, TokenFile, open_tokens, read_manifest
 from qwen3_train.data.batches import Dataset, foreign_id
 from qwen3_train.data.blend import Blend
-from qwen3_train.data.gpt_dataset import DocumentOptions, build_dataset
+from qwen3_train.data.gpt_dataset import DocumentOptions, Wanted, build_dataset, index_share
+from qwen3_train.data.index_cache import Room, cached, identity
 from qwen3_train.data.run_data import RunData
 from qwen3_train.settings.run import TrainSettings
 from qwen3_train.settings.token_files import DataSettings
@@ -20,6 +21,8 @@ FINGERPRINT_BYTES = 1 << 20
 """Bytes at either end of a token file that its fingerprint reads, besides all document lengths."""
 SCAN_LIMIT_BYTES = 2 << 30
 """Token files without manifest are searched for ids of no row up to here; later ones are met step by step."""
+LENGTHS_BLOCK = 1 << 20
+"""Document lengths hashed at once."""
 SCAN_BLOCK = 1 << 24
 """Ids looked at at once."""
 
@@ -46,7 +49,7 @@ def prepare_tokens(settings: TrainSettings, data: DataSettings, notes: list[str]
 def _document_options(settings: TrainSettings, data: DataSettings, notes: list[str]) -> DocumentOptions:
     manifests = []
     for prefix in _prefixes(settings, data):
-        tokens, manifest = open_tokens(Path(prefix)), read_manifest(Path(prefix))
+        tokens, manifest = open_tokens(Path(prefix), checks=False), read_manifest(Path(prefix))
         if manifest is None:
             notes.append(
                 f"{prefix} has no manifest (.json), so its tokenizer and end-of-document id are not checked"
@@ -114,6 +117,17 @@ def _check_ids(tokens: TokenFile, prefix: str, vocab_size: int, pad: int) -> Non
             )
 
 
+def index_share_of_run(settings: TrainSettings, number: int, of: int) -> None:
+    """Make the indexes of every `of`-th token file of a run, where it keeps them; see `index_share`."""
+    data = settings.data
+    if isinstance(data, DataSettings) and data.cache is not None:
+        samples = Wanted(
+            blend=data.train, split=data.split, part="train", seq_length=data.seq_length,
+            num_samples=data.num_train, seed=data.seed, cache=data.cache,
+        )  # fmt: skip
+        index_share(samples, number, of)
+
+
 def _datasets(settings: TrainSettings, data: DataSettings) -> tuple[Dataset, Dataset | None]:
     train = build_dataset(
         data.train,
@@ -145,15 +159,39 @@ def _datasets(settings: TrainSettings, data: DataSettings) -> tuple[Dataset, Dat
 
 
 def _fingerprint(data: DataSettings, global_batch: int | None) -> str:
-    """Hash what decides which tokens each step sees; not the paths, so that data may move."""
+    """Hash what decides which tokens each step sees; not the paths, so that data may move.
+
+    All document lengths count, which is why a cache keeps it for those who start later.
+    """
+
+    def make(room: Room) -> None:
+        hexadecimal = _hash(data, global_batch)
+        room.lay_out({"fingerprint": (np.uint32, (2,))})
+        room.put("fingerprint", 0, np.array([int(hexadecimal[:8], 16), int(hexadecimal[8:], 16)]))
+
+    facts: tuple[object, ...] = ()
+    if data.cache is not None:
+        bins = [Path(f"{prefix}.bin").stat() for prefix in data.train.prefixes]
+        of_files = [identity(Path(prefix)) for prefix in data.train.prefixes]
+        facts = ("fingerprint", of_files, [(each.st_size, each.st_mtime_ns) for each in bins])
+        facts += _facts(data, global_batch)
+    upper, lower = cached(data.cache, facts, make)["fingerprint"].tolist()
+    return f"{upper:08x}{lower:08x}"
+
+
+def _facts(data: DataSettings, global_batch: int | None) -> tuple[object, object]:
+    told = (data.train.weights, data.split, data.seq_length, data.num_train, data.seed, global_batch)
+    return told, (data.pad, data.eod_mask_loss, data.reset_position_ids, data.separate_documents)
+
+
+def _hash(data: DataSettings, global_batch: int | None) -> str:
     digest = hashlib.sha256()
     for prefix in data.train.prefixes:
-        tokens = open_tokens(Path(prefix))
-        digest.update(np.ascontiguousarray(tokens.sequence_lengths).tobytes())
+        lengths = open_tokens(Path(prefix), checks=False).sequence_lengths
+        for first in range(0, len(lengths), LENGTHS_BLOCK):
+            digest.update(np.ascontiguousarray(lengths[first : first + LENGTHS_BLOCK]).data)
         _hash_ends(Path(f"{prefix}.bin"), digest.update)
-    told = (data.train.weights, data.split, data.seq_length, data.num_train, data.seed, global_batch)
-    options = (data.pad, data.eod_mask_loss, data.reset_position_ids, data.separate_documents)
-    digest.update(repr((told, options)).encode())
+    digest.update(repr(_facts(data, global_batch)).encode())
     return digest.hexdigest()[:16]
 
 
