@@ -28,7 +28,7 @@ from qwen3_train.checkpoints.own_slices import open_own_slices
 from qwen3_train.checkpoints.shared_writing import checkpoint_bytes, shares_of_stage
 from qwen3_train.checkpoints.source import LateFiles, ResumeSource
 from qwen3_train.checkpoints.strategy_files import stage_tensors
-from qwen3_train.data.blend_order import weighted_order
+from qwen3_train.data.blend_order import weighted_order, weighted_pieces
 from qwen3_train.data.gpt_index import fill_sample_index
 from qwen3_train.data.index_cache import cached
 
@@ -117,7 +117,7 @@ def _of_ranks(most: int) -> Iterable[tuple[object, ...]]:
 
 
 def _of_data() -> Iterable[tuple[object, ...]]:
-    samples = [250_000, 500_000, 1_000_000, 2_000_000]
+    samples = [5_000_000, 10_000_000, 20_000_000, 40_000_000]
     documents = [1_000_000, 2_000_000, 4_000_000, 8_000_000]
     rng = np.random.default_rng(0)
     index_s, index_gb = [], []
@@ -132,8 +132,14 @@ def _of_data() -> Iterable[tuple[object, ...]]:
     yield "memory while it is made", "GB", documents, index_gb, FILE_DOCUMENTS, straight
     for files in (2, 8, 64):
         weights = (rng.random(files) + 0.01).tolist()
-        spent = [_cpu_s(lambda n=n, weights=weights: weighted_order(weights, n)) for n in samples]
+        weighted_order(weights, samples[0])  # compiles
+        spent = [_cpu_s(lambda n=n, weights=weights: _order(weights, n)) for n in samples]
         yield f"Order of a blend of {files} files", "CPU s", samples, spent, 2.44e9
+
+
+def _order(weights: list[float], num_samples: int) -> None:
+    for _ in weighted_pieces(weights, num_samples):
+        pass
 
 
 def _index(lengths: np.ndarray) -> None:

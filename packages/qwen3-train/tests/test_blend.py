@@ -7,6 +7,7 @@ from qwen3_model.errors import ConfigError
 from qwen3_train.data import blend_order
 from qwen3_train.data.blend import Blend, parse_blend, samples_per_file, split_bounds
 from qwen3_train.data.blend_order import exhaustive_order, weighted_order
+from qwen3_train.data.compiled_order import compiled_serve
 
 
 def test_weights_and_prefixes_alternate():
@@ -141,6 +142,22 @@ def test_blocks_side_by_side_give_the_order_of_one_sample_after_the_other(monkey
     parts = (sizes / max(int(sizes.sum()), 1)).tolist()
     wanted = one_after_the_other(parts, sizes.tolist(), int(sizes.sum()))
     assert [each.tolist() for each in got] == list(wanted)
+
+
+@pytest.mark.skipif(compiled_serve() is None, reason="there is no C++ compiler")
+@pytest.mark.parametrize("count", [1, 3, 8, 13, 64])
+def test_compiled_code_gives_the_order_of_numpy(monkeypatch, count):
+    rng = np.random.default_rng(count)
+    weights = (rng.random(count) ** 3 + 1e-6).tolist()
+    sizes = rng.integers(0, 900, count).tolist()
+    wanted = weighted_order(weights, 20_000), weighted_order([1.0] * count, 999), exhaustive_order(sizes)
+    monkeypatch.setattr(blend_order, "COMPILED_SAMPLES", 0)
+    monkeypatch.setattr(blend_order, "PIECE", 777)
+    monkeypatch.setattr(blend_order, "_serve_chunk", None)
+    got = weighted_order(weights, 20_000), weighted_order([1.0] * count, 999), exhaustive_order(sizes)
+    for order, other in zip(got, wanted, strict=True):
+        for values, others in zip(order, other, strict=True):
+            np.testing.assert_array_equal(values, others)
 
 
 def test_blocks_that_begin_wrong_are_put_right(monkeypatch):

@@ -3,7 +3,8 @@
 One sample decides the next, but not for long: from whatever counts one begins, after some samples they are
 those that they would be anyway. So blocks of samples are served side by side in numpy, each from counts
 that a few samples before it have put right, and a block counts only where it begins with the very counts with
-which the one before ended. The result is that of one sample after the other, to the last bit.
+which the one before ended. The result is that of one sample after the other, to the last bit, as is that of
+compiled code, which takes them one after the other and serves larger data.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,13 +12,18 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen3_train.data.compiled_order import Order, compiled_serve
+
 BLOCK = 512
 """Samples of a block."""
 CHUNK_ELEMENTS = 1 << 18
 """Counts, blocks times files, that are kept at once."""
+COMPILED_SAMPLES = 5_000_000
+"""Samples from which on compiled code serves them, which takes some seconds to compile once."""
+PIECE = 1 << 20
+"""Samples that it serves at once."""
 MAX_ROUNDS = 4
 """Times that blocks are served anew before the rest comes one sample after the other."""
-Order = tuple[NDArray[np.int32], NDArray[np.int64]]
 
 
 def weighted_order(weights: Sequence[float], num_samples: int) -> Order:
@@ -56,6 +62,11 @@ def _whole(pieces: Iterator[Order], total: int) -> Order:
 
 def _serve(shares: NDArray[np.float64], left: NDArray[np.int64] | None, total: int) -> Iterator[Order]:
     served = np.zeros(len(shares), dtype=np.int64)
+    serve = compiled_serve() if total >= COMPILED_SAMPLES else None
+    if serve is not None:
+        for first in range(0, total, PIECE):
+            yield serve(shares, left, served, first, min(PIECE, total - first))
+        return
     blocks = max(1, CHUNK_ELEMENTS // len(shares))
     for first in range(0, total, blocks * BLOCK):
         count = min(blocks * BLOCK, total - first)
