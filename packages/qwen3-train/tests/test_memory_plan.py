@@ -64,10 +64,39 @@ def test_a_tied_embeddings_gradient_is_a_sum_of_two():
 
 
 def test_the_update_returns_the_largest_weight_and_its_moments():
-    largest = 4 * (151_936 // 4) * SIZES["8B"].hidden_size
-    once, often = (plan_memory(make_settings("8B", layout=Layout(tp=4), accumulation=n))[0] for n in (1, 2))
-    # A scaled gradient takes its gradient's place; a sum stays beside it.
-    assert (once.update_work, often.update_work) == (3 * largest, 4 * largest)
+    largest, model = 4 * (151_936 // 4) * SIZES["8B"].hidden_size, replace(SIZES["8B"], num_layers=1)
+    for passes, gradients in ((1, 2), (2, 0)):
+        settings = make_settings(model=model, layout=Layout(tp=4), accumulation=passes)
+        (memory,) = plan_memory(settings)
+        assert memory.update_work == 3 * largest
+        # Embedding and head, which are as large, come last: their gradients are left, or none beside the sums.
+        held = memory.parameters + memory.optimizer + memory.gradient_sums
+        shared = sum(tensor.num_bytes for tensor in shared_tensors(settings))
+        assert memory.moments["update"] == held + shared + (gradients + 3) * largest
+
+
+def test_a_deep_models_update_is_fullest_while_all_gradients_are_left():
+    settings = make_settings("8B", layout=Layout(tp=8))
+    (memory,) = plan_memory(settings)
+    held = memory.parameters + memory.optimizer + sum(each.num_bytes for each in shared_tensors(settings))
+    beside = memory.moments["update"] - held - memory.gradients
+    # The smallest weights are gone, of which the layers' norms are all; the outputs are those of a matrix.
+    assert 0 < beside < 3 * 4 * 12_288 * 4096 / 8
+
+
+def test_replicas_sum_gradients_in_the_place_of_the_sums_over_passes():
+    def update(dp, *, shared):
+        layout = Layout(dp=dp, tp=8, pp=4)
+        settings = make_settings("32B", layout=layout, micro_batch_num=4, parallel_optimizer=shared)
+        memory = plan_memory(settings)[1]
+        held = memory.parameters + memory.optimizer + memory.gradient_sums + memory.updated_rows
+        return memory.moments["update"] - held, memory
+
+    (alone, one), (beside, two) = update(1, shared=False), update(2, shared=False)
+    assert (alone, one.total) == (beside, two.total)
+    # Of what is shared out a replica has its own rows of the sums apart.
+    rows, four = update(4, shared=True)
+    assert four.parameters / 4 < rows < four.parameters / 4 + 2**28
 
 
 def test_accumulation_keeps_the_sums_in_place_of_the_gradients():
@@ -186,8 +215,6 @@ def test_a_device_is_as_full_as_its_fullest_moment():
     (memory,) = plan_memory(make_settings("8B", layout=Layout(tp=8)))
     held = memory.parameters + memory.optimizer
     assert memory.moments["loss"] == held + memory.weight_copies + memory.activations + memory.logits
-    shared = sum(tensor.num_bytes for tensor in shared_tensors(make_settings("8B")))
-    assert memory.moments["update"] == held + shared + memory.gradients + memory.update_work
     assert memory.total == memory.moments[memory.fullest] == max(memory.moments.values())
     # Without activations to speak of, the gradients decide.
     (short,) = plan_memory(make_settings("8B", layout=Layout(tp=8), seq_length=128))

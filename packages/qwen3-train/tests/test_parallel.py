@@ -48,7 +48,10 @@ LAYOUTS = {
     },
     4: {
         "tp2 pp2": (TP2 | PP2, {}),
-        "dp2 tp2 sp zero1": (DP2 | TP2 | {"use_seq_parallel": True}, {}),
+        "dp2 tp2 sp zero1": (
+            DP2 | TP2 | {"use_seq_parallel": True},
+            {"runner_config__gradient_accumulation_steps": 2},
+        ),
         "dp2 pp2": (DP2 | PP2 | {"micro_batch_num": 2}, {}),
         "cp2 tp2 sp zero1": (CP2 | TP2 | {"use_seq_parallel": True}, {}),
     },

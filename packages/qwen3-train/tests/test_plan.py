@@ -22,8 +22,8 @@ TWO_NODES = {
 }  # fmt: skip
 # Size, settings and GiB on the fullest device: training of 4096 tokens on devices of 58 GB.
 RECOMMENDED = [
-    ("32B", TWO_NODES | {"recompute": "full"}, 36.7),
-    ("14B", ONE_NODE | {"recompute": "full"}, 28.6),
+    ("32B", TWO_NODES | {"recompute": "full"}, 36.0),
+    ("14B", ONE_NODE | {"recompute": "full"}, 27.5),
     ("8B", ONE_NODE, 18.9),
     ("4B", ONE_NODE, 11.0),
     ("1.7B", ONE_NODE, 5.6),

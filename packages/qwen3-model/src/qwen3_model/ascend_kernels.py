@@ -45,6 +45,7 @@ class AscendKernels:
         self._copy, self._add = ops.auto_generate.InplaceCopy(), ops.auto_generate.InplaceAddExt()
         self._zero, self._slice = ops.auto_generate.InplaceZero(), ops.auto_generate.SliceExt()
         self._scatter_add = ops.auto_generate.InplaceScatterAdd()
+        self._multiply = ops.auto_generate.InplaceMul()
 
     def make_cache(self, config: Qwen3Config, num_rows: int, capacity: int) -> KVCache:
         """Return room for `capacity` tokens in each of `num_rows` rows, in blocks that they share."""
@@ -200,6 +201,10 @@ class AscendKernels:
             weight, m, v, v, gradient, step, rate, beta1, beta2, own_decay, eps, False, False
         )
         return updated[0]
+
+    def scale(self, target: Parameter, factor: Tensor) -> Tensor:
+        """Return `target` times a number, which may overwrite it."""
+        return self._multiply(target, factor)
 
     def sum_of_squares(self, x: Tensor) -> Tensor:
         """Return the sum of the squares of all elements, float32 of shape (1,)."""

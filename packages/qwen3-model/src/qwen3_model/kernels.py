@@ -171,6 +171,10 @@ class PortableKernels:
             weight = ops.depend(weight, self._descend(weight, rate * decay, weight))
         return self._adam(weight, m, v, 0.0, 0.0, rate, betas[0], betas[1], eps, gradient)
 
+    def scale(self, target: Parameter, factor: Tensor) -> Tensor:
+        """Return `target` times a number, which may overwrite it."""
+        return target * factor
+
     def sum_of_squares(self, x: Tensor) -> Tensor:
         """Return the sum of the squares of all elements, float32 of shape (1,)."""
         # The product of a row with itself sums squares without a temporary and, unlike L2Loss, exactly.

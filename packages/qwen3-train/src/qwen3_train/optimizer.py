@@ -18,7 +18,7 @@ BLOCK = 12
 
 
 class AdamW(nn.Cell):
-    """Hold the moments of `weights` and update all of them.
+    """Hold the moments of `weights` and update all of them, the largest last, as most gradients are gone then.
 
     Args of the call:
         rate, eps, decay, step: From `adam_scalars`.
@@ -26,7 +26,22 @@ class AdamW(nn.Cell):
         scale: float32 scalar that they are multiplied by, each just before its own update; or None.
     """
 
-    def __init__(self, weights: Mapping[str, Parameter], settings: AdamSettings, kernels: Kernels) -> None:
+    def __init__(
+        self,
+        weights: Mapping[str, Parameter],
+        settings: AdamSettings,
+        kernels: Kernels,
+        stays: Sequence[bool] | None = None,
+    ) -> None:
+        """Make moments of zeros.
+
+        Args:
+            weights: By name.
+            settings: Of AdamW.
+            kernels: Of the device.
+            stays: Of which weights the gradient is a tensor that stays, as a sum over micro-batches does,
+                and may be overwritten; of none when left out.
+        """
         super().__init__(auto_prefix=False)
         self.kernels = kernels
         self.weights = ParameterTuple(list(weights.values()))
@@ -34,6 +49,10 @@ class AdamW(nn.Cell):
         self.v = ParameterTuple([_moment(f"adam_v.{name}", weight) for name, weight in weights.items()])
         self.decays = tuple(len(weight.shape) > 1 for weight in weights.values())
         self.betas = settings.beta1, settings.beta2
+        self.stays = (False,) * len(weights) if stays is None else tuple(stays)
+        sizes = [weight.size for weight in weights.values()]
+        order = sorted(range(len(sizes)), key=lambda i: sizes[i])
+        self.blocks = tuple(tuple(order[first : first + BLOCK]) for first in range(0, len(order), BLOCK))
         # A loop nests each turn in the one before: a turn for each weight of a deep model would take several
         # times as long to compile, then exceed MindSpore's depth of calls.
         self.each = ops.HyperMap()
@@ -48,18 +67,18 @@ class AdamW(nn.Cell):
         scale: Tensor | None = None,
     ) -> Tensor:
         done = step
-        for first in range(0, len(gradients), BLOCK):
-            end = first + BLOCK
+        for block in self.blocks:
             # One block after the other: all scaled gradients at once take as much memory as the model.
             own_scale = None if scale is None else ops.depend(scale, done)
             update = ops.partial(self._update_one, rate, eps, decay, step, own_scale)
             updated = self.each(
                 update,
-                self.decays[first:end],
-                self.weights[first:end],
-                self.m[first:end],
-                self.v[first:end],
-                gradients[first:end],
+                _chosen(self.decays, block),
+                _chosen(self.stays, block),
+                _chosen(self.weights, block),
+                _chosen(self.m, block),
+                _chosen(self.v, block),
+                _chosen(gradients, block),
             )
             done = ops.depend(step, updated)
         return done
@@ -72,13 +91,24 @@ class AdamW(nn.Cell):
         step: Tensor,
         scale: Tensor | None,
         is_decayed: bool,
+        stays: bool,
         weight: Tensor,
         m: Tensor,
         v: Tensor,
         gradient: Tensor,
     ) -> Any:
         own_decay = decay if is_decayed else None
+        if scale is not None and stays:
+            gradient, scale = self.kernels.scale(gradient, scale), None
         return self.kernels.adamw(weight, m, v, gradient, rate, eps, own_decay, step, self.betas, scale)
+
+
+def _chosen(each: Any, block: tuple[int, ...]) -> tuple[Any, ...]:
+    """Those at the places of a block, in its order."""
+    chosen: tuple[Any, ...] = ()
+    for i in block:
+        chosen = (*chosen, each[i])
+    return chosen
 
 
 class SumOfSquares(nn.Cell):

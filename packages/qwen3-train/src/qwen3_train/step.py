@@ -22,7 +22,7 @@ from qwen3_train.graph_cache import GraphCache
 from qwen3_train.guarded_update import GuardedUpdate, clear, is_applied
 from qwen3_train.loss import TokenLoss, loss_arguments
 from qwen3_train.optimizer import AdamW, adam_scalars
-from qwen3_train.parallel.gradients import AddGradients, OwnGradients, SharedGradients
+from qwen3_train.parallel.gradients import AddGradients, OwnGradients, SharedGradients, SumReplicas
 from qwen3_train.parallel.grid import Grid, single_grid
 from qwen3_train.parallel.pipeline import PipelineStage
 from qwen3_train.parallel.shared_adam import SharedAdamW
@@ -83,10 +83,6 @@ class TrainStep:
         }
         self.dropout: LoraDropout | None = None
         """Of adapters; the owner of the model sets it."""
-        if shares_moments and self.grid.replicas.size > 1:
-            self.adam: Optimizer = SharedAdamW(self.weights, settings, self.grid.replicas, model.kernels)
-        else:
-            self.adam = AdamW(self.weights, settings, model.kernels)
         self.is_alone, self.kernels = self.grid.layout.num_ranks == 1, model.kernels
         takes_sums = num_micro_batches > 1 or self.grid.layout.pp > 1
         sums = ParameterTuple([_sum_of_gradients(*each) for each in self.weights.items()] * takes_sums)
@@ -94,9 +90,21 @@ class TrainStep:
             OwnGradients(len(self.weights), max_norm, self.kernels)
             if self.is_alone
             else SharedGradients(
-                self.weights, self.grid, max_norm, self.kernels, shares_moments=shares_moments
+                self.weights,
+                self.grid,
+                max_norm,
+                self.kernels,
+                shares_moments=shares_moments,
+                are_sums=takes_sums,
             )
         )
+        stays = [takes_sums and own for own in finish.hands_back]
+        if shares_moments and self.grid.replicas.size > 1:
+            self.adam: Optimizer = SharedAdamW(
+                self.weights, settings, self.grid.replicas, self.kernels, stays
+            )
+        else:
+            self.adam = AdamW(self.weights, settings, self.kernels, stays)
         update = GuardedUpdate(self.adam, skip)
         self._graphs = graphs
         self._sums: ParameterTuple | None = None
@@ -111,6 +119,11 @@ class TrainStep:
             self._stage = PipelineStage(model, self.grid, sums)
         self._sums, self._apply = sums, _ApplyGradients(update, sums, finish)
         self._clear = _ClearSums(sums, self.kernels)
+        self._sum_replicas: Any = None
+        if self.grid.replicas.size > 1:
+            self._sum_replicas = SumReplicas(
+                self.weights, sums, self.grid, self.kernels, shares_moments=shares_moments
+            )
 
     def run(self, micro_batches: Sequence[Batch], lr: float, step: int) -> StepResult:
         """Take one step.
@@ -143,6 +156,8 @@ class TrainStep:
                 with self._compiling(batch):
                     loss = self._add(*loss_arguments(batch, self.kernels))
                 total += float(loss.asnumpy())
+        if self._sum_replicas is not None:
+            self._sum_replicas()
         loss, norm = self._apply(*scalars, Tensor(np.float32(total)))
         self._clear()
         return self._result(total if self.is_alone else float(loss.asnumpy()), float(norm.asnumpy()))

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import mindspore as ms
+import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from qwen3_model.collectives import Group
@@ -41,6 +42,8 @@ class OwnGradients(nn.Cell):
     def __init__(self, num_weights: int, max_norm: float | None, kernels: Kernels) -> None:
         super().__init__(auto_prefix=False)
         self.squares, self.clip = SumOfSquares((True,) * num_weights, kernels), ClipScale(max_norm)
+        self.hands_back = (True,) * num_weights
+        """Which gradients come back as the tensors that were given."""
 
     def construct(self, gradients: tuple[Tensor, ...], loss: Tensor) -> Finished:
         norm = ops.sqrt(self.squares(gradients).reshape(()))
@@ -50,7 +53,8 @@ class OwnGradients(nn.Cell):
 class SharedGradients(nn.Cell):
     """Many ranks: the same call, with gradients and loss of all of them.
 
-    With `shares_moments` a gradient that the replicas share out comes back as this replica's rows.
+    With `shares_moments` a gradient that the replicas share out comes back as this replica's rows. With
+    `are_sums` the gradients are sums over micro-batches, and those of the others went through `SumReplicas`.
     """
 
     def __init__(
@@ -61,20 +65,23 @@ class SharedGradients(nn.Cell):
         kernels: Kernels,
         *,
         shares_moments: bool = False,
+        are_sums: bool = False,
     ) -> None:
         super().__init__(auto_prefix=False)
-        names, dp = list(weights), grid.replicas.size
-        shapes = [tuple(weight.shape) for weight in weights.values()]
-        cut = [shares_moments and is_shared_out(shape, dp) for shape in shapes]
+        names, shapes = list(weights), [tuple(weight.shape) for weight in weights.values()]
+        dp, cut = grid.replicas.size, _cut(weights, grid, shares_moments=shares_moments)
         own = [(s[0] // dp, *s[1:]) if is_cut else s for s, is_cut in zip(shapes, cut, strict=True)]
         # The backward pass ends with the first weights.
         last_first = range(len(names) - 1, -1, -1)
         partial = [i for i in last_first if grid.tp.is_partial(names[i])]
         tied = [i for i in last_first if grid.ends.size > 1 and "embed_tokens" in names[i]]
-        shared, whole = [i for i in last_first if cut[i]], [i for i in last_first if not cut[i]]
+        shared = [i for i in last_first if cut[i]]
+        whole = [i for i in last_first if not (cut[i] or are_sums)]
         self.own_rows = BucketSum(grid.replicas, shared, shapes, scatters=True)
         self.replicas = BucketSum(grid.replicas, whole, shapes)
         self.shards, self.ends = BucketSum(grid.tp.group, partial, own), BucketSum(grid.ends, tied, own)
+        new = {*shared, *whole, *partial, *tied}
+        self.hands_back = tuple(i not in new for i in range(len(names)))
         self.world, self.has_loss = grid.world, grid.has_loss()
         counts = [grid.counts(name, is_cut=is_cut) for name, is_cut in zip(names, cut, strict=True)]
         self.squares, self.clip = SumOfSquares(counts, kernels), ClipScale(max_norm)
@@ -93,6 +100,45 @@ class SharedGradients(nn.Cell):
         square, loss = self.split(self.world.sum(self.join((square, own_loss))), (1, 1), 0)
         norm = ops.sqrt(square.reshape(()))
         return gradients, self.clip(norm), norm, loss.reshape(())
+
+
+class SumReplicas(nn.Cell):
+    """Put the sums over replicas in the place of sums over micro-batches, but for those that are shared out.
+
+    A graph of its own, in which no more than a bucket of them is there twice.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, Parameter],
+        sums: ParameterTuple,
+        grid: Grid,
+        kernels: Kernels,
+        *,
+        shares_moments: bool,
+    ) -> None:
+        super().__init__(auto_prefix=False)
+        cut = _cut(weights, grid, shares_moments=shares_moments)
+        whole = [i for i in range(len(cut) - 1, -1, -1) if not cut[i]]
+        self.bucket_sum = BucketSum(grid.replicas, whole, [tuple(each.shape) for each in sums])
+        self.sums, self.kernels = sums, kernels
+        self.done = Tensor(np.zeros(1, np.float32))
+
+    @ms.jit
+    def construct(self):  # type: ignore[no-untyped-def]  # noqa: ANN202
+        last = self.done * 1.0
+        for number in range(len(self.bucket_sum.buckets)):
+            bucket = self.bucket_sum.buckets[number]
+            parts = self.bucket_sum.exchange(number, self.sums, last)
+            for k in range(len(bucket)):
+                last = ops.depend(last, self.kernels.assign(self.sums[bucket[k]], parts[k]))
+        return last
+
+
+def _cut(weights: Mapping[str, Parameter], grid: Grid, *, shares_moments: bool) -> list[bool]:
+    """Say for each weight whether the replicas share out its moments."""
+    shapes = [tuple(weight.shape) for weight in weights.values()]
+    return [shares_moments and is_shared_out(shape, grid.replicas.size) for shape in shapes]
 
 
 class AddGradients(nn.Cell):
@@ -156,13 +202,20 @@ class BucketSum(nn.Cell):
         sums: tuple[tuple[Tensor, ...], ...] = ()
         for number in range(len(self.buckets)):
             # One bucket after the other, in the same order on all ranks.
-            joined = ops.depend(self._joined(self.buckets[number], tensors), last)
-            last = self.group.scatter_rows(joined) if self.scatters else self.group.sum(joined)
+            last = self._exchanged(number, tensors, last)
             sums = (*sums, self._parts(number, last.reshape(-1)))
         results: tuple[Tensor, ...] = ()
         for first in range(0, len(tensors), BLOCK):
             results = (*results, *self._pick_block(first, tensors[first : first + BLOCK], sums))
         return results, last
+
+    def exchange(self, number: int, tensors: tuple[Tensor, ...], last: Tensor) -> tuple[Tensor, ...]:
+        """Return the sums of one bucket alone, after `last`."""
+        return self._parts(number, self._exchanged(number, tensors, last).reshape(-1))
+
+    def _exchanged(self, number: int, tensors: tuple[Tensor, ...], last: Tensor) -> Tensor:
+        joined = ops.depend(self._joined(self.buckets[number], tensors), last)
+        return self.group.scatter_rows(joined) if self.scatters else self.group.sum(joined)
 
     def _joined(self, bucket: tuple[int, ...], tensors: tuple[Tensor, ...]) -> Tensor:
         """Those of a bucket side by side, a row for each rank that gets one."""

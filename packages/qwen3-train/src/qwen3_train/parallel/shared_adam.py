@@ -5,7 +5,7 @@ that it is given, and gets the others' rows from them.
 A weight whose rows do not divide is updated by all.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
@@ -27,18 +27,21 @@ class SharedAdamW(nn.Cell):
         settings: AdamSettings,
         replicas: Group,
         kernels: Kernels,
+        stays: Sequence[bool] | None = None,
     ) -> None:
+        """Make this replica's pieces and moments; see `AdamW`."""
         super().__init__(auto_prefix=False)
         self.weights = ParameterTuple(list(weights.values()))
         pieces = {}
         for name, weight in weights.items():
             cut = is_shared_out(weight.shape, replicas.size)
             pieces[name] = _piece(name, weight, replicas.size) if cut else weight
-        self.adam = AdamW(pieces, settings, kernels)
+        self.adam = AdamW(pieces, settings, kernels, stays)
         self.m, self.v, self.pieces = self.adam.m, self.adam.v, self.adam.weights
         self.replicas, self.index, self.size = replicas, replicas.index, replicas.size
         self.cut = tuple(is_shared_out(weight.shape, replicas.size) for weight in weights.values())
-        sizes = [piece.size for piece in self.pieces]
+        # Of what comes round, dp times what goes out.
+        sizes = [weight.size for weight in self.weights]
         self.buckets = make_buckets([i for i, cut in enumerate(self.cut) if cut], sizes)
         self.kernels, self.each = kernels, ops.HyperMap()
         self.join, self.split = ops.Concat(0), ops.auto_generate.SplitWithSize()

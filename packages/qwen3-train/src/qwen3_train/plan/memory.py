@@ -57,7 +57,7 @@ class StageMemory:
     gradient_work: int
     """A tied embedding's gradient is a sum of two, which makes three tensors of its size."""
     update_work: int
-    """What the update of the largest weight takes: the operator's outputs, and its scaled gradient."""
+    """What the update of the largest weight takes: Ascend's operator's outputs, a CPU's scaled gradient."""
     optimizer: int
     """AdamW's two moments, float32, shared among the replicas with enable_parallel_optimizer."""
     updated_rows: int
@@ -134,8 +134,6 @@ def _stage_memory(settings: PlanSettings, stage: int) -> StageMemory:
     largest_own = max(WEIGHT_BYTES * optimizer_elements([shape], dp) for shape in trained.values())
     every, of_embedding = sum(sizes), WEIGHT_BYTES * math.prod(trained.get(EMBEDDING, (0,)))
     has_passes = settings.passes > 1
-    # Sums stay; what replicas make of them or of gradients goes with its last reader.
-    updates_sums = has_passes and dp == 1
     parts = {
         "parameters": WEIGHT_BYTES * (_elements(weights) + _elements(adapters)),
         "optimizer": 2 * WEIGHT_BYTES * optimizer_elements(trained.values(), dp),
@@ -143,7 +141,7 @@ def _stage_memory(settings: PlanSettings, stage: int) -> StageMemory:
         "updated_rows": WEIGHT_BYTES * updated_elements(trained.values(), dp),
         "gradients": max(sizes) if has_passes else every,
         "gradient_work": _embedding_work(settings) * of_embedding if is_tied else 0,
-        "update_work": _update_work(settings, largest_own, is_tied=is_tied, updates_sums=updates_sums),
+        "update_work": _update_work(settings, largest_own, is_tied=is_tied),
         "weight_copies": _weight_copies(settings, weights),
         "activations": _activations(settings, stage),
         "working": _working(settings, weights),
@@ -156,14 +154,12 @@ def _stage_memory(settings: PlanSettings, stage: int) -> StageMemory:
         shared = _bytes(shared_tensors(settings))
         kept = _bytes(tensor for tensor in layer_tensors(settings) if tensor.is_kept(settings.recompute))
         # The embedding's gradient is the last one; of a tied one the head's part is the first.
-        # A sum takes each gradient in as it comes, but for the head's part of a tied embedding's. With
-        # replicas a dry run shows room for all of them beside the sums at its fullest moment.
+        # A sum takes each gradient in as it comes, but for the head's part of a tied embedding's.
         of_layers = [WEIGHT_BYTES * math.prod(shape) for name, shape in trained.items() if name != EMBEDDING]
-        before = max(of_layers, default=0) if has_passes and layout.dp == 1 else sum(of_layers)
+        before = max(of_layers, default=0) if has_passes else sum(of_layers)
         before += of_embedding if is_tied else 0
         # Inputs of a graph stay until it has ended.
         inputs = _waiting(settings, stage) if _keeps_layer_inputs(settings, stage) else 0
-        own = WEIGHT_BYTES * optimizer_elements(trained.values(), dp)
         moments = {
             LOSS: held + parts["weight_copies"] + parts["activations"] + parts["logits"],
             FIRST_LAYER: held + shared + before + max(kept, inputs) + parts["working"],
@@ -173,7 +169,7 @@ def _stage_memory(settings: PlanSettings, stage: int) -> StageMemory:
             + parts["gradients"]
             + parts["gradient_work"]
             + parts["communication"],
-            UPDATE: held + shared + (0 if updates_sums else own) + parts["update_work"],
+            UPDATE: held + shared + _fullest_update(settings, trained, dp),
         }
     return StageMemory(
         **parts,
@@ -189,11 +185,27 @@ def _embedding_work(settings: PlanSettings) -> int:
     return 1 if is_whole and not settings.is_fused else 2
 
 
-def _update_work(settings: PlanSettings, largest: int, *, is_tied: bool, updates_sums: bool) -> int:
+def _update_work(settings: PlanSettings, largest: int, *, is_tied: bool) -> int:
     if settings.is_fused:
-        return largest * (UPDATE_OUTPUTS + updates_sums)
+        return largest * UPDATE_OUTPUTS
     # On a CPU the scaled gradient alone, in the place of what a tied embedding's gradient has taken.
     return 0 if is_tied else largest
+
+
+def _fullest_update(settings: PlanSettings, trained: Mapping[str, tuple[int, ...]], dp: int) -> int:
+    """What updates take at their fullest, from the smallest weight to the largest: outputs, gradients left.
+
+    Sums over passes stay in any case, so they are not counted, but for what replicas or the ends of a
+    pipeline have made of them.
+    """
+    is_summed = settings.passes > 1
+    fullest = left = 0
+    for name, shape in sorted(trained.items(), key=lambda each: -optimizer_elements([each[1]], dp)):
+        own = WEIGHT_BYTES * optimizer_elements([shape], dp)
+        is_tied = settings.model.tie_word_embeddings and name == EMBEDDING and settings.layout.pp > 1
+        left += own if not is_summed or is_tied or (dp > 1 and shape[0] % dp == 0) else 0
+        fullest = max(fullest, left + UPDATE_OUTPUTS * own)
+    return fullest
 
 
 def _working(settings: PlanSettings, weights: Mapping[str, tuple[int, ...]]) -> int:
