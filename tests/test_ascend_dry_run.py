@@ -44,6 +44,22 @@ def test_mindspores_backend_takes_the_graphs_of(case: Case, inputs, tmp_path):
     assert sum(graph.count("aclnn") for graph in report.graphs) > 20
     assert any(graph.count("hccl") for graph in report.graphs) == (case.ranks > 1)
     assert max(graph.peak_bytes or 0 for graph in report.graphs) > 0
+    for graph in report.graphs:
+        assert_no_forward_pass_too_many(graph, is_full="full recomputation" in case.name)
+
+
+def assert_no_forward_pass_too_many(graph, *, is_full):
+    """Each layer that a graph differentiates is computed once in it, and once more by full recomputation.
+
+    The backward graph of a stage has no forward pass of its own, but the one that it makes again.
+    """
+    kernels = graph.kernels.get("aclnn", {})
+    if layers := kernels.get("FlashAttentionScoreGrad", 0):
+        is_anew = graph.name == "Backward"
+        assert kernels["FlashAttentionScore"] == layers * (2 if is_full and not is_anew else 1)
+        if is_anew:
+            # Seven products have two gradients each; the last one's own result is not needed again.
+            assert kernels["MatMul"] == layers * (6 + 14)
 
 
 @needs_compiler

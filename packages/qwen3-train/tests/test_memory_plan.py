@@ -69,7 +69,7 @@ def test_the_update_returns_the_largest_weight_and_its_moments():
         settings = make_settings(model=model, layout=Layout(tp=4), accumulation=passes)
         (memory,) = plan_memory(settings)
         assert memory.update_work == 3 * largest
-        # Embedding and head, which are as large, come last: their gradients are left, or none beside the sums.
+        # Embedding and head, which are as large, come last: their gradients are left, or only sums.
         held = memory.parameters + memory.optimizer + memory.gradient_sums
         shared = sum(tensor.num_bytes for tensor in shared_tensors(settings))
         assert memory.moments["update"] == held + shared + (gradients + 3) * largest

@@ -18,7 +18,9 @@ BLOCK = 12
 
 
 class AdamW(nn.Cell):
-    """Hold the moments of `weights` and update all of them, the largest last, as most gradients are gone then.
+    """Hold the moments of `weights` and update all of them.
+
+    The largest come last: most gradients are gone by then.
 
     Args of the call:
         rate, eps, decay, step: From `adam_scalars`.

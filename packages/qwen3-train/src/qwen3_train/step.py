@@ -121,9 +121,7 @@ class TrainStep:
         self._clear = _ClearSums(sums, self.kernels)
         self._sum_replicas: Any = None
         if self.grid.replicas.size > 1:
-            self._sum_replicas = SumReplicas(
-                self.weights, sums, self.grid, self.kernels, shares_moments=shares_moments
-            )
+            self._sum_replicas = SumReplicas(self.weights, sums, self.grid, self.kernels, shares_moments)
 
     def run(self, micro_batches: Sequence[Batch], lr: float, step: int) -> StepResult:
         """Take one step.

@@ -114,7 +114,6 @@ class SumReplicas(nn.Cell):
         sums: ParameterTuple,
         grid: Grid,
         kernels: Kernels,
-        *,
         shares_moments: bool,
     ) -> None:
         super().__init__(auto_prefix=False)
@@ -125,7 +124,7 @@ class SumReplicas(nn.Cell):
         self.done = Tensor(np.zeros(1, np.float32))
 
     @ms.jit
-    def construct(self):  # type: ignore[no-untyped-def]  # noqa: ANN202
+    def construct(self):  # type: ignore[no-untyped-def]  # noqa: ANN201
         last = self.done * 1.0
         for number in range(len(self.bucket_sum.buckets)):
             bucket = self.bucket_sum.buckets[number]
