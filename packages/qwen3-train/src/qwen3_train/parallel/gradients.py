@@ -213,14 +213,17 @@ class BucketSum(nn.Cell):
         return self._parts(number, self._exchanged(number, tensors, last).reshape(-1))
 
     def _exchanged(self, number: int, tensors: tuple[Tensor, ...], last: Tensor) -> Tensor:
-        joined = ops.depend(self._joined(self.buckets[number], tensors), last)
+        joined = self._joined(self.buckets[number], tensors, last)
         return self.group.scatter_rows(joined) if self.scatters else self.group.sum(joined)
 
-    def _joined(self, bucket: tuple[int, ...], tensors: tuple[Tensor, ...]) -> Tensor:
-        """Those of a bucket side by side, a row for each rank that gets one."""
+    def _joined(self, bucket: tuple[int, ...], tensors: tuple[Tensor, ...], last: Tensor) -> Tensor:
+        """Those of a bucket side by side, a row for each rank that gets one.
+
+        Not before `last`: of sums, which stay, the copies of all buckets would be made at once.
+        """
         flat: tuple[Tensor, ...] = ()
         for i in bucket:
-            flat = (*flat, tensors[i].reshape(self.pieces, -1))
+            flat = (*flat, ops.depend(tensors[i], last).reshape(self.pieces, -1))
         return flat[0] if len(flat) == 1 else self.join(flat)
 
     def _parts(self, number: int, total: Tensor) -> tuple[Tensor, ...]:
