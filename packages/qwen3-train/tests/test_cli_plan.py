@@ -48,13 +48,13 @@ def test_the_text_names_batch_memory_traffic_and_layouts(config):
         "4 samples = rows 1 x forward passes 4 x dp 1; 16,384 tokens; 2,000 steps in an epoch, 4,000"
         in result.stdout
     )
-    assert "Fits: 35.96 of 58.00 GiB on the fullest device." in result.stdout
+    assert "Fits: 36.00 of 58.00 GiB on the fullest device." in result.stdout
     assert "dp 1 x tp 8 x pp 2, sequence parallel" in result.stdout
 
 
 def test_json_and_text_agree(config):
     values = json.loads(run("--config", config, "--json").stdout)
-    assert f"{values['stages'][3]['total'] / 2**30:.2f}" == "35.96"
+    assert f"{values['stages'][3]['total'] / 2**30:.2f}" == "36.00"
     assert values["problem"] is None
 
 
@@ -75,7 +75,7 @@ def test_json_and_text_agree(config):
         ),
         (
             ["--max-device-memory", "30GB"],
-            "the fullest device needs 35.96 GiB of max_device_memory 30.00 GiB",
+            "the fullest device needs 36.00 GiB of max_device_memory 30.00 GiB",
         ),
         (["--devices", "8"], "needs 16 processes but worker_num is 8"),
         (["--train_dataset.data_loader.sizes", "[3]"], "a step takes 4 samples"),
