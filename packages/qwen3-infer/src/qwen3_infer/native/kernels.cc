@@ -216,12 +216,13 @@ int qwen3_cached_attention(int num_params, void** params, int* num_dims, int64_t
   return 0;
 }
 
-// The last hidden states (batch * length, hidden) of tokens, whose keys and values go into the cache. Returns 1, and
-// writes nothing, for tokens that fit neither the vocabulary nor the cache.
-int qwen3_hidden(const Model* model, const Tokens* tokens, float* y) {
-  if (!fit(*model, *tokens)) return 1;
+// The last hidden states (wanted, hidden) of the last `wanted` of the tokens, of all or of one row's; the keys and values
+// of all go into the cache. Returns 1, and writes nothing, for tokens that fit neither the vocabulary nor the cache.
+int qwen3_hidden(const Model* model, const Tokens* tokens, int64_t wanted, float* y) {
+  if (!fit(*model, *tokens) || wanted < 1 || wanted > tokens->batch * tokens->length) return 1;
+  if (tokens->batch > 1 && wanted != tokens->batch * tokens->length) return 1;
   return with_weight(model->is_bfloat16 ? "bfloat16" : "float32", model->is_bfloat16 && model->rounds_inputs,
-                     [=](auto weight) { compute_hidden(weight, *model, *tokens, y); });
+                     [=](auto weight) { compute_hidden(weight, *model, *tokens, wanted, y); });
 }
 
 // The logits (num_rows, vocabulary) of hidden states (num_rows, hidden).

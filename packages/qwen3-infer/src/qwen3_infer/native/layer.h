@@ -46,79 +46,82 @@ inline void add_adapter(const Adapter& adapter, const float* x, int64_t num_rows
 }
 
 // One decoder layer for M = batch * length tokens: x (M, hidden) becomes what it is with the layer's outputs added. cos
-// and sin are (M, width / 2).
+// and sin are (M, width / 2). Of the rows the last `wanted` are right afterwards: all, or fewer of a batch of one.
 template <typename Weight>
-void compute_layer(Weight weight, const LayerWeights& layer, const LayerShape& shape, const Attention& of,
-                   const float* cosines, const float* sines, float* x) {
-  const int64_t tokens = of.batch * of.length, hidden = shape.hidden, inner = shape.inner, width = of.width;
-  const int64_t q_width = of.num_heads * width, kv_width = of.num_kv_heads * width;
+void compute_layer(Weight weight, const LayerWeights& layer, const LayerShape& shape, const Attention& all,
+                   const float* cosines, const float* sines, float* all_x, int64_t wanted) {
+  const int64_t tokens = all.batch * all.length, hidden = shape.hidden, inner = shape.inner, width = all.width;
+  const int64_t q_width = all.num_heads * width, kv_width = all.num_kv_heads * width, skipped = tokens - wanted;
   float* const normed = room<1>(tokens * hidden);
   float* const q = room<2>(tokens * (q_width + 2 * kv_width));
-  float *const k = q + tokens * q_width, *const v = k + tokens * kv_width;
+  float *const k = q + tokens * q_width, *const v = k + tokens * kv_width, *const x = all_x + skipped * hidden;
   const auto matrix = [&](int i) { return static_cast<const typename Weight::Stored*>(layer.matrices[i]); };
-  const auto norm = [&](const float* by) {
-    return pack_rows(weight, normed, tokens, hidden, [=, &shape](int64_t m) {
-      norm_row(x + m * hidden, by, hidden, shape.eps, normed + m * hidden);
+  const auto norm = [=, &shape](const float* by, const float* from, int64_t rows) {
+    return pack_rows(weight, normed, rows, hidden, [=, &shape](int64_t m) {
+      norm_row(from + m * hidden, by, hidden, shape.eps, normed + m * hidden);
     });
   };
   const auto nothing = [](int, int64_t, int64_t) {};
-  // Adds the product of `from` (tokens, num_inputs) and matrix number i to x.
+  // Adds the product of `from` (wanted, num_inputs) and matrix number i to x.
   const auto add_product = [&](int i, const float* from, int64_t num_inputs) {
-    float* const y = room<8>(tokens * hidden);
+    float* const y = room<8>(wanted * hidden);
     const auto add = [=](int64_t first, int64_t count) {
-      for (int64_t m = 0; m < tokens; ++m)
+      for (int64_t m = 0; m < wanted; ++m)
         for (int64_t o = first; o < first + count; ++o) x[m * hidden + o] += y[m * hidden + o];
     };
     const bool is_adapted = layer.adapters[i].rank != 0;
     const Matrix<Weight> only[] = {{matrix(i), hidden, y}};
-    const float* const packed = pack_rows(weight, from, tokens, num_inputs, [](int64_t) {});
-    multiply(weight, packed, tokens, num_inputs, only, [=](int, int64_t first, int64_t count) {
+    const float* const packed = pack_rows(weight, from, wanted, num_inputs, [](int64_t) {});
+    multiply(weight, packed, wanted, num_inputs, only, [=](int, int64_t first, int64_t count) {
       if (!is_adapted) add(first, count);
     });
     if (!is_adapted) return;
-    add_adapter(layer.adapters[i], from, tokens, num_inputs, hidden, y);
+    add_adapter(layer.adapters[i], from, wanted, num_inputs, hidden, y);
     add(0, hidden);
   };
 
   const Matrix<Weight> projections[] = {{matrix(kQ), q_width, q}, {matrix(kK), kv_width, k}, {matrix(kV), kv_width, v}};
-  multiply(weight, norm(layer.input_norm), tokens, hidden, projections, nothing);
-  for (int i : {kQ, kK, kV}) add_adapter(layer.adapters[i], normed, tokens, hidden, projections[i].num_outputs, projections[i].y);
+  multiply(weight, norm(layer.input_norm, all_x, tokens), tokens, hidden, projections, nothing);
+  for (int i : {kQ, kK, kV})
+    add_adapter(layer.adapters[i], normed, tokens, hidden, projections[i].num_outputs, projections[i].y);
 
-  const int64_t num_q = tokens * of.num_heads, half = width / 2;
-  for_each(num_q + tokens * of.num_kv_heads, kSmall / width + 1, [=, &layer, &shape, &of](int64_t number) {
+  const int64_t num_q = tokens * all.num_heads, half = width / 2;
+  for_each(num_q + tokens * all.num_kv_heads, kSmall / width + 1, [=, &layer, &shape, &all](int64_t number) {
     const bool is_query = number < num_q;
     const int64_t row = is_query ? number : number - num_q;
-    const int64_t token = row / (is_query ? of.num_heads : of.num_kv_heads);
+    const int64_t token = row / (is_query ? all.num_heads : all.num_kv_heads);
     float* const head = (is_query ? q : k) + row * width;
     static thread_local std::vector<float> between;
     if (static_cast<int64_t>(between.size()) < width) between.resize(width);
     norm_row(head, is_query ? layer.q_norm : layer.k_norm, width, shape.eps, between.data());
     rotate_row(between.data(), cosines + token * half, sines + token * half, half, head);
   });
-  float* const attended = room<3>(tokens * q_width);
-  store(of, k, v);
-  attend_all(of, q, attended);
+  store(all, k, v);
+  Attention of = all;
+  if (skipped > 0) of.length = wanted, of.positions += skipped;
+  float* const attended = room<3>(wanted * q_width);
+  attend_all(of, q + skipped * q_width, attended);
   add_product(kO, attended, q_width);
 
-  float *const gated = room<4>(tokens * inner), *const up = room<5>(tokens * inner);
-  const float* const packed = norm(layer.post_norm);
+  float *const gated = room<4>(wanted * inner), *const up = room<5>(wanted * inner);
+  const float* const packed = norm(layer.post_norm, x, wanted);
   const bool is_adapted = layer.adapters[kGate].rank != 0 || layer.adapters[kUp].rank != 0;
   const int64_t num_chunks = (inner + Weight::kChunk - 1) / Weight::kChunk;
   Pool::shared().run_in_order(num_chunks, [=](int64_t chunk) {
     const int64_t first = chunk * Weight::kChunk;
     const int64_t count = inner - first < Weight::kChunk ? inner - first : Weight::kChunk;
-    multiply_part(weight, packed, matrix(kGate) + first * hidden, tokens, count, hidden, gated + first, inner);
-    multiply_part(weight, packed, matrix(kUp) + first * hidden, tokens, count, hidden, up + first, inner);
+    multiply_part(weight, packed, matrix(kGate) + first * hidden, wanted, count, hidden, gated + first, inner);
+    multiply_part(weight, packed, matrix(kUp) + first * hidden, wanted, count, hidden, up + first, inner);
     if (is_adapted) return;
-    for (int64_t m = 0; m < tokens; ++m) {
+    for (int64_t m = 0; m < wanted; ++m) {
       const int64_t at = m * inner + first;
       swiglu_row(gated + at, up + at, count, gated + at);
     }
   });
   if (is_adapted) {
-    add_adapter(layer.adapters[kGate], normed, tokens, hidden, inner, gated);
-    add_adapter(layer.adapters[kUp], normed, tokens, hidden, inner, up);
-    for_each(tokens, kSmall / inner + 1,
+    add_adapter(layer.adapters[kGate], normed, wanted, hidden, inner, gated);
+    add_adapter(layer.adapters[kUp], normed, wanted, hidden, inner, up);
+    for_each(wanted, kSmall / inner + 1,
              [=](int64_t m) { swiglu_row(gated + m * inner, up + m * inner, inner, gated + m * inner); });
   }
   add_product(kDown, gated, inner);

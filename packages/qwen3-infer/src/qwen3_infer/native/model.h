@@ -63,10 +63,10 @@ inline void embed_all(const Model& model, const Tokens& tokens, float* x) {
   for (int64_t i = 0; i < count * hidden; ++i) x[i] += added[i];
 }
 
-// The last hidden states of `tokens` after the last norm, (batch * length, hidden); their keys and values go into the
-// cache.
+// The last hidden states of the last `wanted` of `tokens` after the last norm, (wanted, hidden); the keys and values of
+// all go into the cache.
 template <typename Weight>
-void compute_hidden(Weight weight, const Model& model, const Tokens& tokens, float* y) {
+void compute_hidden(Weight weight, const Model& model, const Tokens& tokens, int64_t wanted, float* y) {
   const int64_t count = tokens.batch * tokens.length, half = model.width / 2, hidden = model.hidden;
   Attention of{tokens.batch, tokens.length, model.num_heads, model.num_kv_heads, model.width,
                nullptr,      nullptr,       tokens.positions, {}};
@@ -86,10 +86,12 @@ void compute_hidden(Weight weight, const Model& model, const Tokens& tokens, flo
   embed_all(model, tokens, x);
   for (int64_t i = 0; i < model.num_layers; ++i) {
     of.keys = model.layers[i].keys, of.values = model.layers[i].values;
-    compute_layer(weight, model.layers[i], LayerShape{hidden, model.inner, model.eps}, of, cosines, sines, x);
+    compute_layer(weight, model.layers[i], LayerShape{hidden, model.inner, model.eps}, of, cosines, sines, x,
+                  i + 1 < model.num_layers ? count : wanted);
   }
-  for_each(count, kSmall / hidden + 1,
-           [=, &model](int64_t m) { norm_row(x + m * hidden, model.norm, hidden, model.eps, y + m * hidden); });
+  const float* const last = x + (count - wanted) * hidden;
+  for_each(wanted, kSmall / hidden + 1,
+           [=, &model](int64_t m) { norm_row(last + m * hidden, model.norm, hidden, model.eps, y + m * hidden); });
 }
 
 // The logits (num_rows, vocabulary) of hidden states.

@@ -81,10 +81,15 @@ class NativeNetwork:
         )
         functions = ctypes.CDLL(str(library))
         self._hidden, self._head = functions.qwen3_hidden, functions.qwen3_head
+        self._hidden.argtypes = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p
         self._head.argtypes = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p
 
     def hidden(
-        self, ids_BL: NDArray[np.int32], positions_BL: NDArray[np.int32], starts_B: NDArray[np.int32]
+        self,
+        ids_BL: NDArray[np.int32],
+        positions_BL: NDArray[np.int32],
+        starts_B: NDArray[np.int32],
+        num_last: int | None = None,
     ) -> NDArray[np.float32]:
         """Return the hidden states (M, D) after the last norm, and keep keys and values.
 
@@ -92,14 +97,14 @@ class NativeNetwork:
             ids_BL: Tokens.
             positions_BL: Consecutive in each row; each token sees its region from position 0 to its own.
             starts_B: Where the regions of the rows begin in the cache.
+            num_last: How many tokens' states are wanted, the last of one row; all when left out.
         """
         b, length = ids_BL.shape
         arrays = [np.ascontiguousarray(each, np.int32) for each in (ids_BL, positions_BL, starts_B)]
         tokens = TokenFields(b, length, *(each.ctypes.data for each in arrays))
-        hidden_MD = np.empty((b * length, self._hidden_size), np.float32)
-        failed = self._hidden(
-            ctypes.byref(self._model), ctypes.byref(tokens), ctypes.c_void_p(hidden_MD.ctypes.data)
-        )
+        wanted = b * length if num_last is None else num_last
+        hidden_MD = np.empty((wanted, self._hidden_size), np.float32)
+        failed = self._hidden(ctypes.byref(self._model), ctypes.byref(tokens), wanted, hidden_MD.ctypes.data)
         if failed:
             raise RuntimeError("tokens lie outside the vocabulary or the cache")
         return hidden_MD
