@@ -71,6 +71,19 @@ def test_sums_and_maxima_are_those_of_numpy_at_any_temperature(sums, temperature
         np.testing.assert_allclose(found, exact, rtol=4 * MARGIN, atol=1e-30)
 
 
+def test_a_long_row_is_sorted_as_a_short_one():
+    rng = np.random.default_rng(2)
+    logits = np.round(rng.normal(0, 3, 50_000) * 8).astype(np.float32) / 8
+    logits[::7], logits[1::7], logits[2::70] = 0.0, -0.0, -np.inf
+    for row in (
+        logits,
+        rng.normal(0, 1e-3, 9000).astype(np.float32),
+        rng.normal(0, 1e30, 5000).astype(np.float32),
+    ):
+        ids, _ = distribution(row, Sampling(top_p=1.0))
+        np.testing.assert_array_equal(ids, np.argsort(-row, kind="stable"))
+
+
 @pytest.mark.parametrize("settings", [{"top_k": 20, "top_p": 0.95}, {"min_p": 0.05}, {"top_k": 3000}])
 def test_the_likeliest_found_by_maxima_are_those_of_numpy(sums, settings):
     rng, sampling = np.random.default_rng(5), Sampling(**settings)

@@ -21,6 +21,8 @@ GROUPS = 16
 """Groups of a BLOCK of logits, of each of which the largest is known when the likeliest are looked for."""
 GROUP = 32
 """Logits of which the largest stands for all when a floor of the likeliest is looked for."""
+LONG_ROW = 4096
+"""Logits from which on it pays to sort them as whole numbers."""
 MOST_PENALTY = 1e6
 """Beyond it penalised logits would leave float32."""
 
@@ -72,10 +74,22 @@ class _Row:
     def likeliest_first(self, count: int) -> np.ndarray:
         """Return the `count` likeliest ids, likeliest first and equals by id; all of them for 0."""
         if not 0 < count < len(self.logits_V):
-            return np.argsort(-self.logits_V, kind="stable")
+            return _likeliest_order(self.logits_V)
         # A whole sort of 150,000 logits costs a hundred times as much as finding those above a floor first.
         candidates = self.above(self.floor(count))
-        return candidates[np.argsort(-self.logits_V[candidates], kind="stable")][:count]
+        return candidates[_likeliest_order(self.logits_V[candidates])][:count]
+
+
+def _likeliest_order(logits: np.ndarray) -> np.ndarray:
+    """Return the places of float32 logits, none NaN, likeliest first and equals in their order."""
+    if len(logits) < LONG_ROW:
+        return np.argsort(-logits, kind="stable")
+    # Numbers of a float32's order, its place below: numpy sorts whole numbers several times as fast.
+    bits = (logits + np.float32(0)).view(np.int32)  # -0 is 0
+    ascending = np.where(bits < 0, ~bits, bits | np.int32(-(1 << 31))).view(np.uint32)
+    keys = (~ascending).astype(np.uint64) << np.uint64(32) | np.arange(len(logits), dtype=np.uint64)
+    keys.sort()
+    return (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
