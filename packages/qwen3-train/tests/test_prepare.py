@@ -37,6 +37,20 @@ def test_the_sizes_of_the_yaml_are_compared_with_those_of_the_folder_with_the_we
         assert said in str(refused.value)
 
 
+def test_evaluations_that_take_most_of_the_time_are_named(prepare):
+    def notes(interval, valid):
+        changes = {
+            "do_eval": True,
+            "eval_step_interval": interval,
+            "train_dataset__data_loader__sizes": [24, valid, 0],
+        }
+        return [note for note in prepare(**changes).notes if "each evaluation" in note]
+
+    assert notes(3, 4) == []
+    (told,) = notes(1, 9)
+    assert "takes 9 held-out samples and comes after 4 trained ones: about 43% of the run's time" in told
+
+
 def test_a_warmup_that_is_longer_than_the_run_is_named(prepare):
     assert not any("warm-up" in note for note in prepare().notes)
     notes = prepare(lr_schedule__warmup_steps=7).notes

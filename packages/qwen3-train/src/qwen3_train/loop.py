@@ -161,7 +161,7 @@ class TrainingLoop:
     def _log_step(self, number: int, values: dict[str, float]) -> None:
         plan = self.prepared.plan
         # The first step compiles, so it says nothing about those to come.
-        recent = self.times_s[1:][-RECENT_STEPS:] or self.times_s
+        recent = self.times_s[max(1, len(self.times_s) - RECENT_STEPS) :] or self.times_s
         left_s = (self.prepared.last_step - number) * sum(recent) / len(recent)
         epoch, within = plan.epoch_and_step(number)
         self.log.line(step_line((epoch, plan.num_epochs), (within, plan.steps_of(epoch)), values, left_s))

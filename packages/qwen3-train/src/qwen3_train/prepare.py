@@ -27,6 +27,9 @@ from qwen3_train.settings.run import TrainSettings
 from qwen3_train.settings.token_files import DataSettings
 from qwen3_train.settings.validation import BestLoss
 
+EVALUATION_SHARE = 0.5
+"""Of the time of the steps between two evaluations, from which on one is named as long."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreparedRun:
@@ -113,6 +116,7 @@ def prepare_run(
         raise ConfigError(f"{source.first.name} {_finished(resumed, last_step)}")
     notes += _adapter_notes(settings)
     notes += _step_notes(settings, plan, last_step)
+    notes += _evaluation_notes(settings, plan, data.num_valid)
     if saves:
         size = checkpoint_bytes(
             settings.layout, settings.model, offset=settings.offset, lora=settings.lora,
@@ -170,6 +174,17 @@ def _step_notes(settings: TrainSettings, plan: BatchPlan, last_step: int) -> Ite
         yield (
             f"{left} of {plan.num_samples} samples are left out of each epoch, which takes whole steps of "
             f"{plan.global_batch}"
+        )
+
+
+def _evaluation_notes(settings: TrainSettings, plan: BatchPlan, num_valid: int) -> Iterator[str]:
+    trained = (settings.eval_every or 0) * plan.global_batch
+    # A forward pass is about a third of a step's work.
+    if trained and num_valid > EVALUATION_SHARE * 3 * trained:
+        yield (
+            f"each evaluation takes {num_valid:,} held-out samples and comes after {trained:,} trained ones: "
+            f"about {num_valid / (num_valid + 3 * trained):.0%} of the run's time; bound them by the second "
+            "number of sizes, or raise eval_step_interval"
         )
 
 
