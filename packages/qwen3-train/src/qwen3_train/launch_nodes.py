@@ -68,7 +68,7 @@ def launch_on_nodes(told: NodesRun) -> str:
         meeting = stack.enter_context(
             Meeting(folder, launch.node_rank, launch.num_nodes, address, told.rules)
         )
-        with suppress(Qwen3Error):  # whoever decides says what is wrong with the data
+        with suppress(Qwen3Error, OSError):  # whoever decides says what is wrong with the data
             index_share_of_run(told.settings, launch.node_rank, launch.num_nodes)
         while True:
             agreed = meeting.agree(desk.propose, log.say)
