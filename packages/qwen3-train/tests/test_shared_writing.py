@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from plan_inputs import make_settings
 
 from qwen3_model.checkpoint_files import Place, choose_checkpoint, files_of_step
 from qwen3_model.config import SIZES
@@ -18,6 +19,8 @@ from qwen3_train.checkpoints.shared_writing import checkpoint_bytes, own_share, 
 from qwen3_train.checkpoints.source import LateFiles, ResumeSource
 from qwen3_train.checkpoints.strategy_files import stage_tensors, write_strategies
 from qwen3_train.checkpoints.writer import CheckpointWriter
+from qwen3_train.plan.memory import plan_memory
+from qwen3_train.plan.totals import count_totals
 
 TINY = dataclasses.replace(
     SIZES["0.6B"], vocab_size=64, hidden_size=16, intermediate_size=24, num_layers=4, num_heads=8,
@@ -117,6 +120,23 @@ def test_32b_on_1024_devices_writes_what_there_is_and_each_rank_its_part():
         tensors = stage_tensors(layout, config, stage, **how)
         sizes = [sum(4 * tensors[name][1] for name in share) for share in shares_of_stage(tensors)]
         assert max(sizes) < 2 * sum(sizes) / len(sizes), "no rank has much more to write than others"
+
+
+@pytest.mark.parametrize("shares_writing", [True, False])
+@pytest.mark.parametrize("shares_moments", [True, False])
+@pytest.mark.parametrize(("dp", "tp", "pp"), [(1, 1, 1), (32, 8, 4), (8, 4, 2), (64, 8, 2)])
+def test_plan_counts_what_is_written_and_read(dp, tp, pp, shares_moments, shares_writing):
+    layout, is_shared = Layout(dp=dp, tp=tp, pp=pp), shares_moments and dp > 1
+    settings = make_settings(
+        "8B", layout=layout, micro_batch_num=pp, parallel_optimizer=is_shared, shares_writing=shares_writing
+    )
+    totals = count_totals(settings, plan_memory(settings), [])
+    how = {"offset": (), "shares_moments": is_shared, "lora": None}
+    assert totals.checkpoint_bytes == checkpoint_bytes(
+        layout, SIZES["8B"], **how, shares_writing=shares_writing
+    )
+    # Without sharing each rank writes all that it reads.
+    assert totals.resume_bytes == checkpoint_bytes(layout, SIZES["8B"], **how, shares_writing=False)
 
 
 @pytest.mark.parametrize("shares_writing", [True, False])

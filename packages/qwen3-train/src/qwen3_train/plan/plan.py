@@ -87,7 +87,7 @@ def plan_values(plan: Plan) -> dict[str, Any]:
         },
         "stages": [asdict(stage) | {"total": stage.total, "fullest": stage.fullest} for stage in plan.stages],
         "traffic": [[asdict(item) for item in items] for items in plan.traffic],
-        "totals": asdict(plan.totals) | {"checkpoint_s": plan.totals.checkpoint_s} if plan.totals else None,
+        "totals": _totals(plan.totals) if plan.totals else None,
         "layer_tensors": [
             {
                 "name": tensor.name,
@@ -116,3 +116,7 @@ def _candidate_values(candidate: Candidate) -> dict[str, Any]:
         "rough_step_s": candidate.time.total_s,
         "reason": candidate.reason,
     }
+
+
+def _totals(totals: Totals) -> dict[str, Any]:
+    return asdict(totals) | {"checkpoint_s": totals.checkpoint_s, "resume_s": totals.resume_s}

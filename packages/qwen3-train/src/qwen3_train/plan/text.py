@@ -103,7 +103,8 @@ def _totals(plan: Plan) -> list[str]:
         return []
     lines = [
         f"Checkpoint: {totals.checkpoint_bytes / 1e9:,.1f} GB in {_files(plan.settings.layout.num_ranks)}, "
-        f"{totals.checkpoint_s:,.0f} s at {DISK_BYTES_PER_S / 1e9:.0f} GB/s"
+        f"{totals.checkpoint_s:,.0f} s at {DISK_BYTES_PER_S / 1e9:.0f} GB/s; to go on from it all ranks read "
+        f"{totals.resume_bytes / 1e9:,.1f} GB, {totals.resume_s:,.0f} s (computed)"
     ]
     if totals.num_groups:
         lines.append(

@@ -17,6 +17,8 @@ class Totals:
 
     checkpoint_bytes: int
     """Of one checkpoint: what every rank writes of the weights that it trains and of its moments."""
+    resume_bytes: int
+    """What all ranks together read to go on from one: each its slices, of the weights every replica."""
     unique_bytes: int
     """Of one of its replicas without ZeRO-1: what there is to save."""
     sent_bytes: int
@@ -31,6 +33,11 @@ class Totals:
         """Seconds that a checkpoint takes at `DISK_BYTES_PER_S`."""
         return self.checkpoint_bytes / DISK_BYTES_PER_S
 
+    @property
+    def resume_s(self) -> float:
+        """Seconds that its reading takes at `DISK_BYTES_PER_S`."""
+        return self.resume_bytes / DISK_BYTES_PER_S
+
 
 def count_totals(settings: PlanSettings, stages: list[StageMemory], traffic: list[list[Traffic]]) -> Totals:
     """Add up what the ranks of each stage do."""
@@ -42,6 +49,7 @@ def count_totals(settings: PlanSettings, stages: list[StageMemory], traffic: lis
     written = ranks_of_stage * (sum(trained) + sum(stage.optimizer for stage in stages))
     return Totals(
         checkpoint_bytes=unique if settings.shares_writing else written,
+        resume_bytes=written,
         unique_bytes=unique,
         sent_bytes=ranks_of_stage * sum(item.sent_bytes for items in traffic for item in items),
         num_groups=_num_groups(settings),
