@@ -15,6 +15,7 @@ from mindspore import Tensor, mint, ops
 from qwen3_model.ascend_kernels import AscendKernels
 from qwen3_model.cache import BlockCache
 from qwen3_model.config import SIZES
+from qwen3_model.errors import ConfigError
 from qwen3_model.kernels import PortableKernels
 from qwen3_model.layout import Part
 from qwen3_model.loading import init_model
@@ -321,6 +322,9 @@ def test_ends_of_documents_are_counted_over_all_rows_and_filled_up():
     assert (many[:300], len(many)) == (tuple(range(1, 301)), 512)
     # A row ends a document even if the next one begins with the same number.
     assert AscendKernels().segments(np.zeros((2, 4), np.int32))[:3] == (4, 8, 8)
+    assert len(AscendKernels().segments(np.arange(2048)[None])) == 2048
+    with pytest.raises(ConfigError, match=r"holds 2,049 documents .* at most 2,048: lower runner_config"):
+        AscendKernels().segments(np.arange(2049)[None])
 
 
 ENDS = "actual_seq_qlen", "actual_seq_kvlen"

@@ -16,6 +16,7 @@ from mindspore import Parameter, Tensor, mint, ops
 
 from qwen3_model.cache import BLOCK_TOKENS, BlockCache, KVCache
 from qwen3_model.config import Qwen3Config
+from qwen3_model.errors import ConfigError
 
 # FlashAttentionScore's compressed causal mask has this fixed size whatever the sequence length.
 COMPRESSED_MASK = 2048
@@ -23,6 +24,8 @@ FULL_MASK, COMPRESSED_CAUSAL, CAUSAL_IN_EACH = 0, 2, 3
 """Its sparse modes: the whole (L, S) as a mask, the causal order, and the causal order in each document."""
 FEWEST_ENDS = 128
 """Documents of a batch are filled up to this many, or a power of two: each number is a graph of its own."""
+MOST_ENDS = 2048
+"""Documents of a batch that aclnnFlashAttentionVarLenScore takes, as CANN's document of it says."""
 SPLIT_HALVES = 0
 """RotaryPositionEmbedding's mode in which x[i] and x[i + H/2] are a pair."""
 
@@ -102,8 +105,7 @@ class AscendKernels:
         is_end_BL = np.ones(ids_BL.shape, bool)
         is_end_BL[:, :-1] = ids_BL[:, 1:] != ids_BL[:, :-1]
         ends = (np.flatnonzero(is_end_BL) + 1).tolist()
-        room = max(FEWEST_ENDS, 1 << (len(ends) - 1).bit_length())
-        return ms.mutable(tuple(ends + ends[-1:] * (room - len(ends))))
+        return ms.mutable(tuple(ends + ends[-1:] * (room_for_documents(len(ends)) - len(ends))))
 
     def rotate_queries(self, q_RH: Tensor, plan: Any) -> Tensor:
         """Turn pair i = (x[i], x[i + H/2]) of each query head by its angle, in float32."""
@@ -257,3 +259,18 @@ class AscendKernels:
         x_BLNH = x_RH.astype(ms.float32).reshape(b, length, num_heads, h)
         turned_BLNH = ops.auto_generate.rotary_position_embedding(x_BLNH, cos_BL1H, sin_BL1H, SPLIT_HALVES)
         return turned_BLNH.reshape(-1, h).astype(self.compute_dtype)
+
+
+def room_for_documents(count: int) -> int:
+    """Return to how many documents a batch of `count` is filled up.
+
+    Raises:
+        ConfigError: There are more than the operator takes.
+    """
+    if count > MOST_ENDS:
+        raise ConfigError(
+            f"a micro-batch holds {count:,} documents that are kept apart, and attention on Ascend takes at "
+            f"most {MOST_ENDS:,}: lower runner_config.batch_size, or leave the documents together "
+            "(reset_attention_mask: False)"
+        )
+    return max(FEWEST_ENDS, 1 << (count - 1).bit_length())

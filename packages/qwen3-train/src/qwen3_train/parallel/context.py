@@ -16,15 +16,13 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
-from qwen3_model.ascend_kernels import AscendKernels
+from qwen3_model.ascend_kernels import AscendKernels, room_for_documents
 from qwen3_model.collectives import Group
 from qwen3_model.kernels import PortableKernels, swapped_rows
 from qwen3_train.data.context_part import ContextPart
 
 CAUSAL_FROM_THE_END = 3
 """FlashAttentionScore's sparse mode in which the last query is at the place of the last key."""
-FEWEST_LENGTHS = 128
-"""Documents are filled up to this many, or a power of two: each number is a graph of its own."""
 
 
 def context_kernels(
@@ -176,7 +174,7 @@ class ContextAscendKernels(AscendKernels):
             ends for count in self.sequence.counts for ends in document_lengths(ids_BL, count - 1, num_chunks)
         ]
         most = max(len(ends) for ends in lists)
-        room = max(FEWEST_LENGTHS, 1 << (most - 1).bit_length())
+        room = room_for_documents(most)
         return ms.mutable(tuple(end for ends in lists for end in (*ends, *ends[-1:] * (room - len(ends)))))
 
     def attention(self, q_RH: Tensor, k_RH: Tensor, v_RH: Tensor, plan: Any) -> Tensor:
