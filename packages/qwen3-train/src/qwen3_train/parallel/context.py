@@ -137,7 +137,8 @@ class ContextPortableKernels(PortableKernels):
             queries, keys = np.arange(end - length, end), np.arange(end)
             same_BCS = ids_BL[:, queries, None] == ids_BL[:, None, keys]
             visible.append(Tensor(same_BCS & (keys[None] <= queries[:, None])))
-        return tuple(visible)
+        # Tensors of a plain tuple are constants of a graph, which would be compiled anew for each step.
+        return ms.mutable(tuple(visible))
 
     def heads_first(self, k_RH: Tensor, plan: Any) -> Tensor:
         """Leave keys or values in the order (B, L, K) of rows until those of all ranks are there."""
