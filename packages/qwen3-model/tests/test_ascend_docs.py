@@ -14,7 +14,9 @@ DOCS = Path(__file__).parents[3] / "docs/ascend.md"
 # What `ascend_kernels` takes from `ops` that a CPU has, too, and runs in other tests.
 ON_EVERY_DEVICE = {"MatMul", "Concat", "depend"}
 # What stands for an operator of a CPU because of its kernel; docs/ascend.md has a table of its own for these.
-FOR_THEIR_KERNEL = {"InplaceCopy", "InplaceAddExt", "InplaceZero", "InplaceScatterAdd", "SliceExt"}
+FOR_THEIR_KERNEL = {
+    "InplaceCopy", "InplaceAddExt", "InplaceMul", "InplaceZero", "InplaceScatterAdd", "SliceExt",
+}  # fmt: skip
 # Checked with the optimizer, by its own formula.
 OPTIMIZER = {"auto_generate.AdamW"}
 COLLECTIVES = {"AllReduce", "AllGather", "ReduceScatter", "Send", "Receive"}
