@@ -39,11 +39,11 @@ class NativeEngine:
         Returns:
             The logits after the last of `ids`, (V,).
         """
-        return self._network.logits(self._hidden(start, ids, position, 1))[0]
+        return self._network.logits(self._network.hidden_of_row(start, ids, position, 1))[0]
 
     def read_all(self, start: int, ids: Sequence[int], position: int, length: int) -> NDArray[np.float32]:
         """Do the same, and return the logits after each of `ids`, float32 (len(ids), V)."""
-        return self._network.logits(self._hidden(start, ids, position))
+        return self._network.logits(self._network.hidden_of_row(start, ids, position))
 
     def decode(
         self, starts_B: NDArray[np.int32], tokens_B: NDArray[np.int32], positions_B: NDArray[np.int32]
@@ -58,13 +58,6 @@ class NativeEngine:
 
     def warm_up(self) -> None:
         """Nothing is compiled for a shape."""
-
-    def _hidden(
-        self, start: int, ids: Sequence[int], position: int, num_last: int | None = None
-    ) -> NDArray[np.float32]:
-        ids_BL = np.array([ids], np.int32)
-        positions_BL = np.arange(position, position + len(ids), dtype=np.int32)[None]
-        return self._network.hidden(ids_BL, positions_BL, np.array([start], np.int32), num_last)
 
 
 def cache_tokens(num_rows: int, context_tokens: int, num_tokens: int | None) -> int:

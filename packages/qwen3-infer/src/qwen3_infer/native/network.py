@@ -5,6 +5,7 @@ the cache, H head_dim.
 """
 
 import ctypes
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,14 @@ class NativeNetwork:
         if failed:
             raise RuntimeError("tokens lie outside the vocabulary or the cache")
         return hidden_MD
+
+    def hidden_of_row(
+        self, start: int, ids: Sequence[int], position: int, num_last: int | None = None
+    ) -> NDArray[np.float32]:
+        """Do the same for one row, whose region begins at `start`, from `position` on."""
+        ids_BL = np.array([ids], np.int32)
+        positions_BL = np.arange(position, position + len(ids), dtype=np.int32)[None]
+        return self.hidden(ids_BL, positions_BL, np.array([start], np.int32), num_last)
 
     def logits(self, hidden_MD: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the logits (M, V) of hidden states."""

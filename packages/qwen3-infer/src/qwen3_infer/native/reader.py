@@ -21,8 +21,7 @@ class NativeReader:
 
     def hidden(self, ids: Sequence[int], start: int, length: int) -> NDArray[np.float32]:
         """Read `ids` at `start`; return their last hidden states (len(ids), D)."""
-        positions_BL = np.arange(start, start + len(ids), dtype=np.int32)[None]
-        return self._network.hidden(np.array([ids], np.int32), positions_BL, np.zeros(1, np.int32))
+        return self._network.hidden_of_row(0, ids, start)
 
     def logits(self, hidden_MD: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the logits (M, V) of hidden states."""
