@@ -12,8 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,17 +50,10 @@ class MemoryRoom:
 class FileRoom:
     """Room for arrays in a file."""
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("wb", buffering=0)
+    def __init__(self, descriptor: int) -> None:
+        """Take a new file, open for writing."""
+        self._descriptor = descriptor
         self._places: dict[str, tuple[int, np.dtype[Any], int]] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
 
     def lay_out(self, shapes: Shapes) -> None:
         """Make room, once, before anything is put."""
@@ -70,11 +62,11 @@ class FileRoom:
         ]
         header = encode_header(plans, {})
         position = len(header)
-        os.pwrite(self._file.fileno(), header, 0)
+        os.pwrite(self._descriptor, header, 0)
         for plan, (dtype, shape) in zip(plans, shapes.values(), strict=True):
             self._places[plan.name] = position, np.dtype(dtype), math.prod(shape[1:])
             position += plan.size_bytes
-        self._file.truncate(position)
+        os.ftruncate(self._descriptor, position)
 
     def put(self, name: str, first: int, rows: NDArray[Any]) -> None:
         """Put rows of an array where they belong."""
@@ -82,7 +74,7 @@ class FileRoom:
         data = np.ascontiguousarray(rows, dtype).reshape(-1).view(np.uint8).data
         at = start + first * width * dtype.itemsize
         while data:
-            written = os.pwrite(self._file.fileno(), data[:WRITE_BYTES], at)
+            written = os.pwrite(self._descriptor, data[:WRITE_BYTES], at)
             data, at = data[written:], at + written
 
 
@@ -130,8 +122,8 @@ def identity(prefix: Path) -> tuple[object, ...]:
 
 
 def _fill(path: Path, make: Callable[[Room], object]) -> None:
-    with FileRoom(path) as room:
-        make(room)
+    with path.open("wb", buffering=0) as file:
+        make(FileRoom(file.fileno()))
 
 
 def _mapped(path: Path) -> Arrays | None:
