@@ -15,7 +15,7 @@ from qwen3_model.msrun.launcher import Job, launch_workers
 from qwen3_model.msrun.meeting import Meeting, Rules, Start, own_address
 from qwen3_model.msrun.node_files import ENDED, End, Round
 from qwen3_train.data.token_data import index_share_of_run
-from qwen3_train.launch_folder import last_words, log_name, say_finished, write_run
+from qwen3_train.launch_folder import last_words, log_name, open_log, say_finished, write_run
 from qwen3_train.launch_status import status_of
 from qwen3_train.prepare import prepare_run
 from qwen3_train.reports.run_log import RunLog
@@ -62,7 +62,7 @@ def launch_on_nodes(told: NodesRun) -> str:
     with ExitStack() as stack:
         if is_first:
             stack.enter_context(only_run(output_dir))
-        log = stack.enter_context(_Log(launch.log_dir / log_name(launch), quiet=told.quiet))
+        log = _Log(launch.log_dir / log_name(launch), stack, quiet=told.quiet)
         desk = _Desk(told, log, stack)
         folder = output_dir / MEETING
         meeting = stack.enter_context(
@@ -89,22 +89,13 @@ def launch_on_nodes(told: NodesRun) -> str:
 class _Log:
     """A launcher's log, which is opened with its first line."""
 
-    def __init__(self, path: Path, *, quiet: bool) -> None:
-        self._path, self._quiet = path, quiet
+    def __init__(self, path: Path, stack: ExitStack, *, quiet: bool) -> None:
+        self._path, self._stack, self._quiet = path, stack, quiet
         self._log: RunLog | None = None
-
-    def __enter__(self) -> "_Log":
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if self._log is not None:
-            if error is not None:
-                self._log.line(f"stopped: {error or type(error).__name__}", "ERROR", to_terminal=False)
-            self._log.close()
 
     def open(self, *, append: bool = True) -> RunLog:
         if self._log is None:
-            self._log = RunLog(self._path, append=append, quiet=self._quiet)
+            self._log = self._stack.enter_context(open_log(self._path, append=append, quiet=self._quiet))
         return self._log
 
     def say(self, text: str, level: str = "WARNING") -> None:
