@@ -48,8 +48,8 @@ def test_without_splitting_an_untied_model_needs_16_bytes_a_parameter():
     assert memory.parameters + memory.gradients + memory.optimizer == 16 * 8_190_735_360
 
 
-def test_zero1_shares_the_moments_of_weights_whose_rows_divide():
-    assert optimizer_elements([(8, 3), (7, 3), (4,)], dp=4) == 6 + 21 + 1
+def test_zero1_shares_the_moments_of_weights_whose_rows_or_elements_divide():
+    assert optimizer_elements([(8, 3), (7, 3), (7, 4), (4,)], dp=4) == 6 + 21 + 7 + 1
     one, two, four = (
         plan_memory(make_settings("8B", layout=Layout(dp=dp), parallel_optimizer=True))[0].optimizer
         for dp in (1, 2, 4)

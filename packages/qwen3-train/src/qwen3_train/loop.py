@@ -4,7 +4,10 @@ import math
 import secrets
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from qwen3_model.checkpoint_files import Place
 from qwen3_model.errors import Qwen3Error
@@ -211,7 +214,12 @@ class TrainingLoop:
 
     def _save_to(self, writer: CheckpointWriter, number: int) -> None:
         run = self.prepared
-        parameters = self.step.weights | self.step.moments()
+        tensors = {
+            name: FloatTensor(name, tuple(held.shape), held.asnumpy)
+            for name, held in (self.step.weights | self.step.moments()).items()
+        }
+        for name, whole in self.step.whole_moments(writer.share):
+            tensors[name] = FloatTensor(name, whole.shape, partial(np.asarray, whole))
         writer.save(
             Place(*run.plan.epoch_and_step(number)),
             TrainState(
@@ -226,5 +234,5 @@ class TrainingLoop:
                 settings=run_facts(run.settings),
                 best=asdict(self.best) if math.isfinite(self.best.loss) else {},
             ),
-            [FloatTensor(name, tuple(held.shape), held.asnumpy) for name, held in parameters.items()],
+            tensors.values(),
         )

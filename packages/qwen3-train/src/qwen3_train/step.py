@@ -5,7 +5,7 @@ sum. A pipeline stage has graphs of its own for the first of these. What other r
 `gradients`; every rank then knows loss and norm of the whole step, and `guarded_update` whether to apply it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from numpy.typing import NDArray
 
 from qwen3_model.layers import Kernels
 from qwen3_model.lora import LoraDropout
@@ -25,7 +26,7 @@ from qwen3_train.optimizer import AdamW, adam_scalars
 from qwen3_train.parallel.gradients import AddGradients, OwnGradients, SharedGradients, SumReplicas
 from qwen3_train.parallel.grid import Grid, single_grid
 from qwen3_train.parallel.pipeline import PipelineStage
-from qwen3_train.parallel.shared_adam import SharedAdamW
+from qwen3_train.parallel.shared_adam import GatherMoments, SharedAdamW
 from qwen3_train.settings.adam import AdamSettings
 from qwen3_train.settings.skip import SkipSettings
 from qwen3_train.shared_graphs import share_layer_graphs
@@ -180,6 +181,22 @@ class TrainStep:
         return {f"adam_m.{name}": m for name, m in zip(names, self.adam.m, strict=True)} | {
             f"adam_v.{name}": v for name, v in zip(names, self.adam.v, strict=True)
         }
+
+    def whole_moments(self, wanted: Set[str] | None = None) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        """Yield, whole, the moments that replicas cut by elements, for a checkpoint; all ranks call this.
+
+        Args:
+            wanted: Names of those to yield; None for all.
+        """
+        if not isinstance(self.adam, SharedAdamW):
+            return
+        flat = [name for name, is_flat in zip(self.weights, self.adam.is_flat, strict=True) if is_flat]
+        moments, gather = self.moments(), GatherMoments(self.adam.replicas)
+        for name in (f"{prefix}{name}" for prefix in ("adam_m.", "adam_v.") for name in flat):
+            whole = gather(moments[name])
+            if wanted is None or name in wanted:
+                weight = name.partition(".")[2]
+                yield name, whole.asnumpy().reshape(self.weights[weight].shape)
 
 
 class Evaluation:

@@ -9,7 +9,7 @@ from qwen3_model.errors import ConfigError
 from qwen3_model.layout import Layout, placement
 from qwen3_model.rank_tensors import cut_of, strategy_path
 from qwen3_model.strategy import TensorLayout, read_strategy, write_strategy
-from qwen3_train.parallel.stages import is_shared_out, stage_weights
+from qwen3_train.parallel.stages import is_cut_by_rows, stage_weights
 from qwen3_train.settings.lora import LoraSettings, stage_trained
 from qwen3_train.settings.run import TrainSettings
 
@@ -68,7 +68,8 @@ def stage_tensors(
     tensors = {name: (tensor_layout(name, layout), math.prod(shape)) for name, shape in shapes.items()}
     for moment in MOMENTS:
         for name, shape in shapes.items():
-            is_cut = shares_moments and is_shared_out(shape, layout.dp)
+            # What is cut by elements, which no strategy file can say, is put together for the checkpoint.
+            is_cut = shares_moments and is_cut_by_rows(shape, layout.dp)
             size = math.prod(shape) // (layout.dp if is_cut else 1)
             tensors[f"{moment}{name}"] = tensor_layout(name, layout, is_cut=is_cut), size
     return tensors

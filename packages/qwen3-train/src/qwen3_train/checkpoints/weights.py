@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 from mindspore import Parameter
 
 from qwen3_model.checkpoint_files import is_hf_folder
@@ -70,10 +71,11 @@ def resume_weights(
     """
     own, parameters = open_own_slices(source, settings, step.grid.rank), step.weights | step.moments()
     if own is not None and all(
-        name in own and own[name].plan.shape == tuple(held.shape) for name, held in parameters.items()
+        name in own and own[name].plan.shape in (tuple(held.shape), tuple(parameters[_weight_of(name)].shape))
+        for name, held in parameters.items()
     ):
         for name, parameter in parameters.items():
-            fill(parameter, own[name].plan.dtype, TensorPart(own[name]))
+            _put(parameter, own[name].plan.dtype, TensorPart(own[name]), step.grid.replica)
     else:
         tensors = unfused(source.open(step.grid.rank), model.config, settings.fused_layout)
         _assign(model, parameters, tensors, step.grid.replica)
@@ -91,30 +93,56 @@ def _assign(
         if name not in tensors:
             problems.append(f"{name} is missing")
             continue
-        weight = name.removeprefix("adam_m.").removeprefix("adam_v.")
+        weight = _weight_of(name)
         held = tensors.shape(name)
-        # Moments may be a replica's rows of what the weight is.
+        # Moments may be a replica's rows or elements of what the weight is.
         wanted = whole_shape(weight, tuple(parameters[weight].shape), model.tp.size)
         if held != wanted:
             problems.append(f"{name} has shape {held}, the model's has {wanted}")
         else:
-            places[name] = _part(weight, parameter, held, model, replica)
+            places[name] = _part(weight, parameter, parameters[weight], held, model, replica)
     if problems:
         more = f"; and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
         raise WeightError(
             f"{tensors.first.path} does not fit the model: {'; '.join(problems[:SHOWN_PROBLEMS])}{more}"
         )
     for name, parameter in parameters.items():
-        fill(parameter, *tensors.part(name, places[name]))
+        _put(parameter, *tensors.part(name, places[name]), replica)
 
 
 def _part(
-    weight: str, parameter: Parameter, shape: tuple[int, ...], model: Qwen3ForCausalLM, replica: int
+    weight: str,
+    parameter: Parameter,
+    whole: Parameter,
+    shape: tuple[int, ...],
+    model: Qwen3ForCausalLM,
+    replica: int,
 ) -> tuple[slice, ...]:
-    """What of a whole tensor like `weight` belongs into `parameter`: a shard, or a replica's rows of it."""
+    """What of a whole tensor like `weight` belongs into `parameter`: a shard, or a replica's rows of it.
+
+    Where `parameter` has a replica's elements, the shard that they are of.
+    """
     part = shard_slices(weight, shape, tp=model.tp.size, shard=model.tp.index)
     rows, held = part[0].stop - part[0].start, parameter.shape[0]
-    if held == rows:
+    if held == rows or tuple(parameter.shape[1:]) != tuple(whole.shape[1:]):
         return part
     first = part[0].start + replica * held
     return (slice(first, first + held), *part[1:])
+
+
+def _put(parameter: Parameter, dtype: str, part: TensorPart, replica: int) -> None:
+    """Fill a parameter from `part`, or from the replica's elements of it; no other rows are read."""
+    shape = tuple(parameter.shape)
+    if part.shape == shape:
+        fill(parameter, dtype, part)
+        return
+    columns, count = part.shape[1], shape[1]
+    first = replica * count
+    row, offset = divmod(first, columns)
+    rows = np.asarray(part[row : -(-(first + count) // columns)])
+    fill(parameter, dtype, rows.reshape(-1)[offset : offset + count].reshape(shape))
+
+
+def _weight_of(name: str) -> str:
+    """Return the weight that a moment belongs to; of a weight itself."""
+    return name.removeprefix("adam_m.").removeprefix("adam_v.")

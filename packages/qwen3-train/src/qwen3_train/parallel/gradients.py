@@ -18,7 +18,7 @@ from qwen3_model.collectives import Group
 from qwen3_model.layers import Kernels
 from qwen3_train.optimizer import ClipScale, SumOfSquares
 from qwen3_train.parallel.grid import Grid
-from qwen3_train.parallel.stages import is_shared_out
+from qwen3_train.parallel.stages import is_shared_out, piece_shape
 
 BUCKET_BYTES = 64 << 20
 BLOCK = 24
@@ -70,7 +70,7 @@ class SharedGradients(nn.Cell):
         super().__init__(auto_prefix=False)
         names, shapes = list(weights), [tuple(weight.shape) for weight in weights.values()]
         dp, cut = grid.replicas.size, _cut(weights, grid, shares_moments=shares_moments)
-        own = [(s[0] // dp, *s[1:]) if is_cut else s for s, is_cut in zip(shapes, cut, strict=True)]
+        own = [piece_shape(s, dp) if is_cut else s for s, is_cut in zip(shapes, cut, strict=True)]
         # The backward pass ends with the first weights.
         last_first = range(len(names) - 1, -1, -1)
         partial = [i for i in last_first if grid.tp.is_partial(names[i])]
@@ -183,7 +183,7 @@ class BucketSum(nn.Cell):
             group: Whose ranks exchange.
             chosen: Places of the tensors.
             shapes: Of all tensors.
-            scatters: Return this rank's rows alone.
+            scatters: Return this rank's rows, or elements, alone.
         """
         super().__init__(auto_prefix=False)
         self.group, self.scatters = group, scatters
@@ -191,7 +191,7 @@ class BucketSum(nn.Cell):
         self.buckets = () if group.size == 1 else make_buckets(chosen, sizes)
         self.pieces = group.size if scatters else 1
         self.sizes = tuple(tuple(sizes[i] // self.pieces for i in bucket) for bucket in self.buckets)
-        self.shapes = tuple((shape[0] // self.pieces, *shape[1:]) for shape in shapes)
+        self.shapes = tuple(piece_shape(shape, self.pieces) for shape in shapes)
         self.where = tuple(_place(self.buckets, i) for i in range(len(shapes)))
         self.join, self.split = ops.Concat(1), ops.auto_generate.SplitWithSize()
 

@@ -2,19 +2,20 @@
 
 Each replica has the moments of its rows of every weight, updates those rows by their gradients, which are all
 that it is given, and gets the others' rows from them.
-A weight whose rows do not divide is updated by all.
+A weight whose rows do not divide is cut by elements; one whose elements do not either is updated by all.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from qwen3_model.collectives import Group
 from qwen3_model.layers import Kernels
 from qwen3_train.optimizer import AdamW
 from qwen3_train.parallel.gradients import make_buckets
-from qwen3_train.parallel.stages import is_shared_out
+from qwen3_train.parallel.stages import is_cut_by_rows, is_shared_out, piece_shape
 from qwen3_train.settings.adam import AdamSettings
 
 
@@ -39,7 +40,12 @@ class SharedAdamW(nn.Cell):
         self.adam = AdamW(pieces, settings, kernels, stays)
         self.m, self.v, self.pieces = self.adam.m, self.adam.v, self.adam.weights
         self.replicas, self.index, self.size = replicas, replicas.index, replicas.size
-        self.cut = tuple(is_shared_out(weight.shape, replicas.size) for weight in weights.values())
+        shapes = [tuple(weight.shape) for weight in weights.values()]
+        self.cut = tuple(is_shared_out(shape, replicas.size) for shape in shapes)
+        self.is_flat = tuple(
+            cut and not is_cut_by_rows(shape, replicas.size)
+            for cut, shape in zip(self.cut, shapes, strict=True)
+        )
         # Of what comes round, dp times what goes out.
         sizes = [weight.size for weight in self.weights]
         self.buckets = make_buckets([i for i, cut in enumerate(self.cut) if cut], sizes)
@@ -55,16 +61,19 @@ class SharedAdamW(nn.Cell):
         gradients: tuple[Tensor, ...],
         scale: Tensor | None = None,
     ) -> Tensor:
-        taken = self.each(self._take, self.cut, self.pieces, self.weights)
+        taken = self.each(self._take, self.cut, self.is_flat, self.pieces, self.weights)
         done = self.adam(rate, eps, decay, ops.depend(step, taken), gradients, scale)
         for bucket in self.buckets:
             done = ops.depend(done, self._hand_round(bucket, done))
         return done
 
-    def _take(self, is_cut: bool, piece: Tensor, weight: Tensor) -> Any:
-        """Put this replica's rows of a weight into its piece."""
+    def _take(self, is_cut: bool, is_flat: bool, piece: Tensor, weight: Tensor) -> Any:
+        """Put this replica's rows or elements of a weight into its piece."""
         if not is_cut:
             return piece
+        if is_flat:
+            own = self.kernels.rows(weight.reshape(self.size, -1), self.index, self.index + 1)
+            return self.kernels.assign(piece, own)
         rows = weight.shape[0] // self.size
         own = self.kernels.rows(weight, self.index * rows, (self.index + 1) * rows)
         return self.kernels.assign(piece, own)
@@ -85,7 +94,19 @@ class SharedAdamW(nn.Cell):
         return done
 
 
+class GatherMoments(nn.Cell):
+    """Put the replicas' elements of a moment that is cut by elements together; all replicas call this."""
+
+    def __init__(self, replicas: Group) -> None:
+        super().__init__(auto_prefix=False)
+        self.replicas = replicas
+
+    @ms.jit
+    def construct(self, piece: Tensor) -> Tensor:
+        """Return all elements, (replicas, elements of each)."""
+        return self.replicas.gather_rows(piece)
+
+
 def _piece(name: str, weight: Parameter, num_replicas: int) -> Parameter:
-    rows = weight.shape[0] // num_replicas
-    zeros = ops.zeros((rows, *weight.shape[1:]), weight.dtype)
+    zeros = ops.zeros(piece_shape(tuple(weight.shape), num_replicas), weight.dtype)
     return Parameter(zeros, name=f"piece.{name}", requires_grad=False)

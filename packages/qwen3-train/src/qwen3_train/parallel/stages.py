@@ -1,5 +1,6 @@
 """Which layers and weights each pipeline stage holds, and how much of them each rank; free of MindSpore."""
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -68,7 +69,22 @@ def stage_names(config: Qwen3Config, pp: int, offset: Sequence[int], stage: int)
 
 def is_shared_out(shape: tuple[int, ...], num_replicas: int) -> bool:
     """Say whether the moments of a weight are cut, of `shape` on this rank."""
+    return num_replicas > 1 and math.prod(shape) % num_replicas == 0
+
+
+def is_cut_by_rows(shape: tuple[int, ...], num_replicas: int) -> bool:
+    """Say whether each replica's moments of a weight are rows of it, as strategy files can say it.
+
+    Else they are cut by elements, in the order in which they lie in memory, and checkpoints have them whole.
+    """
     return num_replicas > 1 and shape[0] % num_replicas == 0
+
+
+def piece_shape(shape: tuple[int, ...], num_replicas: int) -> tuple[int, ...]:
+    """Return the shape of a replica's moments of a weight: rows, one row of elements, or all of it."""
+    if is_cut_by_rows(shape, num_replicas):
+        return (shape[0] // num_replicas, *shape[1:])
+    return (1, math.prod(shape) // num_replicas) if is_shared_out(shape, num_replicas) else shape
 
 
 @lru_cache(maxsize=64)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from qwen3_model.layout import placement
 from qwen3_train.lora.shapes import adapter_shapes
-from qwen3_train.parallel.stages import EMBEDDING, stage_layers, stage_weights
+from qwen3_train.parallel.stages import EMBEDDING, is_shared_out, stage_layers, stage_weights
 from qwen3_train.plan.memory import WEIGHT_BYTES
 from qwen3_train.plan.settings import PlanSettings
 
@@ -99,7 +99,9 @@ def _partial_gradients(settings: PlanSettings, stage: int, norm_bytes: int) -> T
     if not settings.adapters:
         return _ring("tp", "all-reduce", "gradients of norms", 1, norm_bytes, settings.layout.tp)
     whole = [
-        math.prod(shape) for name, shape in _trained(settings, stage).items() if "tp" not in placement(name)
+        math.prod(shape)
+        for name, shape in trained_shapes(settings, stage).items()
+        if "tp" not in placement(name)
     ]
     payload = WEIGHT_BYTES * sum(whole)
     return _ring("tp", "all-reduce", "gradients of uncut adapter halves", 1, payload, settings.layout.tp)
@@ -110,7 +112,8 @@ def _data_traffic(settings: PlanSettings, stage: int) -> list[Traffic]:
     if dp == 1:
         return []
     sizes = [
-        (shape[0] % dp == 0, WEIGHT_BYTES * math.prod(shape)) for shape in _trained(settings, stage).values()
+        (is_shared_out(shape, dp), WEIGHT_BYTES * math.prod(shape))
+        for shape in trained_shapes(settings, stage).values()
     ]
     every = sum(size for _, size in sizes)
     if not settings.parallel_optimizer:
@@ -137,13 +140,14 @@ def _pipeline_traffic(settings: PlanSettings, stage: int) -> list[Traffic]:
     ]
     if model.tie_word_embeddings and stage in (0, layout.pp - 1):
         module = EMBEDDING.removesuffix("weight")
-        table = [shape for name, shape in _trained(settings, stage).items() if name.startswith(module)]
+        table = [shape for name, shape in trained_shapes(settings, stage).items() if name.startswith(module)]
         payload = WEIGHT_BYTES * sum(math.prod(shape) for shape in table)
         traffic.append(_ring("tied", "all-reduce", "gradient of the tied embedding", bool(table), payload, 2))
     return traffic
 
 
-def _trained(settings: PlanSettings, stage: int) -> dict[str, tuple[int, ...]]:
+def trained_shapes(settings: PlanSettings, stage: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of what a shard of a stage trains, by name."""
     if settings.adapters:
         return adapter_shapes(settings.model, settings.layout, settings.offset, stage, settings.adapters)
     return stage_weights(settings.model, settings.layout, settings.offset, stage)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from qwen3_train.lora.shapes import adapter_shapes
-from qwen3_train.parallel.stages import EMBEDDING, HEAD, stage_layers, stage_weights
+from qwen3_train.parallel.stages import EMBEDDING, HEAD, is_shared_out, stage_layers, stage_weights
 from qwen3_train.plan.groups import buffer_bytes, groups_of_stage
 from qwen3_train.plan.saved_tensors import (
     SavedTensor,
@@ -102,15 +102,14 @@ def plan_memory(settings: PlanSettings) -> list[StageMemory]:
 def optimizer_elements(shapes: Iterable[tuple[int, ...]], dp: int) -> int:
     """Return how many elements of each moment a replica keeps when `dp` replicas share the state.
 
-    A weight is shared by rows of its shard where they divide, else every replica keeps all of it, as
-    MindSpore's own optimizer parallelism does it and as strategy files can say it.
+    A weight is shared by rows of its shard, or by elements where these divide and rows do not.
     """
-    return sum(math.prod(shape) // (dp if shape[0] % dp == 0 else 1) for shape in shapes)
+    return sum(math.prod(shape) // (dp if is_shared_out(shape, dp) else 1) for shape in shapes)
 
 
 def updated_elements(shapes: Iterable[tuple[int, ...]], dp: int) -> int:
     """Return how many elements a replica has twice, since it updates them apart and then hands them round."""
-    return sum(math.prod(shape) // dp for shape in shapes if shape[0] % dp == 0) if dp > 1 else 0
+    return sum(math.prod(shape) // dp for shape in shapes if is_shared_out(shape, dp))
 
 
 def micro_batches_in_flight(stage: int, pp: int, micro_batch_num: int) -> int:

@@ -1,10 +1,12 @@
 """What a whole job writes, sends and sets up, which grows with the number of devices."""
 
+import math
 from dataclasses import dataclass
 
-from qwen3_train.plan.communication import Traffic
+from qwen3_train.parallel.stages import is_cut_by_rows
+from qwen3_train.plan.communication import Traffic, trained_shapes
 from qwen3_train.plan.groups import is_own
-from qwen3_train.plan.memory import StageMemory
+from qwen3_train.plan.memory import WEIGHT_BYTES, StageMemory
 from qwen3_train.plan.settings import PlanSettings
 
 DISK_BYTES_PER_S = 2e10
@@ -46,15 +48,23 @@ def count_totals(settings: PlanSettings, stages: list[StageMemory], traffic: lis
     # A gradient, or its sum, is as large as what it is of, and so is each of the two moments.
     trained = [max(stage.gradients, stage.gradient_sums) for stage in stages]
     unique = layout.tp * 3 * sum(trained)
-    written = ranks_of_stage * (sum(trained) + sum(stage.optimizer for stage in stages))
+    moments = 2 * WEIGHT_BYTES * sum(_saved(settings, stage) for stage in range(layout.pp))
+    written = ranks_of_stage * (sum(trained) + moments)
     return Totals(
         checkpoint_bytes=unique if settings.shares_writing else written,
-        resume_bytes=written,
+        resume_bytes=ranks_of_stage * (sum(trained) + sum(stage.optimizer for stage in stages)),
         unique_bytes=unique,
         sent_bytes=ranks_of_stage * sum(item.sent_bytes for items in traffic for item in items),
         num_groups=_num_groups(settings),
         idle_share=(layout.pp - 1) / (settings.micro_batch_num + layout.pp - 1),
     )
+
+
+def _saved(settings: PlanSettings, stage: int) -> int:
+    """Elements of each moment in a rank's file: a replica's rows, or all where it has no rows of its own."""
+    dp = settings.layout.dp if settings.parallel_optimizer else 1
+    shapes = trained_shapes(settings, stage).values()
+    return sum(math.prod(shape) // (dp if is_cut_by_rows(shape, dp) else 1) for shape in shapes)
 
 
 def _num_groups(settings: PlanSettings) -> int:
