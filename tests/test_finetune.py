@@ -11,7 +11,7 @@ import sys
 import pytest
 import yaml
 
-from qwen3_model.tokenizer import Qwen3Tokenizer
+from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
 NUM_EACH, LONGEST = 10, 56
 HANGS_S = 900

@@ -38,8 +38,8 @@ FRESH = """
 import sys
 from pathlib import Path
 import safetensors.numpy
-from qwen3_model.lora import fresh_half
-from qwen3_model.safetensors_file import open_safetensors
+from qwen3_model.network.lora import fresh_half
+from qwen3_model.checkpoints.safetensors_file import open_safetensors
 names = {n: i.shape for n, i in open_safetensors(Path(sys.argv[1])).tensors.items()}
 inits = {"A": "normal", "B": "zeros"}
 halves = {n: fresh_half(n, s, inits[n.split(".lora_")[1][0]], int(sys.argv[2])) for n, s in names.items()}

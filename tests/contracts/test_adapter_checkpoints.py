@@ -8,13 +8,13 @@ import safetensors.numpy
 from click.testing import CliRunner
 
 from qwen3_ckpt.cli import main as ckpt
-from qwen3_model.adapters import base_fingerprint
-from qwen3_model.checkpoint_files import Place
+from qwen3_model.checkpoints.adapters import base_fingerprint
+from qwen3_model.checkpoints.checkpoint_files import Place
+from qwen3_model.checkpoints.fresh_weights import init_weights
+from qwen3_model.checkpoints.hf_folder import open_hf_folder, write_hf_weights
+from qwen3_model.checkpoints.safetensors_file import TensorPlan
 from qwen3_model.config import Qwen3Config
-from qwen3_model.fresh_weights import init_weights
-from qwen3_model.hf_folder import open_hf_folder, write_hf_weights
-from qwen3_model.layout import Layout, shard_slices
-from qwen3_model.safetensors_file import TensorPlan
+from qwen3_model.ranks.layout import Layout, shard_slices
 from qwen3_train.checkpoints.checkpoint import FloatTensor, TrainState, save_checkpoint
 from qwen3_train.checkpoints.strategy_files import write_strategies
 from qwen3_train.parallel.stages import is_shared_out

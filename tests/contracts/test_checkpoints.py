@@ -7,11 +7,11 @@ import pytest
 from click.testing import CliRunner
 
 from qwen3_ckpt.cli import main as ckpt
-from qwen3_model.checkpoint_files import Place, choose_checkpoint
+from qwen3_model.checkpoints.checkpoint_files import Place, choose_checkpoint
+from qwen3_model.checkpoints.hf_folder import open_hf_folder
+from qwen3_model.checkpoints.safetensors_file import open_safetensors
 from qwen3_model.config import Qwen3Config
-from qwen3_model.hf_folder import open_hf_folder
-from qwen3_model.layout import Layout, shard_slices
-from qwen3_model.safetensors_file import open_safetensors
+from qwen3_model.ranks.layout import Layout, shard_slices
 from qwen3_train.checkpoints.checkpoint import (
     FloatTensor,
     TrainState,

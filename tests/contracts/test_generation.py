@@ -9,9 +9,9 @@ from click.testing import CliRunner
 
 from qwen3_ckpt.cli import main as ckpt
 from qwen3_infer.cli import main as infer
-from qwen3_model.checkpoint_files import Place
+from qwen3_model.checkpoints.checkpoint_files import Place
 from qwen3_model.config import Qwen3Config
-from qwen3_model.layout import Layout, shard_slices
+from qwen3_model.ranks.layout import Layout, shard_slices
 from qwen3_train.checkpoints.checkpoint import FloatTensor, TrainState, save_checkpoint
 from qwen3_train.checkpoints.strategy_files import write_strategies
 from qwen3_train.parallel.stages import stage_names

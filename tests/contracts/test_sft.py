@@ -9,12 +9,12 @@ from click.testing import CliRunner
 
 from qwen3_ckpt.cli import main as ckpt
 from qwen3_data.cli import main as data
+from qwen3_model.checkpoints.fresh_weights import init_weights
+from qwen3_model.checkpoints.hf_folder import open_hf_folder, write_hf_weights
+from qwen3_model.checkpoints.safetensors_file import TensorPlan, open_safetensors
 from qwen3_model.config import Qwen3Config
-from qwen3_model.fresh_weights import init_weights
-from qwen3_model.hf_folder import open_hf_folder, write_hf_weights
-from qwen3_model.safetensors_file import TensorPlan, open_safetensors
-from qwen3_model.sft import open_sft
-from qwen3_model.tokenizer import Qwen3Tokenizer
+from qwen3_model.text.sft import open_sft
+from qwen3_model.text.tokenizer import Qwen3Tokenizer
 from qwen3_train.cli import main as train
 from qwen3_train.data.sft_prepare import open_samples
 from qwen3_train.data.sft_samples import make_samples

@@ -6,8 +6,8 @@ from itertools import chain, permutations
 from click.testing import CliRunner
 
 from qwen3_data.cli import main as data
-from qwen3_model.tokenizer import Qwen3Tokenizer
-from qwen3_model.tokens import open_tokens, read_manifest
+from qwen3_model.text.tokenizer import Qwen3Tokenizer
+from qwen3_model.text.tokens import open_tokens, read_manifest
 from qwen3_train.data.blend import Blend
 from qwen3_train.data.gpt_dataset import build_dataset
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from qwen3_model.checkpoints.safetensors_file import open_safetensors
 from qwen3_model.config import Qwen3Config
-from qwen3_model.loading import fill_weights
-from qwen3_model.model import Qwen3ForCausalLM
-from qwen3_model.safetensors_file import open_safetensors
+from qwen3_model.network.loading import fill_weights
+from qwen3_model.network.model import Qwen3ForCausalLM
 from qwen3_train.data.batches import Batch
 from qwen3_train.settings.adam import AdamSettings
 from qwen3_train.step import TrainStep

@@ -78,7 +78,7 @@ def measure_step(row: dict[str, Any]) -> int | str:
 def measure_generation(row: dict[str, Any]) -> int | str:
     """Return the peak of reading the longest prompt and of decoding in bytes, or why there is none."""
     from qwen3_model.config import SIZES
-    from qwen3_model.tokenizer import Qwen3Tokenizer
+    from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
     with tempfile.TemporaryDirectory(prefix="qwen3-record-") as name:
         folder = Path(name)

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from qwen3_model.private_files import SharedFileError, cache_home, make_private, require_private
+from qwen3_model.command.private_files import SharedFileError, cache_home, make_private, require_private
 
 TOOLS = {"gcc": "gcc", "g++": "g++", "nm": "binutils", "strings": "binutils", "readelf": "binutils"}
 """Programs that are needed and the Debian package that has each."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 
-from qwen3_model.simulation import read_simulation
+from qwen3_model.device.simulation import read_simulation
 from qwen3_train.data.batches import Batch
 from qwen3_train.data.context_part import ContextPart
 from qwen3_train.lora.run import add_adapters

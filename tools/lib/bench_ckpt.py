@@ -20,10 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
+from qwen3_model.checkpoints.safetensors_file import TensorPlan, write_safetensors
+from qwen3_model.checkpoints.strategy import TensorLayout, write_strategy
 from qwen3_model.config import SIZES, Qwen3Config
-from qwen3_model.layout import placement, shard_slices
-from qwen3_model.safetensors_file import TensorPlan, write_safetensors
-from qwen3_model.strategy import TensorLayout, write_strategy
+from qwen3_model.ranks.layout import placement, shard_slices
 
 ROOT = Path(__file__).resolve().parents[2]
 TP, PP = 2, 2

@@ -156,7 +156,7 @@ def run_one(name: str, source: str, tokenizer_dir: str, output: str) -> None:
 
 def run_ours(source: Path, tokenizer_dir: Path, output: Path) -> dict:
     begin_s = time.perf_counter()
-    from qwen3_data.preprocess import Settings, preprocess
+    from qwen3_data.runs.preprocess import Settings, preprocess
 
     import_s = time.perf_counter() - begin_s
     result = preprocess(

@@ -17,13 +17,13 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from qwen3_model import source_file
-from qwen3_model.checkpoint_files import choose_rank_files, files_of_step
+from qwen3_model.checkpoints import source_file
+from qwen3_model.checkpoints.checkpoint_files import choose_rank_files, files_of_step
+from qwen3_model.checkpoints.rank_tensors import open_rank_tensors
+from qwen3_model.checkpoints.safetensors_file import TensorPlan, encode_header
+from qwen3_model.checkpoints.strategy import encode_strategy
 from qwen3_model.config import SIZES
-from qwen3_model.layout import Layout
-from qwen3_model.rank_tensors import open_rank_tensors
-from qwen3_model.safetensors_file import TensorPlan, encode_header
-from qwen3_model.strategy import encode_strategy
+from qwen3_model.ranks.layout import Layout
 from qwen3_train.checkpoints.own_slices import open_own_slices
 from qwen3_train.checkpoints.shared_writing import checkpoint_bytes, shares_of_stage
 from qwen3_train.checkpoints.source import LateFiles, ResumeSource

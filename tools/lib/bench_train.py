@@ -200,9 +200,9 @@ def measure(case: dict, graph_folder: Path | None) -> dict:
 
 def make_step(case: dict, graph_folder: Path | None) -> "TrainStep":  # noqa: F821
     from qwen3_model.config import Qwen3Config
-    from qwen3_model.loading import init_model
-    from qwen3_model.lora import add_lora, init_lora
-    from qwen3_model.model import Qwen3ForCausalLM
+    from qwen3_model.network.loading import init_model
+    from qwen3_model.network.lora import add_lora, init_lora
+    from qwen3_model.network.model import Qwen3ForCausalLM
     from qwen3_train.graph_cache import GraphCache
     from qwen3_train.native.choice import training_kernels
     from qwen3_train.settings.adam import AdamSettings

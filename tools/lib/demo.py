@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qwen3_model.tokens import open_tokens
+from qwen3_model.text.tokens import open_tokens
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "tools/demo_data"

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from qwen3_ckpt.verify import find_faults
-from qwen3_data.blocks import Position, read_blocks
-from qwen3_data.records import RecordParser
-from qwen3_data.sources import find_sources
-from qwen3_data.tokenizer_facts import TokenizerFile
+from qwen3_ckpt.operations.verify import find_faults
+from qwen3_data.encode.tokenizer_facts import TokenizerFile
+from qwen3_data.input.blocks import Position, read_blocks
+from qwen3_data.input.records import RecordParser
+from qwen3_data.input.sources import find_sources
 from qwen3_infer.chat.output import ChatOutput
 from qwen3_infer.engine.grammar import Grammars
 from qwen3_infer.engine.sampling import Sampling
@@ -22,22 +22,22 @@ from qwen3_infer.serve.requests import Service, read_chat, read_completion
 from qwen3_infer.serve.responses_request import read_response
 from qwen3_infer.serve.tokens import detokenize, tokenize
 from qwen3_infer.settings import Decoding
-from qwen3_model.adapter_config import read_adapter_config
-from qwen3_model.chat_pieces import ChatRenderer
-from qwen3_model.chat_template import render_chat_template
+from qwen3_model.checkpoints.adapter_config import read_adapter_config
+from qwen3_model.checkpoints.hf_folder import open_hf_tensors
+from qwen3_model.checkpoints.iteration_files import open_iteration
+from qwen3_model.checkpoints.safetensors_file import TensorPlan, encode_header, open_safetensors
+from qwen3_model.checkpoints.strategy import read_strategy
+from qwen3_model.checkpoints.strategy_json import read_json_strategy
+from qwen3_model.checkpoints.tensors import Tensors
+from qwen3_model.command.plain_text import as_message, without_controls
+from qwen3_model.command.yaml_loader import parse_yaml
 from qwen3_model.config import SIZES, Qwen3Config
-from qwen3_model.conversations import ConversationError
 from qwen3_model.errors import Qwen3Error
-from qwen3_model.hf_folder import open_hf_tensors
-from qwen3_model.iteration_files import open_iteration
-from qwen3_model.plain_text import as_message, without_controls
-from qwen3_model.safetensors_file import TensorPlan, encode_header, open_safetensors
-from qwen3_model.strategy import read_strategy
-from qwen3_model.strategy_json import read_json_strategy
-from qwen3_model.tensors import Tensors
-from qwen3_model.tokenizer import Qwen3Tokenizer
-from qwen3_model.tokens import open_tokens, read_manifest
-from qwen3_model.yaml_loader import parse_yaml
+from qwen3_model.text.chat_pieces import ChatRenderer
+from qwen3_model.text.chat_template import render_chat_template
+from qwen3_model.text.conversations import ConversationError
+from qwen3_model.text.tokenizer import Qwen3Tokenizer
+from qwen3_model.text.tokens import open_tokens, read_manifest
 
 ROOT = Path(__file__).parents[2]
 SEEDS = ROOT / "tools/fuzz_seeds"

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from qwen3_model.checkpoints.safetensors_file import TensorPlan, write_safetensors
+from qwen3_model.checkpoints.strategy import TensorLayout, write_strategy
 from qwen3_model.config import SIZES, Qwen3Config
-from qwen3_model.layout import placement
-from qwen3_model.safetensors_file import TensorPlan, write_safetensors
-from qwen3_model.strategy import TensorLayout, write_strategy
+from qwen3_model.ranks.layout import placement
 
 TINY = dataclasses.replace(
     SIZES["0.6B"], vocab_size=32, hidden_size=16, intermediate_size=24, num_layers=4, num_heads=8,

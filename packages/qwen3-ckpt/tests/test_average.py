@@ -13,15 +13,15 @@ from ckpt_samples import TIED, TINY, Spec, make_checkpoint
 from click.testing import CliRunner
 
 from qwen3_ckpt.cli import main
-from qwen3_model.hf_folder import write_hf_weights
-from qwen3_model.safetensors_file import (
+from qwen3_model.checkpoints.hf_folder import write_hf_weights
+from qwen3_model.checkpoints.safetensors_file import (
     TensorPlan,
     from_float32,
     open_safetensors,
     to_float32,
     write_safetensors,
 )
-from qwen3_model.strategy import TensorLayout, write_strategy
+from qwen3_model.checkpoints.strategy import TensorLayout, write_strategy
 
 
 def run(*words: object):

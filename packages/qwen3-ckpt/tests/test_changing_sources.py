@@ -13,10 +13,10 @@ from ckpt_samples import TINY, Spec, make_checkpoint
 from click.testing import CliRunner
 
 from qwen3_ckpt.cli import main
-from qwen3_model.fresh_weights import init_weights
-from qwen3_model.hf_folder import write_hf_weights
-from qwen3_model.safetensors_file import TensorPlan, write_safetensors
-from qwen3_model.source_file import SourceFile
+from qwen3_model.checkpoints.fresh_weights import init_weights
+from qwen3_model.checkpoints.hf_folder import write_hf_weights
+from qwen3_model.checkpoints.safetensors_file import TensorPlan, write_safetensors
+from qwen3_model.checkpoints.source_file import SourceFile
 
 RUN_FLAGS = (
     "--mindspore-ckpt-dir",

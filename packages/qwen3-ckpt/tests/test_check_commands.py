@@ -6,7 +6,7 @@ from ckpt_samples import Spec, make_checkpoint
 from click.testing import CliRunner
 
 from qwen3_ckpt.cli import main
-from qwen3_model.safetensors_file import TensorPlan, open_safetensors, write_safetensors
+from qwen3_model.checkpoints.safetensors_file import TensorPlan, open_safetensors, write_safetensors
 
 NORM, UP = "model.norm.weight", "model.layers.2.mlp.up_proj.weight"
 

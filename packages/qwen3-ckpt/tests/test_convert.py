@@ -6,15 +6,15 @@ from ckpt_samples import TIED, TINY, Spec, make_checkpoint
 from click.testing import CliRunner
 
 from qwen3_ckpt.cli import main
-from qwen3_model.hf_folder import open_hf_folder
-from qwen3_model.safetensors_file import (
+from qwen3_model.checkpoints.hf_folder import open_hf_folder
+from qwen3_model.checkpoints.safetensors_file import (
     NUMPY_DTYPES,
     TensorPlan,
     from_float32,
     open_safetensors,
     write_safetensors,
 )
-from qwen3_model.weight_files import open_checkpoint
+from qwen3_model.checkpoints.weight_files import open_checkpoint
 
 
 def run(*arguments):

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from ckpt_samples import TINY, Spec, make_checkpoint
 
-from qwen3_ckpt.merge import MergeRequest, prepare
+from qwen3_ckpt.operations.merge import MergeRequest, prepare
+from qwen3_model.checkpoints.safetensors_file import NUMPY_DTYPES
 from qwen3_model.errors import Qwen3Error
-from qwen3_model.safetensors_file import NUMPY_DTYPES
 
 CASES = 1000
 ONE_LAYER = dataclasses.replace(TINY, num_layers=1)

@@ -10,10 +10,10 @@ from ckpt_samples import TINY
 from click.testing import CliRunner
 
 from qwen3_ckpt.cli import main
+from qwen3_model.checkpoints.fused import fused_shapes
+from qwen3_model.checkpoints.safetensors_file import TensorPlan, open_safetensors, write_safetensors
+from qwen3_model.checkpoints.weight_files import open_checkpoint
 from qwen3_model.config import Qwen3Config
-from qwen3_model.fused import fused_shapes
-from qwen3_model.safetensors_file import TensorPlan, open_safetensors, write_safetensors
-from qwen3_model.weight_files import open_checkpoint
 
 
 def run(*words: object):

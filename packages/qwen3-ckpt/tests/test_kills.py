@@ -16,7 +16,7 @@ from ckpt_samples import TINY, Spec, make_checkpoint
 from click.testing import CliRunner
 
 from qwen3_ckpt.cli import main
-from qwen3_model.safetensors_file import TensorPlan, write_safetensors
+from qwen3_model.checkpoints.safetensors_file import TensorPlan, write_safetensors
 
 Q = "model.layers.0.self_attn.q_proj"
 COMMANDS = {
@@ -32,8 +32,8 @@ KILLS = 4
 # Imports done and descriptors known, the child waits for one byte, so that a kill falls into the work.
 CHILD = """
 import sys
-import qwen3_ckpt.cli, qwen3_ckpt.merge, qwen3_ckpt.convert, qwen3_ckpt.reshard
-import qwen3_ckpt.average, qwen3_ckpt.lora
+import qwen3_ckpt.cli
+from qwen3_ckpt.operations import average, convert, lora, merge, reshard
 print("ready", flush=True)
 sys.stdin.read(1)
 qwen3_ckpt.cli.main(sys.argv[1:])

@@ -7,8 +7,8 @@ from ckpt_samples import TIED, TINY, Spec, make_checkpoint
 from click.testing import CliRunner
 
 from qwen3_ckpt.cli import main
-from qwen3_model.hf_folder import open_hf_folder
-from qwen3_model.safetensors_file import TensorPlan, from_float32, to_float32, write_safetensors
+from qwen3_model.checkpoints.hf_folder import open_hf_folder
+from qwen3_model.checkpoints.safetensors_file import TensorPlan, from_float32, to_float32, write_safetensors
 
 RNG = np.random.default_rng(3)
 RANK, ALPHA = 2, 6

@@ -10,8 +10,8 @@ from ckpt_samples import TIED, TINY, Spec, make_checkpoint
 from click.testing import CliRunner
 
 from qwen3_ckpt.cli import main
-from qwen3_model.safetensors_file import TensorPlan, open_safetensors, write_safetensors
-from qwen3_model.strategy import TensorLayout, encode_strategy, read_strategy
+from qwen3_model.checkpoints.safetensors_file import TensorPlan, open_safetensors, write_safetensors
+from qwen3_model.checkpoints.strategy import TensorLayout, encode_strategy, read_strategy
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 

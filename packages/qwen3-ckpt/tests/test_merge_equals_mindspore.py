@@ -11,8 +11,8 @@ from ckpt_samples import TIED, TINY, Spec, make_checkpoint
 from click.testing import CliRunner
 
 from qwen3_ckpt.cli import main
-from qwen3_model.safetensors_file import open_safetensors
-from qwen3_model.strategy import read_strategy
+from qwen3_model.checkpoints.safetensors_file import open_safetensors
+from qwen3_model.checkpoints.strategy import read_strategy
 
 SPECS = {
     "one": Spec(),

@@ -11,8 +11,8 @@ from ckpt_samples import Spec, make_checkpoint
 from click.testing import CliRunner
 
 from qwen3_ckpt.cli import main
-from qwen3_model.safetensors_file import TensorPlan, encode_header, open_safetensors
-from qwen3_model.strategy import TensorLayout, write_strategy
+from qwen3_model.checkpoints.safetensors_file import TensorPlan, encode_header, open_safetensors
+from qwen3_model.checkpoints.strategy import TensorLayout, write_strategy
 
 LIMIT_BYTES = 256 << 20
 ROWS, COLUMNS = 8192, 4800  # two such columns make a tensor of 315 MB

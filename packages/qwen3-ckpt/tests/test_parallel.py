@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from qwen3_ckpt.parallel import run_all
+from qwen3_ckpt.engine.parallel import run_all
 from qwen3_model.errors import WeightError
 
 

@@ -10,10 +10,10 @@ from ckpt_samples import TIED, TINY
 from click.testing import CliRunner
 
 from qwen3_ckpt.cli import main
-from qwen3_model.adapters import base_fingerprint, read_peft
+from qwen3_model.checkpoints.adapters import base_fingerprint, read_peft
+from qwen3_model.checkpoints.hf_folder import write_hf_weights
+from qwen3_model.checkpoints.safetensors_file import TensorPlan, open_safetensors, write_safetensors
 from qwen3_model.errors import FormatError
-from qwen3_model.hf_folder import write_hf_weights
-from qwen3_model.safetensors_file import TensorPlan, open_safetensors, write_safetensors
 
 Q, UP, EMBEDDING, HEAD = (
     "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj", "model.embed_tokens", "lm_head",

@@ -12,9 +12,9 @@ from ckpt_samples import TINY, Spec, make_checkpoint
 from click.testing import CliRunner
 
 from qwen3_ckpt.cli import main
-from qwen3_model.checkpoint_files import choose_checkpoint
-from qwen3_model.rank_tensors import open_rank_tensors
-from qwen3_model.weight_files import open_checkpoint
+from qwen3_model.checkpoints.checkpoint_files import choose_checkpoint
+from qwen3_model.checkpoints.rank_tensors import open_rank_tensors
+from qwen3_model.checkpoints.weight_files import open_checkpoint
 
 ODD = dataclasses.replace(
     TINY, num_heads=6, num_kv_heads=3, hidden_size=12, intermediate_size=36, vocab_size=36, num_layers=6

@@ -6,12 +6,12 @@ from ckpt_samples import TIED, Spec, make_checkpoint
 from click.testing import CliRunner
 
 from qwen3_ckpt.cli import main
-from qwen3_ckpt.placements import make_cut, tensor_layout
+from qwen3_ckpt.sources.placements import make_cut, tensor_layout
+from qwen3_model.checkpoints.hf_folder import open_hf_folder
+from qwen3_model.checkpoints.safetensors_file import TensorPlan, open_safetensors
+from qwen3_model.checkpoints.strategy import read_strategy
 from qwen3_model.errors import WeightError
-from qwen3_model.hf_folder import open_hf_folder
-from qwen3_model.layout import Layout
-from qwen3_model.safetensors_file import TensorPlan, open_safetensors
-from qwen3_model.strategy import read_strategy
+from qwen3_model.ranks.layout import Layout
 
 PAIRS = {
     "one to tp2": (Spec(with_moments=True), Spec(tp=2, with_moments=True)),

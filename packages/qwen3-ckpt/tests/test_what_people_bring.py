@@ -11,8 +11,13 @@ from ckpt_samples import TIED, TINY, Spec, make_checkpoint
 from click.testing import CliRunner
 
 from qwen3_ckpt.cli import main
-from qwen3_model.hf_folder import write_hf_weights
-from qwen3_model.safetensors_file import NUMPY_DTYPES, TensorPlan, open_safetensors, write_safetensors
+from qwen3_model.checkpoints.hf_folder import write_hf_weights
+from qwen3_model.checkpoints.safetensors_file import (
+    NUMPY_DTYPES,
+    TensorPlan,
+    open_safetensors,
+    write_safetensors,
+)
 
 RNG = np.random.default_rng(3)
 WEIGHTS = {

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from qwen3_data.ahead import run_ahead
+from qwen3_data.encode.ahead import run_ahead
 
 
 def test_items_come_in_order():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from megatron_reference import reference_files
 
-from qwen3_model.tokens import manifest_json, open_tokens, read_manifest
+from qwen3_model.text.tokens import manifest_json, open_tokens, read_manifest
 
 TEXTS = ["one two three", "", "four", "five six " * 40, "", "seven"]
 ENDINGS = (".bin", ".idx")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from qwen3_model.tokens import read_manifest
+from qwen3_model.text.tokens import read_manifest
 
 TEXTS = ["One two.", "", "\u4f60\u597d <|im_end|>", "five " * 300_000, "last"]
 

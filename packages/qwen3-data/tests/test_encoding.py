@@ -9,14 +9,14 @@ import pytest
 from hard_texts import HAND_MADE, LETTERS, random_texts
 from tokenizers import Tokenizer
 
-from qwen3_data.blocks import Position
-from qwen3_data.encoding import encode_batches
-from qwen3_data.engines import FastokensEngine, TokenizersEngine
-from qwen3_data.long_text import LongText, load_long_record
-from qwen3_data.records import Batch
-from qwen3_data.splitting import can_split, split_stream, split_text
-from qwen3_data.tokenizer_facts import TokenizerFile
-from qwen3_model.tokens import open_tokens, read_manifest
+from qwen3_data.encode.encoding import encode_batches
+from qwen3_data.encode.engines import FastokensEngine, TokenizersEngine
+from qwen3_data.encode.splitting import can_split, split_stream, split_text
+from qwen3_data.encode.tokenizer_facts import TokenizerFile
+from qwen3_data.input.blocks import Position
+from qwen3_data.input.long_text import LongText, load_long_record
+from qwen3_data.input.records import Batch
+from qwen3_model.text.tokens import open_tokens, read_manifest
 
 TEXTS = [*HAND_MADE, *random_texts(3000, seed=5)]
 
@@ -110,11 +110,11 @@ def test_texts_are_not_cut_for_other_tokenizers(path, change):
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Treat records of 1 kB as long and cut them every 100 bytes."""
-    monkeypatch.setattr("qwen3_data.records.LONG_BYTES", 1000)
-    monkeypatch.setattr("qwen3_data.blocks.LONG_BYTES", 1000)
-    monkeypatch.setattr("qwen3_data.long_text.CHUNK_BYTES", 100)
-    monkeypatch.setattr("qwen3_data.encoding.PIECE_CHARS", 300)
-    monkeypatch.setattr("qwen3_data.encoding.CHUNK_CHARS", 1000)
+    monkeypatch.setattr("qwen3_data.input.records.LONG_BYTES", 1000)
+    monkeypatch.setattr("qwen3_data.input.blocks.LONG_BYTES", 1000)
+    monkeypatch.setattr("qwen3_data.input.long_text.CHUNK_BYTES", 100)
+    monkeypatch.setattr("qwen3_data.encode.encoding.PIECE_CHARS", 300)
+    monkeypatch.setattr("qwen3_data.encode.encoding.CHUNK_CHARS", 1000)
 
 
 @pytest.mark.parametrize("ascii_only", [False, True])
@@ -179,7 +179,7 @@ def test_an_empty_batch_still_ends(fast):
 
 
 def test_fastokens_is_named_when_it_is_asked_for_and_missing(preprocess, write_jsonl, monkeypatch):
-    monkeypatch.setattr("qwen3_data.engines._has_fastokens", lambda: False)
+    monkeypatch.setattr("qwen3_data.encode.engines._has_fastokens", lambda: False)
     source = write_jsonl([{"text": "a"}])
     result = preprocess(source, "--engine", "fastokens")
     assert result.exit_code == 1

@@ -12,8 +12,9 @@ import time
 
 import pytest
 
-from qwen3_data import engines, reference_process, token_writer, workspace
-from qwen3_model.tokens import open_tokens, read_manifest
+from qwen3_data.encode import engines, reference_process
+from qwen3_data.write import token_writer, workspace
+from qwen3_model.text.tokens import open_tokens, read_manifest
 
 PROGRAM = "from qwen3_data.cli import main; main()"
 NUM_KILLS = 10
@@ -38,7 +39,7 @@ def write_corpus(path, num_documents=3000):
 @pytest.fixture
 def corpus(tmp_path, monkeypatch):
     """A corpus read in many small blocks, so that a run has many moments to die at."""
-    monkeypatch.setattr("qwen3_data.blocks.BLOCK_BYTES", 16 << 10)
+    monkeypatch.setattr("qwen3_data.input.blocks.BLOCK_BYTES", 16 << 10)
     write_corpus(tmp_path / "in.jsonl")
     return tmp_path / "in.jsonl"
 
@@ -80,8 +81,8 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(preprocess, corpus, monkey
 
 @pytest.mark.parametrize("kind", ["jsonl.gz", "json", "parquet", "two files"])
 def test_every_kind_of_input_resumes(preprocess, monkeypatch, tmp_path, kind):
-    monkeypatch.setattr("qwen3_data.blocks.BLOCK_BYTES", 4 << 10)
-    monkeypatch.setattr("qwen3_data.parquet.MAX_ROWS", 64)
+    monkeypatch.setattr("qwen3_data.input.blocks.BLOCK_BYTES", 4 << 10)
+    monkeypatch.setattr("qwen3_data.input.parquet.MAX_ROWS", 64)
     texts = [f"text {number} " * (number % 50) for number in range(1000)]
     raw = "".join(json.dumps({"text": text}) + "\n" for text in texts)
     source = tmp_path / f"in.{kind}"
@@ -156,7 +157,7 @@ def test_a_dying_stage_stops_the_command_with_its_reason(preprocess, corpus, mon
     def fail(self, texts):
         raise RuntimeError("worker died")
 
-    monkeypatch.setattr("qwen3_data.engines.FastokensEngine.encode", fail)
+    monkeypatch.setattr("qwen3_data.encode.engines.FastokensEngine.encode", fail)
     result = preprocess(corpus, "--on-error", "skip", "--engine", "fastokens")
     assert result.exit_code == 1
     assert "worker died" in str(result.exception)
@@ -164,7 +165,7 @@ def test_a_dying_stage_stops_the_command_with_its_reason(preprocess, corpus, mon
 
 
 def test_a_dead_reference_process_stops_the_command_with_its_code(preprocess, corpus, monkeypatch, outputs):
-    monkeypatch.setattr("qwen3_data.reference_process.sys.executable", "/bin/false")
+    monkeypatch.setattr("qwen3_data.encode.reference_process.sys.executable", "/bin/false")
     result = preprocess(corpus, "--on-error", "skip", "--engine", "fastokens")
     assert result.exit_code == 1
     assert "the process of the reference encoder died with code 1" in result.stderr
@@ -278,7 +279,7 @@ def test_a_kill_while_the_finished_run_tidies_up_loses_nothing(
 
     words = (corpus, *SKIP, "--rejects", tmp_path / "bad.jsonl")
     with monkeypatch.context() as patch:
-        patch.setattr("qwen3_data.workspace.shutil.rmtree", remove_one_and_die)
+        patch.setattr("qwen3_data.write.workspace.shutil.rmtree", remove_one_and_die)
         assert preprocess(*words).exit_code != 0
     rejects = (tmp_path / "bad.jsonl").read_bytes()
     assert rejects

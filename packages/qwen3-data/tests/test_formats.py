@@ -11,11 +11,11 @@ import tracemalloc
 
 import pytest
 
-from qwen3_data.blocks import Position, read_blocks
-from qwen3_data.json_array import split_array
-from qwen3_data.sources import find_sources
+from qwen3_data.input.blocks import Position, read_blocks
+from qwen3_data.input.json_array import split_array
+from qwen3_data.input.sources import find_sources
 from qwen3_model.errors import FormatError
-from qwen3_model.tokens import open_tokens
+from qwen3_model.text.tokens import open_tokens
 
 TEXTS = ["first", 'quotes " and \\ back\nslash', "", "日本語 [brackets] {braces}, commas", "\u2028 \x00 end"]
 
@@ -278,7 +278,7 @@ def test_a_text_that_a_dictionary_of_parquet_repeats_takes_little_memory(tmp_pat
 
 
 def test_a_long_text_in_an_array_is_looked_at_once(tmp_path):
-    from qwen3_data.json_array import split_array
+    from qwen3_data.input.json_array import split_array
 
     text = b'"' + b"\\\\ab\\" + b'"' * 1
     pieces = [b"[", text, *[b'x\\"y' * 200_000] * 64, b"\\", b'\\"', b',{"a":"]"}]']

@@ -6,10 +6,10 @@ import random
 
 import pytest
 
-from qwen3_data import blocks
-from qwen3_data.sentences import split_sentences
-from qwen3_data.wikitext import ArticleReader
-from qwen3_model.tokens import open_tokens, read_manifest
+from qwen3_data.encode.sentences import split_sentences
+from qwen3_data.input import blocks
+from qwen3_data.input.wikitext import ArticleReader
+from qwen3_model.text.tokens import open_tokens, read_manifest
 
 GOOD = '{"text": "one"}\n'
 
@@ -268,7 +268,7 @@ def test_an_input_that_changes_while_it_is_read_is_an_error(
         if change == "remove":
             source.unlink()
 
-    monkeypatch.setattr("qwen3_data.encode_run.read_blocks", read_and_change)
+    monkeypatch.setattr("qwen3_data.runs.encode_run.read_blocks", read_and_change)
     result = preprocess(source)
     assert result.exit_code == 1
     assert f"{source} changed while it was read" in result.stderr

@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from qwen3_data.reference_process import ReferenceProcess
+from qwen3_data.encode.reference_process import ReferenceProcess
 from qwen3_model.errors import FormatError
-from qwen3_model.tokenizer import Qwen3Tokenizer
+from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
 
 def bad_regex(parsed):

@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from qwen3_data.sources import find_sources
-from qwen3_model.tokens import open_tokens, read_manifest
+from qwen3_data.input.sources import find_sources
+from qwen3_model.text.tokens import open_tokens, read_manifest
 
 RECORD = '{"text": "one"}\n'
 

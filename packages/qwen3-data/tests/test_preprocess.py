@@ -7,9 +7,9 @@ import pytest
 from megatron_reference import reference_files
 from tokenizers import Tokenizer
 
-from qwen3_data.token_writer import choose_dtype
+from qwen3_data.write.token_writer import choose_dtype
 from qwen3_model.errors import FormatError
-from qwen3_model.tokens import open_tokens, read_manifest
+from qwen3_model.text.tokens import open_tokens, read_manifest
 
 TEXTS = [
     "Hello, world!",

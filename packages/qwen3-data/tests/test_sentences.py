@@ -5,8 +5,8 @@ from itertools import pairwise
 import pytest
 from tokenizers import Tokenizer
 
-from qwen3_data.sentences import split_sentences
-from qwen3_model.tokens import open_tokens, read_manifest
+from qwen3_data.encode.sentences import split_sentences
+from qwen3_model.text.tokens import open_tokens, read_manifest
 
 
 @pytest.mark.parametrize(

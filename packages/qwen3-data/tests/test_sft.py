@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from qwen3_model.errors import FormatError
-from qwen3_model.packing import ChatSample, Packer
-from qwen3_model.sft import open_sft
-from qwen3_model.tokenizer import Qwen3Tokenizer
-from qwen3_model.tokens import read_manifest
+from qwen3_model.text.packing import ChatSample, Packer
+from qwen3_model.text.sft import open_sft
+from qwen3_model.text.tokenizer import Qwen3Tokenizer
+from qwen3_model.text.tokens import read_manifest
 
 EMPTY = "<think>\n\n</think>\n\n"
 CHAT = [

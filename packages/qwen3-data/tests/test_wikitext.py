@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from qwen3_data.wikitext import clean
+from qwen3_data.input.wikitext import clean
 
 SAMPLE = "\n".join(
     (

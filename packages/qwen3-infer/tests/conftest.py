@@ -22,8 +22,8 @@ from qwen3_infer.engine.sampling import Sampling
 from qwen3_infer.generate.prompts import Prompt
 from qwen3_infer.requests import Request
 from qwen3_infer.settings import Decoding
+from qwen3_model.checkpoints.safetensors_file import TensorPlan, write_safetensors
 from qwen3_model.config import Qwen3Config
-from qwen3_model.safetensors_file import TensorPlan, write_safetensors
 
 sys.path.insert(0, str(Path(__file__).parent))  # weight_samples.py
 GOLDEN_DIR = Path(os.environ.get("QWEN3_GENERATIONS_DIR", Path(__file__).parent / "golden"))

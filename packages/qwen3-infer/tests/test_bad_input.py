@@ -8,7 +8,7 @@ import sys
 import pytest
 from weight_samples import whole_weights, write_run
 
-from qwen3_model.layout import Layout
+from qwen3_model.ranks.layout import Layout
 
 # All cases in one process: each command as it would end by itself.
 RUN_ALL = """

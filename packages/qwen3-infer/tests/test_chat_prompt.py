@@ -2,7 +2,7 @@ import pytest
 
 from qwen3_infer.chat.prompt import MARK, encode_conversation
 from qwen3_model.errors import FormatError
-from qwen3_model.tokenizer import Qwen3Tokenizer
+from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
 HI = [{"role": "user", "content": "Hi 茶"}]
 

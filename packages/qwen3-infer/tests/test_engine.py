@@ -15,7 +15,7 @@ from qwen3_infer.engine.scheduler import Scheduler
 from qwen3_infer.engine.weights import open_hf_weights
 from qwen3_infer.generate.generator import generate, run
 from qwen3_infer.native.model import NativeModel
-from qwen3_model.kernels import make_kernels
+from qwen3_model.network.kernels.portable import make_kernels
 
 KERNELS = ("portable", "native")
 NUM_ROWS = 3

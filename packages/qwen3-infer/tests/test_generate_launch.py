@@ -13,10 +13,15 @@ from click.testing import CliRunner
 
 from qwen3_infer.cli import main
 from qwen3_infer.generate.shown import NAME, ShownReader, ShownWriter
+from qwen3_model.checkpoints.safetensors_file import (
+    TensorPlan,
+    from_float32,
+    open_safetensors,
+    write_safetensors,
+)
 from qwen3_model.config import Qwen3Config
-from qwen3_model.msrun.checks import LaunchSettings
-from qwen3_model.msrun.launcher import Job, launch_workers
-from qwen3_model.safetensors_file import TensorPlan, from_float32, open_safetensors, write_safetensors
+from qwen3_model.ranks.msrun.checks import LaunchSettings
+from qwen3_model.ranks.msrun.launcher import Job, launch_workers
 
 HERE = Path(__file__).parent
 LONGEST_S = 300

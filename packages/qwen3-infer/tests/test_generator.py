@@ -8,7 +8,7 @@ import pytest
 
 from qwen3_infer.generate.generator import generate
 from qwen3_model.errors import WeightError
-from qwen3_model.tokenizer import Qwen3Tokenizer
+from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
 VOCAB = 4096
 

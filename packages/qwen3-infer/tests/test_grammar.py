@@ -8,7 +8,7 @@ import pytest
 from qwen3_infer.engine.grammar import Grammar, Grammars
 from qwen3_infer.serve.structured import write_grammar
 from qwen3_model.errors import FormatError
-from qwen3_model.tokenizer import Qwen3Tokenizer
+from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
 ROWS = 4096 + 67
 """More than there are tokens, as in the released models."""

@@ -6,7 +6,7 @@ from weight_samples import write_run
 
 from qwen3_infer.model_folder import open_model_folder
 from qwen3_model.errors import ConfigError, FormatError, Qwen3Error
-from qwen3_model.layout import Layout
+from qwen3_model.ranks.layout import Layout
 
 
 def test_a_whole_folder_opens(make_demo_folder):

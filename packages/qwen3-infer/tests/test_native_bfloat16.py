@@ -7,7 +7,7 @@ import pytest
 
 from qwen3_infer.device import Device
 from qwen3_infer.engine.local import open_local
-from qwen3_model.native_build import BuildError
+from qwen3_model.device.native_build import BuildError
 
 GOLDEN_DIR = Path(__file__).parent / "golden/tied"
 IDS = [int(number) for number in np.random.default_rng(0).integers(0, 320, 75)]

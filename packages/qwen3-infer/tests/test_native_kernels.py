@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qwen3_infer.native.build import native_library, require_bfloat16
-from qwen3_model.native_build import BuildError
+from qwen3_model.device.native_build import BuildError
 
 RTOL_F32 = 1e-5  # sums of up to a few thousand products in another order
 NUM_THREADS = 2

@@ -11,9 +11,9 @@ from qwen3_infer.device import Device
 from qwen3_infer.engine.local import make_local
 from qwen3_infer.engine.weights import open_hf_weights
 from qwen3_infer.native.model import NativeModel
-from qwen3_model.adapters import EMBEDDING, Adapter, AdapterSet
+from qwen3_model.checkpoints.adapters import EMBEDDING, Adapter, AdapterSet
 from qwen3_model.config import Qwen3Config
-from qwen3_model.native_build import BuildError
+from qwen3_model.device.native_build import BuildError
 
 GOLDEN_DIR = Path(__file__).parent / "golden"
 IDS = [int(number) for number in np.random.default_rng(0).integers(0, 320, 75)]

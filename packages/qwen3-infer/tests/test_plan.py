@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from qwen3_infer.cli import main
 from qwen3_infer.plan.memory import largest_cache, plan_memory, token_bytes
 from qwen3_infer.plan.settings import BLOCK_TOKENS, PlanSettings, read_plan_settings
-from qwen3_model.cache import BLOCK_TOKENS as CACHE_BLOCK_TOKENS
 from qwen3_model.config import SIZES
+from qwen3_model.network.cache import BLOCK_TOKENS as CACHE_BLOCK_TOKENS
 
 ROOT = Path(__file__).resolve().parents[3]
 RECORDED = json.loads(Path(__file__).with_name("recorded_memory.json").read_text(encoding="utf-8"))

@@ -14,9 +14,9 @@ from qwen3_infer.engine.rooms import Blocks, make_rooms
 from qwen3_infer.engine.sampling import Sampling, choose, choose_among, make_generator
 from qwen3_infer.engine.scheduler import Scheduler
 from qwen3_infer.generate.generator import run
-from qwen3_model.ascend_kernels import AscendKernels
-from qwen3_model.cache import BLOCK_TOKENS
 from qwen3_model.config import SIZES
+from qwen3_model.network.cache import BLOCK_TOKENS
+from qwen3_model.network.kernels.ascend import AscendKernels
 
 TINY = {
     "num_layers": 1, "hidden_size": 64, "num_heads": 2, "num_kv_heads": 1, "head_dim": 16, "vocab_size": 64,

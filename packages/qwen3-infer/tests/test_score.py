@@ -17,8 +17,8 @@ from qwen3_infer.cli import main
 from qwen3_infer.device import Device
 from qwen3_infer.engine.local import open_local
 from qwen3_infer.evaluate.score_windows import Score, Window, cut_windows
-from qwen3_model.tokenizer import Qwen3Tokenizer
-from qwen3_model.tokens import HEADER, MAGIC
+from qwen3_model.text.tokenizer import Qwen3Tokenizer
+from qwen3_model.text.tokens import HEADER, MAGIC
 
 GOLDEN_DIR = Path(os.environ.get("QWEN3_GENERATIONS_DIR", Path(__file__).parent / "golden")) / "scored"
 ATOL_F32 = 2e-4  # log-probabilities of -20 after sums in another order

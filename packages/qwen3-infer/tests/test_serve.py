@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from qwen3_infer.chat.prompt import encode_conversation
-from qwen3_model.tokenizer import Qwen3Tokenizer
+from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
 HELLO = [{"role": "user", "content": "Hello, who are you?"}]
 SURROGATE = b'{"model": "tiny", "messages": [{"role": "user", "content": "\\ud800"}]}'

@@ -13,7 +13,7 @@ import pytest
 
 from qwen3_infer.serve.log import Throttle
 from qwen3_infer.serve.protocol import ConnectionLimits, Connections
-from qwen3_model.plain_text import one_line
+from qwen3_model.command.plain_text import one_line
 
 SCRIPT = Path(__file__).with_name("scripted_server.py")
 LAUNCH = """

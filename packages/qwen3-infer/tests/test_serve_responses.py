@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from qwen3_infer.chat.prompt import encode_conversation
-from qwen3_model.tokenizer import Qwen3Tokenizer
+from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
 TOOL = {
     "type": "function", "name": "weather", "strict": None,

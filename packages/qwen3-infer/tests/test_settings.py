@@ -137,7 +137,7 @@ def test_neutral_keys_of_transformers_are_accepted(tmp_path):
 
 def test_the_device_is_ascend_where_there_is_one_and_cann_is_asked_for_there(tmp_path, monkeypatch):
     file = tmp_path / "davinci_manager"
-    monkeypatch.setattr("qwen3_model.simulation.DEVICE_FILE", file)
+    monkeypatch.setattr("qwen3_model.device.simulation.DEVICE_FILE", file)
     monkeypatch.setattr("ctypes.util.find_library", lambda name: None)
     yaml = Path(__file__).parents[3] / "configs/qwen3/predict_qwen3.yaml"
 

@@ -21,11 +21,11 @@ from qwen3_infer.device import Device
 from qwen3_infer.engine.local import make_local
 from qwen3_infer.engine.pieces import cut
 from qwen3_infer.engine.weights import open_adapter, open_checkpoint_weights, open_hf_weights
-from qwen3_model.adapters import Adapter, AdapterSet, base_fingerprint, read_peft
+from qwen3_model.checkpoints.adapters import Adapter, AdapterSet, base_fingerprint, read_peft
+from qwen3_model.checkpoints.fused import FusedLayout
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError, FormatError, WeightError
-from qwen3_model.fused import FusedLayout
-from qwen3_model.layout import Layout, shard_slices
+from qwen3_model.ranks.layout import Layout, shard_slices
 
 LAYOUTS = [Layout(), Layout(tp=2), Layout(pp=2), Layout(dp=2, tp=2, pp=2)]
 # The adapter is added to the activations here as in peft; sums in another order.

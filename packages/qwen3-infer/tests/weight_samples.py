@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
+from qwen3_model.checkpoints.fused import FusedLayout
+from qwen3_model.checkpoints.safetensors_file import TensorPlan, write_safetensors
+from qwen3_model.checkpoints.strategy import TensorLayout, encode_strategy, write_strategy
 from qwen3_model.config import Qwen3Config
-from qwen3_model.fused import FusedLayout
-from qwen3_model.layout import Layout, placement, shard_slices
-from qwen3_model.safetensors_file import TensorPlan, write_safetensors
-from qwen3_model.strategy import TensorLayout, encode_strategy, write_strategy
+from qwen3_model.ranks.layout import Layout, placement, shard_slices
 
 RAW = {
     "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "vocab_size": 64, "hidden_size": 16,

@@ -25,7 +25,7 @@ def fake_groups(monkeypatch):
     """Let groups of any ranks be made by one process, which is enough for shapes and types."""
     sizes = {}
     monkeypatch.setattr(
-        "qwen3_model.collectives.create_group", lambda name, ranks: sizes.update({name: len(ranks)})
+        "qwen3_model.ranks.collectives.create_group", lambda name, ranks: sizes.update({name: len(ranks)})
     )
     monkeypatch.setattr(comm_ops, "_get_group", lambda name: name)
     monkeypatch.setattr(comm_ops, "get_group_size", lambda name: sizes[name])

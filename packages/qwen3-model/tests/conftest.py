@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from qwen3_model.checkpoints.safetensors_file import open_safetensors
 from qwen3_model.config import Qwen3Config
-from qwen3_model.safetensors_file import open_safetensors
 
 sys.path.insert(0, str(Path(__file__).parent))  # ascend_formulas.py
 GOLDEN_DIR = Path(os.environ.get("QWEN3_GOLDEN_DIR", Path(__file__).parent / "golden"))
@@ -63,8 +63,8 @@ def make_model() -> Callable:
 
     def make(variant: str):
         if variant not in made:
-            from qwen3_model.loading import fill_weights
-            from qwen3_model.model import Qwen3ForCausalLM
+            from qwen3_model.network.loading import fill_weights
+            from qwen3_model.network.model import Qwen3ForCausalLM
 
             found = read_golden(variant)
             model = Qwen3ForCausalLM(found.config)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from qwen3_model.cli_base import Commands
-from qwen3_model.msrun.checks import LaunchSettings
-from qwen3_model.msrun.launcher import Job, launch_workers
-from qwen3_model.msrun.stop_signals import EXIT_STOPPED
+from qwen3_model.command.base import Commands
+from qwen3_model.ranks.msrun.checks import LaunchSettings
+from qwen3_model.ranks.msrun.launcher import Job, launch_workers
+from qwen3_model.ranks.msrun.stop_signals import EXIT_STOPPED
 
 HERE = Path(__file__).parent
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from qwen3_model.errors import ConfigError
-from qwen3_model.msrun.stop_signals import StoppedExit, StopRequest, watch_stop_signals
+from qwen3_model.ranks.msrun.stop_signals import StoppedExit, StopRequest, watch_stop_signals
 
 deed, folder, rank = sys.argv[1], Path(sys.argv[2]), os.environ["RANK_ID"]
 if deed == "stubborn":

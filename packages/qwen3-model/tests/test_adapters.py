@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from qwen3_model.adapters import pair, read_peft, stated_alpha
+from qwen3_model.checkpoints.adapters import pair, read_peft, stated_alpha
+from qwen3_model.checkpoints.safetensors_file import TensorPlan, write_safetensors
 from qwen3_model.errors import FormatError
-from qwen3_model.safetensors_file import TensorPlan, write_safetensors
 
 MODULE = "model.layers.0.self_attn.q_proj"
 

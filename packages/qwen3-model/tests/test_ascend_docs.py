@@ -8,7 +8,8 @@ import ascend_contracts
 import pytest
 from mindspore import ops
 
-from qwen3_model import ascend_kernels, collectives
+from qwen3_model.network.kernels import ascend as ascend_kernels
+from qwen3_model.ranks import collectives
 
 DOCS = Path(__file__).parents[3] / "docs/ascend.md"
 # What `ascend_kernels` takes from `ops` that a CPU has, too, and runs in other tests.

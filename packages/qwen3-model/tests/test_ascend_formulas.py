@@ -12,14 +12,14 @@ from ascend_contracts import HALVES, OPERATORS
 from ascend_formulas import Formulas
 from mindspore import Tensor, mint, ops
 
-from qwen3_model.ascend_kernels import AscendKernels
-from qwen3_model.cache import BlockCache
 from qwen3_model.config import SIZES
 from qwen3_model.errors import ConfigError
-from qwen3_model.kernels import PortableKernels
-from qwen3_model.layout import Part
-from qwen3_model.loading import init_model
-from qwen3_model.model import CachedQwen3, Qwen3ForCausalLM
+from qwen3_model.network.cache import BlockCache
+from qwen3_model.network.kernels.ascend import AscendKernels
+from qwen3_model.network.kernels.portable import PortableKernels
+from qwen3_model.network.loading import init_model
+from qwen3_model.network.model import CachedQwen3, Qwen3ForCausalLM
+from qwen3_model.ranks.layout import Part
 
 CONFIG = dataclasses.replace(
     SIZES["0.6B"], hidden_size=48, intermediate_size=80, num_layers=1, num_heads=4, num_kv_heads=2,

@@ -11,14 +11,14 @@ import pytest
 from ascend_graphs import compile_graph, fake_groups, halves, ints
 from mindspore import nn, ops
 
-from qwen3_model.ascend_kernels import AscendKernels
-from qwen3_model.cache import BLOCK_TOKENS
-from qwen3_model.collectives import make_group
 from qwen3_model.config import SIZES
 from qwen3_model.errors import ConfigError
-from qwen3_model.kernels import PortableKernels, make_kernels
-from qwen3_model.model import CachedQwen3, Qwen3ForCausalLM
-from qwen3_model.shards import Shards, Whole
+from qwen3_model.network.cache import BLOCK_TOKENS
+from qwen3_model.network.kernels.ascend import AscendKernels
+from qwen3_model.network.kernels.portable import PortableKernels, make_kernels
+from qwen3_model.network.model import CachedQwen3, Qwen3ForCausalLM
+from qwen3_model.ranks.collectives import make_group
+from qwen3_model.ranks.shards import Shards, Whole
 
 FUSED = (b"RmsNorm", b"RotaryPositionEmbedding", b"Swiglu")
 ROWS, LENGTH, CAPACITY = 2, 32, 512

@@ -8,10 +8,10 @@ import sys
 import mindspore as ms
 import pytest
 
-from qwen3_model import ascend_settings
-from qwen3_model.ascend_settings import CONTEXT_SCHEMA, AscendSettings, choose_device, read_ascend_settings
+from qwen3_model.command.run_config import Key, parse_run_config
+from qwen3_model.device import ascend as ascend_settings
+from qwen3_model.device.ascend import CONTEXT_SCHEMA, AscendSettings, choose_device, read_ascend_settings
 from qwen3_model.errors import ConfigError
-from qwen3_model.run_config import Key, parse_run_config
 
 SCHEMA = {
     "context": CONTEXT_SCHEMA,
@@ -135,7 +135,7 @@ import sys
 from pathlib import Path
 import mindspore as ms
 import numpy as np
-from qwen3_model.ascend_settings import AscendSettings, choose_device
+from qwen3_model.device.ascend import AscendSettings, choose_device
 choose_device("CPU", AscendSettings(work_dir=Path(sys.argv[1])))
 class Wrong(ms.nn.Cell):
     @ms.jit

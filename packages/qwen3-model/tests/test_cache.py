@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from qwen3_model.cache import KVCache
-from qwen3_model.model import CachedQwen3
+from qwen3_model.network.cache import KVCache
+from qwen3_model.network.model import CachedQwen3
 
 ATOL_LOGITS = 1e-4  # float32 through two layers
 CAPACITY = 24

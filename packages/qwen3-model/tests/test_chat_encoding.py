@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qwen3_model.chat_encoding import FitCounts, encode_samples, encode_with, fit_samples
-from qwen3_model.chat_pieces import ChatRenderer
-from qwen3_model.conversations import ConversationError, read_conversations
-from qwen3_model.packing import ChatSample
-from qwen3_model.tokenizer import Qwen3Tokenizer
+from qwen3_model.text.chat_encoding import FitCounts, encode_samples, encode_with, fit_samples
+from qwen3_model.text.chat_pieces import ChatRenderer
+from qwen3_model.text.conversations import ConversationError, read_conversations
+from qwen3_model.text.packing import ChatSample
+from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
 # tools/parity names a file that TRL has just made.
 FILE = os.environ.get("QWEN3_TRL_GOLDEN", Path(__file__).parent / "golden/trl.json")

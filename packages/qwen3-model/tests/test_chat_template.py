@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from qwen3_model.chat_template import LONGEST_TEMPLATE, render_chat_template
 from qwen3_model.errors import FormatError
-from qwen3_model.template_budget import TemplateLimitError
+from qwen3_model.text.chat_template import LONGEST_TEMPLATE, render_chat_template
+from qwen3_model.text.template_budget import TemplateLimitError
 
 MOST_SECONDS = 8
 """Of processor time for any refusal, on a slow machine."""

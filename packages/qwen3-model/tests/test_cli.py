@@ -10,10 +10,10 @@ import pytest
 from click.testing import CliRunner
 
 from qwen3_model import __version__
+from qwen3_model.checkpoints.hf_folder import open_hf_folder
+from qwen3_model.checkpoints.safetensors_file import open_safetensors
 from qwen3_model.cli import main
-from qwen3_model.hf_folder import open_hf_folder
-from qwen3_model.safetensors_file import open_safetensors
-from qwen3_model.tokenizer import Qwen3Tokenizer
+from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
 # A model of 5,712 weights.
 TINY = {

@@ -8,7 +8,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from qwen3_model.cli_base import Commands
+from qwen3_model.command.base import Commands
 from qwen3_model.errors import ConfigError, UsageError
 
 
@@ -66,8 +66,8 @@ SLEEPER = """
 import sys, time
 from pathlib import Path
 import click
-from qwen3_model.cli_base import Commands
-from qwen3_model.files import output_directory
+from qwen3_model.command.base import Commands
+from qwen3_model.command.files import output_directory
 
 @click.group(cls=Commands)
 def main(): pass

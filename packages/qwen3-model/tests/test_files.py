@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from qwen3_model import files
-from qwen3_model.errors import OutputExistsError, Qwen3Error
-from qwen3_model.files import (
+from qwen3_model.command import files
+from qwen3_model.command.files import (
     output_directory,
     refuse_existing,
     require_free_space,
     write_atomically,
     write_text_atomically,
 )
+from qwen3_model.errors import OutputExistsError, Qwen3Error
 
 
 def names(directory):
@@ -89,7 +89,7 @@ def test_too_little_space_is_said_in_gigabytes_before_any_work(tmp_path):
 WRITER = """
 import sys, time
 from pathlib import Path
-from qwen3_model.files import output_directory
+from qwen3_model.command.files import output_directory
 with output_directory(Path(sys.argv[1])) as partial:
     (partial / "a").write_text("half")
     print("started", flush=True)

@@ -2,9 +2,9 @@ import dataclasses
 
 import numpy as np
 
-from qwen3_model import fresh_weights
+from qwen3_model.checkpoints import fresh_weights
+from qwen3_model.checkpoints.fresh_weights import fresh_blocks, fresh_weight, init_weights
 from qwen3_model.config import SIZES
-from qwen3_model.fresh_weights import fresh_blocks, fresh_weight, init_weights
 
 SMALL = dataclasses.replace(
     SIZES["0.6B"], vocab_size=2500, hidden_size=64, num_layers=2, intermediate_size=96

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
+from qwen3_model.checkpoints.fresh_weights import init_weights
+from qwen3_model.checkpoints.fused import FusedLayout, fused_shapes, unfused
+from qwen3_model.checkpoints.rank_tensors import open_rank_tensors
+from qwen3_model.checkpoints.safetensors_file import TensorPlan, write_safetensors
+from qwen3_model.checkpoints.strategy import TensorLayout, write_strategy
 from qwen3_model.config import Qwen3Config
-from qwen3_model.fresh_weights import init_weights
-from qwen3_model.fused import FusedLayout, fused_shapes, unfused
-from qwen3_model.rank_tensors import open_rank_tensors
-from qwen3_model.safetensors_file import TensorPlan, write_safetensors
-from qwen3_model.strategy import TensorLayout, write_strategy
 
 HEAD, GROUPS, PER_GROUP = 8, 2, 2
 LAYOUTS = [FusedLayout(qkv, mlp) for qkv in (False, True) for mlp in (False, True)]

@@ -4,10 +4,10 @@ import json
 import numpy as np
 import pytest
 
+from qwen3_model.checkpoints.hf_folder import open_hf_folder, write_hf_weights
+from qwen3_model.checkpoints.safetensors_file import TensorPlan
 from qwen3_model.config import SIZES
 from qwen3_model.errors import FormatError, WeightError
-from qwen3_model.hf_folder import open_hf_folder, write_hf_weights
-from qwen3_model.safetensors_file import TensorPlan
 
 TINY = dataclasses.replace(
     SIZES["0.6B"], vocab_size=10, hidden_size=6, intermediate_size=8, num_layers=2, num_heads=4,

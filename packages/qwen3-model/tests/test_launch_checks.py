@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 
 from qwen3_model.errors import ConfigError
-from qwen3_model.msrun import checks
-from qwen3_model.msrun.checks import (
+from qwen3_model.ranks.msrun import checks
+from qwen3_model.ranks.msrun.checks import (
     LaunchSettings,
     check_launch,
     count_ascend_devices,
     find_msrun,
     interpreter_name,
 )
-from qwen3_model.msrun.launcher import msrun_command, worker_environment
+from qwen3_model.ranks.msrun.launcher import msrun_command, worker_environment
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_msrun_gets_every_flag_and_the_running_interpreter(settings):
     assert "--local_worker_num=4" in command
     assert "--node_rank=1" in command
     assert "--cluster_time_out=7200" in command
-    assert command[-5:] == ["-m", "qwen3_model.msrun.cli_worker", "train.py", "--x", "1"]
+    assert command[-5:] == ["-m", "qwen3_model.ranks.msrun.cli_worker", "train.py", "--x", "1"]
     assert command[-6] == interpreter_name()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen3_model.msrun.processes import is_alive
+from qwen3_model.ranks.msrun.processes import is_alive
 
 HERE = Path(__file__).parent
 # Longest time until all processes are gone after their launcher is: SIGTERM's patience and some.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen3_model.msrun.processes import JOB_VARIABLE, is_alive
+from qwen3_model.ranks.msrun.processes import JOB_VARIABLE, is_alive
 
 HERE = Path(__file__).parent
 # Importing MindSpore in msrun and in the workers takes most of it.
@@ -18,8 +18,8 @@ LONGEST_S = 120
 LAUNCH = """
 import json, os, sys
 from pathlib import Path
-from qwen3_model.msrun.checks import LaunchSettings
-from qwen3_model.msrun.launcher import Job, launch_workers
+from qwen3_model.ranks.msrun.checks import LaunchSettings
+from qwen3_model.ranks.msrun.launcher import Job, launch_workers
 folder, changes = Path(sys.argv[2]).parent, json.loads(sys.argv[1])
 metrics = Path(sys.argv[2])
 status = lambda: metrics.read_text().splitlines()[-1] if metrics.exists() else ""

@@ -3,7 +3,7 @@ import pytest
 
 from qwen3_model.config import SIZES
 from qwen3_model.errors import ConfigError
-from qwen3_model.layout import Layout, placement, shard_slices
+from qwen3_model.ranks.layout import Layout, placement, shard_slices
 
 
 def test_every_weight_of_every_size_has_exactly_one_place():

@@ -10,21 +10,21 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from qwen3_model.config import SIZES
-from qwen3_model.errors import FormatError, WeightError
-from qwen3_model.fresh_weights import init_weights
-from qwen3_model.hf_folder import open_hf_folder, write_hf_weights
-from qwen3_model.loading import fill, fill_weights, init_model, load_hf, own_part
-from qwen3_model.model import Qwen3ForCausalLM
-from qwen3_model.safetensors_file import (
+from qwen3_model.checkpoints.fresh_weights import init_weights
+from qwen3_model.checkpoints.hf_folder import open_hf_folder, write_hf_weights
+from qwen3_model.checkpoints.safetensors_file import (
     TensorPlan,
     from_float32,
     open_safetensors,
     to_float32,
     write_safetensors,
 )
-from qwen3_model.tensors import whole_tensors
-from qwen3_model.weight_values import LARGE_PAGE
+from qwen3_model.checkpoints.tensors import whole_tensors
+from qwen3_model.checkpoints.weight_values import LARGE_PAGE
+from qwen3_model.config import SIZES
+from qwen3_model.errors import FormatError, WeightError
+from qwen3_model.network.loading import fill, fill_weights, init_model, load_hf, own_part
+from qwen3_model.network.model import Qwen3ForCausalLM
 
 TINY = dataclasses.replace(
     SIZES["0.6B"], vocab_size=600, hidden_size=512, intermediate_size=8, num_layers=1, num_heads=2,

@@ -9,12 +9,12 @@ from mindspore import Tensor
 
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError
-from qwen3_model.kernels import PortableKernels
-from qwen3_model.layout import Part, shard_slices
-from qwen3_model.loading import fill, init_model
-from qwen3_model.lora import LoraDropout, LoraLinear, add_lora, fresh_half, init_lora
-from qwen3_model.model import Qwen3ForCausalLM
-from qwen3_model.shards import Shards
+from qwen3_model.network.kernels.portable import PortableKernels
+from qwen3_model.network.loading import fill, init_model
+from qwen3_model.network.lora import LoraDropout, LoraLinear, add_lora, fresh_half, init_lora
+from qwen3_model.network.model import Qwen3ForCausalLM
+from qwen3_model.ranks.layout import Part, shard_slices
+from qwen3_model.ranks.shards import Shards
 
 ATOL_FUSED = 1e-5  # another order of multiplication
 RAW = {

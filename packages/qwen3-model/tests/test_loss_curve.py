@@ -6,8 +6,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
-from qwen3_model.loading import fill_weights
-from qwen3_model.model import Qwen3ForCausalLM
+from qwen3_model.network.loading import fill_weights
+from qwen3_model.network.model import Qwen3ForCausalLM
 
 ATOL_LOSS = 1e-3
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from qwen3_model.errors import Qwen3Error
-from qwen3_model.msrun import meeting, node_files
-from qwen3_model.msrun.meeting import EndedError, Meeting, Rules, Start
-from qwen3_model.msrun.node_files import DONE, FAILED, STOPPED, End, NodeFiles, Round
+from qwen3_model.ranks.msrun import meeting, node_files
+from qwen3_model.ranks.msrun.meeting import EndedError, Meeting, Rules, Start
+from qwen3_model.ranks.msrun.node_files import DONE, FAILED, STOPPED, End, NodeFiles, Round
 
 LONGEST_S = 20
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor, ops
 
-from qwen3_model.model import Qwen3ForCausalLM
+from qwen3_model.network.model import Qwen3ForCausalLM
 
 ATOL_LOGITS = 1e-4  # float32 through two layers, logits up to ten
 RTOL_GRADIENT = 1e-3

@@ -1,9 +1,9 @@
 import pytest
 
 from qwen3_model.errors import ConfigError
-from qwen3_model.msrun.cli_worker import _one_line
-from qwen3_model.msrun.logs import exit_reason, last_sentence
-from qwen3_model.msrun.records import read_records, remove_records, write_record
+from qwen3_model.ranks.msrun.cli_worker import _one_line
+from qwen3_model.ranks.msrun.logs import exit_reason, last_sentence
+from qwen3_model.ranks.msrun.records import read_records, remove_records, write_record
 
 
 @pytest.mark.parametrize(

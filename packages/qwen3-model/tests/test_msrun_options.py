@@ -6,11 +6,11 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from qwen3_model.cli_base import CONTEXT
+from qwen3_model.command.base import CONTEXT
 from qwen3_model.errors import ConfigError
-from qwen3_model.msrun.checks import LaunchSettings
-from qwen3_model.msrun.cli_options import launch_options
-from qwen3_model.msrun.slurm import first_node, read_slurm
+from qwen3_model.ranks.msrun.checks import LaunchSettings
+from qwen3_model.ranks.msrun.cli_options import launch_options
+from qwen3_model.ranks.msrun.slurm import first_node, read_slurm
 
 
 @click.command(context_settings=CONTEXT)

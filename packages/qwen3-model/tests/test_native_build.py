@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen3_model.native_build import BuildError, compiled_library
+from qwen3_model.device.native_build import BuildError, compiled_library
 
 NO_COMPILER = r"^there is no C\+\+ compiler; install g\+\+$"
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from qwen3_model.kernels import PortableKernels
+from qwen3_model.network.kernels.portable import PortableKernels
 
 ATOL_F32 = 2e-6  # the order of float32 sums; values are of size one
 ATOL_LAYER = 3e-5  # several of them after another, values up to ten

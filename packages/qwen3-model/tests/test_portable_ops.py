@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from qwen3_model.portable_ops import OrderRows, RmsNorm, Softmax
+from qwen3_model.network.kernels.portable_ops import OrderRows, RmsNorm, Softmax
 
 EPS = 1e-6
 RTOL_GRADIENT = 1e-4  # float32 sums against float64 differences

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen3_model.private_files import SharedFileError, cache_home, make_private, require_private
+from qwen3_model.command.private_files import SharedFileError, cache_home, make_private, require_private
 
 NOBODY = 65534
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")

@@ -1,6 +1,6 @@
 import io
 
-from qwen3_model.progress import Progress
+from qwen3_model.command.progress import Progress
 
 
 class Terminal(io.StringIO):

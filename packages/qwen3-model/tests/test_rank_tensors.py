@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from qwen3_model.checkpoints.rank_tensors import open_rank_tensors
+from qwen3_model.checkpoints.safetensors_file import TensorPlan, write_safetensors
+from qwen3_model.checkpoints.strategy import TensorLayout, write_strategy
 from qwen3_model.errors import ConfigError, WeightError
-from qwen3_model.rank_tensors import open_rank_tensors
-from qwen3_model.safetensors_file import TensorPlan, write_safetensors
-from qwen3_model.strategy import TensorLayout, write_strategy
 
 WHOLE = np.arange(48, dtype=np.float32).reshape(8, 6)
 NAME = "model.layers.0.mlp.up_proj.weight"

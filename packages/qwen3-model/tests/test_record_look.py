@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from qwen3_model.msrun import record_look
-from qwen3_model.msrun.live_line import LiveLine
-from qwen3_model.msrun.record_look import RecordLook
-from qwen3_model.msrun.records import RUNNING
+from qwen3_model.ranks.msrun import record_look
+from qwen3_model.ranks.msrun.live_line import LiveLine
+from qwen3_model.ranks.msrun.record_look import RecordLook
+from qwen3_model.ranks.msrun.records import RUNNING
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from qwen3_model.config import SIZES
-from qwen3_model.rope import attention_factor, rope_frequencies
+from qwen3_model.network.rope import attention_factor, rope_frequencies
 from qwen3_model.rope_scaling import YarnScaling
 
 RTOL_FREQUENCY = 3e-7  # two float32 roundings: torch's power and numpy's differ in the last bit

@@ -1,7 +1,7 @@
 import pytest
 
+from qwen3_model.command.run_config import Key, parse_dotted, parse_run_config
 from qwen3_model.errors import ConfigError, UsageError
-from qwen3_model.run_config import Key, parse_dotted, parse_run_config
 
 SCHEMA = {
     "seed": Key((int,)),

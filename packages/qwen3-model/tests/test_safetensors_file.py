@@ -7,14 +7,14 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from qwen3_model.errors import FormatError
-from qwen3_model.safetensors_file import (
+from qwen3_model.checkpoints.safetensors_file import (
     TensorPlan,
     from_float32,
     open_safetensors,
     to_float32,
     write_safetensors,
 )
+from qwen3_model.errors import FormatError
 
 
 def write_raw(path, header, data=b""):

@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from qwen3_model.checkpoints.fresh_weights import init_weights
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import WeightError
-from qwen3_model.fresh_weights import init_weights
-from qwen3_model.layout import Part, shard_slices
-from qwen3_model.loading import fill_weights, init_model, own_part
-from qwen3_model.model import Qwen3ForCausalLM
-from qwen3_model.shards import Shards, Whole
+from qwen3_model.network.loading import fill_weights, init_model, own_part
+from qwen3_model.network.model import Qwen3ForCausalLM
+from qwen3_model.ranks.layout import Part, shard_slices
+from qwen3_model.ranks.shards import Shards, Whole
 
 CONFIG = Qwen3Config(
     vocab_size=32, hidden_size=16, intermediate_size=24, num_layers=4, num_heads=4, num_kv_heads=2,

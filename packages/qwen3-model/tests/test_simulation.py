@@ -2,9 +2,9 @@
 
 import pytest
 
-from qwen3_model.cann import cann_dir, require_cann
+from qwen3_model.device.cann import cann_dir, require_cann
+from qwen3_model.device.simulation import Simulation, default_device, read_simulation
 from qwen3_model.errors import ConfigError, UsageError
-from qwen3_model.simulation import Simulation, default_device, read_simulation
 
 
 def test_only_mindspores_own_variable_asks_for_a_dry_run():
@@ -23,7 +23,7 @@ def test_a_rank_that_the_job_does_not_have_is_refused(rank, ranks):
 
 def test_the_device_is_ascend_where_its_file_is_and_in_a_dry_run(monkeypatch, tmp_path):
     file = tmp_path / "davinci_manager"
-    monkeypatch.setattr("qwen3_model.simulation.DEVICE_FILE", file)
+    monkeypatch.setattr("qwen3_model.device.simulation.DEVICE_FILE", file)
     assert default_device() == "CPU"
     assert default_device(Simulation()) == "Ascend"
     file.touch()

@@ -6,19 +6,19 @@ import time
 import numpy as np
 import pytest
 
-from qwen3_model import small_files
-from qwen3_model.adapter_config import read_adapter_config
+from qwen3_model.checkpoints.adapter_config import read_adapter_config
+from qwen3_model.checkpoints.hf_folder import open_hf_tensors
+from qwen3_model.checkpoints.strategies import read_stages
+from qwen3_model.checkpoints.weight_files import open_checkpoint
+from qwen3_model.command import small_files
+from qwen3_model.command.json_file import read_json
+from qwen3_model.command.plain_text import as_message, one_line, without_controls
+from qwen3_model.command.run_config import load_run_config
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import FormatError, Qwen3Error
-from qwen3_model.hf_folder import open_hf_tensors
-from qwen3_model.json_file import read_json
-from qwen3_model.plain_text import as_message, one_line, without_controls
-from qwen3_model.run_config import load_run_config
-from qwen3_model.sft import read_sft_manifest
-from qwen3_model.strategies import read_stages
-from qwen3_model.tokenizer import Qwen3Tokenizer
-from qwen3_model.tokens import read_manifest
-from qwen3_model.weight_files import open_checkpoint
+from qwen3_model.text.sft import read_sft_manifest
+from qwen3_model.text.tokenizer import Qwen3Tokenizer
+from qwen3_model.text.tokens import read_manifest
 
 READERS = {
     "config.json": lambda folder: Qwen3Config.from_dir(folder),

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from qwen3_model import source_file
-from qwen3_model.byte_writer import ByteWriter, FileRange
+from qwen3_model.checkpoints import source_file
+from qwen3_model.checkpoints.byte_writer import ByteWriter, FileRange
+from qwen3_model.checkpoints.source_file import MAX_OPEN_FILES, open_source, refuse_changed
 from qwen3_model.errors import FormatError
-from qwen3_model.source_file import MAX_OPEN_FILES, open_source, refuse_changed
 
 
 def write(path: Path, data: bytes) -> Path:

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from qwen3_model.checkpoints.strategies import find_strategy, merged_strategy, read_stages
+from qwen3_model.checkpoints.strategy import TensorLayout, merge_strategies, write_strategy
 from qwen3_model.errors import ConfigError, FormatError
-from qwen3_model.strategies import find_strategy, merged_strategy, read_stages
-from qwen3_model.strategy import TensorLayout, merge_strategies, write_strategy
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 CUT = TensorLayout(dev_matrix=(2, 2), tensor_map=(0, -1), opt_shard_step=2, opt_shard_size=2)

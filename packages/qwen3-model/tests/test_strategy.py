@@ -3,8 +3,8 @@ from contextlib import suppress
 
 import pytest
 
+from qwen3_model.checkpoints.strategy import TensorLayout, encode_strategy, read_strategy, write_strategy
 from qwen3_model.errors import FormatError
-from qwen3_model.strategy import TensorLayout, encode_strategy, read_strategy, write_strategy
 
 LAYOUTS = {
     "model.embed_tokens.weight": TensorLayout(dev_matrix=(2, 4), tensor_map=(0, -1)),

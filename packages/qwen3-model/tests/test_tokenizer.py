@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from qwen3_model.errors import FormatError
-from qwen3_model.tokenizer import Qwen3Tokenizer
+from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "tokenizer.json").read_text(encoding="utf-8"))
 

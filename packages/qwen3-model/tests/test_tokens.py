@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from qwen3_model.errors import FormatError
-from qwen3_model.tokens import Manifest, manifest_json, open_tokens, read_manifest
+from qwen3_model.text.tokens import Manifest, manifest_json, open_tokens, read_manifest
 
 MANIFEST = Manifest(
     version=1,

@@ -13,7 +13,7 @@ from mindspore import Tensor, nn
 from mindspore.common.api import _cell_graph_executor as executor
 from mindspore.train.mind_ir_pb2 import ModelProto, TensorProto
 
-from qwen3_model import collectives
+from qwen3_model.ranks import collectives
 
 TYPES = {
     TensorProto.FLOAT: ms.float32,

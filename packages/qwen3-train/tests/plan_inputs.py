@@ -1,7 +1,7 @@
 """Settings for the planner's tests: one device, bfloat16 on fused kernels, 4096 tokens."""
 
 from qwen3_model.config import SIZES
-from qwen3_model.layout import Layout
+from qwen3_model.ranks.layout import Layout
 from qwen3_train.plan.settings import PlanSettings
 
 

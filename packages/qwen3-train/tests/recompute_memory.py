@@ -8,8 +8,8 @@ import mindspore as ms
 import numpy as np
 
 from qwen3_model.config import SIZES
-from qwen3_model.loading import init_model
-from qwen3_model.model import Qwen3ForCausalLM
+from qwen3_model.network.loading import init_model
+from qwen3_model.network.model import Qwen3ForCausalLM
 from qwen3_train.data.batches import Batch
 from qwen3_train.recompute import apply_recompute
 from qwen3_train.settings.adam import AdamSettings

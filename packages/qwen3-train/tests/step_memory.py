@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from qwen3_model.config import SIZES
-from qwen3_model.model import Qwen3ForCausalLM
+from qwen3_model.network.model import Qwen3ForCausalLM
 from qwen3_train.data.batches import Batch
 from qwen3_train.settings.adam import AdamSettings
 from qwen3_train.step import TrainStep

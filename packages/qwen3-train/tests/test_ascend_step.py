@@ -13,11 +13,11 @@ import pytest
 from mindspore import Parameter
 from mindspore.common.initializer import Zero, initializer
 
-from qwen3_model.collectives import AscendGroup, AscendLink
 from qwen3_model.config import SIZES
-from qwen3_model.kernels import make_kernels
-from qwen3_model.layout import Layout
-from qwen3_model.model import Qwen3ForCausalLM
+from qwen3_model.network.kernels.portable import make_kernels
+from qwen3_model.network.model import Qwen3ForCausalLM
+from qwen3_model.ranks.collectives import AscendGroup, AscendLink
+from qwen3_model.ranks.layout import Layout
 from qwen3_train.data.batches import Batch
 from qwen3_train.parallel.grid import make_grid
 from qwen3_train.settings.adam import AdamSettings

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qwen3_model.checkpoint_files import Place, checkpoints_of, choose_checkpoint
+from qwen3_model.checkpoints.checkpoint_files import Place, checkpoints_of, choose_checkpoint
+from qwen3_model.checkpoints.safetensors_file import open_safetensors
 from qwen3_model.errors import ConfigError, FormatError
-from qwen3_model.safetensors_file import open_safetensors
 from qwen3_train.checkpoints.checkpoint import (
     FloatTensor,
     TrainState,
@@ -118,8 +118,8 @@ FAULT = """
 import errno, os, signal, sys
 from pathlib import Path
 import numpy as np
-import qwen3_model.byte_writer as format, qwen3_model.files as files
-from qwen3_model.checkpoint_files import Place
+import qwen3_model.checkpoints.byte_writer as format, qwen3_model.command.files as files
+from qwen3_model.checkpoints.checkpoint_files import Place
 from qwen3_train.checkpoints.checkpoint import FloatTensor, TrainState
 from qwen3_train.checkpoints.writer import CheckpointWriter
 

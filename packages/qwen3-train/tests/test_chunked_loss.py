@@ -6,10 +6,10 @@ import pytest
 from mindspore import ParameterTuple, Tensor, nn
 from train_inputs import TINY_MODEL
 
-from qwen3_model.fresh_weights import init_weights
-from qwen3_model.kernels import make_kernels
-from qwen3_model.lora import add_lora, init_lora
-from qwen3_model.model import Qwen3ForCausalLM
+from qwen3_model.checkpoints.fresh_weights import init_weights
+from qwen3_model.network.kernels.portable import make_kernels
+from qwen3_model.network.lora import add_lora, init_lora
+from qwen3_model.network.model import Qwen3ForCausalLM
 from qwen3_train.loss import TokenLoss
 from qwen3_train.loss_chunks import MOST_LOGITS, rows_of_chunk
 from qwen3_train.settings.model import read_model

@@ -7,7 +7,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from qwen3_model.cli_base import Commands
+from qwen3_model.command.base import Commands
 from qwen3_train.cli_plan import plan
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "qwen3"

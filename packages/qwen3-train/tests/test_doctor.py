@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from qwen3_model.msrun.checks import LaunchSettings
+from qwen3_model.ranks.msrun.checks import LaunchSettings
 from qwen3_train.doctor import checks as doctor_checks
 from qwen3_train.doctor import doctor
 from qwen3_train.doctor.ascend import ASCEND_CHECKS, accepted_versions
@@ -150,7 +150,7 @@ def test_what_an_ascend_machine_lacks_fails_with_a_remedy(tmp_path, ascend, monk
     (tmp_path / "bin/npu-smi").write_text("#!/bin/sh\nexit 3\n")
     findings = list(machine_findings("Ascend", launch(tmp_path), tmp_path, ascend))
     assert [states(findings)[what] for what in ("driver", "cann", "hccl")] == [FAIL, PASS, FAIL]
-    monkeypatch.setattr("qwen3_model.cann.CANN_DIR", tmp_path / "cann")
+    monkeypatch.setattr("qwen3_model.device.cann.CANN_DIR", tmp_path / "cann")
     without = {"ASCEND_RT_VISIBLE_DEVICES": "0"}
     found = {each.what: each for each in machine_findings("Ascend", launch(tmp_path), tmp_path, without)}
     assert found["cann"].state == FAIL

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from train_inputs import counting_documents, tiny_run, write_tokens, write_yaml
 
-from qwen3_model.checkpoint_files import choose_checkpoint
-from qwen3_model.safetensors_file import open_safetensors
+from qwen3_model.checkpoints.checkpoint_files import choose_checkpoint
+from qwen3_model.checkpoints.safetensors_file import open_safetensors
 from qwen3_train.reports.run_log import read_metrics
 
 FAULT_SITE = Path(__file__).parent / "fault_site"

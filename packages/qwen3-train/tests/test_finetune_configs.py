@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from qwen3_model.command.run_config import load_run_config
 from qwen3_model.errors import ConfigError
-from qwen3_model.run_config import load_run_config
 from qwen3_train.cli import main
 from qwen3_train.run_arguments import read_config
 from qwen3_train.settings.run import read_settings

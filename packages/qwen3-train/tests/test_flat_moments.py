@@ -5,8 +5,8 @@ import pytest
 from many_runs import train_many
 from train_inputs import TINY_MODEL, counting_documents, tiny_run, write_tokens, write_yaml
 
-from qwen3_model.checkpoint_files import choose_checkpoint
-from qwen3_model.rank_tensors import open_rank_tensors
+from qwen3_model.checkpoints.checkpoint_files import choose_checkpoint
+from qwen3_model.checkpoints.rank_tensors import open_rank_tensors
 from qwen3_train.parallel.stages import piece_shape
 from qwen3_train.reports.run_log import read_metrics
 

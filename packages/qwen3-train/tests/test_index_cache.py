@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from train_inputs import counting_documents, tiny_run, write_tokens, write_yaml
 
-from qwen3_model.run_config import load_run_config
+from qwen3_model.command.run_config import load_run_config
 from qwen3_train.data import gpt_dataset, gpt_index, token_data
 from qwen3_train.data.blend import Blend
 from qwen3_train.data.gpt_dataset import Wanted, build_dataset, index_share

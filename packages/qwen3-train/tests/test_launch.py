@@ -13,10 +13,10 @@ import yaml
 from click.testing import CliRunner
 from train_inputs import TINY_MODEL, counting_documents, tiny_run, write_tokens, write_yaml
 
-from qwen3_model.fresh_weights import init_weights
-from qwen3_model.hf_folder import write_hf_weights
-from qwen3_model.safetensors_file import TensorPlan, open_safetensors
-from qwen3_model.strategy import read_strategy
+from qwen3_model.checkpoints.fresh_weights import init_weights
+from qwen3_model.checkpoints.hf_folder import write_hf_weights
+from qwen3_model.checkpoints.safetensors_file import TensorPlan, open_safetensors
+from qwen3_model.checkpoints.strategy import read_strategy
 from qwen3_train.cli import main
 from qwen3_train.reports.run_log import read_metrics
 from qwen3_train.settings.model import read_model
@@ -229,7 +229,7 @@ def test_no_space_is_refused_before_anything_is_written(tmp_path, prefix, monkey
 
 def test_an_npu_without_cann_is_a_sentence_and_leaves_no_folder(tmp_path, prefix, monkeypatch):
     (tmp_path / "davinci_manager").touch()
-    monkeypatch.setattr("qwen3_model.simulation.DEVICE_FILE", tmp_path / "davinci_manager")
+    monkeypatch.setattr("qwen3_model.device.simulation.DEVICE_FILE", tmp_path / "davinci_manager")
     monkeypatch.setattr("ctypes.util.find_library", lambda name: None)
     monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
     values = tiny_run(tmp_path / "out", prefix)

@@ -8,11 +8,11 @@ import pytest
 from click.testing import CliRunner
 from train_inputs import TINY_MODEL, counting_documents, tiny_run, write_tokens, write_yaml
 
+from qwen3_model.checkpoints.fresh_weights import init_weights
+from qwen3_model.checkpoints.hf_folder import write_hf_weights
+from qwen3_model.checkpoints.safetensors_file import TensorPlan, open_safetensors
+from qwen3_model.checkpoints.strategy import read_strategy
 from qwen3_model.errors import ConfigError
-from qwen3_model.fresh_weights import init_weights
-from qwen3_model.hf_folder import write_hf_weights
-from qwen3_model.safetensors_file import TensorPlan, open_safetensors
-from qwen3_model.strategy import read_strategy
 from qwen3_train.cli import main
 from qwen3_train.graph_cache import graph_cache
 from qwen3_train.prepare import prepare_run

@@ -5,7 +5,7 @@ import pytest
 from plan_inputs import make_settings
 
 from qwen3_model.config import SIZES
-from qwen3_model.layout import Layout, shard_slices
+from qwen3_model.ranks.layout import Layout, shard_slices
 from qwen3_train.lora.shapes import Adapters
 from qwen3_train.parallel.stages import stage_names
 from qwen3_train.plan.communication import plan_traffic

@@ -9,10 +9,10 @@ import pytest
 from mindspore import Parameter, Tensor, nn
 
 from qwen3_model.config import SIZES
-from qwen3_model.kernels import PortableKernels
-from qwen3_model.loading import init_model
-from qwen3_model.model import Qwen3ForCausalLM
-from qwen3_model.native_build import compiled_library
+from qwen3_model.device.native_build import compiled_library
+from qwen3_model.network.kernels.portable import PortableKernels
+from qwen3_model.network.loading import init_model
+from qwen3_model.network.model import Qwen3ForCausalLM
 from qwen3_train.data.batches import Batch
 from qwen3_train.loss import TokenLoss
 from qwen3_train.native.choice import SOURCE, library_of, training_kernels
@@ -153,7 +153,7 @@ def test_only_a_tied_table_that_trains_shares_its_gradient():
 
 
 def test_without_a_compiler_the_portable_kernels_are_taken_and_it_is_said(tmp_path, monkeypatch):
-    monkeypatch.setattr("qwen3_model.native_build.shutil.which", lambda name: None)
+    monkeypatch.setattr("qwen3_model.device.native_build.shutil.which", lambda name: None)
     said = []
     kernels = training_kernels("CPU", say=said.append, cache_dir=tmp_path / "own")
     assert type(kernels) is PortableKernels

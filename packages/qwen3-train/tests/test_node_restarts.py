@@ -15,7 +15,7 @@ import pytest
 from test_faults import FAULT_SITE, LONGEST_S, curve_of, fault_of
 from train_inputs import counting_documents, tiny_run, write_tokens, write_yaml
 
-from qwen3_model.checkpoint_files import choose_checkpoint
+from qwen3_model.checkpoints.checkpoint_files import choose_checkpoint
 
 STEPS, LOST_NODE_WAIT_S = 8, 2
 LAYOUT_RTOL = 2e-5

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from train_inputs import counting_documents, tiny_run, write_tokens, write_yaml
 
-from qwen3_model.checkpoint_files import Place
+from qwen3_model.checkpoints.checkpoint_files import Place
+from qwen3_model.command.run_config import load_run_config
 from qwen3_model.errors import ConfigError, Qwen3Error
-from qwen3_model.run_config import load_run_config
 from qwen3_train.checkpoints.checkpoint import FloatTensor, TrainState, save_checkpoint
 from qwen3_train.checkpoints.other_layout import forget_earlier
 from qwen3_train.checkpoints.resume import run_facts

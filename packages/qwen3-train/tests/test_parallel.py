@@ -15,13 +15,13 @@ from many_runs import train_many
 from plan_inputs import make_settings
 from train_inputs import TINY_MODEL, counting_documents, tiny_run, write_tokens, write_yaml
 
-from qwen3_model.checkpoint_files import choose_checkpoint
-from qwen3_model.fresh_weights import init_weights
-from qwen3_model.fused import FusedLayout, fused_shapes, mlp_runs, qkv_runs, split_name
-from qwen3_model.hf_folder import write_hf_weights
-from qwen3_model.layout import Layout
-from qwen3_model.rank_tensors import open_rank_tensors
-from qwen3_model.safetensors_file import TensorPlan, open_safetensors, write_safetensors
+from qwen3_model.checkpoints.checkpoint_files import choose_checkpoint
+from qwen3_model.checkpoints.fresh_weights import init_weights
+from qwen3_model.checkpoints.fused import FusedLayout, fused_shapes, mlp_runs, qkv_runs, split_name
+from qwen3_model.checkpoints.hf_folder import write_hf_weights
+from qwen3_model.checkpoints.rank_tensors import open_rank_tensors
+from qwen3_model.checkpoints.safetensors_file import TensorPlan, open_safetensors, write_safetensors
+from qwen3_model.ranks.layout import Layout
 from qwen3_train.cli import main
 from qwen3_train.plan.memory import plan_memory
 from qwen3_train.reports.run_log import read_metrics

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 from train_inputs import TINY_MODEL, counting_documents, tiny_run, write_tokens, write_yaml
 
+from qwen3_model.command.run_config import load_run_config
 from qwen3_model.errors import ConfigError
-from qwen3_model.run_config import load_run_config
 from qwen3_train.prepare import prepare_run
 from qwen3_train.settings.model import read_model
 from qwen3_train.settings.run import read_settings

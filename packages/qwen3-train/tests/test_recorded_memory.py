@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen3_model.run_config import load_run_config, parse_dotted
+from qwen3_model.command.run_config import load_run_config, parse_dotted
 from qwen3_train.plan.memory import plan_memory
 from qwen3_train.plan.settings import PLAN_SCHEMA, read_plan_settings
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from mindspore import Parameter, ParameterTuple, Tensor, nn
 
-from qwen3_model.kernels import PortableKernels
+from qwen3_model.network.kernels.portable import PortableKernels
 from qwen3_train.parallel import gradients as module
 from qwen3_train.parallel.gradients import BucketSum, SumReplicas
 

@@ -8,10 +8,10 @@ import pytest
 from click.testing import CliRunner
 from train_inputs import counting_documents, tiny_run, write_tokens, write_yaml
 
-from qwen3_model.checkpoint_files import Place
+from qwen3_model.checkpoints.checkpoint_files import Place
+from qwen3_model.checkpoints.safetensors_file import TensorPlan, open_safetensors, write_safetensors
+from qwen3_model.command.run_config import load_run_config
 from qwen3_model.errors import ConfigError, OutputExistsError
-from qwen3_model.run_config import load_run_config
-from qwen3_model.safetensors_file import TensorPlan, open_safetensors, write_safetensors
 from qwen3_train.checkpoints.checkpoint import FloatTensor, TrainState, save_checkpoint
 from qwen3_train.checkpoints.resume import changed_settings, run_facts
 from qwen3_train.cli import main

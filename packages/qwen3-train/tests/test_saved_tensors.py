@@ -14,9 +14,9 @@ from mindspore import Tensor
 from plan_inputs import make_settings
 
 from qwen3_model.config import SIZES
-from qwen3_model.kernels import PortableKernels
-from qwen3_model.layout import Layout
-from qwen3_model.model import Qwen3ForCausalLM
+from qwen3_model.network.kernels.portable import PortableKernels
+from qwen3_model.network.model import Qwen3ForCausalLM
+from qwen3_model.ranks.layout import Layout
 from qwen3_train.parallel.grid import make_grid
 from qwen3_train.parallel.shared_adam import SharedAdamW
 from qwen3_train.plan.memory import plan_memory
@@ -161,7 +161,7 @@ def test_the_groups_that_a_rank_makes_are_those_of_the_plan(monkeypatch, device,
         mib = 200 if options is None else options.hccl_config["hccl_buffer_size"]
         made[name] = 2 * mib * 2**20
 
-    monkeypatch.setattr("qwen3_model.collectives.create_group", create)
+    monkeypatch.setattr("qwen3_model.ranks.collectives.create_group", create)
     monkeypatch.setattr(comm_ops, "_get_group", lambda name: name)
     monkeypatch.setattr(comm_ops, "get_group_size", lambda name: 2)
     model = replace(CONFIG, num_layers=3, tie_word_embeddings=is_tied)

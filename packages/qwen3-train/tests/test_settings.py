@@ -5,10 +5,10 @@ import pytest
 import yaml
 from train_inputs import tiny_run
 
+from qwen3_model.command.run_config import load_run_config, parse_run_config
 from qwen3_model.config import SIZES
 from qwen3_model.errors import ConfigError
-from qwen3_model.layout import Layout
-from qwen3_model.run_config import load_run_config, parse_run_config
+from qwen3_model.ranks.layout import Layout
 from qwen3_train.settings.run import read_settings
 from qwen3_train.settings.schema import TRAIN
 from qwen3_train.settings.skip import SkipSettings

@@ -7,7 +7,7 @@ from test_settings import settings_of
 from train_inputs import tiny_run
 
 from qwen3_model.errors import ConfigError
-from qwen3_model.tokenizer import Qwen3Tokenizer
+from qwen3_model.text.tokenizer import Qwen3Tokenizer
 from qwen3_train.data.batches import read_sample
 from qwen3_train.data.sft_blend import SftBlend, join_samples
 from qwen3_train.data.sft_dataset import SHIFTED, SftDataset, SftSamples

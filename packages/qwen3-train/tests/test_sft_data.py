@@ -9,8 +9,8 @@ import pytest
 from sft_inputs import RECORDS, loader, write_records
 
 from qwen3_model.errors import ConfigError, FormatError
-from qwen3_model.packing import ChatSample
-from qwen3_model.tokenizer import Qwen3Tokenizer
+from qwen3_model.text.packing import ChatSample
+from qwen3_model.text.tokenizer import Qwen3Tokenizer
 from qwen3_train.data.batches import BatchPlan, step_batches
 from qwen3_train.data.sft_dataset import SHIFTED, SftDataset, SftSamples
 from qwen3_train.data.sft_samples import make_samples, pack_samples

@@ -11,10 +11,10 @@ from click.testing import CliRunner
 from sft_inputs import RECORDS, loader, sft_run, write_records
 from train_inputs import write_yaml
 
-from qwen3_model.kernels import make_kernels
-from qwen3_model.loading import init_model
-from qwen3_model.model import Qwen3ForCausalLM
-from qwen3_model.tokenizer import Qwen3Tokenizer
+from qwen3_model.network.kernels.portable import make_kernels
+from qwen3_model.network.loading import init_model
+from qwen3_model.network.model import Qwen3ForCausalLM
+from qwen3_model.text.tokenizer import Qwen3Tokenizer
 from qwen3_train.cli import main
 from qwen3_train.data.batches import BatchPlan, step_batches
 from qwen3_train.data.sft_dataset import SHIFTED, SftDataset

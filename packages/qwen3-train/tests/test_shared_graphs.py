@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from train_inputs import TINY_MODEL
 
-from qwen3_model.loading import init_model
-from qwen3_model.lora import add_lora, init_lora
-from qwen3_model.model import Qwen3ForCausalLM
+from qwen3_model.network.loading import init_model
+from qwen3_model.network.lora import add_lora, init_lora
+from qwen3_model.network.model import Qwen3ForCausalLM
 from qwen3_train import step as step_module
 from qwen3_train.data.batches import Batch
 from qwen3_train.settings.adam import AdamSettings

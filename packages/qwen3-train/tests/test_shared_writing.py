@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from plan_inputs import make_settings
 
-from qwen3_model.checkpoint_files import Place, choose_checkpoint, files_of_step
+from qwen3_model.checkpoints.checkpoint_files import Place, choose_checkpoint, files_of_step
+from qwen3_model.checkpoints.rank_tensors import open_rank_tensors
+from qwen3_model.checkpoints.safetensors_file import open_safetensors
 from qwen3_model.config import SIZES
-from qwen3_model.layout import Layout
-from qwen3_model.rank_tensors import open_rank_tensors
-from qwen3_model.safetensors_file import open_safetensors
+from qwen3_model.ranks.layout import Layout
 from qwen3_train.checkpoints import own_slices
 from qwen3_train.checkpoints.checkpoint import FloatTensor, TrainState
 from qwen3_train.checkpoints.shared_writing import checkpoint_bytes, own_share, shares_of_stage

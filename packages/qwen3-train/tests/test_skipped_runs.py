@@ -11,11 +11,11 @@ from click.testing import CliRunner
 from many_runs import train_many
 from train_inputs import TINY_MODEL, counting_documents, tiny_run, write_tokens, write_yaml
 
-from qwen3_model.checkpoint_files import choose_checkpoint
-from qwen3_model.fresh_weights import init_weights
-from qwen3_model.hf_folder import write_hf_weights
-from qwen3_model.rank_tensors import open_rank_tensors
-from qwen3_model.safetensors_file import TensorPlan, open_safetensors
+from qwen3_model.checkpoints.checkpoint_files import choose_checkpoint
+from qwen3_model.checkpoints.fresh_weights import init_weights
+from qwen3_model.checkpoints.hf_folder import write_hf_weights
+from qwen3_model.checkpoints.rank_tensors import open_rank_tensors
+from qwen3_model.checkpoints.safetensors_file import TensorPlan, open_safetensors
 from qwen3_train.cli import main
 from qwen3_train.reports.run_log import read_metrics
 from qwen3_train.settings.model import read_model

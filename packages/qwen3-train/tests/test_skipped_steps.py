@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
+from qwen3_model.checkpoints.safetensors_file import open_safetensors
 from qwen3_model.errors import Qwen3Error
-from qwen3_model.kernels import make_kernels
-from qwen3_model.model import Qwen3ForCausalLM
-from qwen3_model.safetensors_file import open_safetensors
+from qwen3_model.network.kernels.portable import make_kernels
+from qwen3_model.network.model import Qwen3ForCausalLM
 from qwen3_train.data.batches import Batch
 from qwen3_train.settings.adam import AdamSettings
 from qwen3_train.settings.model import read_model

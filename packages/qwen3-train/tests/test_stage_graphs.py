@@ -8,8 +8,8 @@ import pytest
 from mindspore import Parameter, ParameterTuple, Tensor
 
 from qwen3_model.config import SIZES
-from qwen3_model.layout import Part
-from qwen3_model.model import Qwen3ForCausalLM
+from qwen3_model.network.model import Qwen3ForCausalLM
+from qwen3_model.ranks.layout import Part
 from qwen3_train.parallel.stage_graphs import Backward, Forward
 
 CONFIG = dataclasses.replace(

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor
 
-from qwen3_model.kernels import AscendKernels, PortableKernels, make_kernels
-from qwen3_model.model import Qwen3ForCausalLM
-from qwen3_model.portable_ops import num_rows
-from qwen3_model.safetensors_file import open_safetensors
+from qwen3_model.checkpoints.safetensors_file import open_safetensors
+from qwen3_model.network.kernels.portable import AscendKernels, PortableKernels, make_kernels
+from qwen3_model.network.kernels.portable_ops import num_rows
+from qwen3_model.network.model import Qwen3ForCausalLM
 from qwen3_train.data.batches import Batch
 from qwen3_train.lr_schedule import make_schedule
 from qwen3_train.optimizer import AdamW, SumOfSquares, adam_scalars

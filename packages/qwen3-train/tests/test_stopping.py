@@ -11,7 +11,7 @@ import pytest
 from train_inputs import counting_documents, tiny_run, write_tokens, write_yaml
 
 from qwen3_model.errors import UsageError
-from qwen3_model.msrun.stop_signals import StopRequest
+from qwen3_model.ranks.msrun.stop_signals import StopRequest
 from qwen3_train.reports.event_file import EventFile
 from qwen3_train.reports.run_log import read_metrics
 from qwen3_train.stopping import CHECK_S, StopAgreement, parse_duration

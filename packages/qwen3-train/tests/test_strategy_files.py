@@ -3,10 +3,10 @@
 import pytest
 from train_inputs import tiny_run, write_yaml
 
+from qwen3_model.checkpoints.rank_tensors import cut_of
+from qwen3_model.checkpoints.strategy import read_strategy
+from qwen3_model.command.run_config import load_run_config
 from qwen3_model.errors import ConfigError
-from qwen3_model.rank_tensors import cut_of
-from qwen3_model.run_config import load_run_config
-from qwen3_model.strategy import read_strategy
 from qwen3_train.checkpoints.strategy_files import refuse_other_layout, write_strategies
 from qwen3_train.settings.run import read_settings
 from qwen3_train.settings.schema import TRAIN

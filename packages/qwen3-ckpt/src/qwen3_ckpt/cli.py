@@ -6,15 +6,22 @@ from typing import TYPE_CHECKING
 import click
 
 from qwen3_ckpt import __version__
-from qwen3_ckpt.cli_average import average
-from qwen3_ckpt.cli_check import diff, inspect, verify
-from qwen3_ckpt.cli_lora import lora
-from qwen3_ckpt.cli_options import A_FOLDER, A_PATH, HfOptions, echo_notes, hf_output_options, layout_options
-from qwen3_ckpt.cli_reshard import reshard
-from qwen3_model.cli_base import Commands, say
+from qwen3_ckpt.commands.cli_average import average
+from qwen3_ckpt.commands.cli_check import diff, inspect, verify
+from qwen3_ckpt.commands.cli_lora import lora
+from qwen3_ckpt.commands.cli_options import (
+    A_FOLDER,
+    A_PATH,
+    HfOptions,
+    echo_notes,
+    hf_output_options,
+    layout_options,
+)
+from qwen3_ckpt.commands.cli_reshard import reshard
+from qwen3_model.command.base import Commands, say
 
 if TYPE_CHECKING:
-    from qwen3_model.fused import FusedLayout
+    from qwen3_model.checkpoints.fused import FusedLayout
 
 
 @click.group(cls=Commands)
@@ -76,7 +83,7 @@ def merge(  # noqa: PLR0913 - the flags of the tool that it replaces
       qwen3-ckpt merge --mindspore-ckpt-dir output/checkpoint --src-strategy-dirs output/strategy \\
           --output-dir merged --file-suffix 1_200
     """
-    from qwen3_ckpt.merge import MergeRequest, plan_output, prepare, write_output
+    from qwen3_ckpt.operations.merge import MergeRequest, plan_output, prepare, write_output
     from qwen3_model.errors import UsageError
 
     del format
@@ -131,8 +138,8 @@ def convert(source: Path, output: Path, target: str, target_layout: "FusedLayout
       qwen3-ckpt convert merged hf_model --dtype bf16
       qwen3-ckpt convert Qwen3-0.6B unified --to mindformers
     """
-    from qwen3_ckpt.convert import ConvertRequest
-    from qwen3_ckpt.convert import convert as run
+    from qwen3_ckpt.operations.convert import ConvertRequest
+    from qwen3_ckpt.operations.convert import convert as run
 
     request = ConvertRequest(
         source=source,

@@ -3,13 +3,13 @@
 import click
 
 from qwen3_data import __version__
-from qwen3_data.cli_count import count_command, detokenize_command
-from qwen3_data.cli_files import merge_command, split_command, verify_command
-from qwen3_data.cli_inspect import inspect_command
-from qwen3_data.cli_preprocess import preprocess_command
-from qwen3_data.cli_sft import sft_command
-from qwen3_data.cli_text import wikitext_command
-from qwen3_model.cli_base import Commands
+from qwen3_data.commands.cli_count import count_command, detokenize_command
+from qwen3_data.commands.cli_files import merge_command, split_command, verify_command
+from qwen3_data.commands.cli_inspect import inspect_command
+from qwen3_data.commands.cli_preprocess import preprocess_command
+from qwen3_data.commands.cli_sft import sft_command
+from qwen3_data.commands.cli_text import wikitext_command
+from qwen3_model.command.base import Commands
 
 
 @click.group(cls=Commands)

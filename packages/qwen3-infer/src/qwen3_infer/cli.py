@@ -23,11 +23,11 @@ from qwen3_infer.cli_options import (
 )
 from qwen3_infer.cli_plan import plan
 from qwen3_infer.cli_serve import serve
-from qwen3_model.cli_base import CONTEXT, Commands, force_option, note, quiet_option, say_lines
-from qwen3_model.msrun.checks import LaunchSettings
-from qwen3_model.msrun.cli_options import launch_options
-from qwen3_model.plain_text import without_controls
-from qwen3_model.private_files import state_home
+from qwen3_model.command.base import CONTEXT, Commands, force_option, note, quiet_option, say_lines
+from qwen3_model.command.plain_text import without_controls
+from qwen3_model.command.private_files import state_home
+from qwen3_model.ranks.msrun.checks import LaunchSettings
+from qwen3_model.ranks.msrun.cli_options import launch_options
 
 
 @click.group(cls=Commands)
@@ -107,7 +107,7 @@ def generate(
     from qwen3_infer.generate.run import Output, run_generate, run_rank
     from qwen3_infer.generate.shown import ShownWriter
     from qwen3_infer.settings import read_settings
-    from qwen3_model.simulation import read_simulation
+    from qwen3_model.device.simulation import read_simulation
 
     kernels, threads = options.pop("kernels"), options.pop("threads")
     how = {name: options.pop(name) for name in ("truncate", "allow_special")}

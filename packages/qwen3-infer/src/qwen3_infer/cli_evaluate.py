@@ -10,9 +10,9 @@ from typing import Any
 import click
 
 from qwen3_infer.cli_options import MODEL_OPTIONS, ArgumentKeeper, make_device, with_options
-from qwen3_model.cli_base import CONTEXT, force_option, note, quiet_option, say
-from qwen3_model.msrun.checks import LaunchSettings
-from qwen3_model.msrun.cli_options import launch_options
+from qwen3_model.command.base import CONTEXT, force_option, note, quiet_option, say
+from qwen3_model.ranks.msrun.checks import LaunchSettings
+from qwen3_model.ranks.msrun.cli_options import launch_options
 
 MODEL_KEYS = ("pretrained_model_dir", "load_checkpoint", "adapter", "device_target")
 
@@ -73,7 +73,7 @@ def score(
     from qwen3_infer.evaluate.score_data import Reading
     from qwen3_infer.evaluate.score_run import ScoreSettings, run_score
     from qwen3_infer.settings import read_settings
-    from qwen3_model.simulation import Simulation
+    from qwen3_model.device.simulation import Simulation
 
     kernels, threads = options.pop("kernels"), options.pop("threads")
     run = read_settings(

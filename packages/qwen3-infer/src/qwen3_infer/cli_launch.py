@@ -10,9 +10,9 @@ from qwen3_infer.cli_options import ARGUMENTS, Rank
 from qwen3_infer.device import Device
 from qwen3_infer.settings import RunSettings
 from qwen3_infer.shared_model import Launch, Sharing, run_other_node
+from qwen3_model.device.simulation import Simulation, read_simulation
 from qwen3_model.errors import UsageError
-from qwen3_model.msrun.checks import LaunchSettings
-from qwen3_model.simulation import Simulation, read_simulation
+from qwen3_model.ranks.msrun.checks import LaunchSettings
 
 
 def read_worker_num(make_launch: Callable[[Path], LaunchSettings]) -> int:

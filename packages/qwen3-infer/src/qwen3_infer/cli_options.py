@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qwen3_infer.device import Device
-from qwen3_model.private_files import cache_home
+from qwen3_model.command.private_files import cache_home
 
 if TYPE_CHECKING:  # it reads YAML, which `--help` needs not
     from qwen3_infer.settings import RunSettings

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from qwen3_model.cli_base import CONTEXT
+from qwen3_model.command.base import CONTEXT
 from qwen3_model.errors import ConfigError
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from qwen3_infer.cli import main as command
 from qwen3_infer.cli_options import Rank
 from qwen3_infer.shared_model import DRIVER_VARIABLE
-from qwen3_model.msrun.records import LOG_DIR_VARIABLE
+from qwen3_model.ranks.msrun.records import LOG_DIR_VARIABLE
 
 
 def main() -> None:

@@ -9,10 +9,10 @@ from typing import Any
 import click
 
 from qwen3_infer.cli_options import MODEL_OPTIONS, SAMPLING_OPTIONS, ArgumentKeeper, make_device, with_options
-from qwen3_model.cli_base import CONTEXT, quiet_option
+from qwen3_model.command.base import CONTEXT, quiet_option
 from qwen3_model.errors import UsageError
-from qwen3_model.msrun.checks import LaunchSettings
-from qwen3_model.msrun.cli_options import launch_options
+from qwen3_model.ranks.msrun.checks import LaunchSettings
+from qwen3_model.ranks.msrun.cli_options import launch_options
 
 DEFAULT_TOKENS = 8192
 SECONDS = click.FloatRange(0, min_open=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # it reads YAML, which `--help` needs not
-    from qwen3_model.ascend_settings import AscendSettings
+    from qwen3_model.device.ascend import AscendSettings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from qwen3_infer.engine.sampling import Sampling
+from qwen3_model.command.small_files import read_small_text
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError
-from qwen3_model.small_files import read_small_text
 
 SAMPLING_KEYS = (
     "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty",

@@ -10,14 +10,14 @@ from qwen3_infer.engine.weights import (
     open_hf_weights,
 )
 from qwen3_infer.generation_config import GenerationConfig, read_generation_config
-from qwen3_model.adapter_config import CONFIG_FILE
-from qwen3_model.adapters import AdapterSet
+from qwen3_model.checkpoints.adapter_config import CONFIG_FILE
+from qwen3_model.checkpoints.adapters import AdapterSet
+from qwen3_model.checkpoints.fused import FusedLayout
+from qwen3_model.checkpoints.tensors import Tensors
+from qwen3_model.checkpoints.weight_files import is_distributed
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError, FormatError
-from qwen3_model.fused import FusedLayout
-from qwen3_model.tensors import Tensors
-from qwen3_model.tokenizer import Qwen3Tokenizer
-from qwen3_model.weight_files import is_distributed
+from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,7 +9,7 @@ from qwen3_infer.generate.prompts import Prompt
 from qwen3_infer.model_folder import ModelFolder
 from qwen3_infer.settings import Decoding
 from qwen3_model.errors import ConfigError, FormatError
-from qwen3_model.tokenizer import Qwen3Tokenizer
+from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

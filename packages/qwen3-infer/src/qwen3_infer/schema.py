@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from qwen3_model.ascend_settings import CONTEXT_SCHEMA
-from qwen3_model.run_config import Key
+from qwen3_model.command.run_config import Key
+from qwen3_model.device.ascend import CONTEXT_SCHEMA
 
 TEXT, FLAG, COUNT, NUMBER = Key((str,)), Key((bool,)), Key((int,)), Key((float,))
 NO_EFFECT = Key(effect="none")

@@ -10,14 +10,14 @@ from qwen3_infer.engine.sampling import Sampling
 from qwen3_infer.generation_config import SAMPLING_KEYS, GenerationConfig
 from qwen3_infer.model_folder import ModelFolder, open_model_folder
 from qwen3_infer.schema import FLAG_KEYS, PREDICT
-from qwen3_model.ascend_settings import AscendSettings, read_ascend_settings
-from qwen3_model.cann import require_cann
-from qwen3_model.companions import find_companions
+from qwen3_model.checkpoints.companions import find_companions
+from qwen3_model.checkpoints.fused import FusedLayout, read_fused_layout
+from qwen3_model.checkpoints.weight_files import is_distributed
+from qwen3_model.command.run_config import RunConfig, load_run_config, parse_dotted, parse_run_config
+from qwen3_model.device.ascend import AscendSettings, read_ascend_settings
+from qwen3_model.device.cann import require_cann
+from qwen3_model.device.simulation import default_device, read_simulation
 from qwen3_model.errors import ConfigError, UsageError
-from qwen3_model.fused import FusedLayout, read_fused_layout
-from qwen3_model.run_config import RunConfig, load_run_config, parse_dotted, parse_run_config
-from qwen3_model.simulation import default_device, read_simulation
-from qwen3_model.weight_files import is_distributed
 
 DEFAULT_NEW_TOKENS = 512
 DEFAULT_RESULT = "text_generation_result.txt"

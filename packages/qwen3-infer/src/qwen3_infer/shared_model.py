@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from qwen3_infer.device import Device
 from qwen3_infer.model_folder import ModelFolder
+from qwen3_model.device.simulation import Simulation
 from qwen3_model.errors import ConfigError, Qwen3Error
-from qwen3_model.layout_checks import split_problems
-from qwen3_model.msrun.checks import LaunchSettings, check_launch, count_ascend_devices
-from qwen3_model.msrun.launcher import Job, launch_workers
-from qwen3_model.simulation import Simulation
+from qwen3_model.ranks.layout_checks import split_problems
+from qwen3_model.ranks.msrun.checks import LaunchSettings, check_launch, count_ascend_devices
+from qwen3_model.ranks.msrun.launcher import Job, launch_workers
 
 if TYPE_CHECKING:
     from qwen3_infer.engine.models import MindSporeModel

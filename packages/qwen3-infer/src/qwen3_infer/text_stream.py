@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from qwen3_model.tokenizer import Qwen3Tokenizer
+from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
 BROKEN = "\ufffd"
 LONGEST_CHARACTER = 4

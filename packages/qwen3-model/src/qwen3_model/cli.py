@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from qwen3_model import __version__
-from qwen3_model.cli_base import Commands, force_option, quiet_option, say, say_lines
+from qwen3_model.command.base import Commands, force_option, quiet_option, say, say_lines
 
 
 @click.group(cls=Commands)
@@ -25,7 +25,7 @@ def info(source: str, *, as_json: bool) -> None:
     Example:
       qwen3-model info 0.6B
     """
-    from qwen3_model.describe import describe, to_text
+    from qwen3_model.checkpoints.describe import describe, to_text
 
     facts = describe(source)
     say_lines(json.dumps(facts) if as_json else to_text(facts))
@@ -41,8 +41,8 @@ def verify(hf_dir: Path, *, quiet: bool) -> None:
     Example:
       qwen3-model verify Qwen3-0.6B
     """
+    from qwen3_model.checkpoints.verify import find_faults
     from qwen3_model.errors import WeightError
-    from qwen3_model.verify import find_faults
 
     num_faults = 0
     for fault in find_faults(hf_dir, quiet=quiet):
@@ -85,10 +85,10 @@ def init(
     Example:
       qwen3-model init 0.6B fresh-0.6B --seed 1 --dtype bfloat16
     """
+    from qwen3_model.checkpoints.describe import find_config
+    from qwen3_model.checkpoints.write_fresh import write_fresh
+    from qwen3_model.command.files import refuse_existing
     from qwen3_model.config import SIZES
-    from qwen3_model.describe import find_config
-    from qwen3_model.files import refuse_existing
-    from qwen3_model.write_fresh import write_fresh
 
     config = find_config(source)
     refuse_existing(out_dir, force=force, sources=[] if source in SIZES else [Path(source)])

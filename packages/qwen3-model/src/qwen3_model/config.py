@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qwen3_model.command.plain_text import without_controls
+from qwen3_model.command.small_files import read_small_text
 from qwen3_model.errors import ConfigError
-from qwen3_model.plain_text import without_controls
 from qwen3_model.rope_scaling import YarnScaling, read_rope
-from qwen3_model.small_files import read_small_text
 
 # config.json key to our field.
 MAPPED = {

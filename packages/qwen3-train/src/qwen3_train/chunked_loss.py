@@ -14,9 +14,9 @@ from typing import Any
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
-from qwen3_model.kernels import AscendKernels
-from qwen3_model.layers import Kernels
-from qwen3_model.shards import Tp
+from qwen3_model.network.kernels.portable import AscendKernels
+from qwen3_model.network.layers import Kernels
+from qwen3_model.ranks.shards import Tp
 from qwen3_train.loss_chunks import rows_of_chunk
 from qwen3_train.parallel.split_loss import SplitCrossEntropy
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from qwen3_model.cli_base import CONTEXT, Commands, force_option, quiet_option, say_lines
-from qwen3_model.msrun.checks import LaunchSettings
-from qwen3_model.msrun.cli_options import launch_options
+from qwen3_model.command.base import CONTEXT, Commands, force_option, quiet_option, say_lines
+from qwen3_model.ranks.msrun.checks import LaunchSettings
+from qwen3_model.ranks.msrun.cli_options import launch_options
 from qwen3_train import __version__
 from qwen3_train.cli_doctor import doctor
 from qwen3_train.cli_inspect import inspect_data
@@ -93,7 +93,7 @@ def launch(  # noqa: PLR0913
     """
     import time
 
-    from qwen3_model.msrun.stop_signals import EXIT_STOPPED
+    from qwen3_model.ranks.msrun.stop_signals import EXIT_STOPPED
     from qwen3_train.launch import launch_run
     from qwen3_train.stopping import parse_duration
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import click
 
-from qwen3_model.cli_base import CONTEXT, say
-from qwen3_model.msrun.checks import LaunchSettings
-from qwen3_model.msrun.cli_options import launch_options
-from qwen3_model.plain_text import without_controls
+from qwen3_model.command.base import CONTEXT, say
+from qwen3_model.command.plain_text import without_controls
+from qwen3_model.ranks.msrun.checks import LaunchSettings
+from qwen3_model.ranks.msrun.cli_options import launch_options
 
 COLOURS = {"pass": "green", "fail": "red", "skipped": "yellow"}
 
@@ -56,7 +56,7 @@ def doctor(
       qwen3-train doctor --worker-num 8
       qwen3-train doctor --worker-num 16 --local-worker-num 8 --master-addr 10.0.0.1 --node-rank 0
     """
-    from qwen3_model.simulation import default_device, read_simulation
+    from qwen3_model.device.simulation import default_device, read_simulation
     from qwen3_train.doctor.doctor import examine
 
     device = default_device(read_simulation(os.environ)) if device == "auto" else device

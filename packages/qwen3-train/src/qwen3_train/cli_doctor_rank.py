@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from qwen3_model.files import write_text_atomically
+from qwen3_model.command.files import write_text_atomically
 
 
 def main() -> None:

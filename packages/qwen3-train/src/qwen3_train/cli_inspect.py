@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from qwen3_model.cli_base import CONTEXT
+from qwen3_model.command.base import CONTEXT
 
 
 @click.command("inspect-data", context_settings=CONTEXT | {"ignore_unknown_options": True})

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from qwen3_model.cli_base import CONTEXT, note, say, say_lines
+from qwen3_model.command.base import CONTEXT, note, say, say_lines
 from qwen3_model.errors import ConfigError
 
 
@@ -50,7 +50,7 @@ def plan(
       qwen3-train plan --config my.yaml --parallel_config.model_parallel 8
       qwen3-train plan --config my.yaml --dry-run
     """
-    from qwen3_model.device_memory import parse_memory
+    from qwen3_model.device.memory import parse_memory
     from qwen3_train.plan.dry_run import dry_run, dry_run_text, find_tool
     from qwen3_train.plan.plan import make_plan, plan_values
     from qwen3_train.plan.settings import PLAN_SCHEMA, read_plan_settings

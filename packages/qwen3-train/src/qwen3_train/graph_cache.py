@@ -18,8 +18,13 @@ import mindspore as ms
 
 import qwen3_model
 import qwen3_train
-from qwen3_model.files import temporary_neighbour
-from qwen3_model.private_files import OTHERS_WRITE, SharedFileError, make_private, require_private_tree
+from qwen3_model.command.files import temporary_neighbour
+from qwen3_model.command.private_files import (
+    OTHERS_WRITE,
+    SharedFileError,
+    make_private,
+    require_private_tree,
+)
 from qwen3_train.settings.run import TrainSettings
 
 SWITCH, FOLDER = "MS_COMPILER_CACHE_ENABLE", "MS_COMPILER_CACHE_PATH"

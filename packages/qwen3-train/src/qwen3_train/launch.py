@@ -9,15 +9,15 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from qwen3_model.cann import CANN_DIR, cann_dir, require_cann
+from qwen3_model.command.private_files import cache_home
+from qwen3_model.command.run_config import RunConfig
+from qwen3_model.device.cann import CANN_DIR, cann_dir, require_cann
+from qwen3_model.device.simulation import Simulation, read_simulation
 from qwen3_model.errors import UsageError
-from qwen3_model.msrun.checks import LaunchSettings, check_launch, count_ascend_devices
-from qwen3_model.msrun.launcher import Job, launch_workers
-from qwen3_model.msrun.meeting import Rules
-from qwen3_model.msrun.stop_signals import StopRequest, caught_stop_signals
-from qwen3_model.private_files import cache_home
-from qwen3_model.run_config import RunConfig
-from qwen3_model.simulation import Simulation, read_simulation
+from qwen3_model.ranks.msrun.checks import LaunchSettings, check_launch, count_ascend_devices
+from qwen3_model.ranks.msrun.launcher import Job, launch_workers
+from qwen3_model.ranks.msrun.meeting import Rules
+from qwen3_model.ranks.msrun.stop_signals import StopRequest, caught_stop_signals
 from qwen3_train.launch_folder import folder_of, last_words, log_name, open_log, say_finished, write_run
 from qwen3_train.launch_nodes import NodesRun, launch_on_nodes
 from qwen3_train.launch_status import status_of

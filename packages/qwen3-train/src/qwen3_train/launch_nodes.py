@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qwen3_model.errors import Qwen3Error
-from qwen3_model.msrun.checks import LaunchSettings, check_launch, usable_port
-from qwen3_model.msrun.launcher import Job, launch_workers
-from qwen3_model.msrun.meeting import Meeting, Rules, Start, own_address
-from qwen3_model.msrun.node_files import ENDED, End, Round
+from qwen3_model.ranks.msrun.checks import LaunchSettings, check_launch, usable_port
+from qwen3_model.ranks.msrun.launcher import Job, launch_workers
+from qwen3_model.ranks.msrun.meeting import Meeting, Rules, Start, own_address
+from qwen3_model.ranks.msrun.node_files import ENDED, End, Round
 from qwen3_train.data.token_data import index_share_of_run
 from qwen3_train.launch_folder import last_words, log_name, open_log, say_finished, write_run
 from qwen3_train.launch_status import status_of

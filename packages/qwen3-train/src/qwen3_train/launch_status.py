@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from qwen3_model.msrun.logs import tail_lines
-from qwen3_model.progress import clock
+from qwen3_model.command.progress import clock
+from qwen3_model.ranks.msrun.logs import tail_lines
 
 RECENT_STEPS = 20
 

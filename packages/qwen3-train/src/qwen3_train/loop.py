@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qwen3_model.checkpoint_files import Place
+from qwen3_model.checkpoints.checkpoint_files import Place
 from qwen3_model.errors import Qwen3Error
 from qwen3_train.checkpoints.checkpoint import FloatTensor, TrainState
 from qwen3_train.checkpoints.resume import data_facts, run_facts

@@ -8,9 +8,9 @@ from typing import Any
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
-from qwen3_model.kernels import PortableKernels
-from qwen3_model.layers import Embedding, Kernels
-from qwen3_model.model import Qwen3ForCausalLM
+from qwen3_model.network.kernels.portable import PortableKernels
+from qwen3_model.network.layers import Embedding, Kernels
+from qwen3_model.network.model import Qwen3ForCausalLM
 from qwen3_train import loss_chunks
 from qwen3_train.chunked_loss import ChunkedLoss
 from qwen3_train.data.batches import Batch

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qwen3_model.adapters import base_fingerprint
-from qwen3_model.checkpoint_files import is_hf_folder
+from qwen3_model.checkpoints.adapters import base_fingerprint
+from qwen3_model.checkpoints.checkpoint_files import is_hf_folder
+from qwen3_model.checkpoints.weight_files import open_weight_files
+from qwen3_model.command.files import require_free_space
 from qwen3_model.errors import ConfigError
-from qwen3_model.files import require_free_space
-from qwen3_model.weight_files import open_weight_files
 from qwen3_train.checkpoints.other_layout import make_room_for_layout
 from qwen3_train.checkpoints.resume import Resumed, continue_plan
 from qwen3_train.checkpoints.shared_writing import checkpoint_bytes

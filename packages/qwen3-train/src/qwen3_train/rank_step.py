@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from qwen3_model.layers import Kernels
-from qwen3_model.model import Qwen3ForCausalLM
+from qwen3_model.network.layers import Kernels
+from qwen3_model.network.model import Qwen3ForCausalLM
 from qwen3_train.graph_cache import GraphCache
 from qwen3_train.native.choice import training_kernels
 from qwen3_train.parallel.context import context_kernels

@@ -18,9 +18,9 @@ from typing import Any
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
-from qwen3_model.kernels import PortableKernels
-from qwen3_model.layers import Kernels, Linear
-from qwen3_model.model import Qwen3ForCausalLM, name_parameters
+from qwen3_model.network.kernels.portable import PortableKernels
+from qwen3_model.network.layers import Kernels, Linear
+from qwen3_model.network.model import Qwen3ForCausalLM, name_parameters
 from qwen3_train.parallel.context import ContextPortableKernels
 from qwen3_train.settings.recompute import ATTENTION, SWIGLU, Recompute
 

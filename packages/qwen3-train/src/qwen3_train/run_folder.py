@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from qwen3_model.command.files import write_atomically, write_text_atomically
+from qwen3_model.command.small_files import read_small_text
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import OutputExistsError
-from qwen3_model.files import write_atomically, write_text_atomically
-from qwen3_model.small_files import read_small_text
-from qwen3_model.tokenizer import TOKENIZER_FILES
+from qwen3_model.text.tokenizer import TOKENIZER_FILES
 
 METRICS = "metrics.jsonl"
 RESOLVED_CONFIG = "run.yaml"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from mindspore import Parameter, nn
 
-from qwen3_model.model import Qwen3ForCausalLM
+from qwen3_model.network.model import Qwen3ForCausalLM
 
 PREFIX = "lazy_inline_"
 """What marks a key for MindSpore."""

@@ -15,9 +15,9 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from numpy.typing import NDArray
 
-from qwen3_model.layers import Kernels
-from qwen3_model.lora import LoraDropout
-from qwen3_model.model import Qwen3ForCausalLM
+from qwen3_model.network.layers import Kernels
+from qwen3_model.network.lora import LoraDropout
+from qwen3_model.network.model import Qwen3ForCausalLM
 from qwen3_train.data.batches import Batch
 from qwen3_train.graph_cache import GraphCache
 from qwen3_train.guarded_update import GuardedUpdate, clear, is_applied

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from qwen3_model.errors import UsageError
-from qwen3_model.msrun.stop_signals import StopRequest
+from qwen3_model.ranks.msrun.stop_signals import StopRequest
 from qwen3_train.settings.exit_file import KEY, asks_to_exit
 
 CHECK_S = 1.0

@@ -6,9 +6,9 @@ from pathlib import Path
 import mindspore as ms
 from mindspore.communication import init
 
-from qwen3_model.ascend_settings import AscendSettings, choose_device
-from qwen3_model.cann import CANN_DIR
-from qwen3_model.msrun.stop_signals import StopRequest
+from qwen3_model.device.ascend import AscendSettings, choose_device
+from qwen3_model.device.cann import CANN_DIR
+from qwen3_model.ranks.msrun.stop_signals import StopRequest
 from qwen3_train.checkpoints.other_layout import forget_earlier
 from qwen3_train.checkpoints.shared_writing import own_share
 from qwen3_train.checkpoints.strategy_files import write_strategies

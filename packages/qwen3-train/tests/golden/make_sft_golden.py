@@ -17,8 +17,8 @@ import transformers
 from transformers import AutoTokenizer, Qwen3ForCausalLM
 from transformers import Qwen3Config as HfConfig
 
+from qwen3_model.checkpoints.fresh_weights import init_weights
 from qwen3_model.config import Qwen3Config
-from qwen3_model.fresh_weights import init_weights
 
 SEED = 3
 NUM_TASKS, LONGEST = 30, 150

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qwen3_model.tokenizer import Qwen3Tokenizer
+from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
 # Breaks special tokens that a user wrote; a private-use character, doubled where a text has it.
 MARK = "\ue0f3"

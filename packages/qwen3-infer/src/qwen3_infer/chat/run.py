@@ -12,8 +12,8 @@ from qwen3_infer.chat.output import Part
 from qwen3_infer.device import Device
 from qwen3_infer.settings import RunSettings, make_decoding, open_run_folder
 from qwen3_infer.shared_model import Sharing, open_model
+from qwen3_model.command.files import refuse_existing, write_text_atomically
 from qwen3_model.errors import ConfigError, Qwen3Error
-from qwen3_model.files import refuse_existing, write_text_atomically
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,13 +6,14 @@ M rows, D width, R rank, V vocabulary of one rank.
 import numpy as np
 from mindspore import Parameter, Tensor
 
-from qwen3_model.layers import Embedding, LookUp
+from qwen3_model.network.layers import Embedding, LookUp
 
 
 class AdaptedEmbedding(LookUp):
     """Look up in W + scale A^T B^T, which is the head of a tied model, too.
 
-    `qwen3_model.lora.LoraEmbedding` computes the same for training, out of A and B as they are trained.
+    `qwen3_model.network.lora.LoraEmbedding` computes the same for training, out of A and B as they are
+    trained.
     """
 
     def __init__(

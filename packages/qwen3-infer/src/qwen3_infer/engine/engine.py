@@ -19,11 +19,11 @@ from qwen3_infer.engine.tensor_parallel import WholeLogits, shard_config
 from qwen3_infer.native.build import find_library, rounds_inputs
 from qwen3_infer.native.kernels import NativeKernels
 from qwen3_infer.native.sums import NativeSums
-from qwen3_model.ascend_kernels import AscendKernels
-from qwen3_model.ascend_settings import choose_device
-from qwen3_model.kernels import make_kernels
-from qwen3_model.layers import Kernels
-from qwen3_model.model import CachedQwen3, Qwen3ForCausalLM, name_parameters
+from qwen3_model.device.ascend import choose_device
+from qwen3_model.network.kernels.ascend import AscendKernels
+from qwen3_model.network.kernels.portable import make_kernels
+from qwen3_model.network.layers import Kernels
+from qwen3_model.network.model import CachedQwen3, Qwen3ForCausalLM, name_parameters
 
 
 class MindSporeEngine:

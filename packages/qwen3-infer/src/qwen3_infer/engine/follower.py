@@ -18,7 +18,7 @@ from qwen3_infer.engine.tensor_parallel import Sum, join_ranks
 from qwen3_infer.evaluate.score_engine import Scorer
 from qwen3_infer.model_folder import ModelFolder
 from qwen3_model.errors import Qwen3Error, WeightError
-from qwen3_model.shards import Tp
+from qwen3_model.ranks.shards import Tp
 
 PART_BITS, NUM_PARTS = 24, 5
 """Whole numbers that float32 sums exactly, and how many of them hold port and secret."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3_model.errors import FormatError, Qwen3Error
-from qwen3_model.tokenizer import Qwen3Tokenizer
+from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher

@@ -5,16 +5,16 @@ import numpy as np
 
 from qwen3_infer.engine.adapted_embedding import AdaptedEmbedding
 from qwen3_infer.native.kernels import NativeKernels
-from qwen3_model.adapters import EMBEDDING, AdapterSet
+from qwen3_model.checkpoints.adapters import EMBEDDING, AdapterSet
+from qwen3_model.checkpoints.tensors import Tensors
+from qwen3_model.command.progress import Progress
 from qwen3_model.config import Qwen3Config
-from qwen3_model.layers import Kernels
-from qwen3_model.layout import shard_slices
-from qwen3_model.loading import fill, own_slices
-from qwen3_model.lora import add_lora
-from qwen3_model.model import Qwen3ForCausalLM, name_parameters
-from qwen3_model.progress import Progress
-from qwen3_model.shards import Tp
-from qwen3_model.tensors import Tensors
+from qwen3_model.network.layers import Kernels
+from qwen3_model.network.loading import fill, own_slices
+from qwen3_model.network.lora import add_lora
+from qwen3_model.network.model import Qwen3ForCausalLM, name_parameters
+from qwen3_model.ranks.layout import shard_slices
+from qwen3_model.ranks.shards import Tp
 
 
 def build_model(

@@ -12,15 +12,15 @@ from qwen3_infer.model_folder import ModelFolder
 from qwen3_infer.native.build import find_library, rounds_inputs
 from qwen3_infer.native.model import NativeModel
 from qwen3_infer.requests import Request
-from qwen3_model.adapters import AdapterSet
+from qwen3_model.checkpoints.adapters import AdapterSet
+from qwen3_model.checkpoints.tensors import Tensors
 from qwen3_model.config import Qwen3Config
-from qwen3_model.tensors import Tensors
 
 if TYPE_CHECKING:  # it is imported where it computes, and takes seconds
     from qwen3_infer.engine.engine import MindSporeEngine
     from qwen3_infer.engine.models import MindSporeModel
     from qwen3_infer.native.engine import NativeEngine
-    from qwen3_model.shards import Tp
+    from qwen3_model.ranks.shards import Tp
 
 
 def open_local(

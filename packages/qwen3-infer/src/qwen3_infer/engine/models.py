@@ -10,12 +10,12 @@ from qwen3_infer.engine.rooms import room_unit
 from qwen3_infer.engine.tensor_parallel import is_so_everywhere
 from qwen3_infer.evaluate.score_engine import Scorer
 from qwen3_infer.native.kernels import NativeKernels
-from qwen3_model.adapters import AdapterSet
+from qwen3_model.checkpoints.adapters import AdapterSet
+from qwen3_model.checkpoints.tensors import Tensors
 from qwen3_model.config import Qwen3Config
-from qwen3_model.kernels import make_kernels
-from qwen3_model.layers import Kernels
-from qwen3_model.shards import Tp
-from qwen3_model.tensors import Tensors
+from qwen3_model.network.kernels.portable import make_kernels
+from qwen3_model.network.layers import Kernels
+from qwen3_model.ranks.shards import Tp
 
 
 class MindSporeModel:

@@ -7,8 +7,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, mint, nn, ops
 
-from qwen3_model.cache import BlockCache, KVCache
 from qwen3_model.config import Qwen3Config
+from qwen3_model.network.cache import BlockCache, KVCache
 
 
 class PooledCache(KVCache):

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from qwen3_infer.engine.pieces import ALIGN
 from qwen3_infer.engine.rooms import make_rooms
 from qwen3_infer.engine.tensor_parallel import joined, shard_config
-from qwen3_model.cache import KVCache
-from qwen3_model.model import Qwen3ForCausalLM, name_parameters
+from qwen3_model.network.cache import KVCache
+from qwen3_model.network.model import Qwen3ForCausalLM, name_parameters
 
 HEAD_ROWS = 32
 """Rows of hidden states that the head is compiled for."""

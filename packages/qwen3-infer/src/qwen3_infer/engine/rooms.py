@@ -16,10 +16,10 @@ from mindspore import Tensor
 from qwen3_infer.engine.pieces import ALIGN, DEVICE_PIECES, PIECES, batch_size, round_up
 from qwen3_infer.engine.pooled_cache import BlockCopy, CacheCopy, PooledCache, slots
 from qwen3_infer.native.kernels import NativeKernels
-from qwen3_model.ascend_kernels import AscendKernels
-from qwen3_model.cache import BLOCK_TOKENS, BlockCache
 from qwen3_model.config import Qwen3Config
-from qwen3_model.layers import Kernels
+from qwen3_model.network.cache import BLOCK_TOKENS, BlockCache
+from qwen3_model.network.kernels.ascend import AscendKernels
+from qwen3_model.network.layers import Kernels
 
 LEAST_BLOCKS, MORE_BLOCKS = 4, 4
 """Blocks that the attention of a prompt's piece is compiled for: so many, then so many times as many, ..."""

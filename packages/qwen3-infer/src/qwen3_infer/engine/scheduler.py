@@ -27,7 +27,7 @@ from qwen3_infer.engine.token_pool import Region, TokenPool
 from qwen3_infer.requests import Request
 from qwen3_infer.text_stream import TextStream
 from qwen3_model.errors import ConfigError, Qwen3Error, WeightError
-from qwen3_model.tokenizer import Qwen3Tokenizer
+from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
 # A running request waits at most for this many tokens of prompts before its next token.
 MOST_READ_BETWEEN = 4 * PIECES[0]

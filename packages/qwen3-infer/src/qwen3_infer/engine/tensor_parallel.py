@@ -12,12 +12,12 @@ from mindspore import Tensor, nn
 from mindspore.communication import init
 
 from qwen3_infer.device import Device
-from qwen3_model.ascend_settings import choose_device
-from qwen3_model.cache import KVCache
-from qwen3_model.collectives import Group, make_group
 from qwen3_model.config import Qwen3Config
-from qwen3_model.model import CachedQwen3, Qwen3ForCausalLM
-from qwen3_model.shards import Shards, Tp, Whole
+from qwen3_model.device.ascend import choose_device
+from qwen3_model.network.cache import KVCache
+from qwen3_model.network.model import CachedQwen3, Qwen3ForCausalLM
+from qwen3_model.ranks.collectives import Group, make_group
+from qwen3_model.ranks.shards import Shards, Tp, Whole
 
 
 def join_ranks(device: Device, num_ranks: int, rank: int) -> Tp:

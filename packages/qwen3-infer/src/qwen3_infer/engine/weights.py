@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from qwen3_model.adapter_config import CONFIG_FILE
-from qwen3_model.adapters import (
+from qwen3_model.checkpoints.adapter_config import CONFIG_FILE
+from qwen3_model.checkpoints.adapters import (
     EMBEDDING,
     WEIGHTS_FILE,
     AdapterSet,
@@ -17,14 +17,14 @@ from qwen3_model.adapters import (
     stated_alpha,
     with_peft_embedding,
 )
+from qwen3_model.checkpoints.fused import FusedLayout
+from qwen3_model.checkpoints.hf_folder import open_hf_folder
+from qwen3_model.checkpoints.model_weights import find_weights, some
+from qwen3_model.checkpoints.safetensors_file import SafetensorsFile, to_float32
+from qwen3_model.checkpoints.tensors import Tensors
+from qwen3_model.checkpoints.weight_files import open_checkpoint, open_weight_files
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError, FormatError, WeightError
-from qwen3_model.fused import FusedLayout
-from qwen3_model.hf_folder import open_hf_folder
-from qwen3_model.model_weights import find_weights, some
-from qwen3_model.safetensors_file import SafetensorsFile, to_float32
-from qwen3_model.tensors import Tensors
-from qwen3_model.weight_files import open_checkpoint, open_weight_files
 
 MINDFORMERS_DEFAULT = FusedLayout()
 COMPARE_ROWS = 4096

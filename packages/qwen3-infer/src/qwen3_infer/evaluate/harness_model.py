@@ -29,8 +29,8 @@ from qwen3_infer.model_folder import open_model_folder
 from qwen3_infer.native.model import NativeModel
 from qwen3_infer.requests import Request
 from qwen3_infer.settings import Decoding
+from qwen3_model.command.progress import Progress
 from qwen3_model.errors import ConfigError
-from qwen3_model.progress import Progress
 
 if TYPE_CHECKING:  # imported where it computes
     from qwen3_infer.engine.models import MindSporeModel

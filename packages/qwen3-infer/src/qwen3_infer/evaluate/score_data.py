@@ -10,9 +10,9 @@ import numpy as np
 
 from qwen3_infer.model_folder import ModelFolder
 from qwen3_infer.utf8 import decode_utf8
+from qwen3_model.command.small_files import INPUT_BYTES, read_small
 from qwen3_model.errors import ConfigError, FormatError, UsageError
-from qwen3_model.small_files import INPUT_BYTES, read_small
-from qwen3_model.tokens import Manifest, TokenFile, open_tokens, read_manifest, sibling
+from qwen3_model.text.tokens import Manifest, TokenFile, open_tokens, read_manifest, sibling
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

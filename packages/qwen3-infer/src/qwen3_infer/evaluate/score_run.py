@@ -18,10 +18,10 @@ from qwen3_infer.evaluate.score_windows import Score, cut_windows
 from qwen3_infer.model_folder import ModelFolder
 from qwen3_infer.settings import RunSettings, open_run_folder
 from qwen3_infer.shared_model import Sharing, open_model
+from qwen3_model.command.files import refuse_existing, write_text_atomically
+from qwen3_model.command.progress import Progress
 from qwen3_model.errors import FormatError, UsageError
-from qwen3_model.files import refuse_existing, write_text_atomically
-from qwen3_model.progress import Progress
-from qwen3_model.tokenizer import END_OF_DOCUMENT
+from qwen3_model.text.tokenizer import END_OF_DOCUMENT
 
 if TYPE_CHECKING:
     from qwen3_infer.engine.remote import RemoteScorer

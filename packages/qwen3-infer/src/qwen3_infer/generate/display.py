@@ -7,7 +7,7 @@ from qwen3_infer.chat.prompt import ends_in_thought
 from qwen3_infer.engine.jobs import Completion
 from qwen3_infer.generate.results import answer_of, full_text
 from qwen3_infer.requests import Request
-from qwen3_model.tokenizer import Qwen3Tokenizer
+from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
 
 class Display:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from qwen3_infer.utf8 import decode_utf8
+from qwen3_model.command.small_files import INPUT_BYTES, read_small
 from qwen3_model.errors import FormatError, UsageError
-from qwen3_model.small_files import INPUT_BYTES, read_small
 
 FILE_SUFFIXES = (".txt", ".jsonl")
 JSON_KEYS = ("id", "prompt", "messages", "tools")

@@ -8,8 +8,8 @@ from typing import Any
 from qwen3_infer.chat.output import Part, split_answer
 from qwen3_infer.chat.prompt import ends_in_thought
 from qwen3_infer.engine.jobs import Completion
-from qwen3_model.files import write_text_atomically
-from qwen3_model.tokenizer import Qwen3Tokenizer
+from qwen3_model.command.files import write_text_atomically
+from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
 RESULT_BEGIN = b"[{'text_generation_text': ["
 

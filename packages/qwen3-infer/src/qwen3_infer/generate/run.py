@@ -16,13 +16,13 @@ from qwen3_infer.generate.shown import ShownWriter
 from qwen3_infer.model_folder import ModelFolder
 from qwen3_infer.requests import PromptForm, Request, make_requests, special_texts
 from qwen3_infer.settings import DEFAULT_RESULT, RunSettings, make_decoding, open_run_folder
+from qwen3_model.command.files import refuse_existing, require_writable
+from qwen3_model.command.progress import Progress
 from qwen3_model.errors import ConfigError, UsageError
-from qwen3_model.files import refuse_existing, require_writable
-from qwen3_model.layout_checks import split_problems
-from qwen3_model.progress import Progress
+from qwen3_model.ranks.layout_checks import split_problems
 
 if TYPE_CHECKING:
-    from qwen3_model.shards import Tp
+    from qwen3_model.ranks.shards import Tp
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from qwen3_infer.device import Device
-from qwen3_model import native_build
-from qwen3_model.native_build import COMPILERS, BuildError, compiled_library
+from qwen3_model.device import native_build
+from qwen3_model.device.native_build import COMPILERS, BuildError, compiled_library
 
 SOURCE_DIR = Path(__file__).parent
 FLAGS = (*native_build.FLAGS, "-ffp-contract=fast")

@@ -13,7 +13,7 @@ from typing import Any
 import mindspore as ms
 from mindspore import Tensor, ops
 
-from qwen3_model.kernels import PortableKernels
+from qwen3_model.network.kernels.portable import PortableKernels
 
 
 @ms.jit_class

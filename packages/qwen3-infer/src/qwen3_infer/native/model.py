@@ -9,9 +9,9 @@ from qwen3_infer.native.network import NativeNetwork
 from qwen3_infer.native.reader import NativeReader
 from qwen3_infer.native.sums import NativeSums
 from qwen3_infer.native.weights import load_weights
-from qwen3_model.adapters import AdapterSet
+from qwen3_model.checkpoints.adapters import AdapterSet
+from qwen3_model.checkpoints.tensors import Tensors
 from qwen3_model.config import Qwen3Config
-from qwen3_model.tensors import Tensors
 
 
 class NativeModel:

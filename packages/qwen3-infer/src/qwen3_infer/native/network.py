@@ -20,9 +20,9 @@ from qwen3_infer.native.structures import (
     TokenFields,
 )
 from qwen3_infer.native.weights import NativeWeights
-from qwen3_model.adapters import EMBEDDING, HEAD
+from qwen3_model.checkpoints.adapters import EMBEDDING, HEAD
 from qwen3_model.config import Qwen3Config
-from qwen3_model.rope import rope_frequencies
+from qwen3_model.network.rope import rope_frequencies
 
 
 class NativeNetwork:

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3_infer.native.structures import AdapterFields
-from qwen3_model.adapters import EMBEDDING, HEAD, AdapterSet
+from qwen3_model.checkpoints.adapters import EMBEDDING, HEAD, AdapterSet
+from qwen3_model.checkpoints.tensors import Tensors
+from qwen3_model.checkpoints.weight_values import make_room, read_bits, read_float32
+from qwen3_model.command.progress import Progress
 from qwen3_model.config import Qwen3Config
-from qwen3_model.progress import Progress
-from qwen3_model.tensors import Tensors
-from qwen3_model.weight_values import make_room, read_bits, read_float32
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from qwen3_infer.engine.pieces import DEVICE_PIECES
 from qwen3_infer.plan.settings import BLOCK_TOKENS, PlanSettings
-from qwen3_model.device_memory import GROUP_BYTES
-from qwen3_model.layout import shard_slices
+from qwen3_model.device.memory import GROUP_BYTES
+from qwen3_model.ranks.layout import shard_slices
 
 HALF, FULL = 2, 4
 """Bytes of bfloat16, which weights, cache and activations have, and of float32."""

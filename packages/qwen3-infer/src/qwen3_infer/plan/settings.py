@@ -8,13 +8,13 @@ from typing import Any
 from qwen3_infer.engine.pieces import DEVICE_PIECES, batch_size, round_up
 from qwen3_infer.schema import FLAG_KEYS, PREDICT
 from qwen3_infer.settings import DEFAULT_NEW_TOKENS, MODEL_PARALLEL
-from qwen3_model.ascend_settings import has_float32_residual
+from qwen3_model.checkpoints.describe import find_config
+from qwen3_model.command.run_config import load_run_config, parse_dotted, parse_run_config
 from qwen3_model.config import Qwen3Config
-from qwen3_model.describe import find_config
-from qwen3_model.device_memory import parse_memory
+from qwen3_model.device.ascend import has_float32_residual
+from qwen3_model.device.memory import parse_memory
 from qwen3_model.errors import ConfigError, UsageError
-from qwen3_model.layout_checks import split_problems
-from qwen3_model.run_config import load_run_config, parse_dotted, parse_run_config
+from qwen3_model.ranks.layout_checks import split_problems
 
 BLOCK_TOKENS = DEVICE_PIECES[-1]
 """Tokens of a block of the cache, which are also those of the shortest piece of a prompt."""

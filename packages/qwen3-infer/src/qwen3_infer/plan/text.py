@@ -5,7 +5,7 @@ from typing import Any
 
 from qwen3_infer.plan.memory import PredictMemory, largest_cache, plan_memory, token_bytes
 from qwen3_infer.plan.settings import PlanSettings
-from qwen3_model.device_memory import gib
+from qwen3_model.device.memory import gib
 
 
 def plan_text(settings: PlanSettings) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from qwen3_infer.chat.output import ChatOutput, Part
 from qwen3_infer.engine.jobs import Event
 from qwen3_infer.serve.requests import ApiRequest
-from qwen3_model.tokenizer import Qwen3Tokenizer
+from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
 
 @dataclass(eq=False, slots=True)

@@ -8,7 +8,7 @@ from qwen3_infer.chat.output import Part
 from qwen3_infer.engine.jobs import Event
 from qwen3_infer.serve.answers import Answer, take_apart
 from qwen3_infer.serve.requests import ApiRequest
-from qwen3_model.tokenizer import Qwen3Tokenizer
+from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
 FORMS = {
     # Kind of a part: type of the item, of its content, and name of the events.

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from qwen3_infer.device import Device
 from qwen3_infer.settings import RunSettings, make_decoding, open_run_folder
 from qwen3_infer.shared_model import Sharing, open_model
+from qwen3_model.command.plain_text import one_line
 from qwen3_model.errors import Qwen3Error, UsageError
-from qwen3_model.plain_text import one_line
 
 if TYPE_CHECKING:
     from qwen3_infer.serve.requests import Service

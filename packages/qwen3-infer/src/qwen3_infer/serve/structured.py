@@ -6,7 +6,7 @@ from typing import Any
 
 from qwen3_infer.chat.messages import MessageError
 from qwen3_infer.chat.output import CALL, CALL_END
-from qwen3_model.tokenizer import Qwen3Tokenizer
+from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
 # JSON on one line, so that a model cannot go on with white space for ever.
 FORM = {"whitespace_flexible": False, "item_separator": ",[ ]?", "key_separator": ":[ ]?"}

@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3_model.checkpoint_files import Place, checkpoints_of
-from qwen3_model.errors import FormatError
-from qwen3_model.files import write_atomically, write_text_atomically
-from qwen3_model.safetensors_file import (
+from qwen3_model.checkpoints.checkpoint_files import Place, checkpoints_of
+from qwen3_model.checkpoints.safetensors_file import (
     SafetensorsFile,
     TensorPlan,
     write_safetensors,
 )
+from qwen3_model.command.files import write_atomically, write_text_atomically
+from qwen3_model.errors import FormatError
 from qwen3_train.data.batch_plan import Start
 
 STATE_VERSION = 2

@@ -6,9 +6,9 @@ opens one file; with it, those of the replicas that have written the rest of its
 
 from collections.abc import Iterator
 
-from qwen3_model.rank_tensors import cut_of, strategy_path
-from qwen3_model.rows import LazyTensor, from_file
-from qwen3_model.strategy import TensorLayout, read_strategy
+from qwen3_model.checkpoints.rank_tensors import cut_of, strategy_path
+from qwen3_model.checkpoints.rows import LazyTensor, from_file
+from qwen3_model.checkpoints.strategy import TensorLayout, read_strategy
 from qwen3_train.checkpoints.source import ResumeSource
 from qwen3_train.checkpoints.strategy_files import rank_layouts
 from qwen3_train.settings.run import TrainSettings

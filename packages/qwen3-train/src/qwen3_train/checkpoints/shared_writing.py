@@ -8,9 +8,9 @@ replicas, and the few more bytes do not count.
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
+from qwen3_model.checkpoints.strategy import TensorLayout
 from qwen3_model.config import Qwen3Config
-from qwen3_model.layout import Layout
-from qwen3_model.strategy import TensorLayout
+from qwen3_model.ranks.layout import Layout
 from qwen3_train.checkpoints.strategy_files import stage_tensors
 from qwen3_train.settings.lora import LoraSettings
 

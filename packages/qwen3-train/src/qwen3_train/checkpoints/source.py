@@ -4,12 +4,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwen3_model.checkpoint_files import checkpoints_of, choose_rank_files, count_ranks, files_of_step
+from qwen3_model.checkpoints.checkpoint_files import (
+    checkpoints_of,
+    choose_rank_files,
+    count_ranks,
+    files_of_step,
+)
+from qwen3_model.checkpoints.rank_tensors import open_rank_tensors
+from qwen3_model.checkpoints.safetensors_file import SafetensorsFile, open_safetensors
+from qwen3_model.checkpoints.tensors import Tensors
+from qwen3_model.checkpoints.weight_files import HYPER, is_distributed, open_checkpoint, open_weight_files
 from qwen3_model.errors import ConfigError, OutputExistsError
-from qwen3_model.rank_tensors import open_rank_tensors
-from qwen3_model.safetensors_file import SafetensorsFile, open_safetensors
-from qwen3_model.tensors import Tensors
-from qwen3_model.weight_files import HYPER, is_distributed, open_checkpoint, open_weight_files
 from qwen3_train.settings.run import TrainSettings
 
 EARLIER = "earlier_layout"

@@ -4,11 +4,11 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from qwen3_model.checkpoints.rank_tensors import cut_of, strategy_path
+from qwen3_model.checkpoints.strategy import TensorLayout, read_strategy, write_strategy
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError
-from qwen3_model.layout import Layout, placement
-from qwen3_model.rank_tensors import cut_of, strategy_path
-from qwen3_model.strategy import TensorLayout, read_strategy, write_strategy
+from qwen3_model.ranks.layout import Layout, placement
 from qwen3_train.parallel.stages import is_cut_by_rows, stage_weights
 from qwen3_train.settings.lora import LoraSettings, stage_trained
 from qwen3_train.settings.run import TrainSettings

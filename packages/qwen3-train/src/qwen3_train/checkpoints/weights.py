@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 from mindspore import Parameter
 
-from qwen3_model.checkpoint_files import is_hf_folder
+from qwen3_model.checkpoints.checkpoint_files import is_hf_folder
+from qwen3_model.checkpoints.fused import unfused
+from qwen3_model.checkpoints.tensors import TensorPart, Tensors
+from qwen3_model.checkpoints.weight_files import open_weight_files
 from qwen3_model.errors import WeightError
-from qwen3_model.fused import unfused
-from qwen3_model.layout import shard_slices, whole_shape
-from qwen3_model.loading import fill, init_model, load_hf
-from qwen3_model.model import Qwen3ForCausalLM
-from qwen3_model.tensors import TensorPart, Tensors
-from qwen3_model.weight_files import open_weight_files
+from qwen3_model.network.loading import fill, init_model, load_hf
+from qwen3_model.network.model import Qwen3ForCausalLM
+from qwen3_model.ranks.layout import shard_slices, whole_shape
 from qwen3_train.checkpoints.checkpoint import read_state
 from qwen3_train.checkpoints.own_slices import open_own_slices
 from qwen3_train.checkpoints.source import ResumeSource

@@ -11,7 +11,7 @@ from threading import Thread
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3_model.checkpoint_files import Place
+from qwen3_model.checkpoints.checkpoint_files import Place
 from qwen3_model.errors import Qwen3Error
 from qwen3_train.checkpoints.checkpoint import FloatTensor, TrainState, remove_old, save_checkpoint
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3_model.native_build import FLAGS, BuildError, compiled_library
-from qwen3_model.private_files import cache_home
+from qwen3_model.command.private_files import cache_home
+from qwen3_model.device.native_build import FLAGS, BuildError, compiled_library
 
 SOURCE = Path(__file__).parents[1] / "native" / "blend_order.cc"
 Order = tuple[NDArray[np.int32], NDArray[np.int64]]

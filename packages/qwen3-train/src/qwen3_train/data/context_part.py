@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3_model.layout import Layout
+from qwen3_model.ranks.layout import Layout
 from qwen3_train.data.batches import Batch
 
 

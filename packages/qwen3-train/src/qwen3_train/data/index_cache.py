@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen3_model.checkpoints.safetensors_file import NUMPY_DTYPES, TensorPlan, encode_header, open_safetensors
+from qwen3_model.command.file_map import advise_random, map_file
+from qwen3_model.command.files import write_atomically
 from qwen3_model.errors import FormatError
-from qwen3_model.file_map import advise_random, map_file
-from qwen3_model.files import write_atomically
-from qwen3_model.safetensors_file import NUMPY_DTYPES, TensorPlan, encode_header, open_safetensors
 
 VERSION = 1
 ENDS_BYTES = 1 << 20

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from qwen3_model.command.plain_text import without_controls
+from qwen3_model.command.run_config import load_run_config, parse_dotted
 from qwen3_model.errors import ConfigError
-from qwen3_model.plain_text import without_controls
-from qwen3_model.run_config import load_run_config, parse_dotted
-from qwen3_model.sft import read_sft_manifest
-from qwen3_model.tokenizer import Qwen3Tokenizer
-from qwen3_model.tokens import sibling
+from qwen3_model.text.sft import read_sft_manifest
+from qwen3_model.text.tokenizer import Qwen3Tokenizer
+from qwen3_model.text.tokens import sibling
 from qwen3_train.data.batches import read_sample
 from qwen3_train.data.gpt_dataset import Sample
 from qwen3_train.data.run_data import RunData

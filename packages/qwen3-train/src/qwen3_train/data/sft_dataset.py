@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen3_model.command.file_map import read_mapped
 from qwen3_model.errors import FormatError
-from qwen3_model.file_map import read_mapped
 from qwen3_train.data.gpt_dataset import DocumentOptions, Sample
 
 SHIFTED = DocumentOptions(

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from qwen3_model.errors import ConfigError
-from qwen3_model.sft import open_sft
-from qwen3_model.tokenizer import Qwen3Tokenizer
+from qwen3_model.text.sft import open_sft
+from qwen3_model.text.tokenizer import Qwen3Tokenizer
 from qwen3_train.data.run_data import RunData
 from qwen3_train.data.sft_blend import SftBlend, join_samples
 from qwen3_train.data.sft_dataset import SHIFTED, SftDataset, SftSamples

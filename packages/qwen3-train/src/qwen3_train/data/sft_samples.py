@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from qwen3_model.chat_encoding import FitCounts, encode_samples, encode_with, fit_samples
-from qwen3_model.chat_pieces import ChatRenderer, Piece
-from qwen3_model.conversations import ConversationError
+from qwen3_model.command.files import write_atomically
+from qwen3_model.command.progress import Progress
 from qwen3_model.errors import FormatError
-from qwen3_model.files import write_atomically
-from qwen3_model.packing import ChatSample, Packer
-from qwen3_model.progress import Progress
-from qwen3_model.tokenizer import Qwen3Tokenizer
+from qwen3_model.text.chat_encoding import FitCounts, encode_samples, encode_with, fit_samples
+from qwen3_model.text.chat_pieces import ChatRenderer, Piece
+from qwen3_model.text.conversations import ConversationError
+from qwen3_model.text.packing import ChatSample, Packer
+from qwen3_model.text.tokenizer import Qwen3Tokenizer
 from qwen3_train.data.hf_records import load_records, read_rows
 from qwen3_train.data.sft_dataset import SftSamples
 from qwen3_train.data.vicuna_prompt import VicunaPrompt

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from qwen3_model.file_map import advise_random
-from qwen3_model.tokens import TokenFile
+from qwen3_model.command.file_map import advise_random
+from qwen3_model.text.tokens import TokenFile
 from qwen3_train.data.batch_plan import BatchPlan
 from qwen3_train.data.batches import (
     Batch,

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from qwen3_model.command.small_files import INDEX_BYTES, read_small
 from qwen3_model.errors import ConfigError, FormatError
-from qwen3_model.small_files import INDEX_BYTES, read_small
-from qwen3_model.tokens import Manifest, TokenFile, open_tokens, read_manifest
+from qwen3_model.text.tokens import Manifest, TokenFile, open_tokens, read_manifest
 from qwen3_train.data.batches import Dataset, foreign_id
 from qwen3_train.data.blend import Blend
 from qwen3_train.data.gpt_dataset import DocumentOptions, Wanted, build_dataset, index_share

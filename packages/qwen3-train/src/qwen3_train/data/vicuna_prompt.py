@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from qwen3_model.chat_pieces import Piece
-from qwen3_model.conversations import ConversationError, read_conversations
-from qwen3_model.tokenizer import Qwen3Tokenizer
+from qwen3_model.text.chat_pieces import Piece
+from qwen3_model.text.conversations import ConversationError, read_conversations
+from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
 # The words of Vicuna's and Alpaca's prompts, which models were trained on; mindformers joins the two.
 SYSTEM = (

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from qwen3_model.cann import CANN_VARIABLES, cann_dir
-from qwen3_model.msrun.checks import LaunchSettings, count_ascend_devices
+from qwen3_model.device.cann import CANN_VARIABLES, cann_dir
+from qwen3_model.ranks.msrun.checks import LaunchSettings, count_ascend_devices
 from qwen3_train.doctor.finding import FAIL, PASS, SKIPPED, Finding
 
 ASCEND_CHECKS = ("npu", "driver", "cann", "hccl", "import hccl", "import te")

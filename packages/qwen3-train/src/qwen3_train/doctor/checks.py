@@ -10,9 +10,9 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from qwen3_model.device.simulation import read_simulation
 from qwen3_model.errors import ConfigError
-from qwen3_model.msrun.checks import LaunchSettings, check_launch
-from qwen3_model.simulation import read_simulation
+from qwen3_model.ranks.msrun.checks import LaunchSettings, check_launch
 from qwen3_train.doctor.ascend import ascend_findings, no_ascend
 from qwen3_train.doctor.finding import FAIL, PASS, SKIPPED, Finding
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from qwen3_model.device.simulation import read_simulation
 from qwen3_model.errors import Qwen3Error
-from qwen3_model.msrun.checks import LaunchSettings, count_ascend_devices
-from qwen3_model.msrun.launcher import Job, launch_workers
-from qwen3_model.simulation import read_simulation
+from qwen3_model.ranks.msrun.checks import LaunchSettings, count_ascend_devices
+from qwen3_model.ranks.msrun.launcher import Job, launch_workers
 from qwen3_train.doctor.checks import machine_findings
 from qwen3_train.doctor.finding import FAIL, PASS, SKIPPED, Finding
 

@@ -11,12 +11,12 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
-from qwen3_model.ascend_settings import AscendSettings
 from qwen3_model.config import Qwen3Config
-from qwen3_model.kernels import make_kernels
-from qwen3_model.layout import Layout
-from qwen3_model.loading import init_model
-from qwen3_model.model import Qwen3ForCausalLM
+from qwen3_model.device.ascend import AscendSettings
+from qwen3_model.network.kernels.portable import make_kernels
+from qwen3_model.network.loading import init_model
+from qwen3_model.network.model import Qwen3ForCausalLM
+from qwen3_model.ranks.layout import Layout
 from qwen3_train.data.batches import Batch
 from qwen3_train.parallel.grid import Grid, WorldSum, make_grid
 from qwen3_train.peak_memory import peak_memory_gb

@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from qwen3_model.adapter_config import CONFIG_FILE
+from qwen3_model.checkpoints.adapter_config import CONFIG_FILE
+from qwen3_model.command.files import write_text_atomically
+from qwen3_model.command.small_files import read_small_text
 from qwen3_model.errors import ConfigError
-from qwen3_model.files import write_text_atomically
-from qwen3_model.small_files import read_small_text
 from qwen3_train.settings.lora import LoraSettings, peft_targets
 from qwen3_train.settings.run import TrainSettings
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from qwen3_model.kernels import AscendKernels, PortableKernels, make_kernels
-from qwen3_model.native_build import BuildError, compiled_library
-from qwen3_model.private_files import cache_home
+from qwen3_model.command.private_files import cache_home
+from qwen3_model.device.native_build import BuildError, compiled_library
+from qwen3_model.network.kernels.portable import AscendKernels, PortableKernels, make_kernels
 
 SOURCE = Path(__file__).parent / "kernels.cc"
 

@@ -7,7 +7,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, ops
 
-from qwen3_model.kernels import PortableKernels
+from qwen3_model.network.kernels.portable import PortableKernels
 
 ONE, NOTHING = Tensor(np.ones(1, np.float32)), Tensor(np.zeros(1, np.float32))
 

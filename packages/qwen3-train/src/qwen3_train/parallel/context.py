@@ -16,9 +16,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
-from qwen3_model.ascend_kernels import AscendKernels, room_for_documents
-from qwen3_model.collectives import Group
-from qwen3_model.kernels import PortableKernels, swapped_rows
+from qwen3_model.network.kernels.ascend import AscendKernels, room_for_documents
+from qwen3_model.network.kernels.portable import PortableKernels, swapped_rows
+from qwen3_model.ranks.collectives import Group
 from qwen3_train.data.context_part import ContextPart
 
 CAUSAL_FROM_THE_END = 3

@@ -14,8 +14,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from qwen3_model.collectives import Group
-from qwen3_model.layers import Kernels
+from qwen3_model.network.layers import Kernels
+from qwen3_model.ranks.collectives import Group
 from qwen3_train.optimizer import ClipScale, SumOfSquares
 from qwen3_train.parallel.grid import Grid
 from qwen3_train.parallel.stages import is_shared_out, piece_shape

@@ -6,10 +6,10 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
-from qwen3_model.collectives import Alone, Group, Link, make_group, make_link
 from qwen3_model.config import Qwen3Config
-from qwen3_model.layout import Layout, Part, placement
-from qwen3_model.shards import Shards, Tp, Whole
+from qwen3_model.ranks.collectives import Alone, Group, Link, make_group, make_link
+from qwen3_model.ranks.layout import Layout, Part, placement
+from qwen3_model.ranks.shards import Shards, Tp, Whole
 from qwen3_train.parallel.stages import PAIR_BUFFER_MIB, stage_layers
 
 

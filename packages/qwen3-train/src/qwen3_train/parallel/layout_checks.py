@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from qwen3_model.config import Qwen3Config
-from qwen3_model.layout import Layout
-from qwen3_model.layout_checks import TP, near_divisors, split_problems
+from qwen3_model.ranks.layout import Layout
+from qwen3_model.ranks.layout_checks import TP, near_divisors, split_problems
 
 PP, DP = "parallel_config.pipeline_stage", "parallel_config.data_parallel"
 CP = "parallel_config.context_parallel"

@@ -11,7 +11,7 @@ from typing import Any
 
 from mindspore import ParameterTuple, Tensor
 
-from qwen3_model.model import Qwen3ForCausalLM
+from qwen3_model.network.model import Qwen3ForCausalLM
 from qwen3_train.data.batches import Batch
 from qwen3_train.loss import TokenLoss, loss_arguments
 from qwen3_train.parallel.grid import Grid

@@ -11,8 +11,8 @@ from typing import Any
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from qwen3_model.collectives import Group
-from qwen3_model.layers import Kernels
+from qwen3_model.network.layers import Kernels
+from qwen3_model.ranks.collectives import Group
 from qwen3_train.optimizer import AdamW
 from qwen3_train.parallel.gradients import make_buckets
 from qwen3_train.parallel.stages import is_cut_by_rows, is_shared_out, piece_shape

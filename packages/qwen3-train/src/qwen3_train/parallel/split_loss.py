@@ -10,8 +10,8 @@ M rows, V this rank's share of the vocabulary, T ranks.
 import mindspore as ms
 from mindspore import Tensor, mint, nn, ops
 
-from qwen3_model.layers import Kernels
-from qwen3_model.shards import Tp
+from qwen3_model.network.layers import Kernels
+from qwen3_model.ranks.shards import Tp
 
 
 class SplitCrossEntropy(nn.Cell):

@@ -15,7 +15,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import ParameterTuple, Tensor, nn, ops
 
-from qwen3_model.model import Qwen3ForCausalLM, positions_of
+from qwen3_model.network.model import Qwen3ForCausalLM, positions_of
 from qwen3_train.loss import TokenLoss
 from qwen3_train.parallel.gradients import AddGradients
 from qwen3_train.recompute import is_recomputed

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from qwen3_model.config import Qwen3Config
-from qwen3_model.layout import Layout, shard_slices
+from qwen3_model.ranks.layout import Layout, shard_slices
 
 EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 PAIR_BUFFER_MIB = 32

@@ -7,7 +7,7 @@ Bytes sent follow the ring algorithms (Patarasuk and Yuan 2009): an all-reduce o
 import math
 from dataclasses import dataclass
 
-from qwen3_model.layout import placement
+from qwen3_model.ranks.layout import placement
 from qwen3_train.lora.shapes import adapter_shapes
 from qwen3_train.parallel.stages import EMBEDDING, is_shared_out, stage_layers, stage_weights
 from qwen3_train.plan.memory import WEIGHT_BYTES

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwen3_model.device_memory import gib
+from qwen3_model.device.memory import gib
 from qwen3_model.errors import ConfigError, Qwen3Error
 from qwen3_train.plan.plan import Plan
 

@@ -7,7 +7,7 @@ over the links. `Machine` holds the round figures for that; they order layouts a
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from qwen3_model.layout import Layout
+from qwen3_model.ranks.layout import Layout
 from qwen3_train.flops import head_flops, layer_flops
 from qwen3_train.parallel.layout_checks import pipeline_problems, tensor_problems
 from qwen3_train.parallel.stages import balanced_offset, stage_layers

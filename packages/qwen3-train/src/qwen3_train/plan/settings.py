@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen3_model.ascend_settings import has_float32_residual
+from qwen3_model.command.run_config import Key, RunConfig
 from qwen3_model.config import Qwen3Config
+from qwen3_model.device.ascend import has_float32_residual
 from qwen3_model.errors import ConfigError
-from qwen3_model.layout import Layout
-from qwen3_model.run_config import Key, RunConfig
+from qwen3_model.ranks.layout import Layout
 from qwen3_train.lora.shapes import Adapters
 from qwen3_train.parallel.offset import read_offset
 from qwen3_train.settings.datasets import TOKENS

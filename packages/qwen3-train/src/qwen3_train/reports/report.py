@@ -6,7 +6,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-from qwen3_model.files import write_atomically, write_text_atomically
+from qwen3_model.command.files import write_atomically, write_text_atomically
 from qwen3_train.reports.html import report_page
 from qwen3_train.reports.run_facts import Run, read_run
 

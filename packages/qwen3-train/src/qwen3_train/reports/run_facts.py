@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qwen3_model.command.progress import clock
 from qwen3_model.errors import FormatError
-from qwen3_model.progress import clock
 from qwen3_train.reports.run_log import read_metrics
 from qwen3_train.run_folder import METRICS, RESOLVED_CONFIG, STARTS
 

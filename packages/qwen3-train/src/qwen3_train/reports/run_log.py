@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from qwen3_model.command.files import write_text_atomically
+from qwen3_model.command.plain_text import without_controls
+from qwen3_model.command.progress import clock
 from qwen3_model.errors import FormatError
-from qwen3_model.files import write_text_atomically
-from qwen3_model.plain_text import without_controls
-from qwen3_model.progress import clock
 from qwen3_train.reports.event_file import EventFile
 
 EVENTS = "events"

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from qwen3_model.command.run_config import RunConfig
 from qwen3_model.errors import ConfigError
-from qwen3_model.run_config import RunConfig
 
 KEY = "GracefulExit"
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from qwen3_model.chat_pieces import EmptyThink, LossOn, Thoughts
 from qwen3_model.errors import ConfigError
+from qwen3_model.text.chat_pieces import EmptyThink, LossOn, Thoughts
 
 LOADER = "train_dataset.data_loader"
 CHAT_HANDLER, PACKING_HANDLER = "AlpacaInstructDataHandler", "PackingHandler"
@@ -152,8 +152,8 @@ def read_sft_file(section: Mapping[str, Any]) -> SftFileSettings:
     Raises:
         ConfigError, FormatError: The path is missing, or no manifest of instruction data is there.
     """
-    from qwen3_model.sft import read_sft_manifest
-    from qwen3_model.tokens import sibling
+    from qwen3_model.text.sft import read_sft_manifest
+    from qwen3_model.text.tokens import sibling
 
     loader = section["data_loader"]
     if not loader.get("path"):

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from qwen3_model.command.run_config import RunConfig
 from qwen3_model.errors import ConfigError
-from qwen3_model.layout import Layout
-from qwen3_model.run_config import RunConfig
+from qwen3_model.ranks.layout import Layout
 
 GATHERING = "colossalai_cp"
 """mindformers' name of context parallelism that gathers keys and values of the whole sequence."""

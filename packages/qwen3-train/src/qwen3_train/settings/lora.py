@@ -8,13 +8,13 @@ from typing import Any
 
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError
-from qwen3_model.layout import Layout, shard_slices
+from qwen3_model.ranks.layout import Layout, shard_slices
 from qwen3_train.lora.shapes import Adapters, adapter_shapes
 from qwen3_train.parallel.stages import stage_names
 
 SECTION = "model.model_config.pet_config"
 INITS = ("normal", "zeros", "ones", "he_uniform", "xavier_uniform", "xavier_normal")
-"""As in `qwen3_model.lora`, which needs MindSpore."""
+"""As in `qwen3_model.network.lora`, which needs MindSpore."""
 SPELLINGS = {"zero": "zeros", "one": "ones"}
 
 

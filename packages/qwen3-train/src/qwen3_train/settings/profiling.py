@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from qwen3_model.command.run_config import RunConfig
 from qwen3_model.errors import ConfigError
-from qwen3_model.run_config import RunConfig
 
 KEYS = (
     "profile_start_step", "profile_stop_step", "profile_communication", "profile_memory", "profiler_level",

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from qwen3_model.command.run_config import RunConfig
 from qwen3_model.errors import ConfigError
-from qwen3_model.run_config import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

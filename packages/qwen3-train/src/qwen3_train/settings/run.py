@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen3_model.ascend_settings import AscendSettings, read_ascend_settings
+from qwen3_model.checkpoints.fused import FusedLayout, read_fused_layout
+from qwen3_model.command.run_config import RunConfig
 from qwen3_model.config import Qwen3Config
+from qwen3_model.device.ascend import AscendSettings, read_ascend_settings
+from qwen3_model.device.simulation import Simulation, default_device
 from qwen3_model.errors import ConfigError
-from qwen3_model.fused import FusedLayout, read_fused_layout
-from qwen3_model.layout import Layout
-from qwen3_model.run_config import RunConfig
-from qwen3_model.simulation import Simulation, default_device
+from qwen3_model.ranks.layout import Layout
 from qwen3_train.parallel.layout_checks import layout_problems, process_problems
 from qwen3_train.parallel.offset import read_offset
 from qwen3_train.settings.adam import AdamSettings

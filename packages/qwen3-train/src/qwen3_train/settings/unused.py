@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from qwen3_model.command.run_config import RunConfig
 from qwen3_model.errors import UsageError
-from qwen3_model.run_config import RunConfig
 from qwen3_train.settings.profiling import KEYS as PROFILE_KEYS
 
 CALLBACK_KEYS = {

@@ -1,0 +1,78 @@
+"""The commands of `qwen3-ckpt` that look and compare."""
+
+from pathlib import Path
+
+import click
+
+from qwen3_ckpt.commands.cli_options import FiniteRange
+from qwen3_model.command.base import quiet_option, say
+
+SOURCE = click.Path(path_type=Path, exists=True)
+
+
+@click.command()
+@click.argument("source", type=SOURCE)
+@click.option("--file-suffix", metavar="E_S", help="Step of a distributed checkpoint; the newest by default.")
+def inspect(source: Path, file_suffix: str | None) -> None:
+    """Show ranks, steps, bytes and the tree of tensors of SOURCE.
+
+    \b
+    Example:
+      qwen3-ckpt inspect output/checkpoint
+    """
+    from qwen3_ckpt.sources.inspect_source import describe
+
+    for line in describe(source, file_suffix):
+        say(line)
+
+
+@click.command()
+@click.argument("source", type=SOURCE)
+@click.option("--write-manifest", is_flag=True, help="Write sha256.json, against which later checks compare.")
+@quiet_option()
+def verify(source: Path, *, write_manifest: bool, quiet: bool) -> None:
+    """Check headers, sizes, index, shapes, NaN and hashes of SOURCE; exit 1 with all faults.
+
+    \b
+    Example:
+      qwen3-ckpt verify hf_model --write-manifest
+    """
+    from qwen3_ckpt.operations.verify import find_faults
+    from qwen3_ckpt.operations.verify import write_manifest as write
+    from qwen3_model.command.progress import Progress
+    from qwen3_model.errors import WeightError
+
+    num_faults = 0
+    with Progress("verify", None, "B", quiet=quiet) as progress:
+        for fault in find_faults(source, progress.advance):
+            num_faults += 1
+            say(fault)
+    if num_faults:
+        raise WeightError(f"{source} has {num_faults} fault{'s' if num_faults > 1 else ''}, listed above")
+    if write_manifest:
+        say(f"wrote {write(source)}")
+    say(f"{source} is sound")
+
+
+@click.command()
+@click.argument("first", type=SOURCE)
+@click.argument("second", type=SOURCE)
+@click.option("--tolerance", type=FiniteRange(min=0), default=0.0, help="Largest difference that is none.")
+def diff(first: Path, second: Path, tolerance: float) -> None:
+    """Compare the tensors of FIRST and SECOND, each a checkpoint of any form; exit 1 when they differ.
+
+    \b
+    Example:
+      qwen3-ckpt diff merged hf_model
+    """
+    from qwen3_ckpt.operations.diff import Difference, differences, verdict
+    from qwen3_model.checkpoints.weight_files import open_checkpoint
+
+    left, right = open_checkpoint(first).tensors, open_checkpoint(second).tensors
+    found: list[Difference] = []
+    for difference in differences(left, right, tolerance=tolerance):
+        found.append(difference)
+        say(f"{difference.name}: {difference.what}")
+    say(verdict(found, left, right), err=bool(found))
+    if found:
+        raise SystemExit(1)

@@ -1,0 +1,1 @@
+"""Tensors written: in threads, with their values checked on the way, as one folder of each kind."""

@@ -1,0 +1,1 @@
+"""What may be read: a checkpoint of any kind as tensors that read themselves when asked."""

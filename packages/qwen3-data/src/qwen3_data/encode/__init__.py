@@ -1,0 +1,1 @@
+"""Documents to token ids, in processes that work ahead."""

@@ -1,0 +1,34 @@
+"""What a run says at its end."""
+
+from collections.abc import Iterator
+
+from qwen3_data.runs.preprocess_run import Result
+
+
+def preprocess_report(result: Result) -> Iterator[str]:
+    """Yield the lines of the summary."""
+    totals = result.totals
+    if result.was_done:
+        yield (
+            f"{', '.join(map(str, result.prefixes))}: already whole ({totals.num_documents} documents, "
+            f"{totals.num_tokens} tokens), nothing to resume; --force makes it anew"
+        )
+        return
+    seconds = max(result.seconds, 1e-9)
+    yield (
+        f"Processed {totals.num_documents} documents ({totals.num_documents / seconds:.1f} docs/s, "
+        f"{totals.num_chars / seconds / 1e6:.2f} M characters/s), {totals.num_tokens} tokens"
+    )
+    if result.engine and totals.num_checked:
+        yield f"Encoded with {result.engine}; {totals.num_checked} samples equal those of tokenizers"
+    num_special = sum(totals.num_special.values())
+    notes = (
+        (totals.num_empty, "empty documents (counted, without tokens)"),
+        (totals.num_skipped, "bad records skipped"),
+        (num_special, "documents spell special tokens (encoded as plain text unless --allow-special)"),
+    )
+    for count, what in notes:
+        if count:
+            yield f"{count} {what}"
+    for prefix in result.prefixes:
+        yield f"Wrote {prefix}.bin, .idx and .json"

@@ -1,0 +1,1 @@
+"""Weights on disk, without MindSpore: safetensors, Hugging Face folders, the files of ranks, adapters."""

@@ -1,0 +1,279 @@
+"""Which files of a run hold a step that is whole on every rank.
+
+    checkpoint/rank_R/<prefix>_rank_R-E_S.safetensors
+
+E is the epoch and S the step in it, counted from 1; `E_S` is the suffix by which people name a checkpoint. A
+step counts only where every rank has a whole file of it, and all were written by one start of the run.
+"""
+
+import errno
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from qwen3_model.checkpoints.safetensors_file import SafetensorsFile, open_safetensors
+from qwen3_model.errors import ConfigError, FormatError
+
+NAME = re.compile(r"(?P<prefix>.+)_rank_(?P<rank>\d+)-(?P<epoch>\d+)_(?P<step>\d+)\.safetensors")
+STEP_NAME = re.compile(r"[^.].*-(?P<epoch>\d+)_(?P<step>\d+)\.safetensors")
+# What this process lacks says nothing about a file.
+OWN_LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+RANK_DIR = re.compile(r"rank_(\d+)")
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Place:
+    """When a checkpoint was taken, counted from 1."""
+
+    epoch: int
+    step: int
+    """Step within the epoch."""
+
+    def __str__(self) -> str:
+        return f"{self.epoch}_{self.step}"
+
+
+@dataclass(frozen=True, slots=True)
+class RankFiles:
+    """One step of a checkpoint."""
+
+    place: Place
+    files: dict[int, SafetensorsFile]
+    """The opened file of each rank that has one."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the result should know, such as steps that were passed over."""
+
+
+def checkpoints_of(rank_dir: Path) -> dict[Place, Path]:
+    """Return the checkpoint files of one rank's folder by place, whole or not."""
+    found = {}
+    for path in sorted(rank_dir.glob("*.safetensors")):
+        if match := NAME.fullmatch(path.name):
+            found[Place(int(match["epoch"]), int(match["step"]))] = path
+    return found
+
+
+def choose_checkpoint(
+    checkpoint_dir: Path, num_ranks: int | None, name: str | None
+) -> tuple[dict[int, Path], list[str]]:
+    """Return the path of each rank's file that `choose_rank_files` opens, and what was passed over."""
+    files, passed_over = choose_rank_files(checkpoint_dir, num_ranks, name)
+    return {rank: file.path for rank, file in files.items()}, passed_over
+
+
+def choose_rank_files(
+    checkpoint_dir: Path, num_ranks: int | None, name: str | None
+) -> tuple[dict[int, SafetensorsFile], list[str]]:
+    """Open each rank's file of the newest step that is whole on every rank, and say what was passed over.
+
+    Args:
+        checkpoint_dir: A run folder or its `checkpoint` folder.
+        num_ranks: Ranks that must have the step; None for all that the run had.
+        name: A file name of any rank, to take that step; None for the newest.
+
+    Raises:
+        ConfigError: No step is whole on every rank, or `name` is not there.
+    """
+    if (checkpoint_dir / "checkpoint").is_dir():
+        checkpoint_dir = checkpoint_dir / "checkpoint"
+    if num_ranks is None:
+        num_ranks = count_ranks(checkpoint_dir)
+    ranks = {
+        rank: {place: [path] for place, path in checkpoints_of(checkpoint_dir / f"rank_{rank}").items()}
+        for rank in range(num_ranks)
+    }
+    places = sorted(set().union(*ranks.values()), reverse=True)
+    if name is not None:
+        match = NAME.fullmatch(name if name.endswith(".safetensors") else f"{name}.safetensors")
+        places = [
+            place for place in places if match and place == Place(int(match["epoch"]), int(match["step"]))
+        ]
+    passed_over: list[str] = []
+    for step in _whole_steps(places, ranks, passed_over.append):
+        return step.files, passed_over
+    wanted = f"no checkpoint {name}" if name else f"no whole checkpoint of {num_ranks} rank(s)"
+    detail = f": {'; '.join(passed_over)}" if passed_over else ""
+    raise ConfigError(f"{checkpoint_dir} has {wanted} to resume from{detail}")
+
+
+def files_of_step(checkpoint_dir: Path, name: str) -> dict[int, Path]:
+    """Return each rank's file of the step of `name`, a file of any rank; none of them is looked at.
+
+    Raises:
+        ConfigError: `name` is none, or there are no rank folders.
+    """
+    match = NAME.fullmatch(name if name.endswith(".safetensors") else f"{name}.safetensors")
+    if match is None:
+        raise ConfigError(f"{name} is no file of a rank, such as qwen3_rank_0-1_200.safetensors")
+    step = f"{match['epoch']}_{match['step']}"
+    return {
+        rank: folder / f"{match['prefix']}_rank_{rank}-{step}.safetensors"
+        for rank, folder in _rank_dirs(checkpoint_dir).items()
+    }
+
+
+def open_rank_files(checkpoint_dir: Path, suffix: str | None) -> RankFiles:
+    """Open the files of step `suffix`, or of the newest step that every rank folder has whole.
+
+    Ranks that have no folder, or lack the step `suffix`, may hold slices that others hold, too; whoever puts
+    the tensors together finds that out.
+
+    Raises:
+        ConfigError: There are no rank folders, no rank has the step, or a rank has two files of the step.
+        FormatError: A file is damaged, or ranks of different starts of the run wrote the step, and no older
+            step is whole.
+    """
+    ranks = {rank: _steps_of(path) for rank, path in _rank_dirs(checkpoint_dir).items()}
+    places = sorted(set().union(*ranks.values()), reverse=True)
+    if suffix is not None:
+        chosen = [place for place in places if str(place) == suffix.strip()]
+        holders = {rank: steps for rank, steps in ranks.items() if chosen and chosen[0] in steps}
+        if not holders:
+            known = ", ".join(map(str, reversed(places))) or "none"
+            raise ConfigError(f"{checkpoint_dir} has no step {suffix}; its steps are {known}")
+        absent = ", ".join(f"rank_{rank}" for rank in ranks if rank not in holders)
+        notes = [f"step {suffix} is missing in {absent}"] if absent else []
+        step = _open_step(chosen[0], holders, tuple(notes))
+        if problem := _start_problem(step):
+            raise FormatError(problem)
+        return step
+    everywhere = set(places).intersection(*ranks.values())
+    if not everywhere:
+        listed = "; ".join(f"rank_{r}: {', '.join(map(str, sorted(s))) or 'none'}" for r, s in ranks.items())
+        raise ConfigError(
+            f"{checkpoint_dir}: no step is in every rank folder ({listed}); "
+            "name one with --file-suffix to merge it from the ranks that have it"
+        )
+    notes, problem = [], ""
+    for place in places:
+        if place not in everywhere:
+            notes.append(f"step {place} is not in every rank folder and was passed over")
+            continue
+        try:
+            step = _open_step(place, ranks)
+            problem = _start_problem(step) or ""
+        except FormatError as error:
+            problem = str(error)
+        if not problem:
+            return RankFiles(place, step.files, tuple(notes))
+        notes.append(f"step {place} was passed over: {problem}")
+    raise FormatError(problem)
+
+
+def rank_steps(checkpoint_dir: Path) -> dict[int, list[Place]]:
+    """Return the steps that each rank folder has, oldest first.
+
+    Raises:
+        ConfigError: There are no rank folders.
+    """
+    return {rank: sorted(_steps_of(path)) for rank, path in _rank_dirs(checkpoint_dir).items()}
+
+
+def is_hf_folder(source: Path) -> bool:
+    """Say whether weights are a Hugging Face folder; a run has its config.json, too."""
+    return (source / "config.json").is_file() and not (source / "checkpoint").is_dir()
+
+
+def checkpoint_files(source: Path) -> dict[int, Path]:
+    """Return each rank's file of a run's newest step, of the step of a file of it, or one file alone.
+
+    Raises:
+        ConfigError: No step is whole on every rank.
+    """
+    if not source.is_file():
+        return choose_checkpoint(source, None, None)[0]
+    if NAME.fullmatch(source.name) and source.parent.name.startswith("rank_"):
+        return choose_checkpoint(source.parent.parent, None, source.name)[0]
+    return {0: source}
+
+
+def count_ranks(checkpoint_dir: Path) -> int:
+    """Return how many ranks the run had, by their folders and strategy files; at least 1."""
+    strategies = (checkpoint_dir.parent / "strategy").glob("ckpt_strategy_rank_*.ckpt")
+    return max(1, sum(1 for _ in checkpoint_dir.glob("rank_*/")), sum(1 for _ in strategies))
+
+
+def _whole_steps(
+    places: Iterable[Place],
+    ranks: Mapping[int, Mapping[Place, list[Path]]],
+    pass_over: Callable[[str], None],
+) -> Iterator[RankFiles]:
+    for place in places:
+        lacking = next((rank for rank, steps in ranks.items() if place not in steps), None)
+        if lacking is not None:
+            pass_over(f"step {place} is missing on rank {lacking}")
+            continue
+        try:
+            step = _open_step(place, ranks)
+        except FormatError as error:
+            pass_over(str(error))
+            continue
+        if problem := _start_problem(step):
+            pass_over(problem)
+        else:
+            yield step
+
+
+def _open_step(
+    place: Place, ranks: Mapping[int, Mapping[Place, list[Path]]], notes: tuple[str, ...] = ()
+) -> RankFiles:
+    """Open every rank's file of a step."""
+    files: dict[int, SafetensorsFile] = {}
+    for rank, steps in sorted(ranks.items()):
+        path = _only(steps[place], place)
+        try:
+            files[rank] = open_safetensors(path)
+        except (FormatError, OSError) as error:
+            if isinstance(error, OSError) and error.errno in OWN_LIMITS:
+                raise
+            raise FormatError(f"{path.name} is not whole ({error})") from None
+    return RankFiles(place, files, notes)
+
+
+def _start_problem(step: RankFiles) -> str | None:
+    """Return a sentence where ranks of different starts of the run wrote the step: it may be a mixture."""
+    if len({_course(file) for file in step.files.values()}) < 2:
+        return None
+    return f"step {step.place} was written by ranks of different starts of the run"
+
+
+def _course(file: SafetensorsFile) -> str:
+    """Which start of a run wrote the file; empty where it does not say."""
+    try:
+        return str(json.loads(file.metadata.get("qwen3_train", "{}")).get("course", ""))
+    except (ValueError, AttributeError, RecursionError):
+        return ""
+
+
+def _rank_dirs(checkpoint_dir: Path) -> dict[int, Path]:
+    if not checkpoint_dir.is_dir():
+        raise ConfigError(f"{checkpoint_dir} is no folder; give the folder that holds rank_0, rank_1, ...")
+    found = {}
+    for path in checkpoint_dir.iterdir():
+        if (match := RANK_DIR.fullmatch(path.name)) and path.is_dir():
+            found[int(match[1])] = path
+    if not found:
+        nested = checkpoint_dir / "checkpoint"
+        if nested.is_dir():
+            return _rank_dirs(nested)
+        raise ConfigError(f"{checkpoint_dir} holds no folders rank_0, rank_1, ...; give a checkpoint folder")
+    return dict(sorted(found.items()))
+
+
+def _steps_of(rank_dir: Path) -> dict[Place, list[Path]]:
+    found: dict[Place, list[Path]] = {}
+    for path in sorted(rank_dir.glob("*.safetensors")):
+        if match := STEP_NAME.fullmatch(path.name):
+            found.setdefault(Place(int(match["epoch"]), int(match["step"])), []).append(path)
+    return found
+
+
+def _only(paths: list[Path], place: Place) -> Path:
+    if len(paths) > 1:
+        names = ", ".join(path.name for path in paths)
+        raise ConfigError(
+            f"{paths[0].parent} has several files of step {place}: {names}; remove or move all but one"
+        )
+    return paths[0]

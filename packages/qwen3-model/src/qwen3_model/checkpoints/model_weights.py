@@ -1,0 +1,152 @@
+"""From whatever names, extras and habits a checkpoint has to exactly the model's own weights, in order."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+
+from qwen3_model.checkpoints.fused import FusedLayout, fused_shapes, is_fused, split_fused
+from qwen3_model.checkpoints.rows import LazyTensor, cast, equal_rows
+from qwen3_model.checkpoints.safetensors_file import FLOAT_DTYPES
+from qwen3_model.config import Qwen3Config
+from qwen3_model.errors import WeightError
+
+MAX_NAMED = 8
+EMBEDDING, TIED_HEAD = "model.embed_tokens.weight", "lm_head.weight"
+OPTIMIZER_PREFIXES = ("adam_m.", "adam_v.")
+ADAPTER = re.compile(r"(.+)\.lora_([AB])\.weight")
+# torch.compile, FSDP and DDP put these before parts of a name.
+WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "module.")
+# Computed from the config at each start; transformers and vLLM skip them, too.
+BUFFERS = re.compile(r"(?:.*\.)?rotary_emb\.(?:inv_freq|original_inv_freq|cos_cached|sin_cached)")
+
+
+def model_weights(
+    tensors: Mapping[str, LazyTensor],
+    config: Qwen3Config,
+    layout: FusedLayout = FusedLayout(),  # noqa: B008
+) -> dict[str, LazyTensor]:
+    """Return exactly the model's weights under Hugging Face's names, in the model's order.
+
+    Left out are optimizer state and counters, rotary buffers, and a tied model's output layer where it equals
+    the embedding. Names with a wrapper's prefix, or without the prefix `model.`, are put right.
+
+    Raises:
+        WeightError: Weights are missing, unknown, of the wrong shape or of no float type, or tied ones
+            differ; they are named.
+    """
+    weights, problems = find_weights(tensors, config, layout)
+    if problems:
+        raise WeightError(f"the weights are not those of the model: {some(problems, '; ')}")
+    return weights
+
+
+def find_weights(
+    tensors: Mapping[str, LazyTensor], config: Qwen3Config, layout: FusedLayout
+) -> tuple[dict[str, LazyTensor], list[str]]:
+    """Return the model's weights that are there, in its order, and a sentence for each fault."""
+    weights = plain_names(tensors)
+    if is_fused(weights):
+        weights = split_fused(weights, config, layout)
+    weights = {name: tensor for name, tensor in weights.items() if not _is_run_state(name, tensor)}
+    if adapters := [name for name in weights if ADAPTER.fullmatch(name)]:
+        raise WeightError(
+            f"the checkpoint holds adapters, such as {adapters[0]}, not a whole model; add them to their "
+            "base with `qwen3-ckpt lora fuse`, or give them to PEFT with `qwen3-ckpt lora export`"
+        )
+    shapes = config.weight_shapes()
+    problems = list(_problems(weights, config, shapes))
+    return {name: weights[name] for name in shapes if name in weights}, problems
+
+
+def _is_run_state(name: str, tensor: LazyTensor) -> bool:
+    """Say whether a tensor is a moment, or a counter such as global_step."""
+    return name.startswith(OPTIMIZER_PREFIXES) or ("." not in name and math.prod(tensor.plan.shape) == 1)
+
+
+def plain_names(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Return the tensors without buffers, under names without wrappers' prefixes and with `model.`.
+
+    Raises:
+        WeightError: Two tensors would have one name.
+    """
+    bare: dict[str, LazyTensor] = {}
+    for name, tensor in tensors.items():
+        new = name
+        for wrapper in WRAPPERS:
+            new = new.replace(f".{wrapper}", ".").removeprefix(wrapper)
+        if BUFFERS.fullmatch(new):
+            continue
+        if new in bare:
+            raise WeightError(f"{name} and {bare[new].plan.name} mean the same weight; keep one of them")
+        bare[new] = tensor if new == name else tensor.renamed(new)
+    # Qwen3Model saved without its head, as embedding models are released, has names without `model.`.
+    if EMBEDDING not in bare and EMBEDDING.removeprefix("model.") in bare:
+        headless = {
+            name if name.startswith(("model.", "lm_head.")) else f"model.{name}": tensor
+            for name, tensor in bare.items()
+        }
+        return {name: tensor.renamed(name) for name, tensor in headless.items()}
+    return bare
+
+
+def _problems(
+    weights: dict[str, LazyTensor], config: Qwen3Config, shapes: Mapping[str, tuple[int, ...]]
+) -> Iterator[str]:
+    head = weights.pop(TIED_HEAD, None) if config.tie_word_embeddings else None
+    missing = [name for name in shapes if name not in weights]
+    if missing == [TIED_HEAD]:
+        yield (
+            "lm_head.weight is missing, as in models of embeddings without a head; where the head is the "
+            "embedding, config.json must say tie_word_embeddings true"
+        )
+    else:
+        yield from (f"{name} is missing, of shape {shapes[name]}" for name in missing)
+    if head and EMBEDDING in weights and not _equal(head, weights[EMBEDDING]):
+        yield "config.json ties the head to the embedding, but lm_head.weight differs from it"
+    for name, shape in shapes.items():
+        if name not in weights:
+            continue
+        plan, where = weights[name].plan, _place(name, weights[name])
+        if plan.shape != shape:
+            yield f"{where} has shape {plan.shape}, config.json says {shape}"
+        if plan.dtype not in FLOAT_DTYPES:
+            yield f"{where} has dtype {plan.dtype}, expected one of {', '.join(FLOAT_DTYPES)}"
+    for name in sorted(weights.keys() - shapes.keys()):
+        yield f"{_place(name, weights[name])} is no weight of this model"
+
+
+def _place(name: str, tensor: LazyTensor) -> str:
+    return f"{name} in {next(tensor.rows.files())[0].path.name}"
+
+
+def _equal(a: LazyTensor, b: LazyTensor) -> bool:
+    if a.plan.dtype != b.plan.dtype and {a.plan.dtype, b.plan.dtype} <= set(FLOAT_DTYPES):
+        a, b = cast(a, "F32"), cast(b, "F32")
+    return (a.plan.dtype, a.plan.shape) == (b.plan.dtype, b.plan.shape) and equal_rows(a.rows, b.rows)
+
+
+def some(names: list[str], separator: str = ", ") -> str:
+    """Return a text that names the first few."""
+    shown = separator.join(names[:MAX_NAMED])
+    return shown if len(names) <= MAX_NAMED else f"{shown} and {len(names) - MAX_NAMED} more"
+
+
+def check_shapes(tensors: Mapping[str, LazyTensor], config: Qwen3Config) -> None:
+    """Compare weights and moments, under our names or mindformers', with the model's; a wrong strategy shows.
+
+    Raises:
+        WeightError: Shapes differ; the tensors are named.
+    """
+    expected = config.weight_shapes() | fused_shapes(config)
+    wrong = []
+    for name, tensor in tensors.items():
+        bare = next(
+            (name.removeprefix(prefix) for prefix in OPTIMIZER_PREFIXES if name.startswith(prefix)), name
+        )
+        if bare in expected and tensor.plan.shape != expected[bare]:
+            wrong.append(f"{name} is {tensor.plan.shape}, config.json says {expected[bare]}")
+    if wrong:
+        raise WeightError(
+            f"the merged weights do not fit the model: {some(wrong, '; ')}; the strategy or the config is of "
+            "another run"
+        )

@@ -1,0 +1,246 @@
+"""Runs described by one YAML file in mindformers' keys, with any key overridden on the command line.
+
+A schema is a nested dict: a `Key` at a leaf, a dict for a section, a one-element list for a list of sections.
+A key without a value (`key:`, `key: null`, `--key null`) counts as left out.
+"""
+
+import difflib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from qwen3_model.command.small_files import YAML_BYTES, read_small_text
+from qwen3_model.command.yaml_loader import parse_yaml
+from qwen3_model.errors import ConfigError, UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What a YAML key may hold and whether it does anything here."""
+
+    types: tuple[type, ...] = ()
+    """Allowed types, empty for any; an int passes for a float, a bool never for a number, nor do nan, inf."""
+    choices: tuple[Any, ...] | range = ()
+    """Allowed values, or the range of whole numbers; empty for any."""
+    effect: str = "used"
+    """"used", "ascend" (has an effect on Ascend only) or "none" (accepted for compatibility, named once)."""
+
+
+Schema = Mapping[str, Any]
+TYPE_WORDS: Mapping[type, str] = {dict: "a section with keys"}
+"""What a type is called where its own name would not say it."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """A checked run configuration."""
+
+    values: dict[str, Any]
+    """The nested YAML values after the overrides, none of them None."""
+    notes: tuple[str, ...]
+    """One sentence for each kind of key that has no effect here."""
+
+    def get(self, dotted: str, default: Any = None) -> Any:
+        """Return the value at `a.b.c`, or `default` when a part is absent or the value is None."""
+        value: Any = self.values
+        for part in dotted.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        return default if value is None else value
+
+    def to_yaml(self) -> str:
+        """Return YAML that reads back as the same configuration."""
+        return yaml.safe_dump(self.values, sort_keys=False, allow_unicode=True)
+
+
+def parse_dotted(arguments: Sequence[str]) -> list[tuple[str, str]]:
+    """Split `--a.b value` and `--a.b=value` into pairs; hyphens in a key count as underscores.
+
+    Raises:
+        UsageError: An argument is no flag, or a flag has no value.
+    """
+    pairs = []
+    rest = iter(arguments)
+    for argument in rest:
+        if not argument.startswith("--") or len(argument) == 2:
+            raise UsageError(f"unexpected argument {argument!r}; overrides are written --key.key value")
+        key, equals, value = argument[2:].partition("=")
+        if not equals:
+            found = next(rest, None)
+            if found is None or found.startswith("--"):
+                raise UsageError(f"--{key} needs a value")
+            value = found
+        pairs.append((key.replace("-", "_"), value))
+    return pairs
+
+
+def load_run_config(path: Path, overrides: Sequence[tuple[str, str]], schema: Schema) -> RunConfig:
+    """Read `path`, apply dotted `overrides` in order and check every key against `schema`.
+
+    Raises:
+        UsageError: An override names a key that the schema lacks.
+        ConfigError: The file cannot be read or has unknown keys or wrong values, all of which are named.
+    """
+    try:
+        text = read_small_text(path, YAML_BYTES)
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist; give a YAML file") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path} is a folder; give a YAML file") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8: {error}") from None
+    return parse_run_config(text, overrides, schema, where=str(path))
+
+
+def parse_run_config(
+    text: str, overrides: Sequence[tuple[str, str]], schema: Schema, *, where: str
+) -> RunConfig:
+    """Do what `load_run_config` does for the `text` of a file called `where`."""
+    values = parse_yaml(text, where)
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where} must hold keys and values, found {type(values).__name__}")
+    if problems := list(_problems(values, schema, "")):
+        raise ConfigError(f"{where}: {'; '.join(problems)}")
+    for key, value in overrides:
+        _override(values, key, _parse_override(key, value))
+        _check_override(values, key, schema)
+    values = _without_nulls(values, schema)
+    return RunConfig(values, tuple(_notes(values, schema)))
+
+
+def section_problems(section: Mapping[str, Any], schema: Schema, name: str) -> list[str]:
+    """Return what is wrong with the keys of a section that its own schema leaves open."""
+    return list(_problems(section, schema, f"{name}."))
+
+
+def _parse_override(key: str, value: str) -> Any:
+    try:
+        return parse_yaml(value, f"--{key}")
+    except ConfigError as error:
+        raise UsageError(f"{error}; quote a text that looks like YAML, as --{key} '\"...\"'") from None
+
+
+def _without_nulls(values: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for key, value in values.items():
+        rule = schema[key]
+        if value is None:
+            continue
+        if isinstance(rule, list):
+            kept[key] = [_without_nulls(item, rule[0]) for item in value]
+        else:
+            kept[key] = value if isinstance(rule, Key) else _without_nulls(value, rule)
+    return kept
+
+
+def _override(values: dict[str, Any], dotted: str, new: Any) -> None:
+    parts = dotted.split(".")
+    place: Any = values
+    for index, part in enumerate(parts[:-1]):
+        if isinstance(place, list):
+            place = place[_list_index(place, part, dotted)]
+        else:
+            if place.get(part) is None:
+                place[part] = {}
+            place = place[part]
+        if not isinstance(place, dict | list):
+            raise UsageError(f"--{dotted}: {'.'.join(parts[: index + 1])} is {place!r}, not a section")
+    if isinstance(place, list):
+        place[_list_index(place, parts[-1], dotted)] = new
+    else:
+        place[parts[-1]] = new
+
+
+def _list_index(items: list[Any], part: str, dotted: str) -> int:
+    if not part.isdecimal() or not part.isascii() or int(part) >= len(items):
+        raise UsageError(f"--{dotted}: {part!r} is no place in a list of {len(items)}; count from 0")
+    return int(part)
+
+
+def _check_override(values: dict[str, Any], dotted: str, schema: Schema) -> None:
+    top = dotted.split(".")[0]
+    problems = list(_problems({top: values[top]}, schema, ""))
+    if problems:
+        raise UsageError(f"--{dotted}: {'; '.join(problems)}")
+
+
+def _problems(values: Mapping[str, Any], schema: Schema, prefix: str) -> Iterator[str]:
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if key not in schema:
+            yield f"unknown key {name}{_hint(str(key), schema)}"
+            continue
+        rule = schema[key]
+        if isinstance(rule, Key):
+            yield from _value_problems(name, value, rule)
+        elif isinstance(rule, list):
+            yield from _list_problems(name, value, rule[0])
+        elif value is not None:
+            if isinstance(value, dict):
+                yield from _problems(value, rule, f"{name}.")
+            else:
+                yield f"{name}={value!r} must be a section with keys"
+
+
+def _list_problems(name: str, value: Any, item_schema: Schema) -> Iterator[str]:
+    if value is None:
+        return
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        yield f"{name}={value!r} must be a list of sections"
+        return
+    for index, item in enumerate(value):
+        yield from _problems(item, item_schema, f"{name}.{index}.")
+
+
+def _value_problems(name: str, value: Any, rule: Key) -> Iterator[str]:
+    if value is None:
+        return
+    if rule.types and not _has_type(value, rule.types):
+        expected = " or ".join(TYPE_WORDS.get(kind, kind.__name__) for kind in rule.types)
+        yield f"{name}={value!r} must be {expected}"
+    elif isinstance(value, float) and rule.types and not math.isfinite(value):
+        yield f"{name}={value} must be a finite number"
+    elif isinstance(rule.choices, range) and value not in rule.choices:
+        yield f"{name}={value} must be from {rule.choices[0]} to {rule.choices[-1]}"
+    elif rule.choices and value not in rule.choices:
+        yield f"{name}={value!r} is none of {', '.join(map(str, rule.choices))}"
+
+
+def _has_type(value: Any, types: tuple[type, ...]) -> bool:
+    if isinstance(value, bool):
+        return bool in types
+    return isinstance(value, types) or (isinstance(value, int) and float in types)
+
+
+def _hint(key: str, schema: Schema) -> str:
+    close = difflib.get_close_matches(key, list(schema), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _notes(values: Mapping[str, Any], schema: Schema) -> Iterator[str]:
+    found: dict[str, list[str]] = {"none": [], "ascend": []}
+    _collect_effects(values, schema, "", found)
+    if found["none"]:
+        yield f"accepted without effect here: {', '.join(sorted(set(found['none'])))}"
+    if found["ascend"]:
+        yield f"with effect on Ascend only: {', '.join(sorted(set(found['ascend'])))}"
+
+
+def _collect_effects(
+    values: Mapping[str, Any], schema: Schema, prefix: str, found: dict[str, list[str]]
+) -> None:
+    for key, value in values.items():
+        rule = schema[key]
+        if isinstance(rule, Key):
+            if rule.effect in found:
+                found[rule.effect].append(f"{prefix}{key}")
+        elif isinstance(rule, list):
+            for item in value or ():
+                _collect_effects(item, rule[0], f"{prefix}{key}.", found)
+        elif value is not None:
+            _collect_effects(value, rule, f"{prefix}{key}.", found)

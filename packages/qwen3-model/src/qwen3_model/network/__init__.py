@@ -1,0 +1,1 @@
+"""The Qwen3 network as MindSpore cells, and its weights filled from disk."""

@@ -1,0 +1,1 @@
+"""Tokenizer, chat template, conversations, packing, and the readers of token files."""

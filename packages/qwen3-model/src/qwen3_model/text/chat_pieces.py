@@ -1,0 +1,181 @@
+"""A conversation through the chat template, cut where loss begins and ends."""
+
+import re
+from collections.abc import Iterator, Set
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from qwen3_model.errors import FormatError
+from qwen3_model.text.conversations import Conversation, ConversationError, Message, read_conversations
+from qwen3_model.text.tokenizer import Qwen3Tokenizer
+
+LossOn = Literal["all", "last"]
+EmptyThink = Literal["train", "mask"]
+Thoughts = Literal["keep", "split", "template"]
+"""What becomes of the thoughts of answers before the last, which Qwen3's template takes out."""
+
+START, END = "<|im_start|>", "<|im_end|>"
+HEADER = "assistant\n"
+NO_THOUGHT = re.compile(r"<think>\n\n</think>\n\n")
+SHIELD = "\U0010fffd"
+"""Put into special tokens that a message spells, so that they differ from the template's own."""
+QUESTION = {"role": "user", "content": "?"}
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A stretch of the rendered text: one special token, or text between them."""
+
+    text: str
+    is_special: bool
+    carries_loss: bool
+    unlearned_ids: tuple[int, ...] = ()
+    """Ids that carry no loss where the piece begins with them."""
+
+
+class ChatRenderer:
+    """Renders conversations and says which text the assistant wrote."""
+
+    def __init__(
+        self,
+        tokenizer: Qwen3Tokenizer,
+        *,
+        loss_on: LossOn,
+        empty_think: EmptyThink,
+        thoughts: Thoughts = "keep",
+    ) -> None:
+        self.tokenizer, self.loss_on, self.empty_think = tokenizer, loss_on, empty_think
+        self.thoughts = thoughts
+        self.num_without_thought = 0
+        """Answers that are learned without the thought of their record; only with "template"."""
+        names = map(re.escape, tokenizer.special_tokens)
+        self._special = re.compile(f"({'|'.join(names)})")
+
+    def samples_of(self, record: object) -> list[list[Piece]]:
+        """Return the pieces of the samples that a record makes.
+
+        Raises:
+            ConversationError: The record is none to learn from.
+        """
+        return [sample for one in read_conversations(record) for sample in self.samples(one)]
+
+    def samples(self, conversation: Conversation) -> list[list[Piece]]:
+        """Return the pieces of the samples of a conversation: one, or with "split" up to one an answer.
+
+        Special tokens that the messages spell stay text. The assistant's words and the `<|im_end|>`
+        after them carry loss, the header before them does not.
+
+        Raises:
+            ConversationError: The template refuses the messages.
+        """
+        shielded = replace(
+            conversation,
+            messages=self._shield(conversation.messages),
+            tools=self._shield(conversation.tools),
+        )
+        answers = [n for n, message in enumerate(shielded.messages) if message["role"] == "assistant"]
+        wanted = [
+            n for n in (answers if self.loss_on == "all" else answers[-1:]) if n not in shielded.unlearned
+        ]
+        if not wanted:
+            raise ConversationError(
+                "has no last answer that is to be learned: its weight, loss or train says so"
+            )
+        if self.thoughts == "split":
+            return self._split(shielded, answers, wanted)
+        turns = _Turns(self._parts(shielded, len(shielded.messages)), answers)
+        has_question = any(message["role"] == "user" for message in shielded.messages)
+        for number in wanted:
+            # After a question, the last answer stands there as it is given.
+            if not has_question or number != answers[-1]:
+                self._restore_thought(turns, shielded, number)
+        return [list(self._cut(turns.parts, turns.places(wanted)))]
+
+    def _restore_thought(self, turns: "_Turns", conversation: Conversation, number: int) -> None:
+        """Render an answer as it is given: with its thought, or an empty one."""
+        if self.thoughts == "template" and not _has_thought(conversation.messages[number]):
+            return
+        alone = Conversation([QUESTION, conversation.messages[number]])
+        given = _Turns(self._parts(alone, 2), [1])
+        text, place = given.parts[given.place_of[1]], turns.place_of[number]
+        if self.thoughts == "keep":
+            turns.parts[place] = text
+        else:
+            self.num_without_thought += turns.parts[place] != text
+
+    def _split(self, conversation: Conversation, answers: list[int], wanted: list[int]) -> list[list[Piece]]:
+        """Return samples in which every wanted answer follows what the model sees when it gives it.
+
+        A sample ends with an answer, and teaches the answers before it that stand there as they were given.
+        """
+        samples = []
+        left = list(wanted)
+        ends = {number: self._parts(conversation, number + 1) for number in wanted}
+        while left:
+            last = left[-1]
+            parts = ends[last]
+            turns = _Turns(parts, [number for number in answers if number <= last])
+            fits = [number for number in left if parts[: len(ends[number])] == ends[number]]
+            samples.append(list(self._cut(parts, turns.places(fits))))
+            left = [number for number in left if number not in fits]
+        return samples[::-1]
+
+    def _parts(self, conversation: Conversation, count: int) -> list[str]:
+        """Return the rendering of the first `count` messages, cut at special tokens."""
+        try:
+            text = self.tokenizer.apply_chat_template(
+                conversation.messages[:count], conversation.tools, add_generation_prompt=False
+            )
+        except FormatError as error:
+            raise ConversationError(f"does not fit the chat template: {error}") from error
+        return [part for part in self._special.split(text) if part]
+
+    def _cut(self, parts: list[str], with_loss: Set[int]) -> Iterator[Piece]:
+        for number, part in enumerate(parts):
+            if self._special.fullmatch(part):
+                yield Piece(part, True, part == END and number - 1 in with_loss)
+                continue
+            part = part.replace(SHIELD, "")
+            if number not in with_loss:
+                yield Piece(part, False, False)
+                continue
+            at = len(HEADER)
+            thought = NO_THOUGHT.match(part, at)
+            if thought is not None and self.empty_think == "mask":
+                at = thought.end()
+            yield Piece(part[:at], False, False)
+            if at < len(part):
+                yield Piece(part[at:], False, True)
+
+    def _shield(self, value: Any) -> Any:
+        if isinstance(value, str):
+            if SHIELD in value:
+                raise ConversationError("holds the character U+10FFFD, which marks special tokens here")
+            return self._special.sub(lambda found: found[0][0] + SHIELD + found[0][1:], value)
+        if isinstance(value, list):
+            return [self._shield(entry) for entry in value]
+        if isinstance(value, dict):
+            return {key: self._shield(entry) for key, entry in value.items()}
+        return value
+
+
+class _Turns:
+    """A rendering and the places of the assistant's turns in it."""
+
+    def __init__(self, parts: list[str], answers: list[int]) -> None:
+        self.parts = parts
+        places = [
+            n for n, part in enumerate(parts) if n and part.startswith(HEADER) and parts[n - 1] == START
+        ]
+        if len(places) != len(answers):
+            raise ConversationError(
+                f"has {len(answers)} answers of the assistant, {len(places)} after the chat template"
+            )
+        self.place_of = dict(zip(answers, places, strict=True))
+
+    def places(self, answers: list[int]) -> Set[int]:
+        return {self.place_of[number] for number in answers}
+
+
+def _has_thought(message: Message) -> bool:
+    return bool(message.get("reasoning_content")) or "</think>" in message["content"]
