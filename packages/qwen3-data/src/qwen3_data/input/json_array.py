@@ -1,4 +1,7 @@
-"""The elements of a JSON array as raw bytes, without holding the array."""
+"""The elements of a JSON array as raw bytes, without holding the array.
+
+Written here, since json and orjson parse an array as a whole; orjson parses each element.
+"""
 
 import re
 from collections.abc import Iterable, Iterator

@@ -1,6 +1,7 @@
 """A `.zst` file as a stream that knows when it was cut.
 
-The stream of the package zstandard ends quietly where a frame is cut, and what was behind it would be lost.
+Written here around the package zstandard, whose own stream ends quietly where a frame is cut, so that what
+was behind it would be lost.
 """
 
 import importlib

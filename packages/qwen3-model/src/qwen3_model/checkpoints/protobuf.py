@@ -1,4 +1,8 @@
-"""Protobuf's wire format, as much of it as strategy and event files need (source: its encoding guide)."""
+"""Protobuf's wire format, as much of it as strategy files need (source: its encoding guide).
+
+Written here, since MindSpore publishes no schema of these files that the package protobuf could load, and
+qwen3-data and qwen3-ckpt do without that package.
+"""
 
 from collections.abc import Iterator
 

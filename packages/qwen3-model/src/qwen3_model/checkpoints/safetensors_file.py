@@ -2,6 +2,9 @@
 
 Format: 8 bytes of little-endian header length, a JSON header, the data (README of safetensors).
 Nothing but the header is read until data are asked for.
+
+Written here, since the package safetensors reads no bfloat16 into numpy, and writes only what is in memory
+all at once.
 """
 
 import json

@@ -1,4 +1,7 @@
-"""One live line on stderr for long work; silent when stderr is not a terminal or with `--quiet`."""
+"""One live line on stderr for long work; silent when stderr is not a terminal or with `--quiet`.
+
+Written here, since click's progress bar shows no speed, and writes its label where there is no terminal.
+"""
 
 import math
 import sys
