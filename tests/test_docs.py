@@ -81,7 +81,7 @@ def _parse(words):
 
 def _check_keys(params):
     """Read the YAML that a command names with the keys that follow; MindSpore is not needed for that."""
-    from qwen3_train.run_arguments import read_config
+    from qwen3_train.launch.run_arguments import read_config
 
     config = params.get("config_path") or params["config"]
     path = ROOT / config

@@ -17,7 +17,7 @@ from qwen3_model.config import Qwen3Config
 from qwen3_model.ranks.layout import Layout, shard_slices
 from qwen3_train.checkpoints.checkpoint import FloatTensor, TrainState, save_checkpoint
 from qwen3_train.checkpoints.strategy_files import write_strategies
-from qwen3_train.parallel.stages import is_shared_out
+from qwen3_train.layout.stages import is_shared_out
 from qwen3_train.settings.lora import read_lora, stage_trained
 
 RAW = {

@@ -19,7 +19,7 @@ from qwen3_train.checkpoints.checkpoint import (
     save_checkpoint,
 )
 from qwen3_train.checkpoints.strategy_files import write_strategies
-from qwen3_train.parallel.stages import stage_names
+from qwen3_train.layout.stages import stage_names
 
 CONFIG = Qwen3Config.from_hf({
     "model_type": "qwen3", "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24,

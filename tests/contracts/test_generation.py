@@ -14,7 +14,7 @@ from qwen3_model.config import Qwen3Config
 from qwen3_model.ranks.layout import Layout, shard_slices
 from qwen3_train.checkpoints.checkpoint import FloatTensor, TrainState, save_checkpoint
 from qwen3_train.checkpoints.strategy_files import write_strategies
-from qwen3_train.parallel.stages import stage_names
+from qwen3_train.layout.stages import stage_names
 
 RAW = {
     "model_type": "qwen3", "vocab_size": 4096, "hidden_size": 16, "intermediate_size": 24,

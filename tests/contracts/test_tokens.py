@@ -8,8 +8,8 @@ from click.testing import CliRunner
 from qwen3_data.cli import main as data
 from qwen3_model.text.tokenizer import Qwen3Tokenizer
 from qwen3_model.text.tokens import open_tokens, read_manifest
-from qwen3_train.data.blend import Blend
 from qwen3_train.data.gpt_dataset import build_dataset
+from qwen3_train.settings.blend import Blend
 
 TEXTS = [
     "The lobster is blue.",

@@ -12,7 +12,7 @@ from qwen3_model.network.loading import fill_weights
 from qwen3_model.network.model import Qwen3ForCausalLM
 from qwen3_train.data.batches import Batch
 from qwen3_train.settings.adam import AdamSettings
-from qwen3_train.step import TrainStep
+from qwen3_train.step.step import TrainStep
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN_DIR = Path(os.environ.get("QWEN3_GOLDEN_DIR", ROOT / "packages/qwen3-model/tests/golden"))

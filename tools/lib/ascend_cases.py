@@ -125,7 +125,7 @@ FLOAT32 = {f"{MODEL}.fp32_residual_connection": True}
 DOCUMENTS = {f"{LOADER}.config.reset_position_ids": True, f"{LOADER}.config.reset_attention_mask": True}
 EVALUATES = {"do_eval": True}
 CHUNKED = {f"{MODEL}.vocab_size": 151936, "runner_config.batch_size": 16}
-"""More logits than the loss has at once (`qwen3_train.loss_chunks`): 1,024 tokens."""
+"""More logits than the loss has at once (`qwen3_train.loss.loss_chunks`): 1,024 tokens."""
 PRETRAIN, FINETUNE, LORA = (f"{kind}_qwen3_{{}}_4k" for kind in ("pretrain", "finetune", "lora"))
 SIZES = ("0.6b", "1.7b", "4b", "8b", "14b", "32b")
 

@@ -18,12 +18,12 @@ import numpy as np
 from qwen3_model.device.simulation import read_simulation
 from qwen3_train.data.batches import Batch
 from qwen3_train.data.context_part import ContextPart
-from qwen3_train.lora.run import add_adapters
-from qwen3_train.rank_step import make_model, make_step
-from qwen3_train.run_arguments import read_config
+from qwen3_train.launch.run_arguments import read_config
 from qwen3_train.settings.run import TrainSettings, read_settings
 from qwen3_train.settings.token_files import DataSettings
-from qwen3_train.trainer import set_up_device
+from qwen3_train.step.rank_step import make_model, make_step
+from qwen3_train.trainer.adapters import add_adapters
+from qwen3_train.trainer.trainer import set_up_device
 
 
 def main() -> None:

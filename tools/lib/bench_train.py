@@ -203,11 +203,11 @@ def make_step(case: dict, graph_folder: Path | None) -> "TrainStep":  # noqa: F8
     from qwen3_model.network.loading import init_model
     from qwen3_model.network.lora import add_lora, init_lora
     from qwen3_model.network.model import Qwen3ForCausalLM
-    from qwen3_train.graph_cache import GraphCache
     from qwen3_train.native.choice import training_kernels
     from qwen3_train.settings.adam import AdamSettings
-    from qwen3_train.step import TrainStep
-    from qwen3_train.trainer import set_up_device
+    from qwen3_train.step.graph_cache import GraphCache
+    from qwen3_train.step.step import TrainStep
+    from qwen3_train.trainer.trainer import set_up_device
 
     set_up_device("CPU", graph_mode=True)
     config = Qwen3Config.from_hf(case["model"] | {"model_type": "qwen3", "hidden_act": "silu"})

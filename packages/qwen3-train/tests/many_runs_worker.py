@@ -18,8 +18,8 @@ def main() -> None:
         mindspore.set_device("CPU")
         init()
         return
-    from qwen3_train import loss_chunks
-    from qwen3_train.launch import run_rank
+    from qwen3_train.launch.launch import run_rank
+    from qwen3_train.loss import loss_chunks
 
     usual = loss_chunks.MOST_LOGITS
     rank, worker_num = int(os.environ["RANK_ID"]), int(os.environ["MS_WORKER_NUM"])

@@ -11,10 +11,10 @@ from qwen3_model.config import SIZES
 from qwen3_model.network.loading import init_model
 from qwen3_model.network.model import Qwen3ForCausalLM
 from qwen3_train.data.batches import Batch
-from qwen3_train.recompute import apply_recompute
 from qwen3_train.settings.adam import AdamSettings
 from qwen3_train.settings.recompute import read_recompute
-from qwen3_train.step import TrainStep
+from qwen3_train.step.recompute import apply_recompute
+from qwen3_train.step.step import TrainStep
 
 SECTIONS = {"none": {}, "selective": {"select_recompute": True}, "full": {"recompute": True}}
 

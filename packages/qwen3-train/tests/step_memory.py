@@ -10,7 +10,7 @@ from qwen3_model.config import SIZES
 from qwen3_model.network.model import Qwen3ForCausalLM
 from qwen3_train.data.batches import Batch
 from qwen3_train.settings.adam import AdamSettings
-from qwen3_train.step import TrainStep
+from qwen3_train.step.step import TrainStep
 
 
 def peak_bytes():

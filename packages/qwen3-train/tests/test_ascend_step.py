@@ -21,7 +21,7 @@ from qwen3_model.ranks.layout import Layout
 from qwen3_train.data.batches import Batch
 from qwen3_train.parallel.grid import make_grid
 from qwen3_train.settings.adam import AdamSettings
-from qwen3_train.step import TrainStep
+from qwen3_train.step.step import TrainStep
 
 LENGTH = 64
 ADAM = AdamSettings(beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1)
@@ -43,9 +43,9 @@ def graphs(tmp_path, monkeypatch):
         return Parameter(initializer(Zero(), weight.shape, weight.dtype), name=name, requires_grad=False)
 
     # Otherwise 32B's moments would take 4 GB, of which nothing is used.
-    monkeypatch.setattr("qwen3_train.optimizer._moment", lazy, raising=False)
+    monkeypatch.setattr("qwen3_train.update.optimizer._moment", lazy, raising=False)
     monkeypatch.setattr(
-        "qwen3_train.step._sum_of_gradients",
+        "qwen3_train.step.step._sum_of_gradients",
         lambda name, weight: lazy(f"accu_grads.{name}", weight),
         raising=False,
     )

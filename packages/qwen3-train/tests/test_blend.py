@@ -5,9 +5,9 @@ import pytest
 
 from qwen3_model.errors import ConfigError
 from qwen3_train.data import blend_order
-from qwen3_train.data.blend import Blend, parse_blend, samples_per_file, split_bounds
 from qwen3_train.data.blend_order import exhaustive_order, weighted_order
 from qwen3_train.data.compiled_order import compiled_serve
+from qwen3_train.settings.blend import Blend, parse_blend, samples_per_file, split_bounds
 
 
 def test_weights_and_prefixes_alternate():

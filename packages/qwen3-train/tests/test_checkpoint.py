@@ -18,8 +18,8 @@ from qwen3_train.checkpoints.checkpoint import (
     remove_old,
     save_checkpoint,
 )
+from qwen3_train.checkpoints.run_folder import replaced_run, restore_replaced
 from qwen3_train.checkpoints.writer import CheckpointWriter
-from qwen3_train.run_folder import replaced_run, restore_replaced
 
 
 def save(folder, step, *, epoch=1, rank=0, keep_max=2, value=1.0, course=""):

@@ -10,8 +10,8 @@ from qwen3_model.checkpoints.fresh_weights import init_weights
 from qwen3_model.network.kernels.portable import make_kernels
 from qwen3_model.network.lora import add_lora, init_lora
 from qwen3_model.network.model import Qwen3ForCausalLM
-from qwen3_train.loss import TokenLoss
-from qwen3_train.loss_chunks import MOST_LOGITS, rows_of_chunk
+from qwen3_train.loss.loss import TokenLoss
+from qwen3_train.loss.loss_chunks import MOST_LOGITS, rows_of_chunk
 from qwen3_train.settings.model import read_model
 
 RTOL, ATOL = 1e-5, 1e-7  # sums in another order; 2e-6 was seen

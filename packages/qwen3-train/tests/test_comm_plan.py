@@ -3,7 +3,7 @@ import math
 from plan_inputs import SIZES, make_settings
 
 from qwen3_model.ranks.layout import Layout
-from qwen3_train.lora.shapes import Adapters
+from qwen3_train.layout.lora_shapes import Adapters
 from qwen3_train.plan.communication import plan_traffic
 
 

@@ -13,7 +13,7 @@ from train_inputs import TINY_MODEL, tiny_run, write_yaml
 from qwen3_model.command.run_config import Key, parse_run_config
 from qwen3_model.errors import Qwen3Error
 from qwen3_train.cli import main
-from qwen3_train.lr_schedule import ALIASES, SCHEDULES, make_schedule
+from qwen3_train.settings.lr_schedule import ALIASES, SCHEDULES, make_schedule
 from qwen3_train.settings.run import read_settings
 from qwen3_train.settings.schema import TRAIN
 from qwen3_train.settings.unused import unused_keys, with_winning_overrides

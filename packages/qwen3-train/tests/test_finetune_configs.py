@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from qwen3_model.command.run_config import load_run_config
 from qwen3_model.errors import ConfigError
 from qwen3_train.cli import main
-from qwen3_train.run_arguments import read_config
+from qwen3_train.launch.run_arguments import read_config
 from qwen3_train.settings.run import read_settings
 from qwen3_train.settings.schema import TRAIN
 

@@ -7,7 +7,7 @@ from train_inputs import TINY_MODEL, counting_documents, tiny_run, write_tokens,
 
 from qwen3_model.checkpoints.checkpoint_files import choose_checkpoint
 from qwen3_model.checkpoints.rank_tensors import open_rank_tensors
-from qwen3_train.parallel.stages import piece_shape
+from qwen3_train.layout.stages import piece_shape
 from qwen3_train.reports.run_log import read_metrics
 
 STEPS, HALF, LONGEST_S = 8, 4, 600

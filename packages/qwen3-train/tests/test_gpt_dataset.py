@@ -3,8 +3,8 @@ import pytest
 from train_inputs import counting_documents, write_tokens
 
 from qwen3_model.errors import ConfigError, FormatError
-from qwen3_train.data.blend import Blend
 from qwen3_train.data.gpt_dataset import DocumentOptions, build_dataset, make_sample
+from qwen3_train.settings.blend import Blend
 
 PLAIN = {
     "eod": 1,

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from train_inputs import counting_documents, tiny_run, write_tokens, write_yaml
 
-from qwen3_train.graph_cache import GraphCache, is_whole
 from qwen3_train.reports.run_log import read_metrics
+from qwen3_train.step.graph_cache import GraphCache, is_whole
 
 TAKEN = "Use the compilation cache"
 LONGEST_S = 300

@@ -11,11 +11,11 @@ from train_inputs import counting_documents, tiny_run, write_tokens, write_yaml
 
 from qwen3_model.command.run_config import load_run_config
 from qwen3_train.data import gpt_dataset, gpt_index, token_data
-from qwen3_train.data.blend import Blend
 from qwen3_train.data.gpt_dataset import Wanted, build_dataset, index_share
 from qwen3_train.data.gpt_index import fill_sample_index
 from qwen3_train.data.index_cache import cached
 from qwen3_train.data.token_data import prepare_tokens
+from qwen3_train.settings.blend import Blend
 from qwen3_train.settings.run import read_settings
 from qwen3_train.settings.schema import TRAIN
 

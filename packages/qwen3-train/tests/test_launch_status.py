@@ -1,6 +1,6 @@
 import json
 
-from qwen3_train.launch_status import MetricsTail, progress_line, status_of
+from qwen3_train.launch.status import MetricsTail, progress_line, status_of
 
 
 def step(number, **more):

@@ -7,8 +7,8 @@ from qwen3_model.command.run_config import RunConfig
 from qwen3_model.config import SIZES
 from qwen3_model.errors import ConfigError
 from qwen3_model.ranks.layout import Layout
-from qwen3_train.parallel.layout_checks import batch_problems, layout_problems, process_problems
-from qwen3_train.parallel.stages import balanced_offset, stage_layers, stage_names, stage_weights
+from qwen3_train.layout.checks import batch_problems, layout_problems, process_problems
+from qwen3_train.layout.stages import balanced_offset, stage_layers, stage_names, stage_weights
 from qwen3_train.settings.layout import read_layout
 
 BIG = SIZES["32B"]

@@ -10,13 +10,13 @@ from click.testing import CliRunner
 from train_inputs import counting_documents, tiny_run, write_tokens, write_yaml
 
 from qwen3_model.errors import OutputExistsError
+from qwen3_train.checkpoints.run_folder import only_run, refuse_live_run
 from qwen3_train.cli import main
-from qwen3_train.run_folder import only_run, refuse_live_run
 
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from qwen3_train.run_folder import only_run
+from qwen3_train.checkpoints.run_folder import only_run
 with only_run(Path(sys.argv[1])):
     if os.fork():
         os._exit(0)  # as `--join False` does

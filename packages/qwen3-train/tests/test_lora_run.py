@@ -14,13 +14,13 @@ from qwen3_model.checkpoints.safetensors_file import TensorPlan, open_safetensor
 from qwen3_model.checkpoints.strategy import read_strategy
 from qwen3_model.errors import ConfigError
 from qwen3_train.cli import main
-from qwen3_train.graph_cache import graph_cache
-from qwen3_train.prepare import prepare_run
+from qwen3_train.launch.run_arguments import read_config
+from qwen3_train.prepare.prepare import prepare_run
 from qwen3_train.reports.run_log import read_metrics
-from qwen3_train.run_arguments import read_config
 from qwen3_train.settings.lora import peft_targets, read_lora
 from qwen3_train.settings.model import read_model
 from qwen3_train.settings.run import read_settings
+from qwen3_train.step.graph_cache import graph_cache
 
 CONFIG = read_model(TINY_MODEL, None)
 PET = {"pet_type": "lora", "lora_rank": 2, "lora_alpha": 4, "lora_dropout": 0.1, "target_modules": ".*"}

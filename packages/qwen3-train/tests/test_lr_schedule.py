@@ -1,7 +1,7 @@
 import pytest
 
 from qwen3_model.errors import ConfigError
-from qwen3_train.lr_schedule import SCHEDULES, make_schedule
+from qwen3_train.settings.lr_schedule import SCHEDULES, make_schedule
 
 
 def rates(steps, **section):

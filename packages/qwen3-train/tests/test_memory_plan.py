@@ -6,8 +6,8 @@ from plan_inputs import make_settings
 
 from qwen3_model.config import SIZES
 from qwen3_model.ranks.layout import Layout, shard_slices
-from qwen3_train.lora.shapes import Adapters
-from qwen3_train.parallel.stages import stage_names
+from qwen3_train.layout.lora_shapes import Adapters
+from qwen3_train.layout.stages import stage_names
 from qwen3_train.plan.communication import plan_traffic
 from qwen3_train.plan.memory import PARTS, micro_batches_in_flight, optimizer_elements, plan_memory
 from qwen3_train.plan.saved_tensors import layer_tensors, shared_tensors

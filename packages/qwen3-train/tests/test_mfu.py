@@ -3,8 +3,8 @@
 import pytest
 
 from qwen3_model.config import SIZES
-from qwen3_train.device_peak import Utilisation, ascend_peak, measured_peak
-from qwen3_train.flops import training_flops
+from qwen3_train.layout.flops import training_flops
+from qwen3_train.trainer.device_peak import Utilisation, ascend_peak, measured_peak
 
 PLATFORM = """[version]
 SoC_version=Ascend910X

@@ -14,12 +14,12 @@ from qwen3_model.network.kernels.portable import PortableKernels
 from qwen3_model.network.loading import init_model
 from qwen3_model.network.model import Qwen3ForCausalLM
 from qwen3_train.data.batches import Batch
-from qwen3_train.loss import TokenLoss
+from qwen3_train.loss.loss import TokenLoss
 from qwen3_train.native.choice import SOURCE, library_of, training_kernels
 from qwen3_train.native.kernels import NativeTrainingKernels
 from qwen3_train.settings.adam import AdamSettings
 from qwen3_train.settings.skip import SkipSettings
-from qwen3_train.step import TrainStep
+from qwen3_train.step.step import TrainStep
 
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")
 BETAS = (0.9, 0.95)
@@ -123,7 +123,7 @@ def train(kernels, *, passes=1):
 def test_steps_are_those_of_the_portable_kernels_and_of_two_gradients(library, passes, monkeypatch):
     told, held = train(NativeTrainingKernels(library), passes=passes)
     with monkeypatch.context() as patch:
-        patch.setattr("qwen3_train.loss._trains_table", lambda model: False)
+        patch.setattr("qwen3_train.loss.loss._trains_table", lambda model: False)
         wanted, wanted_held = train(PortableKernels(), passes=passes)
     np.testing.assert_allclose(told, wanted, rtol=1e-5)
     for name, value in wanted_held.items():

@@ -14,12 +14,12 @@ from qwen3_train.checkpoints.checkpoint import FloatTensor, TrainState, save_che
 from qwen3_train.checkpoints.other_layout import forget_earlier
 from qwen3_train.checkpoints.resume import run_facts
 from qwen3_train.checkpoints.strategy_files import MOMENTS, write_strategies
-from qwen3_train.parallel.stages import stage_weights
-from qwen3_train.prepare import prepare_run
-from qwen3_train.run_arguments import pinned
+from qwen3_train.launch.run_arguments import pinned
+from qwen3_train.launch.smaller_layout import smaller_layout
+from qwen3_train.layout.stages import stage_weights
+from qwen3_train.prepare.prepare import prepare_run
 from qwen3_train.settings.run import read_settings
 from qwen3_train.settings.schema import TRAIN
-from qwen3_train.smaller_layout import smaller_layout
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qwen3_train.parallel.pipeline_schedule import Action, Do, schedule
+from qwen3_train.step.pipeline_schedule import Action, Do, schedule
 
 PARTNER = {Do.GIVE_OUTPUT: (1, Do.TAKE_INPUT), Do.TAKE_GRADIENT: (1, Do.GIVE_GRADIENT)}
 PARTNER |= {Do.TAKE_INPUT: (-1, Do.GIVE_OUTPUT), Do.GIVE_GRADIENT: (-1, Do.TAKE_GRADIENT)}

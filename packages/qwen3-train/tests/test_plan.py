@@ -9,7 +9,7 @@ from qwen3_model.config import SIZES
 from qwen3_model.device.memory import parse_memory
 from qwen3_model.errors import UsageError
 from qwen3_model.ranks.layout import Layout
-from qwen3_train.lora.shapes import Adapters
+from qwen3_train.layout.lora_shapes import Adapters
 from qwen3_train.plan.layout_search import Machine, search_layouts, step_time
 from qwen3_train.plan.plan import make_plan, plan_values
 from qwen3_train.plan.text import plan_text

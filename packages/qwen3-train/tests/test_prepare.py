@@ -8,7 +8,7 @@ from train_inputs import TINY_MODEL, counting_documents, tiny_run, write_tokens,
 
 from qwen3_model.command.run_config import load_run_config
 from qwen3_model.errors import ConfigError
-from qwen3_train.prepare import prepare_run
+from qwen3_train.prepare.prepare import prepare_run
 from qwen3_train.settings.model import read_model
 from qwen3_train.settings.run import read_settings
 from qwen3_train.settings.schema import TRAIN

@@ -8,8 +8,8 @@ import pytest
 from mindspore import Parameter, ParameterTuple, Tensor, nn
 
 from qwen3_model.network.kernels.portable import PortableKernels
-from qwen3_train.parallel import gradients as module
-from qwen3_train.parallel.gradients import BucketSum, SumReplicas
+from qwen3_train.update import gradients as module
+from qwen3_train.update.gradients import BucketSum, SumReplicas
 
 SHAPES = {"a": (4, 3), "norm": (3,), "b": (6, 5), "c": (2, 2), "d": (5, 2)}
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from qwen3_model.errors import Qwen3Error, UsageError
-from qwen3_train.restarts import require_restartable, run_with_restarts
+from qwen3_train.launch.restarts import require_restartable, run_with_restarts
 
 
 def job(*outcomes):

@@ -15,7 +15,7 @@ from qwen3_model.errors import ConfigError, OutputExistsError
 from qwen3_train.checkpoints.checkpoint import FloatTensor, TrainState, save_checkpoint
 from qwen3_train.checkpoints.resume import changed_settings, run_facts
 from qwen3_train.cli import main
-from qwen3_train.prepare import prepare_run
+from qwen3_train.prepare.prepare import prepare_run
 from qwen3_train.reports.run_log import read_metrics
 from qwen3_train.settings.run import read_settings
 from qwen3_train.settings.schema import TRAIN

@@ -18,11 +18,11 @@ from qwen3_model.network.kernels.portable import PortableKernels
 from qwen3_model.network.model import Qwen3ForCausalLM
 from qwen3_model.ranks.layout import Layout
 from qwen3_train.parallel.grid import make_grid
-from qwen3_train.parallel.shared_adam import SharedAdamW
 from qwen3_train.plan.memory import plan_memory
 from qwen3_train.plan.saved_tensors import head_tensors, layer_tensors, shared_tensors
 from qwen3_train.settings.adam import AdamSettings
-from qwen3_train.step import TrainStep
+from qwen3_train.step.step import TrainStep
+from qwen3_train.update.shared_adam import SharedAdamW
 
 CONFIG = replace(
     SIZES["8B"],

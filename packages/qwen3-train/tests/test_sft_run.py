@@ -22,7 +22,7 @@ from qwen3_train.data.sft_samples import make_samples
 from qwen3_train.reports.run_log import read_metrics
 from qwen3_train.settings.hf_loader import read_hf_data
 from qwen3_train.settings.model import read_model
-from qwen3_train.step import Evaluation
+from qwen3_train.step.step import Evaluation
 
 ATOL_LOSS = 1e-5  # reduction order
 ATOL_PACKED = 1e-6  # the same sums in another order

@@ -8,12 +8,12 @@ from train_inputs import TINY_MODEL
 from qwen3_model.network.loading import init_model
 from qwen3_model.network.lora import add_lora, init_lora
 from qwen3_model.network.model import Qwen3ForCausalLM
-from qwen3_train import step as step_module
 from qwen3_train.data.batches import Batch
 from qwen3_train.settings.adam import AdamSettings
 from qwen3_train.settings.model import read_model
-from qwen3_train.shared_graphs import share_layer_graphs
-from qwen3_train.step import TrainStep
+from qwen3_train.step import step as step_module
+from qwen3_train.step.shared_graphs import share_layer_graphs
+from qwen3_train.step.step import TrainStep
 
 CONFIG = read_model(TINY_MODEL | {"num_hidden_layers": 3}, None)
 

@@ -16,8 +16,8 @@ from qwen3_train.data.batches import Batch
 from qwen3_train.settings.adam import AdamSettings
 from qwen3_train.settings.model import read_model
 from qwen3_train.settings.skip import SkipSettings
-from qwen3_train.skipped_steps import SkippedSteps
-from qwen3_train.step import StepResult, TrainStep
+from qwen3_train.step.step import StepResult, TrainStep
+from qwen3_train.trainer.skipped_steps import SkippedSteps
 
 GOLDEN = open_safetensors(Path(__file__).parent / "golden" / "train.safetensors")
 ADAM = AdamSettings(beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1)

@@ -10,7 +10,7 @@ from mindspore import Parameter, ParameterTuple, Tensor
 from qwen3_model.config import SIZES
 from qwen3_model.network.model import Qwen3ForCausalLM
 from qwen3_model.ranks.layout import Part
-from qwen3_train.parallel.stage_graphs import Backward, Forward
+from qwen3_train.step.stage_graphs import Backward, Forward
 
 CONFIG = dataclasses.replace(
     SIZES["0.6B"],

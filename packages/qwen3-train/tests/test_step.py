@@ -16,12 +16,12 @@ from qwen3_model.network.kernels.portable import AscendKernels, PortableKernels,
 from qwen3_model.network.kernels.portable_ops import num_rows
 from qwen3_model.network.model import Qwen3ForCausalLM
 from qwen3_train.data.batches import Batch
-from qwen3_train.lr_schedule import make_schedule
-from qwen3_train.optimizer import AdamW, SumOfSquares, adam_scalars
-from qwen3_train.parallel.gradients import OwnGradients
 from qwen3_train.settings.adam import AdamSettings
+from qwen3_train.settings.lr_schedule import make_schedule
 from qwen3_train.settings.model import read_model
-from qwen3_train.step import Evaluation, TrainStep
+from qwen3_train.step.step import Evaluation, TrainStep
+from qwen3_train.update.gradients import OwnGradients
+from qwen3_train.update.optimizer import AdamW, SumOfSquares, adam_scalars
 
 ATOL_ADAM = 1e-7  # per step and element; torch rounds in another order
 ATOL_CURVE = 1e-4  # twenty steps let rounding differences grow; 1.4e-6 was seen

@@ -10,10 +10,10 @@ from train_inputs import counting_documents, write_tokens
 from qwen3_model.errors import FormatError
 from qwen3_train.data.batch_plan import BatchPlan
 from qwen3_train.data.batches import evaluation_batches, step_batches
-from qwen3_train.data.blend import Blend
 from qwen3_train.data.context_part import ContextPart
 from qwen3_train.data.gpt_dataset import DocumentOptions, build_dataset
 from qwen3_train.data.step_reader import StepReader
+from qwen3_train.settings.blend import Blend
 
 PLAIN = DocumentOptions(
     eod=1, pad=-1, eod_mask_loss=False, reset_position_ids=False, separate_documents=False

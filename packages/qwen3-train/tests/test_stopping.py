@@ -14,7 +14,7 @@ from qwen3_model.errors import UsageError
 from qwen3_model.ranks.msrun.stop_signals import StopRequest
 from qwen3_train.reports.event_file import EventFile
 from qwen3_train.reports.run_log import read_metrics
-from qwen3_train.stopping import CHECK_S, StopAgreement, parse_duration
+from qwen3_train.trainer.stopping import CHECK_S, StopAgreement, parse_duration
 
 LONGEST_S = 300
 

@@ -8,8 +8,8 @@ from qwen3_model.errors import FormatError
 from qwen3_train.cli import main
 from qwen3_train.data.batch_plan import BatchPlan
 from qwen3_train.data.batches import step_batches
-from qwen3_train.data.blend import Blend
 from qwen3_train.data.gpt_dataset import DocumentOptions, build_dataset
+from qwen3_train.settings.blend import Blend
 
 OPTIONS = DocumentOptions(
     eod=None, pad=-1, eod_mask_loss=False, reset_position_ids=False, separate_documents=False

@@ -94,8 +94,8 @@ def launch(  # noqa: PLR0913
     import time
 
     from qwen3_model.ranks.msrun.stop_signals import EXIT_STOPPED
-    from qwen3_train.launch import launch_run
-    from qwen3_train.stopping import parse_duration
+    from qwen3_train.launch.launch import launch_run
+    from qwen3_train.trainer.stopping import parse_duration
 
     end = os.environ.get("SLURM_JOB_END_TIME")
     stop_at_s = float(end) if end else None

@@ -51,11 +51,11 @@ def plan(
       qwen3-train plan --config my.yaml --dry-run
     """
     from qwen3_model.device.memory import parse_memory
+    from qwen3_train.launch.run_arguments import read_config, read_overrides
     from qwen3_train.plan.dry_run import dry_run, dry_run_text, find_tool
     from qwen3_train.plan.plan import make_plan, plan_values
     from qwen3_train.plan.settings import PLAN_SCHEMA, read_plan_settings
     from qwen3_train.plan.text import plan_text
-    from qwen3_train.run_arguments import read_config, read_overrides
     from qwen3_train.settings.unused import unused_keys
 
     if runs_dry:

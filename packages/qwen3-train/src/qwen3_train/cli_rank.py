@@ -6,8 +6,8 @@ from pathlib import Path
 
 from qwen3_model.device.cann import cann_dir
 from qwen3_model.ranks.msrun.stop_signals import StoppedExit, StopRequest, watch_stop_signals
-from qwen3_train.launch import run_rank
-from qwen3_train.stopping import STOP_AT_VARIABLE
+from qwen3_train.launch.launch import run_rank
+from qwen3_train.trainer.stopping import STOP_AT_VARIABLE
 
 
 def main() -> None:

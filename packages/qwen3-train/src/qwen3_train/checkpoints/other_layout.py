@@ -10,9 +10,9 @@ import shutil
 from pathlib import Path
 
 from qwen3_model.errors import ConfigError
+from qwen3_train.checkpoints.run_folder import BEST
 from qwen3_train.checkpoints.source import EARLIER, newest_checkpoint
 from qwen3_train.checkpoints.strategy_files import refuse_other_layout
-from qwen3_train.run_folder import BEST
 from qwen3_train.settings.run import TrainSettings
 
 PARTS = ("checkpoint", "strategy")

@@ -9,7 +9,7 @@ from qwen3_model.checkpoints.strategy import TensorLayout, read_strategy, write_
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError
 from qwen3_model.ranks.layout import Layout, placement
-from qwen3_train.parallel.stages import is_cut_by_rows, stage_weights
+from qwen3_train.layout.stages import is_cut_by_rows, stage_weights
 from qwen3_train.settings.lora import LoraSettings, stage_trained
 from qwen3_train.settings.run import TrainSettings
 

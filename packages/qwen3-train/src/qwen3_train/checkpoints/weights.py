@@ -18,7 +18,7 @@ from qwen3_train.checkpoints.checkpoint import read_state
 from qwen3_train.checkpoints.own_slices import open_own_slices
 from qwen3_train.checkpoints.source import ResumeSource
 from qwen3_train.settings.run import TrainSettings
-from qwen3_train.step import TrainStep
+from qwen3_train.step.step import TrainStep
 
 SHOWN_PROBLEMS = 5
 

@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 from qwen3_model.errors import ConfigError
 from qwen3_model.text.tokens import TokenFile, check_index, open_tokens
-from qwen3_train.data.blend import Blend, has_weights, samples_per_file, split_bounds
 from qwen3_train.data.blend_order import exhaustive_pieces, weighted_pieces
 from qwen3_train.data.gpt_index import SampleIndex, count_tokens, fill_sample_index, sample_index_of
 from qwen3_train.data.index_cache import Room, cached, identity
+from qwen3_train.settings.blend import Blend, has_weights, samples_per_file, split_bounds
 
 SPLITS = ("train", "valid", "test")
 MOST_SEQUENCES = 2**31 - 1

@@ -10,10 +10,10 @@ from qwen3_model.command.small_files import INDEX_BYTES, read_small
 from qwen3_model.errors import ConfigError, FormatError
 from qwen3_model.text.tokens import Manifest, TokenFile, open_tokens, read_manifest
 from qwen3_train.data.batches import Dataset, foreign_id
-from qwen3_train.data.blend import Blend
 from qwen3_train.data.gpt_dataset import DocumentOptions, Wanted, build_dataset, index_share
 from qwen3_train.data.index_cache import Room, cached, identity
 from qwen3_train.data.run_data import RunData
+from qwen3_train.settings.blend import Blend
 from qwen3_train.settings.run import TrainSettings
 from qwen3_train.settings.token_files import DataSettings
 

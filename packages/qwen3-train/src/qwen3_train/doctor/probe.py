@@ -19,10 +19,10 @@ from qwen3_model.network.model import Qwen3ForCausalLM
 from qwen3_model.ranks.layout import Layout
 from qwen3_train.data.batches import Batch
 from qwen3_train.parallel.grid import Grid, WorldSum, make_grid
-from qwen3_train.peak_memory import peak_memory_gb
 from qwen3_train.settings.adam import AdamSettings
-from qwen3_train.step import TrainStep
-from qwen3_train.trainer import set_up_device
+from qwen3_train.step.step import TrainStep
+from qwen3_train.trainer.peak_memory import peak_memory_gb
+from qwen3_train.trainer.trainer import set_up_device
 
 SUM_BYTES = 16 << 20
 SUM_TRIES = 3

@@ -10,7 +10,7 @@ from qwen3_model.config import Qwen3Config
 from qwen3_model.ranks.collectives import Alone, Group, Link, make_group, make_link
 from qwen3_model.ranks.layout import Layout, Part, placement
 from qwen3_model.ranks.shards import Shards, Tp, Whole
-from qwen3_train.parallel.stages import PAIR_BUFFER_MIB, stage_layers
+from qwen3_train.layout.stages import PAIR_BUFFER_MIB, stage_layers
 
 
 @dataclass(frozen=True, kw_only=True)

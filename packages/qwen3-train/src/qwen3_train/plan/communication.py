@@ -8,8 +8,8 @@ import math
 from dataclasses import dataclass
 
 from qwen3_model.ranks.layout import placement
-from qwen3_train.lora.shapes import adapter_shapes
-from qwen3_train.parallel.stages import EMBEDDING, is_shared_out, stage_layers, stage_weights
+from qwen3_train.layout.lora_shapes import adapter_shapes
+from qwen3_train.layout.stages import EMBEDDING, is_shared_out, stage_layers, stage_weights
 from qwen3_train.plan.memory import WEIGHT_BYTES
 from qwen3_train.plan.settings import PlanSettings
 

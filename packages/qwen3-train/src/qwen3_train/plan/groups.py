@@ -1,7 +1,7 @@
 """The communication groups of a rank, each of which takes buffers of the device beside MindSpore's memory."""
 
 from qwen3_model.device.memory import GROUP_BYTES
-from qwen3_train.parallel.stages import PAIR_BUFFER_MIB
+from qwen3_train.layout.stages import PAIR_BUFFER_MIB
 from qwen3_train.plan.settings import PlanSettings
 
 ALL, BEFORE, AFTER, ENDS = "all", "stage before", "stage after", "tied embedding"

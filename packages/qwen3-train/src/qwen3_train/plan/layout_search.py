@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from qwen3_model.ranks.layout import Layout
-from qwen3_train.flops import head_flops, layer_flops
-from qwen3_train.parallel.layout_checks import pipeline_problems, tensor_problems
-from qwen3_train.parallel.stages import balanced_offset, stage_layers
+from qwen3_train.layout.checks import pipeline_problems, tensor_problems
+from qwen3_train.layout.flops import head_flops, layer_flops
+from qwen3_train.layout.stages import balanced_offset, stage_layers
 from qwen3_train.plan.communication import plan_traffic
 from qwen3_train.plan.memory import plan_memory
 from qwen3_train.plan.settings import PlanSettings

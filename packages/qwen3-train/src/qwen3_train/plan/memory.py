@@ -13,8 +13,8 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from qwen3_train.lora.shapes import adapter_shapes
-from qwen3_train.parallel.stages import EMBEDDING, HEAD, is_shared_out, stage_layers, stage_weights
+from qwen3_train.layout.lora_shapes import adapter_shapes
+from qwen3_train.layout.stages import EMBEDDING, HEAD, is_shared_out, stage_layers, stage_weights
 from qwen3_train.plan.groups import buffer_bytes, groups_of_stage
 from qwen3_train.plan.saved_tensors import (
     SavedTensor,
@@ -94,7 +94,7 @@ def plan_memory(settings: PlanSettings) -> list[StageMemory]:
     """Return the memory of a device of each stage.
 
     Raises:
-        ConfigError: A weight does not divide; `layout_checks` names everything that does not.
+        ConfigError: A weight does not divide; `qwen3_train.layout.checks` names everything that does not.
     """
     return [_stage_memory(settings, stage) for stage in range(settings.layout.pp)]
 

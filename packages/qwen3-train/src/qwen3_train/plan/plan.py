@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from qwen3_model.device.memory import gib
-from qwen3_train.parallel.layout_checks import batch_problems, layout_problems, process_problems
+from qwen3_train.layout.checks import batch_problems, layout_problems, process_problems
 from qwen3_train.plan.communication import Traffic, plan_traffic
 from qwen3_train.plan.layout_search import Candidate, Search, search_layouts
 from qwen3_train.plan.memory import StageMemory, plan_memory

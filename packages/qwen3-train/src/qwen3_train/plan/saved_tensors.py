@@ -26,7 +26,7 @@ V vocabulary.
 import math
 from dataclasses import dataclass, replace
 
-from qwen3_train.loss_chunks import rows_of_chunk
+from qwen3_train.loss.loss_chunks import rows_of_chunk
 from qwen3_train.plan.settings import PlanSettings
 
 FLASH_STATISTIC = 8

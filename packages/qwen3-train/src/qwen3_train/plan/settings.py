@@ -9,8 +9,8 @@ from qwen3_model.config import Qwen3Config
 from qwen3_model.device.ascend import has_float32_residual
 from qwen3_model.errors import ConfigError
 from qwen3_model.ranks.layout import Layout
-from qwen3_train.lora.shapes import Adapters
-from qwen3_train.parallel.offset import read_offset
+from qwen3_train.layout.lora_shapes import Adapters
+from qwen3_train.layout.offset import read_offset
 from qwen3_train.settings.datasets import TOKENS
 from qwen3_train.settings.layout import read_layout
 from qwen3_train.settings.model import read_model

@@ -1,7 +1,7 @@
 """A plan as text for a terminal."""
 
 from qwen3_model.device.memory import gib
-from qwen3_train.parallel.stages import stage_layers
+from qwen3_train.layout.stages import stage_layers
 from qwen3_train.plan.layout_search import Candidate, grid_words
 from qwen3_train.plan.memory import PARTS
 from qwen3_train.plan.plan import Plan

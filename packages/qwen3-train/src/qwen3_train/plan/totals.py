@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from qwen3_train.parallel.stages import is_cut_by_rows
+from qwen3_train.layout.stages import is_cut_by_rows
 from qwen3_train.plan.communication import Traffic, trained_shapes
 from qwen3_train.plan.groups import is_own
 from qwen3_train.plan.memory import WEIGHT_BYTES, StageMemory

@@ -9,8 +9,8 @@ from typing import Any
 
 from qwen3_model.command.progress import clock
 from qwen3_model.errors import FormatError
+from qwen3_train.checkpoints.run_folder import METRICS, RESOLVED_CONFIG, STARTS
 from qwen3_train.reports.run_log import read_metrics
-from qwen3_train.run_folder import METRICS, RESOLVED_CONFIG, STARTS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

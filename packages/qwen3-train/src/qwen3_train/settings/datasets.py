@@ -5,7 +5,7 @@ from typing import Any
 
 from qwen3_model.command.run_config import RunConfig, section_problems
 from qwen3_model.errors import ConfigError
-from qwen3_train.data.blend import has_weights
+from qwen3_train.settings.blend import has_weights
 from qwen3_train.settings.conversation_blend import BlendSettings, read_blend, token_section
 from qwen3_train.settings.hf_loader import HfDataSettings, SftFileSettings, read_hf_data, read_sft_file
 from qwen3_train.settings.schema import DATASET

@@ -9,8 +9,8 @@ from typing import Any
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError
 from qwen3_model.ranks.layout import Layout, shard_slices
-from qwen3_train.lora.shapes import Adapters, adapter_shapes
-from qwen3_train.parallel.stages import stage_names
+from qwen3_train.layout.lora_shapes import Adapters, adapter_shapes
+from qwen3_train.layout.stages import stage_names
 
 SECTION = "model.model_config.pet_config"
 INITS = ("normal", "zeros", "ones", "he_uniform", "xavier_uniform", "xavier_normal")

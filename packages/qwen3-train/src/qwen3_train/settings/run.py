@@ -12,8 +12,8 @@ from qwen3_model.device.ascend import AscendSettings, read_ascend_settings
 from qwen3_model.device.simulation import Simulation, default_device
 from qwen3_model.errors import ConfigError
 from qwen3_model.ranks.layout import Layout
-from qwen3_train.parallel.layout_checks import layout_problems, process_problems
-from qwen3_train.parallel.offset import read_offset
+from qwen3_train.layout.checks import layout_problems, process_problems
+from qwen3_train.layout.offset import read_offset
 from qwen3_train.settings.adam import AdamSettings
 from qwen3_train.settings.conversation_blend import BlendSettings
 from qwen3_train.settings.datasets import Conversations, read_dataset, read_eval_dataset

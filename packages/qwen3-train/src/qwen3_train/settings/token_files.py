@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3_model.errors import ConfigError
-from qwen3_train.data.blend import Blend, has_weights, parse_blend, split_bounds
+from qwen3_train.settings.blend import Blend, has_weights, parse_blend, split_bounds
 
 LOADER = "train_dataset.data_loader"
 

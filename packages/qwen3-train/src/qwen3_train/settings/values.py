@@ -5,7 +5,7 @@ from typing import Any
 
 from qwen3_model.command.run_config import RunConfig
 from qwen3_model.errors import ConfigError
-from qwen3_train.lr_schedule import make_schedule
+from qwen3_train.settings.lr_schedule import make_schedule
 from qwen3_train.settings.profiling import read_profile
 from qwen3_train.settings.resume import read_resume
 from qwen3_train.settings.skip import read_skip

@@ -18,7 +18,7 @@ def stage_layers(num_layers: int, pp: int, offset: Sequence[int]) -> list[range]
     Args:
         num_layers: Layers of the model.
         pp: Number of stages.
-        offset: One shift per stage, or nothing for no shift. `layout_checks` says what must hold.
+        offset: One shift per stage, or nothing for no shift. `checks` says what must hold.
     """
     layers, first = [], 0
     for shift in offset or (0,) * pp:

@@ -13,10 +13,10 @@ from mindspore import ParameterTuple, Tensor
 
 from qwen3_model.network.model import Qwen3ForCausalLM
 from qwen3_train.data.batches import Batch
-from qwen3_train.loss import TokenLoss, loss_arguments
+from qwen3_train.loss.loss import TokenLoss, loss_arguments
 from qwen3_train.parallel.grid import Grid
-from qwen3_train.parallel.pipeline_schedule import Do, schedule
-from qwen3_train.parallel.stage_graphs import (
+from qwen3_train.step.pipeline_schedule import Do, schedule
+from qwen3_train.step.stage_graphs import (
     Backward,
     Forward,
     LastBackward,

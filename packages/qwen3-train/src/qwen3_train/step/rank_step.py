@@ -5,13 +5,13 @@ from pathlib import Path
 
 from qwen3_model.network.layers import Kernels
 from qwen3_model.network.model import Qwen3ForCausalLM
-from qwen3_train.graph_cache import GraphCache
 from qwen3_train.native.choice import training_kernels
 from qwen3_train.parallel.context import context_kernels
 from qwen3_train.parallel.grid import Grid, make_grid
-from qwen3_train.recompute import apply_recompute
 from qwen3_train.settings.run import TrainSettings
-from qwen3_train.step import TrainStep
+from qwen3_train.step.graph_cache import GraphCache
+from qwen3_train.step.recompute import apply_recompute
+from qwen3_train.step.step import TrainStep
 
 
 def make_model(

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from qwen3_model.errors import Qwen3Error, UsageError
-from qwen3_train.prepare import PreparedRun
+from qwen3_train.prepare.prepare import PreparedRun
 
 
 def require_restartable(

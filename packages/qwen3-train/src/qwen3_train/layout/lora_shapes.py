@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError
 from qwen3_model.ranks.layout import Layout, placement
-from qwen3_train.parallel.stages import stage_names
+from qwen3_train.layout.stages import stage_names
 
 # mindformers' fused modules and what they are here.
 FUSED = {

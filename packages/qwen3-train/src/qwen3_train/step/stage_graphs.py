@@ -16,9 +16,9 @@ import numpy as np
 from mindspore import ParameterTuple, Tensor, nn, ops
 
 from qwen3_model.network.model import Qwen3ForCausalLM, positions_of
-from qwen3_train.loss import TokenLoss
-from qwen3_train.parallel.gradients import AddGradients
-from qwen3_train.recompute import is_recomputed
+from qwen3_train.loss.loss import TokenLoss
+from qwen3_train.step.recompute import is_recomputed
+from qwen3_train.update.gradients import AddGradients
 
 
 def kept_inputs(model: Qwen3ForCausalLM) -> tuple[bool, ...]:

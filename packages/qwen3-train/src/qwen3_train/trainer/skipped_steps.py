@@ -4,7 +4,7 @@ import math
 
 from qwen3_model.errors import Qwen3Error
 from qwen3_train.settings.skip import SkipSettings
-from qwen3_train.step import StepResult
+from qwen3_train.step.step import StepResult
 
 
 class SkippedSteps:

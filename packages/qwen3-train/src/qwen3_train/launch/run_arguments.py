@@ -9,7 +9,7 @@ from qwen3_model.command.run_config import RunConfig, Schema, load_run_config, p
 from qwen3_model.command.small_files import YAML_BYTES, read_small_text
 from qwen3_model.command.yaml_loader import parse_yaml
 from qwen3_model.errors import ConfigError, UsageError
-from qwen3_train.prepare import PreparedRun
+from qwen3_train.prepare.prepare import PreparedRun
 from qwen3_train.settings.schema import FLAG_ALIASES, TRAIN
 from qwen3_train.settings.unused import with_winning_overrides
 

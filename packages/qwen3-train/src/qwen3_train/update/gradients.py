@@ -16,9 +16,9 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from qwen3_model.network.layers import Kernels
 from qwen3_model.ranks.collectives import Group
-from qwen3_train.optimizer import ClipScale, SumOfSquares
+from qwen3_train.layout.stages import is_shared_out, piece_shape
 from qwen3_train.parallel.grid import Grid
-from qwen3_train.parallel.stages import is_shared_out, piece_shape
+from qwen3_train.update.optimizer import ClipScale, SumOfSquares
 
 BUCKET_BYTES = 64 << 20
 BLOCK = 24

@@ -11,10 +11,10 @@ from mindspore import Tensor, nn, ops
 from qwen3_model.network.kernels.portable import PortableKernels
 from qwen3_model.network.layers import Embedding, Kernels
 from qwen3_model.network.model import Qwen3ForCausalLM
-from qwen3_train import loss_chunks
-from qwen3_train.chunked_loss import ChunkedLoss
 from qwen3_train.data.batches import Batch
-from qwen3_train.parallel.split_loss import SplitCrossEntropy
+from qwen3_train.loss import loss_chunks
+from qwen3_train.loss.chunked_loss import ChunkedLoss
+from qwen3_train.loss.split_loss import SplitCrossEntropy
 
 
 class TokenLoss(nn.Cell):

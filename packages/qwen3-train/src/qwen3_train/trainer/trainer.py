@@ -9,25 +9,25 @@ from mindspore.communication import init
 from qwen3_model.device.ascend import AscendSettings, choose_device
 from qwen3_model.device.cann import CANN_DIR
 from qwen3_model.ranks.msrun.stop_signals import StopRequest
+from qwen3_train.checkpoints.lora_base import write_adapter_config
 from qwen3_train.checkpoints.other_layout import forget_earlier
+from qwen3_train.checkpoints.run_folder import BEST, METRICS
 from qwen3_train.checkpoints.shared_writing import own_share
 from qwen3_train.checkpoints.strategy_files import write_strategies
 from qwen3_train.checkpoints.weights import resume_weights, start_weights
 from qwen3_train.checkpoints.writer import CheckpointWriter
-from qwen3_train.device_peak import Utilisation, device_peak
-from qwen3_train.flops import training_flops
-from qwen3_train.graph_cache import graph_cache
-from qwen3_train.loop import TrainingLoop
-from qwen3_train.lora.base import write_adapter_config
-from qwen3_train.lora.run import start_adapters
+from qwen3_train.layout.flops import training_flops
 from qwen3_train.native.choice import library_of
 from qwen3_train.parallel.grid import WorldSum
-from qwen3_train.prepare import PreparedRun
-from qwen3_train.rank_step import make_model, make_step
+from qwen3_train.prepare.prepare import PreparedRun
 from qwen3_train.reports.run_log import Metrics, RunLog
-from qwen3_train.run_folder import BEST, METRICS
-from qwen3_train.step import Evaluation
-from qwen3_train.stopping import StopAgreement
+from qwen3_train.step.graph_cache import graph_cache
+from qwen3_train.step.rank_step import make_model, make_step
+from qwen3_train.step.step import Evaluation
+from qwen3_train.trainer.adapters import start_adapters
+from qwen3_train.trainer.device_peak import Utilisation, device_peak
+from qwen3_train.trainer.loop import TrainingLoop
+from qwen3_train.trainer.stopping import StopAgreement
 
 
 def set_up_device(

@@ -9,9 +9,15 @@ from qwen3_model.command.files import write_text_atomically
 from qwen3_model.command.run_config import RunConfig
 from qwen3_model.ranks.msrun.checks import LaunchSettings
 from qwen3_model.ranks.msrun.stop_signals import EXIT_STOPPED
-from qwen3_train.prepare import PreparedRun
+from qwen3_train.checkpoints.run_folder import (
+    BEST,
+    RESOLVED_CONFIG,
+    only_run,
+    replaced_run,
+    write_model_files,
+)
+from qwen3_train.prepare.prepare import PreparedRun
 from qwen3_train.reports.run_log import RunLog
-from qwen3_train.run_folder import BEST, RESOLVED_CONFIG, only_run, replaced_run, write_model_files
 from qwen3_train.settings.run import TrainSettings
 from qwen3_train.settings.unused import unused_keys
 

@@ -13,10 +13,10 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from qwen3_model.network.layers import Kernels
 from qwen3_model.ranks.collectives import Group
-from qwen3_train.optimizer import AdamW
-from qwen3_train.parallel.gradients import make_buckets
-from qwen3_train.parallel.stages import is_cut_by_rows, is_shared_out, piece_shape
+from qwen3_train.layout.stages import is_cut_by_rows, is_shared_out, piece_shape
 from qwen3_train.settings.adam import AdamSettings
+from qwen3_train.update.gradients import make_buckets
+from qwen3_train.update.optimizer import AdamW
 
 
 class SharedAdamW(nn.Cell):

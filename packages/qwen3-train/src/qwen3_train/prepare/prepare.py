@@ -9,8 +9,10 @@ from qwen3_model.checkpoints.checkpoint_files import is_hf_folder
 from qwen3_model.checkpoints.weight_files import open_weight_files
 from qwen3_model.command.files import require_free_space
 from qwen3_model.errors import ConfigError
+from qwen3_train.checkpoints.lora_base import find_base
 from qwen3_train.checkpoints.other_layout import make_room_for_layout
 from qwen3_train.checkpoints.resume import Resumed, continue_plan
+from qwen3_train.checkpoints.run_folder import refuse_used_folder, restore_replaced
 from qwen3_train.checkpoints.shared_writing import checkpoint_bytes
 from qwen3_train.checkpoints.source import ResumeSource, find_source
 from qwen3_train.data.batch_plan import BatchPlan
@@ -18,10 +20,8 @@ from qwen3_train.data.batches import Dataset
 from qwen3_train.data.gpt_dataset import DocumentOptions
 from qwen3_train.data.sft_prepare import prepare_sft
 from qwen3_train.data.token_data import prepare_tokens
-from qwen3_train.lora.base import find_base
-from qwen3_train.lr_schedule import Schedule, make_schedule, warmup_length
-from qwen3_train.run_folder import refuse_used_folder, restore_replaced
 from qwen3_train.settings.exit_file import refuse_exit_request
+from qwen3_train.settings.lr_schedule import Schedule, make_schedule, warmup_length
 from qwen3_train.settings.model import size_differences
 from qwen3_train.settings.run import TrainSettings
 from qwen3_train.settings.token_files import DataSettings

@@ -14,17 +14,17 @@ from qwen3_model.ranks.msrun.checks import LaunchSettings, check_launch, usable_
 from qwen3_model.ranks.msrun.launcher import Job, launch_workers
 from qwen3_model.ranks.msrun.meeting import Meeting, Rules, Start, own_address
 from qwen3_model.ranks.msrun.node_files import ENDED, End, Round
+from qwen3_train.checkpoints.run_folder import METRICS, only_run, replaced_run
 from qwen3_train.data.token_data import index_share_of_run
-from qwen3_train.launch_folder import last_words, log_name, open_log, say_finished, write_run
-from qwen3_train.launch_status import status_of
-from qwen3_train.prepare import prepare_run
+from qwen3_train.launch.folder import last_words, log_name, open_log, say_finished, write_run
+from qwen3_train.launch.run_arguments import pinned, read_config
+from qwen3_train.launch.smaller_layout import smaller_layout
+from qwen3_train.launch.status import status_of
+from qwen3_train.prepare.prepare import prepare_run
+from qwen3_train.prepare.run_start import append_start
 from qwen3_train.reports.run_log import RunLog
-from qwen3_train.run_arguments import pinned, read_config
-from qwen3_train.run_folder import METRICS, only_run, replaced_run
-from qwen3_train.run_start import append_start
 from qwen3_train.settings.resume import ResumeSettings
 from qwen3_train.settings.run import TrainSettings, read_settings
-from qwen3_train.smaller_layout import smaller_layout
 
 MEETING = "nodes"
 """Folder in the run's, where the launchers meet."""

@@ -17,8 +17,8 @@ from mindspore import Tensor, nn, ops
 from qwen3_model.network.kernels.portable import AscendKernels
 from qwen3_model.network.layers import Kernels
 from qwen3_model.ranks.shards import Tp
-from qwen3_train.loss_chunks import rows_of_chunk
-from qwen3_train.parallel.split_loss import SplitCrossEntropy
+from qwen3_train.loss.loss_chunks import rows_of_chunk
+from qwen3_train.loss.split_loss import SplitCrossEntropy
 
 
 class ChunkedLoss(nn.Cell):

@@ -3,7 +3,7 @@
 from qwen3_model.network.lora import LoraDropout, add_lora, init_lora
 from qwen3_model.network.model import Qwen3ForCausalLM
 from qwen3_train.checkpoints.weights import load_weights
-from qwen3_train.prepare import PreparedRun
+from qwen3_train.prepare.prepare import PreparedRun
 from qwen3_train.settings.lora import LoraSettings
 
 

@@ -19,17 +19,17 @@ from qwen3_model.network.layers import Kernels
 from qwen3_model.network.lora import LoraDropout
 from qwen3_model.network.model import Qwen3ForCausalLM
 from qwen3_train.data.batches import Batch
-from qwen3_train.graph_cache import GraphCache
-from qwen3_train.guarded_update import GuardedUpdate, clear, is_applied
-from qwen3_train.loss import TokenLoss, loss_arguments
-from qwen3_train.optimizer import AdamW, adam_scalars
-from qwen3_train.parallel.gradients import AddGradients, OwnGradients, SharedGradients, SumReplicas
+from qwen3_train.loss.loss import TokenLoss, loss_arguments
 from qwen3_train.parallel.grid import Grid, single_grid
-from qwen3_train.parallel.pipeline import PipelineStage
-from qwen3_train.parallel.shared_adam import GatherMoments, SharedAdamW
 from qwen3_train.settings.adam import AdamSettings
 from qwen3_train.settings.skip import SkipSettings
-from qwen3_train.shared_graphs import share_layer_graphs
+from qwen3_train.step.graph_cache import GraphCache
+from qwen3_train.step.pipeline import PipelineStage
+from qwen3_train.step.shared_graphs import share_layer_graphs
+from qwen3_train.update.gradients import AddGradients, OwnGradients, SharedGradients, SumReplicas
+from qwen3_train.update.guarded_update import GuardedUpdate, clear, is_applied
+from qwen3_train.update.optimizer import AdamW, adam_scalars
+from qwen3_train.update.shared_adam import GatherMoments, SharedAdamW
 
 Optimizer = AdamW | SharedAdamW
 Finish = OwnGradients | SharedGradients

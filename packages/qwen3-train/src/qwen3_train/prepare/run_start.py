@@ -10,8 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from qwen3_train import __version__
-from qwen3_train.prepare import PreparedRun
-from qwen3_train.run_folder import STARTS
+from qwen3_train.checkpoints.run_folder import STARTS
+from qwen3_train.prepare.prepare import PreparedRun
 
 PACKAGES = ("mindspore", "numpy")
 

@@ -17,15 +17,15 @@ from qwen3_train.checkpoints.writer import CheckpointWriter
 from qwen3_train.data.batches import counted_tokens, evaluation_batches
 from qwen3_train.data.context_part import ContextPart
 from qwen3_train.data.step_reader import StepReader, require_whole_files
-from qwen3_train.device_peak import Utilisation
 from qwen3_train.parallel.grid import Grid, WorldSum
-from qwen3_train.peak_memory import peak_memory_gb
-from qwen3_train.prepare import PreparedRun
-from qwen3_train.profiling import StepProfiler
+from qwen3_train.prepare.prepare import PreparedRun
 from qwen3_train.reports.run_log import Metrics, RunLog, step_line
-from qwen3_train.skipped_steps import SkippedSteps
-from qwen3_train.step import Evaluation, TrainStep
-from qwen3_train.stopping import StopAgreement
+from qwen3_train.step.step import Evaluation, TrainStep
+from qwen3_train.trainer.device_peak import Utilisation
+from qwen3_train.trainer.peak_memory import peak_memory_gb
+from qwen3_train.trainer.profiling import StepProfiler
+from qwen3_train.trainer.skipped_steps import SkippedSteps
+from qwen3_train.trainer.stopping import StopAgreement
 
 COUNT_BASE = 1 << 12
 RECENT_STEPS = 20

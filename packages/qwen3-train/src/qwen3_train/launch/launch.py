@@ -18,21 +18,21 @@ from qwen3_model.ranks.msrun.checks import LaunchSettings, check_launch, count_a
 from qwen3_model.ranks.msrun.launcher import Job, launch_workers
 from qwen3_model.ranks.msrun.meeting import Rules
 from qwen3_model.ranks.msrun.stop_signals import StopRequest, caught_stop_signals
-from qwen3_train.launch_folder import folder_of, last_words, log_name, open_log, say_finished, write_run
-from qwen3_train.launch_nodes import NodesRun, launch_on_nodes
-from qwen3_train.launch_status import status_of
-from qwen3_train.prepare import PreparedRun, prepare_run
-from qwen3_train.reports.run_log import WORKER_LOG, RunLog
-from qwen3_train.restarts import require_restartable, run_with_restarts
-from qwen3_train.run_arguments import pinned, read_config
-from qwen3_train.run_folder import (
+from qwen3_train.checkpoints.run_folder import (
     METRICS,
     refuse_live_run,
 )
-from qwen3_train.run_start import append_start
+from qwen3_train.launch.folder import folder_of, last_words, log_name, open_log, say_finished, write_run
+from qwen3_train.launch.nodes import NodesRun, launch_on_nodes
+from qwen3_train.launch.restarts import require_restartable, run_with_restarts
+from qwen3_train.launch.run_arguments import pinned, read_config
+from qwen3_train.launch.status import status_of
+from qwen3_train.prepare.prepare import PreparedRun, prepare_run
+from qwen3_train.prepare.run_start import append_start
+from qwen3_train.reports.run_log import WORKER_LOG, RunLog
 from qwen3_train.settings.resume import ResumeSettings
 from qwen3_train.settings.run import TrainSettings, read_settings
-from qwen3_train.stopping import STOP_AT_VARIABLE
+from qwen3_train.trainer.stopping import STOP_AT_VARIABLE
 
 LOST_NODE_S = 600.0
 
@@ -241,7 +241,7 @@ def _train(  # noqa: PLR0913
     cann: Path = CANN_DIR,
     cache_dir: Path | None = None,
 ) -> str:
-    from qwen3_train.trainer import set_up_device, train
+    from qwen3_train.trainer.trainer import set_up_device, train
 
     graph_mode = config.get("context.mode", 0) == 0
     set_up_device(run.settings.device, run.settings.ascend, graph_mode=graph_mode, is_worker=is_worker)

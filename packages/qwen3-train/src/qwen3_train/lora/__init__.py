@@ -1,1 +1,0 @@
-"""Training adapters instead of the whole model."""

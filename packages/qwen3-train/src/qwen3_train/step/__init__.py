@@ -1,0 +1,1 @@
+"""One training step, alone and as a stage of a pipeline."""

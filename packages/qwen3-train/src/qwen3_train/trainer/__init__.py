@@ -1,0 +1,1 @@
+"""The run itself, from weights to the last checkpoint."""

@@ -1,0 +1,1 @@
+"""From gradients to new weights: their exchange, clipping and the optimizer."""
