@@ -129,7 +129,7 @@ def make_model(size: str, directory: Path) -> Path:
 def measure(kernels: str, model_dir: Path, new_tokens: int, threads: int) -> dict[str, float]:
     started_s = time.perf_counter()
     from qwen3_infer.device import Device
-    from qwen3_infer.engine.local import open_local
+    from qwen3_infer.processes.local import open_local
 
     cache_dir = Path.home() / ".cache/qwen3-infer"
     device = Device(target="CPU", kernels=kernels, num_threads=threads, cache_dir=cache_dir)
@@ -152,7 +152,7 @@ def measure(kernels: str, model_dir: Path, new_tokens: int, threads: int) -> dic
 
 
 def prefill(engine: object, ids: list[int]) -> None:
-    from qwen3_infer.engine.pieces import cut
+    from qwen3_infer.steps.pieces import cut
 
     for start, length in cut(len(ids)):
         engine.read(0, ids[start : start + length], start, length)

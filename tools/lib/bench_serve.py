@@ -285,13 +285,13 @@ def ended(process: subprocess.Popen) -> Iterator[None]:
 def generate_in_turns(model_dir: Path) -> None:
     """Be the generator: answer all requests for each line of the input."""
     from qwen3_infer.device import Device
-    from qwen3_infer.engine.local import open_local
-    from qwen3_infer.engine.sampling import Sampling
-    from qwen3_infer.generate.generator import generate
-    from qwen3_infer.generate.prompts import Prompt
-    from qwen3_infer.model_folder import open_model_folder
-    from qwen3_infer.requests import Request
-    from qwen3_infer.settings import Decoding
+    from qwen3_infer.folder.model_folder import open_model_folder
+    from qwen3_infer.processes.local import open_local
+    from qwen3_infer.sampling.sampling import Sampling
+    from qwen3_infer.schedule.generator import generate
+    from qwen3_infer.schedule.requests import Request
+    from qwen3_infer.settings.settings import Decoding
+    from qwen3_infer.text.prompts import Prompt
 
     threads = int(os.environ["OMP_NUM_THREADS"])
     cache_dir = Path.home() / ".cache/qwen3-infer"

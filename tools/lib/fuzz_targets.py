@@ -12,16 +12,16 @@ from qwen3_data.encode.tokenizer_facts import TokenizerFile
 from qwen3_data.input.blocks import Position, read_blocks
 from qwen3_data.input.records import RecordParser
 from qwen3_data.input.sources import find_sources
-from qwen3_infer.chat.output import ChatOutput
-from qwen3_infer.engine.grammar import Grammars
-from qwen3_infer.engine.sampling import Sampling
-from qwen3_infer.generation_config import read_generation_config
-from qwen3_infer.model_folder import ModelFolder
+from qwen3_infer.folder.generation_config import read_generation_config
+from qwen3_infer.folder.model_folder import ModelFolder
+from qwen3_infer.sampling.grammar import Grammars
+from qwen3_infer.sampling.sampling import Sampling
 from qwen3_infer.serve.errors import ApiError
 from qwen3_infer.serve.requests import Service, read_chat, read_completion
 from qwen3_infer.serve.responses_request import read_response
 from qwen3_infer.serve.tokens import detokenize, tokenize
-from qwen3_infer.settings import Decoding
+from qwen3_infer.settings.settings import Decoding
+from qwen3_infer.text.output import ChatOutput
 from qwen3_model.checkpoints.adapter_config import read_adapter_config
 from qwen3_model.checkpoints.hf_folder import open_hf_tensors
 from qwen3_model.checkpoints.iteration_files import open_iteration

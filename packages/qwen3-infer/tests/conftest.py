@@ -18,10 +18,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from qwen3_infer.engine.sampling import Sampling
-from qwen3_infer.generate.prompts import Prompt
-from qwen3_infer.requests import Request
-from qwen3_infer.settings import Decoding
+from qwen3_infer.sampling.sampling import Sampling
+from qwen3_infer.schedule.requests import Request
+from qwen3_infer.settings.settings import Decoding
+from qwen3_infer.text.prompts import Prompt
 from qwen3_model.checkpoints.safetensors_file import TensorPlan, write_safetensors
 from qwen3_model.config import Qwen3Config
 

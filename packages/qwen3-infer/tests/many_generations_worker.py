@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from qwen3_infer.cli import main
-from qwen3_infer.cli_options import Rank
+from qwen3_infer.processes.rank import Rank
 from qwen3_model.ranks.msrun.records import LOG_DIR_VARIABLE
 
 rank = Rank(number=int(os.environ["RANK_ID"]), log_dir=Path(os.environ[LOG_DIR_VARIABLE]))

@@ -15,13 +15,13 @@ from pathlib import Path
 import click
 import numpy as np
 
-from qwen3_infer.engine.sampling import Sampling
-from qwen3_infer.engine.scheduler import Scheduler
-from qwen3_infer.model_folder import open_model_folder
+from qwen3_infer.folder.model_folder import open_model_folder
+from qwen3_infer.sampling.sampling import Sampling
+from qwen3_infer.schedule.scheduler import Scheduler
 from qwen3_infer.serve.requests import Service
 from qwen3_infer.serve.run import ServeSettings, bound, serve_app
 from qwen3_infer.serve.worker import Worker
-from qwen3_infer.settings import Decoding
+from qwen3_infer.settings.settings import Decoding
 
 MARKUP = (
     "<think>\nThe user wants <b>markup</b>.\n</think>\n\n"

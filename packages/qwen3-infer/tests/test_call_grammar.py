@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from qwen3_infer.chat.output import ChatOutput
+from qwen3_infer.text.output import ChatOutput
 
 A, Z = "<tool_call>", "</tool_call>"
 WEATHER = '{"name": "weather", "arguments": {"city": "Oslo"}}'

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from qwen3_infer.chat.output import ChatOutput, split_answer
+from qwen3_infer.text.output import ChatOutput, split_answer
 
 THOUGHT = "<think>\nIs 2 < 3?\n\nYes.\n</think>\n\nIt is."
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "K\u00f6ln"}}\n</tool_call>'

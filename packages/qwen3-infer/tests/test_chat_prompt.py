@@ -1,6 +1,6 @@
 import pytest
 
-from qwen3_infer.chat.prompt import MARK, encode_conversation
+from qwen3_infer.text.prompt import MARK, encode_conversation
 from qwen3_model.errors import FormatError
 from qwen3_model.text.tokenizer import Qwen3Tokenizer
 

@@ -6,10 +6,10 @@ import pytest
 from qwen3_infer.chat.conversation import Conversation
 from qwen3_infer.chat.interrupt import Interrupt
 from qwen3_infer.chat.run import Chat, Terminal
-from qwen3_infer.engine.sampling import Sampling
-from qwen3_infer.generate.prompts import read_prompts
-from qwen3_infer.model_folder import open_model_folder
-from qwen3_infer.settings import Decoding
+from qwen3_infer.folder.model_folder import open_model_folder
+from qwen3_infer.sampling.sampling import Sampling
+from qwen3_infer.settings.settings import Decoding
+from qwen3_infer.text.prompts import read_prompts
 from qwen3_model.errors import ConfigError
 
 

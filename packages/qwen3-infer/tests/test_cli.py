@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from qwen3_infer.cli import main
-from qwen3_infer.schema import PREDICT
+from qwen3_infer.settings.schema import PREDICT
 from qwen3_model.command.run_config import load_run_config
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs/qwen3"

@@ -9,12 +9,12 @@ import pytest
 from qwen3_infer.device import Device
 from qwen3_infer.engine.engine import choose_kernels
 from qwen3_infer.engine.loading import build_model
-from qwen3_infer.engine.local import open_local
-from qwen3_infer.engine.pieces import ALIGN, PIECES, cut
-from qwen3_infer.engine.scheduler import Scheduler
-from qwen3_infer.engine.weights import open_hf_weights
-from qwen3_infer.generate.generator import generate, run
+from qwen3_infer.folder.weights import open_hf_weights
 from qwen3_infer.native.model import NativeModel
+from qwen3_infer.processes.local import open_local
+from qwen3_infer.schedule.generator import generate, run
+from qwen3_infer.schedule.scheduler import Scheduler
+from qwen3_infer.steps.pieces import ALIGN, PIECES, cut
 from qwen3_model.network.kernels.portable import make_kernels
 
 KERNELS = ("portable", "native")

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qwen3_infer.generate.generator import generate
+from qwen3_infer.schedule.generator import generate
 from qwen3_model.errors import WeightError
 from qwen3_model.text.tokenizer import Qwen3Tokenizer
 

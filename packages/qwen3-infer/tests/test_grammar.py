@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from qwen3_infer.engine.grammar import Grammar, Grammars
+from qwen3_infer.sampling.grammar import Grammar, Grammars
 from qwen3_infer.serve.structured import write_grammar
 from qwen3_model.errors import FormatError
 from qwen3_model.text.tokenizer import Qwen3Tokenizer

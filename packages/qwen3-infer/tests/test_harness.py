@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from qwen3_infer.cli import main
 from qwen3_infer.device import Device
-from qwen3_infer.engine.local import open_local
+from qwen3_infer.processes.local import open_local
 from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
 GOLDEN_DIR = Path(os.environ.get("QWEN3_GENERATIONS_DIR", Path(__file__).parent / "golden")) / "scored"

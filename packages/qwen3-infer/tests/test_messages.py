@@ -2,7 +2,7 @@
 
 import pytest
 
-from qwen3_infer.chat.messages import MessageError, read_messages
+from qwen3_infer.text.messages import MessageError, read_messages
 
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from weight_samples import write_run
 
-from qwen3_infer.model_folder import open_model_folder
+from qwen3_infer.folder.model_folder import open_model_folder
 from qwen3_model.errors import ConfigError, FormatError, Qwen3Error
 from qwen3_model.ranks.layout import Layout
 

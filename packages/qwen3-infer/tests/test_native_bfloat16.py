@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qwen3_infer.device import Device
-from qwen3_infer.engine.local import open_local
+from qwen3_infer.processes.local import open_local
 from qwen3_model.device.native_build import BuildError
 
 GOLDEN_DIR = Path(__file__).parent / "golden/tied"

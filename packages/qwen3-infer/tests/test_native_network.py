@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from qwen3_infer.device import Device
-from qwen3_infer.engine.local import make_local
-from qwen3_infer.engine.weights import open_hf_weights
+from qwen3_infer.folder.weights import open_hf_weights
 from qwen3_infer.native.model import NativeModel
+from qwen3_infer.processes.local import make_local
 from qwen3_model.checkpoints.adapters import EMBEDDING, Adapter, AdapterSet
 from qwen3_model.config import Qwen3Config
 from qwen3_model.device.native_build import BuildError
@@ -114,7 +114,7 @@ def test_tokens_outside_the_vocabulary_or_the_cache_are_refused(cache_dir):
 def test_native_kernels_do_without_mindspore(cache_dir):
     code = (
         "import sys; from pathlib import Path; from qwen3_infer.device import Device;"
-        "from qwen3_infer.engine.local import open_local;"
+        "from qwen3_infer.processes.local import open_local;"
         "device = Device(target='CPU', kernels='native', num_threads=1, cache_dir=Path(sys.argv[2]));"
         "model = open_local(Path(sys.argv[1]), device, quiet=True, note=print);"
         "model.engine(1, 32).read(0, [1, 2], 0, 32); model.scorer(8).score([1, 2, 3], 2);"

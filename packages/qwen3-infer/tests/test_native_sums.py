@@ -3,9 +3,17 @@
 import numpy as np
 import pytest
 
-from qwen3_infer.engine.sampling import BLOCK, GROUPS, MARGIN, Sampling, choose, distribution, make_generator
 from qwen3_infer.native.build import native_library
 from qwen3_infer.native.sums import NativeSums
+from qwen3_infer.sampling.sampling import (
+    BLOCK,
+    GROUPS,
+    MARGIN,
+    Sampling,
+    choose,
+    distribution,
+    make_generator,
+)
 
 SIZES = (151_936, 151_936, *[4099, 600, 37] * 4)
 

@@ -1,6 +1,6 @@
 import pytest
 
-from qwen3_infer.generate.prompts import Prompt, read_prompts
+from qwen3_infer.text.prompts import Prompt, read_prompts
 from qwen3_model.errors import FormatError, UsageError
 
 

@@ -1,9 +1,9 @@
 import pytest
 
-from qwen3_infer.generate.prompts import Prompt
-from qwen3_infer.model_folder import open_model_folder
-from qwen3_infer.requests import PromptForm, make_requests, special_texts
-from qwen3_infer.settings import make_decoding, read_settings
+from qwen3_infer.folder.model_folder import open_model_folder
+from qwen3_infer.schedule.requests import PromptForm, make_requests, special_texts
+from qwen3_infer.settings.settings import make_decoding, read_settings
+from qwen3_infer.text.prompts import Prompt
 from qwen3_model.errors import ConfigError, FormatError
 
 PLAIN = PromptForm(chat=False, thinking=True, allow_special=False)

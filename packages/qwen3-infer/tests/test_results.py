@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from qwen3_infer.generate.generator import Completion
-from qwen3_infer.generate.prompts import Prompt
 from qwen3_infer.generate.results import is_own_result, make_record, write_records, write_result_text
+from qwen3_infer.schedule.generator import Completion
+from qwen3_infer.text.prompts import Prompt
 from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
 

@@ -8,12 +8,12 @@ import pytest
 from mindspore import nn
 from mindspore.common.api import _JitExecutor
 
-from qwen3_infer.engine.logits import LikeliestRows
-from qwen3_infer.engine.pieces import DEVICE_PIECES, cut
 from qwen3_infer.engine.rooms import Blocks, make_rooms
-from qwen3_infer.engine.sampling import Sampling, choose, choose_among, make_generator
-from qwen3_infer.engine.scheduler import Scheduler
-from qwen3_infer.generate.generator import run
+from qwen3_infer.sampling.logits import LikeliestRows
+from qwen3_infer.sampling.sampling import Sampling, choose, choose_among, make_generator
+from qwen3_infer.schedule.generator import run
+from qwen3_infer.schedule.scheduler import Scheduler
+from qwen3_infer.steps.pieces import DEVICE_PIECES, cut
 from qwen3_model.config import SIZES
 from qwen3_model.network.cache import BLOCK_TOKENS
 from qwen3_model.network.kernels.ascend import AscendKernels

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from qwen3_infer.engine.sampling import (
+from qwen3_infer.sampling.sampling import (
     Sampling,
     choose,
     distribution,

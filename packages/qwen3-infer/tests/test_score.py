@@ -15,8 +15,8 @@ from click.testing import CliRunner
 
 from qwen3_infer.cli import main
 from qwen3_infer.device import Device
-from qwen3_infer.engine.local import open_local
 from qwen3_infer.evaluate.score_windows import Score, Window, cut_windows
+from qwen3_infer.processes.local import open_local
 from qwen3_model.text.tokenizer import Qwen3Tokenizer
 from qwen3_model.text.tokens import HEADER, MAGIC
 

@@ -8,7 +8,7 @@ import urllib.request
 import openai
 import pytest
 
-from qwen3_infer.chat.prompt import encode_conversation
+from qwen3_infer.text.prompt import encode_conversation
 from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
 HELLO = [{"role": "user", "content": "Hello, who are you?"}]
@@ -148,7 +148,7 @@ def legacy_bytes(token):
 
 def test_the_prompt_is_echoed_with_the_log_probabilities_that_eval_has(client, tokenizer, serve_dir):
     from qwen3_infer.device import Device
-    from qwen3_infer.engine.local import open_local
+    from qwen3_infer.processes.local import open_local
 
     text = "The river rises in the hills, and " * 12 + "it ends in the sea."
     ids = tokenizer.encode(text)

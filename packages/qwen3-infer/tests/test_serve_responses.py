@@ -8,7 +8,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from qwen3_infer.chat.prompt import encode_conversation
+from qwen3_infer.text.prompt import encode_conversation
 from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
 TOOL = {

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from qwen3_infer.generation_config import read_generation_config
-from qwen3_infer.settings import make_decoding, read_settings
+from qwen3_infer.folder.generation_config import read_generation_config
+from qwen3_infer.settings.settings import make_decoding, read_settings
 from qwen3_model.config import SIZES
 from qwen3_model.errors import ConfigError, UsageError
 

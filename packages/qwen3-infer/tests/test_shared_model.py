@@ -17,10 +17,10 @@ import pytest
 from click.testing import CliRunner
 
 from qwen3_infer.cli import main
-from qwen3_infer.engine import wire
-from qwen3_infer.engine.logits import Likeliest
-from qwen3_infer.engine.remote import Ranks, RemoteModel
-from qwen3_infer.engine.sampling import Sampling
+from qwen3_infer.processes import wire
+from qwen3_infer.processes.remote import Ranks, RemoteModel
+from qwen3_infer.sampling.logits import Likeliest
+from qwen3_infer.sampling.sampling import Sampling
 from qwen3_model.errors import Qwen3Error
 
 SHARABLE = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32,
@@ -254,7 +254,7 @@ def test_a_devices_logits_come_over_only_when_they_are_asked_for(device_rank):
 
 
 def test_a_process_of_another_node_that_ends_is_noticed_by_who_waits_and_by_who_does_not(monkeypatch):
-    monkeypatch.setattr("qwen3_infer.engine.remote.VERDICT_S", 0.3)
+    monkeypatch.setattr("qwen3_infer.processes.remote.VERDICT_S", 0.3)
     for waits in (True, False):
         ranks = Ranks("127.0.0.1", 2)
         links = [socket.create_connection(("127.0.0.1", ranks.port)) for _ in range(2)]

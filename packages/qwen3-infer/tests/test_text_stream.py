@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from qwen3_infer.text_stream import TextStream
+from qwen3_infer.text.text_stream import TextStream
 from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
 MIXED = "Tea 茶, 👩‍👩‍👧 and 𒀀nicode: naïve café — здравствуй, हिन्दी, 東京都. <think>\n\n</think> ok"

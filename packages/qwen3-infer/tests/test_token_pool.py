@@ -1,6 +1,6 @@
 """Regions of the cache: where they lie, what stays of them, who gives way."""
 
-from qwen3_infer.engine.token_pool import TokenPool
+from qwen3_infer.steps.token_pool import TokenPool
 
 
 def filled(pool, num_tokens, *ids):

@@ -18,9 +18,9 @@ from weight_samples import (
 )
 
 from qwen3_infer.device import Device
-from qwen3_infer.engine.local import make_local
-from qwen3_infer.engine.pieces import cut
-from qwen3_infer.engine.weights import open_adapter, open_checkpoint_weights, open_hf_weights
+from qwen3_infer.folder.weights import open_adapter, open_checkpoint_weights, open_hf_weights
+from qwen3_infer.processes.local import make_local
+from qwen3_infer.steps.pieces import cut
 from qwen3_model.checkpoints.adapters import Adapter, AdapterSet, base_fingerprint, read_peft
 from qwen3_model.checkpoints.fused import FusedLayout
 from qwen3_model.config import Qwen3Config

@@ -17,12 +17,12 @@ from qwen3_infer.cli_options import (
     MODEL_OPTIONS,
     SAMPLING_OPTIONS,
     ArgumentKeeper,
-    Rank,
     make_device,
     with_options,
 )
 from qwen3_infer.cli_plan import plan
 from qwen3_infer.cli_serve import serve
+from qwen3_infer.processes.rank import Rank
 from qwen3_model.command.base import CONTEXT, Commands, force_option, note, quiet_option, say_lines
 from qwen3_model.command.plain_text import without_controls
 from qwen3_model.command.private_files import state_home
@@ -106,7 +106,7 @@ def generate(
     from qwen3_infer.generate.launch import launch_generate
     from qwen3_infer.generate.run import Output, run_generate, run_rank
     from qwen3_infer.generate.shown import ShownWriter
-    from qwen3_infer.settings import read_settings
+    from qwen3_infer.settings.settings import read_settings
     from qwen3_model.device.simulation import read_simulation
 
     kernels, threads = options.pop("kernels"), options.pop("threads")
@@ -175,7 +175,7 @@ def chat(
     """
     from qwen3_infer.chat.run import Terminal, run_chat
     from qwen3_infer.cli_launch import read_launch, read_worker_num, runs_for_another
-    from qwen3_infer.settings import read_settings
+    from qwen3_infer.settings.settings import read_settings
 
     kernels, threads = options.pop("kernels"), options.pop("threads")
     worker_num = read_worker_num(make_launch)

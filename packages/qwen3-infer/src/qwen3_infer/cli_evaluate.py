@@ -72,7 +72,7 @@ def score(
     from qwen3_infer.cli_launch import read_launch, read_worker_num, runs_for_another
     from qwen3_infer.evaluate.score_data import Reading
     from qwen3_infer.evaluate.score_run import ScoreSettings, run_score
-    from qwen3_infer.settings import read_settings
+    from qwen3_infer.settings.settings import read_settings
     from qwen3_model.device.simulation import Simulation
 
     kernels, threads = options.pop("kernels"), options.pop("threads")
@@ -141,7 +141,7 @@ def evaluate(
     """
     from qwen3_infer.cli_launch import read_launch, read_worker_num, runs_for_another
     from qwen3_infer.evaluate.harness_run import run_harness
-    from qwen3_infer.settings import read_settings
+    from qwen3_infer.settings.settings import read_settings
 
     worker_num = read_worker_num(make_launch)
     run = read_settings(config_path, model, (), worker_num=worker_num, environment=os.environ)

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import click
 
-from qwen3_infer.cli_options import ARGUMENTS, Rank
+from qwen3_infer.cli_options import ARGUMENTS
 from qwen3_infer.device import Device
-from qwen3_infer.settings import RunSettings
-from qwen3_infer.shared_model import Launch, Sharing, run_other_node
+from qwen3_infer.processes.rank import Rank
+from qwen3_infer.processes.shared_model import Launch, Sharing, run_other_node
+from qwen3_infer.settings.settings import RunSettings
 from qwen3_model.device.simulation import Simulation, read_simulation
 from qwen3_model.errors import UsageError
 from qwen3_model.ranks.msrun.checks import LaunchSettings
@@ -58,8 +59,8 @@ def runs_for_another(
     """
     rank: Rank | None = context.obj
     if rank is not None:
-        from qwen3_infer.engine.follower import follow
-        from qwen3_infer.settings import open_run_folder
+        from qwen3_infer.processes.follower import follow
+        from qwen3_infer.settings.settings import open_run_folder
 
         follow(open_run_folder(run), device, run.model_parallel, rank)
         return True

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,22 +12,9 @@ from qwen3_infer.device import Device
 from qwen3_model.command.private_files import cache_home
 
 if TYPE_CHECKING:  # it reads YAML, which `--help` needs not
-    from qwen3_infer.settings import RunSettings
+    from qwen3_infer.settings.settings import RunSettings
 
 ARGUMENTS = "qwen3_infer.arguments"
-
-
-@dataclass(frozen=True, slots=True)
-class Rank:
-    """Which worker of a job this process is; the context's `obj` of such a command."""
-
-    number: int
-    log_dir: Path
-    """Folder in which it says what the terminal shall show."""
-    master_addr: str = "127.0.0.1"
-    """Address of node 0."""
-    driver: str = ""
-    """On rank 0, where the command's process listens: `PORT:SECRET`; empty where there is none."""
 
 
 class ArgumentKeeper(click.Command):

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 from qwen3_infer.cli import main as command
-from qwen3_infer.cli_options import Rank
-from qwen3_infer.shared_model import DRIVER_VARIABLE
+from qwen3_infer.processes.rank import Rank
+from qwen3_infer.processes.shared_model import DRIVER_VARIABLE
 from qwen3_model.ranks.msrun.records import LOG_DIR_VARIABLE
 
 

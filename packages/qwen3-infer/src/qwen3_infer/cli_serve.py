@@ -95,7 +95,7 @@ def serve(
     """
     from qwen3_infer.cli_launch import read_launch, read_worker_num, runs_for_another
     from qwen3_infer.serve.run import ServeSettings, run_serve
-    from qwen3_infer.settings import read_settings
+    from qwen3_infer.settings.settings import read_settings
 
     if options.pop("seed") is not None:
         raise UsageError("--seed is of generate and chat; a request to the server has a seed of its own")

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qwen3_infer.chat.output import ChatOutput, Part
-from qwen3_infer.chat.prompt import ends_in_thought
-from qwen3_infer.engine.scheduler import Engine, Scheduler
-from qwen3_infer.generate.prompts import Prompt
-from qwen3_infer.model_folder import ModelFolder
-from qwen3_infer.requests import PromptForm, Request, make_requests
-from qwen3_infer.settings import Decoding
+from qwen3_infer.folder.model_folder import ModelFolder
+from qwen3_infer.schedule.requests import PromptForm, Request, make_requests
+from qwen3_infer.schedule.scheduler import Engine, Scheduler
+from qwen3_infer.settings.settings import Decoding
+from qwen3_infer.text.output import ChatOutput, Part
+from qwen3_infer.text.prompt import ends_in_thought
+from qwen3_infer.text.prompts import Prompt
 from qwen3_model.errors import ConfigError
 
 RETRY_STEP = 1_000_003

@@ -8,10 +8,10 @@ from pathlib import Path
 from qwen3_infer.chat.commands import Command, help_text, read_command
 from qwen3_infer.chat.conversation import Answer, Conversation
 from qwen3_infer.chat.interrupt import Interrupt
-from qwen3_infer.chat.output import Part
 from qwen3_infer.device import Device
-from qwen3_infer.settings import RunSettings, make_decoding, open_run_folder
-from qwen3_infer.shared_model import Sharing, open_model
+from qwen3_infer.processes.shared_model import Sharing, open_model
+from qwen3_infer.settings.settings import RunSettings, make_decoding, open_run_folder
+from qwen3_infer.text.output import Part
 from qwen3_model.command.files import refuse_existing, write_text_atomically
 from qwen3_model.errors import ConfigError, Qwen3Error
 

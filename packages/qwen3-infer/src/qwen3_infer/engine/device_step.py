@@ -5,7 +5,7 @@ R rows, V vocabulary, C candidates.
 
 from mindspore import Tensor, mint, nn
 
-from qwen3_infer.engine.logits import NUM_CANDIDATES
+from qwen3_infer.sampling.logits import NUM_CANDIDATES
 
 
 class WithLikeliest(nn.Cell):

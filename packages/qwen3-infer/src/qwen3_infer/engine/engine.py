@@ -13,12 +13,12 @@ from mindspore import Tensor
 
 from qwen3_infer.device import Device
 from qwen3_infer.engine.device_step import WithLikeliest
-from qwen3_infer.engine.logits import LikeliestRows, Logits
 from qwen3_infer.engine.rooms import make_rooms
 from qwen3_infer.engine.tensor_parallel import WholeLogits, shard_config
 from qwen3_infer.native.build import find_library, rounds_inputs
 from qwen3_infer.native.kernels import NativeKernels
 from qwen3_infer.native.sums import NativeSums
+from qwen3_infer.sampling.logits import LikeliestRows, Logits
 from qwen3_model.device.ascend import choose_device
 from qwen3_model.network.kernels.ascend import AscendKernels
 from qwen3_model.network.kernels.portable import make_kernels

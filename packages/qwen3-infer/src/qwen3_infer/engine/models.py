@@ -8,8 +8,8 @@ from qwen3_infer.engine.loading import build_model
 from qwen3_infer.engine.reader import MindSporeReader
 from qwen3_infer.engine.rooms import room_unit
 from qwen3_infer.engine.tensor_parallel import is_so_everywhere
-from qwen3_infer.evaluate.score_engine import Scorer
 from qwen3_infer.native.kernels import NativeKernels
+from qwen3_infer.steps.score_engine import Scorer
 from qwen3_model.checkpoints.adapters import AdapterSet
 from qwen3_model.checkpoints.tensors import Tensors
 from qwen3_model.config import Qwen3Config

@@ -11,9 +11,9 @@ import numpy as np
 from mindspore import Tensor, nn
 from numpy.typing import NDArray
 
-from qwen3_infer.engine.pieces import ALIGN
 from qwen3_infer.engine.rooms import make_rooms
 from qwen3_infer.engine.tensor_parallel import joined, shard_config
+from qwen3_infer.steps.pieces import ALIGN
 from qwen3_model.network.cache import KVCache
 from qwen3_model.network.model import Qwen3ForCausalLM, name_parameters
 
@@ -22,7 +22,7 @@ HEAD_ROWS = 32
 
 
 class MindSporeReader:
-    """What `evaluate.score_engine.Reader` asks for."""
+    """What `steps.score_engine.Reader` asks for."""
 
     def __init__(self, model: Qwen3ForCausalLM, max_tokens: int) -> None:
         """Make room for a sequence of `max_tokens`."""

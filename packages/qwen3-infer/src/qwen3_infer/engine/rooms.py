@@ -13,9 +13,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from qwen3_infer.engine.pieces import ALIGN, DEVICE_PIECES, PIECES, batch_size, round_up
 from qwen3_infer.engine.pooled_cache import BlockCopy, CacheCopy, PooledCache, slots
 from qwen3_infer.native.kernels import NativeKernels
+from qwen3_infer.steps.pieces import ALIGN, DEVICE_PIECES, PIECES, batch_size, round_up
 from qwen3_model.config import Qwen3Config
 from qwen3_model.network.cache import BLOCK_TOKENS, BlockCache
 from qwen3_model.network.kernels.ascend import AscendKernels

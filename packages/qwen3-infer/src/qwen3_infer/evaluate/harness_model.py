@@ -19,16 +19,16 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 
 from qwen3_infer.device import Device
-from qwen3_infer.engine.local import open_local
-from qwen3_infer.engine.remote import RemoteModel, RemoteScorer
-from qwen3_infer.engine.sampling import Sampling
-from qwen3_infer.evaluate.score_engine import Scorer
-from qwen3_infer.generate.generator import generate
-from qwen3_infer.generate.prompts import Prompt
-from qwen3_infer.model_folder import open_model_folder
+from qwen3_infer.folder.model_folder import open_model_folder
 from qwen3_infer.native.model import NativeModel
-from qwen3_infer.requests import Request
-from qwen3_infer.settings import Decoding
+from qwen3_infer.processes.local import open_local
+from qwen3_infer.processes.remote import RemoteModel, RemoteScorer
+from qwen3_infer.sampling.sampling import Sampling
+from qwen3_infer.schedule.generator import generate
+from qwen3_infer.schedule.requests import Request
+from qwen3_infer.settings.settings import Decoding
+from qwen3_infer.steps.score_engine import Scorer
+from qwen3_infer.text.prompts import Prompt
 from qwen3_model.command.progress import Progress
 from qwen3_model.errors import ConfigError
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qwen3_infer.device import Device
-from qwen3_infer.settings import RunSettings, open_run_folder
-from qwen3_infer.shared_model import Sharing, open_model
+from qwen3_infer.processes.shared_model import Sharing, open_model
+from qwen3_infer.settings.settings import RunSettings, open_run_folder
 from qwen3_model.errors import ConfigError, UsageError
 
 # Those of lm_eval that say which model runs, which is settled here.

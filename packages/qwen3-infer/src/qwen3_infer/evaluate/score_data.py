@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from qwen3_infer.model_folder import ModelFolder
-from qwen3_infer.utf8 import decode_utf8
+from qwen3_infer.folder.model_folder import ModelFolder
+from qwen3_infer.text.utf8 import decode_utf8
 from qwen3_model.command.small_files import INPUT_BYTES, read_small
 from qwen3_model.errors import ConfigError, FormatError, UsageError
 from qwen3_model.text.tokens import Manifest, TokenFile, open_tokens, read_manifest, sibling

@@ -15,17 +15,17 @@ from qwen3_infer.evaluate.score_data import (
     read_documents,
 )
 from qwen3_infer.evaluate.score_windows import Score, cut_windows
-from qwen3_infer.model_folder import ModelFolder
-from qwen3_infer.settings import RunSettings, open_run_folder
-from qwen3_infer.shared_model import Sharing, open_model
+from qwen3_infer.folder.model_folder import ModelFolder
+from qwen3_infer.processes.shared_model import Sharing, open_model
+from qwen3_infer.settings.settings import RunSettings, open_run_folder
 from qwen3_model.command.files import refuse_existing, write_text_atomically
 from qwen3_model.command.progress import Progress
 from qwen3_model.errors import FormatError, UsageError
 from qwen3_model.text.tokenizer import END_OF_DOCUMENT
 
 if TYPE_CHECKING:
-    from qwen3_infer.engine.remote import RemoteScorer
-    from qwen3_infer.evaluate.score_engine import Scorer
+    from qwen3_infer.processes.remote import RemoteScorer
+    from qwen3_infer.steps.score_engine import Scorer
 
 DEFAULT_WINDOW = 2048
 

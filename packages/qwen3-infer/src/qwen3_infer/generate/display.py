@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 
-from qwen3_infer.chat.output import ChatOutput
-from qwen3_infer.chat.prompt import ends_in_thought
-from qwen3_infer.engine.jobs import Completion
 from qwen3_infer.generate.results import answer_of, full_text
-from qwen3_infer.requests import Request
+from qwen3_infer.schedule.jobs import Completion
+from qwen3_infer.schedule.requests import Request
+from qwen3_infer.text.output import ChatOutput
+from qwen3_infer.text.prompt import ends_in_thought
 from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
 

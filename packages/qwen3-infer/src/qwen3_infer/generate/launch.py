@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from qwen3_infer.generate.run import Output, prepare_generate, tell_notes
 from qwen3_infer.generate.shown import ShownReader
-from qwen3_infer.settings import RunSettings
+from qwen3_infer.settings.settings import RunSettings
 from qwen3_model.ranks.msrun.checks import LaunchSettings, check_launch, count_ascend_devices
 from qwen3_model.ranks.msrun.launcher import Job, launch_workers
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qwen3_infer.chat.output import Part, split_answer
-from qwen3_infer.chat.prompt import ends_in_thought
-from qwen3_infer.engine.jobs import Completion
+from qwen3_infer.schedule.jobs import Completion
+from qwen3_infer.text.output import Part, split_answer
+from qwen3_infer.text.prompt import ends_in_thought
 from qwen3_model.command.files import write_text_atomically
 from qwen3_model.text.tokenizer import Qwen3Tokenizer
 

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qwen3_infer.device import Device
-from qwen3_infer.engine.jobs import BatchLimits, Completion, tokens_needed
+from qwen3_infer.folder.model_folder import ModelFolder
 from qwen3_infer.generate.display import Display
-from qwen3_infer.generate.generator import generate
-from qwen3_infer.generate.prompts import read_prompts
 from qwen3_infer.generate.results import is_own_result, write_records, write_result_text
 from qwen3_infer.generate.shown import ShownWriter
-from qwen3_infer.model_folder import ModelFolder
-from qwen3_infer.requests import PromptForm, Request, make_requests, special_texts
-from qwen3_infer.settings import DEFAULT_RESULT, RunSettings, make_decoding, open_run_folder
+from qwen3_infer.schedule.generator import generate
+from qwen3_infer.schedule.jobs import BatchLimits, Completion, tokens_needed
+from qwen3_infer.schedule.requests import PromptForm, Request, make_requests, special_texts
+from qwen3_infer.settings.settings import DEFAULT_RESULT, RunSettings, make_decoding, open_run_folder
+from qwen3_infer.text.prompts import read_prompts
 from qwen3_model.command.files import refuse_existing, require_writable
 from qwen3_model.command.progress import Progress
 from qwen3_model.errors import ConfigError, UsageError
@@ -185,7 +185,7 @@ def _generate_all(
     settings: RunSettings, device: Device, prepared: PreparedGeneration, output: Output, *, rank: int
 ) -> list[Completion]:
     """Return the completions in the order of the requests, and print them as they finish."""
-    from qwen3_infer.engine.local import make_engine
+    from qwen3_infer.processes.local import make_engine
 
     folder, requests = prepared.folder, prepared.requests
     engine = make_engine(

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3_infer.engine.pieces import ALIGN, PIECES, round_up
 from qwen3_infer.native.network import NativeNetwork
 from qwen3_infer.native.sums import NativeSums
+from qwen3_infer.steps.pieces import ALIGN, PIECES, round_up
 
 
 class NativeEngine:

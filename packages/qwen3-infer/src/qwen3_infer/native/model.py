@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from qwen3_infer.engine.pieces import ALIGN
-from qwen3_infer.evaluate.score_engine import Scorer
 from qwen3_infer.native.engine import NativeEngine, cache_tokens
 from qwen3_infer.native.network import NativeNetwork
 from qwen3_infer.native.reader import NativeReader
 from qwen3_infer.native.sums import NativeSums
 from qwen3_infer.native.weights import load_weights
+from qwen3_infer.steps.pieces import ALIGN
+from qwen3_infer.steps.score_engine import Scorer
 from qwen3_model.checkpoints.adapters import AdapterSet
 from qwen3_model.checkpoints.tensors import Tensors
 from qwen3_model.config import Qwen3Config

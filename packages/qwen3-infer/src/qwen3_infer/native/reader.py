@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3_infer.engine.pieces import PIECES
 from qwen3_infer.native.network import NativeNetwork
+from qwen3_infer.steps.pieces import PIECES
 
 
 class NativeReader:
-    """What `evaluate.score_engine.Reader` asks for."""
+    """What `steps.score_engine.Reader` asks for."""
 
     pieces: tuple[int, ...] = PIECES
     piece_unit = 1

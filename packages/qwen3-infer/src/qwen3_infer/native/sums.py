@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from qwen3_infer.engine.sampling import BLOCK, GROUPS
+from qwen3_infer.sampling.sampling import BLOCK, GROUPS
 
 
 class NativeSums:
-    """Adds up weights and finds the largest, as `engine.sampling.Sums` says."""
+    """Adds up weights and finds the largest, as `sampling.sampling.Sums` says."""
 
     def __init__(self, library: Path | str) -> None:
         """Take the functions of `library`, which `native.build` has made."""

@@ -9,8 +9,8 @@ F and V are those of one device.
 import math
 from dataclasses import dataclass
 
-from qwen3_infer.engine.pieces import DEVICE_PIECES
 from qwen3_infer.plan.settings import BLOCK_TOKENS, PlanSettings
+from qwen3_infer.steps.pieces import DEVICE_PIECES
 from qwen3_model.device.memory import GROUP_BYTES
 from qwen3_model.ranks.layout import shard_slices
 

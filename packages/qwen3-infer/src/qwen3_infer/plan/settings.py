@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen3_infer.engine.pieces import DEVICE_PIECES, batch_size, round_up
-from qwen3_infer.schema import FLAG_KEYS, PREDICT
-from qwen3_infer.settings import DEFAULT_NEW_TOKENS, MODEL_PARALLEL
+from qwen3_infer.settings.schema import FLAG_KEYS, PREDICT
+from qwen3_infer.settings.settings import DEFAULT_NEW_TOKENS, MODEL_PARALLEL
+from qwen3_infer.steps.pieces import DEVICE_PIECES, batch_size, round_up
 from qwen3_model.checkpoints.describe import find_config
 from qwen3_model.command.run_config import load_run_config, parse_dotted, parse_run_config
 from qwen3_model.config import Qwen3Config

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from qwen3_infer.chat.output import ChatOutput, Part
-from qwen3_infer.engine.jobs import Event
+from qwen3_infer.schedule.jobs import Event
 from qwen3_infer.serve.requests import ApiRequest
+from qwen3_infer.text.output import ChatOutput, Part
 from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
 

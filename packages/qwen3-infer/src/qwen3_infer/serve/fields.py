@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from qwen3_infer.engine.sampling import MOST_PENALTY
+from qwen3_infer.sampling.sampling import MOST_PENALTY
 from qwen3_infer.serve.errors import ApiError, invalid
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from qwen3_infer.engine.jobs import Event
+from qwen3_infer.schedule.jobs import Event
 
 if TYPE_CHECKING:
     from qwen3_infer.serve.worker import Worker

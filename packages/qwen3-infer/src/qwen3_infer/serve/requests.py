@@ -5,17 +5,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from qwen3_infer.chat.messages import MessageError, read_messages, read_tools
-from qwen3_infer.chat.prompt import TooLongError, check_length, encode_conversation, ends_in_thought
-from qwen3_infer.engine.grammar import Grammar, Grammars
-from qwen3_infer.engine.sampling import Sampling
-from qwen3_infer.generate.prompts import Prompt
-from qwen3_infer.model_folder import ModelFolder
-from qwen3_infer.requests import Request
+from qwen3_infer.folder.model_folder import ModelFolder
+from qwen3_infer.sampling.grammar import Grammar, Grammars
+from qwen3_infer.sampling.sampling import Sampling
+from qwen3_infer.schedule.requests import Request
 from qwen3_infer.serve.errors import ApiError, invalid
 from qwen3_infer.serve.fields import CHAT, COMPLETION, check_fields
 from qwen3_infer.serve.structured import read_response_format, read_tool_choice, write_grammar
-from qwen3_infer.settings import Decoding
+from qwen3_infer.settings.settings import Decoding
+from qwen3_infer.text.messages import MessageError, read_messages, read_tools
+from qwen3_infer.text.prompt import TooLongError, check_length, encode_conversation, ends_in_thought
+from qwen3_infer.text.prompts import Prompt
 from qwen3_model.errors import FormatError, Qwen3Error
 
 DEFAULT_COMPLETION_TOKENS = 16

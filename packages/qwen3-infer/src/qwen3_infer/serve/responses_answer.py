@@ -4,10 +4,10 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from qwen3_infer.chat.output import Part
-from qwen3_infer.engine.jobs import Event
+from qwen3_infer.schedule.jobs import Event
 from qwen3_infer.serve.answers import Answer, take_apart
 from qwen3_infer.serve.requests import ApiRequest
+from qwen3_infer.text.output import Part
 from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
 FORMS = {

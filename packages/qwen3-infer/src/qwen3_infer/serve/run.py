@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from qwen3_infer.device import Device
-from qwen3_infer.settings import RunSettings, make_decoding, open_run_folder
-from qwen3_infer.shared_model import Sharing, open_model
+from qwen3_infer.processes.shared_model import Sharing, open_model
+from qwen3_infer.settings.settings import RunSettings, make_decoding, open_run_folder
 from qwen3_model.command.plain_text import one_line
 from qwen3_model.errors import Qwen3Error, UsageError
 
@@ -91,7 +91,7 @@ def run_serve(
         bound(serve.host, serve.port) as door,
         open_model(folder, device, launch, quiet=quiet, note=note) as model,
     ):
-        from qwen3_infer.engine.scheduler import Scheduler
+        from qwen3_infer.schedule.scheduler import Scheduler
         from qwen3_infer.serve.requests import Service
         from qwen3_infer.serve.worker import Worker
 

@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from qwen3_infer.chat.messages import MessageError
-from qwen3_infer.chat.output import CALL, CALL_END
+from qwen3_infer.text.messages import MessageError
+from qwen3_infer.text.output import CALL, CALL_END
 from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
 # JSON on one line, so that a model cannot go on with white space for ever.

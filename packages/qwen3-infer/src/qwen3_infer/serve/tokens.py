@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from qwen3_infer.chat.messages import MessageError, read_messages, read_tools
-from qwen3_infer.chat.prompt import TooLongError, check_length, encode_conversation
 from qwen3_infer.serve.errors import ApiError, invalid
 from qwen3_infer.serve.fields import DETOKENIZE, TOKENIZE, check_fields
 from qwen3_infer.serve.requests import Service, check_model, is_id, thinking_of, too_long
+from qwen3_infer.text.messages import MessageError, read_messages, read_tools
+from qwen3_infer.text.prompt import TooLongError, check_length, encode_conversation
 from qwen3_model.errors import Qwen3Error
 
 

@@ -7,9 +7,9 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from qwen3_infer.engine.jobs import Event, Job
-from qwen3_infer.engine.scheduler import Scheduler
-from qwen3_infer.requests import Request
+from qwen3_infer.schedule.jobs import Event, Job
+from qwen3_infer.schedule.requests import Request
+from qwen3_infer.schedule.scheduler import Scheduler
 from qwen3_infer.serve.errors import ApiError
 from qwen3_model.errors import ConfigError
 

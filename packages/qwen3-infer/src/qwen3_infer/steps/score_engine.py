@@ -9,8 +9,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3_infer.engine.pieces import cut
-from qwen3_infer.evaluate.scored import Scored
+from qwen3_infer.steps.pieces import cut
+from qwen3_infer.steps.scored import Scored
 from qwen3_model.errors import WeightError
 
 HEAD_ROWS = 32  # positions whose logits exist at a time

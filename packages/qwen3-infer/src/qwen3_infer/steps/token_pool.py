@@ -7,7 +7,7 @@ begins alike.
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from qwen3_infer.engine.pieces import round_up
+from qwen3_infer.steps.pieces import round_up
 
 
 @dataclass(eq=False, slots=True)

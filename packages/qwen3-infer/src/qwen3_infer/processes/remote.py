@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from qwen3_infer.engine import wire
-from qwen3_infer.engine.logits import LikeliestRows, Logits
-from qwen3_infer.evaluate.scored import Scored
+from qwen3_infer.processes import wire
+from qwen3_infer.sampling.logits import LikeliestRows, Logits
+from qwen3_infer.steps.scored import Scored
 from qwen3_model.errors import Qwen3Error, WeightError
 
 LOOK_S = 0.2

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen3_infer.engine.sampling import Sampling
+from qwen3_infer.sampling.sampling import Sampling
 from qwen3_model.command.small_files import read_small_text
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError

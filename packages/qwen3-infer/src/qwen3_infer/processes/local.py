@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qwen3_infer.device import Device
-from qwen3_infer.engine.jobs import BatchLimits, tokens_needed
-from qwen3_infer.engine.pieces import round_up
-from qwen3_infer.engine.weights import open_hf_weights
-from qwen3_infer.model_folder import ModelFolder
+from qwen3_infer.folder.model_folder import ModelFolder
+from qwen3_infer.folder.weights import open_hf_weights
 from qwen3_infer.native.build import find_library, rounds_inputs
 from qwen3_infer.native.model import NativeModel
-from qwen3_infer.requests import Request
+from qwen3_infer.schedule.jobs import BatchLimits, tokens_needed
+from qwen3_infer.schedule.requests import Request
+from qwen3_infer.steps.pieces import round_up
 from qwen3_model.checkpoints.adapters import AdapterSet
 from qwen3_model.checkpoints.tensors import Tensors
 from qwen3_model.config import Qwen3Config

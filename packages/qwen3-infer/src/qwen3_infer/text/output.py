@@ -6,7 +6,7 @@ docs/serving.md has the grammar.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from qwen3_infer.chat.calls import NO_JSON, ValueEnd, parse_calls
+from qwen3_infer.text.calls import NO_JSON, ValueEnd, parse_calls
 
 THINK, THOUGHT_END = "<think>", "</think>"
 CALL, CALL_END = "<tool_call>", "</tool_call>"

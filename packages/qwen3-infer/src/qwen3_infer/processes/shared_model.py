@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qwen3_infer.device import Device
-from qwen3_infer.model_folder import ModelFolder
+from qwen3_infer.folder.model_folder import ModelFolder
 from qwen3_model.device.simulation import Simulation
 from qwen3_model.errors import ConfigError, Qwen3Error
 from qwen3_model.ranks.layout_checks import split_problems
@@ -16,8 +16,8 @@ from qwen3_model.ranks.msrun.launcher import Job, launch_workers
 
 if TYPE_CHECKING:
     from qwen3_infer.engine.models import MindSporeModel
-    from qwen3_infer.engine.remote import Ranks, RemoteModel
     from qwen3_infer.native.model import NativeModel
+    from qwen3_infer.processes.remote import Ranks, RemoteModel
 
 DRIVER_VARIABLE = "QWEN3_INFER_DRIVER"
 """Tells rank 0 where the command's process listens, and the secret: `PORT:SECRET`."""
@@ -68,7 +68,7 @@ def open_model(
     _require_split(folder, launch.settings.worker_num)
     num_devices = _num_devices(device, launch)
     check_launch(launch.settings, num_devices=num_devices)
-    from qwen3_infer.engine.remote import Ranks, RemoteModel
+    from qwen3_infer.processes.remote import Ranks, RemoteModel
 
     ranks = Ranks(launch.settings.master_addr, launch.settings.worker_num)
     is_up, is_over = threading.Event(), threading.Event()
@@ -106,7 +106,7 @@ def _local_model(
     """Load the model into this process, or the shard of the rank that it plays."""
     rank = simulation or Simulation()
     _require_split(folder, rank.num_ranks)
-    from qwen3_infer.engine.local import open_local
+    from qwen3_infer.processes.local import open_local
 
     if simulation is None:
         return open_local(folder, device, quiet=quiet, note=note)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen3_infer.utf8 import decode_utf8
+from qwen3_infer.text.utf8 import decode_utf8
 from qwen3_model.command.small_files import INPUT_BYTES, read_small
 from qwen3_model.errors import FormatError, UsageError
 

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwen3_infer.engine.weights import (
+from qwen3_infer.folder.generation_config import GenerationConfig, read_generation_config
+from qwen3_infer.folder.weights import (
     MINDFORMERS_DEFAULT,
     open_adapter,
     open_checkpoint_weights,
     open_hf_weights,
 )
-from qwen3_infer.generation_config import GenerationConfig, read_generation_config
 from qwen3_model.checkpoints.adapter_config import CONFIG_FILE
 from qwen3_model.checkpoints.adapters import AdapterSet
 from qwen3_model.checkpoints.fused import FusedLayout

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qwen3_infer.chat.messages import read_messages
-from qwen3_infer.chat.prompt import encode_conversation
-from qwen3_infer.generate.prompts import Prompt
-from qwen3_infer.model_folder import ModelFolder
-from qwen3_infer.settings import Decoding
+from qwen3_infer.folder.model_folder import ModelFolder
+from qwen3_infer.settings.settings import Decoding
+from qwen3_infer.text.messages import read_messages
+from qwen3_infer.text.prompt import encode_conversation
+from qwen3_infer.text.prompts import Prompt
 from qwen3_model.errors import ConfigError, FormatError
 from qwen3_model.text.tokenizer import Qwen3Tokenizer
 

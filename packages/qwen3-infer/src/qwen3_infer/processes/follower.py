@@ -7,16 +7,16 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from qwen3_infer.cli_options import Rank
 from qwen3_infer.device import Device
-from qwen3_infer.engine import wire
 from qwen3_infer.engine.engine import MindSporeEngine
-from qwen3_infer.engine.local import open_local
-from qwen3_infer.engine.logits import Likeliest
 from qwen3_infer.engine.models import MindSporeModel
 from qwen3_infer.engine.tensor_parallel import Sum, join_ranks
-from qwen3_infer.evaluate.score_engine import Scorer
-from qwen3_infer.model_folder import ModelFolder
+from qwen3_infer.folder.model_folder import ModelFolder
+from qwen3_infer.processes import wire
+from qwen3_infer.processes.local import open_local
+from qwen3_infer.processes.rank import Rank
+from qwen3_infer.sampling.logits import Likeliest
+from qwen3_infer.steps.score_engine import Scorer
 from qwen3_model.errors import Qwen3Error, WeightError
 from qwen3_model.ranks.shards import Tp
 

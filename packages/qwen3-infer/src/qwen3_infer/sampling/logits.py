@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from qwen3_infer.engine.sampling import Sampling, choose_among
+from qwen3_infer.sampling.sampling import Sampling, choose_among
 
 NUM_CANDIDATES = 64
 """Likeliest tokens of a row that come to the host at once; 256 bytes and as many of ids."""

@@ -12,20 +12,20 @@ from typing import Protocol
 
 import numpy as np
 
-from qwen3_infer.engine.grammar import GrammarError, Grammars
-from qwen3_infer.engine.jobs import Event, Job, restriction, tokens_needed
-from qwen3_infer.engine.logits import Likeliest, Logits
-from qwen3_infer.engine.pieces import PIECES, cut
-from qwen3_infer.engine.sampling import (
+from qwen3_infer.sampling.grammar import GrammarError, Grammars
+from qwen3_infer.sampling.logits import Likeliest, Logits
+from qwen3_infer.sampling.sampling import (
     Sums,
     choose,
     likeliest_log_probabilities,
     log_probability,
     make_generator,
 )
-from qwen3_infer.engine.token_pool import Region, TokenPool
-from qwen3_infer.requests import Request
-from qwen3_infer.text_stream import TextStream
+from qwen3_infer.schedule.jobs import Event, Job, restriction, tokens_needed
+from qwen3_infer.schedule.requests import Request
+from qwen3_infer.steps.pieces import PIECES, cut
+from qwen3_infer.steps.token_pool import Region, TokenPool
+from qwen3_infer.text.text_stream import TextStream
 from qwen3_model.errors import ConfigError, Qwen3Error, WeightError
 from qwen3_model.text.tokenizer import Qwen3Tokenizer
 

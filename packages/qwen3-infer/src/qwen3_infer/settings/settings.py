@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen3_infer.engine.grammar import Grammar
-from qwen3_infer.engine.sampling import Sampling
-from qwen3_infer.generation_config import SAMPLING_KEYS, GenerationConfig
-from qwen3_infer.model_folder import ModelFolder, open_model_folder
-from qwen3_infer.schema import FLAG_KEYS, PREDICT
+from qwen3_infer.folder.generation_config import SAMPLING_KEYS, GenerationConfig
+from qwen3_infer.folder.model_folder import ModelFolder, open_model_folder
+from qwen3_infer.sampling.grammar import Grammar
+from qwen3_infer.sampling.sampling import Sampling
+from qwen3_infer.settings.schema import FLAG_KEYS, PREDICT
 from qwen3_model.checkpoints.companions import find_companions
 from qwen3_model.checkpoints.fused import FusedLayout, read_fused_layout
 from qwen3_model.checkpoints.weight_files import is_distributed

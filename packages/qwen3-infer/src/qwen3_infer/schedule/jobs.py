@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from qwen3_infer.engine.grammar import Follower
-from qwen3_infer.engine.pieces import ALIGN, round_up
-from qwen3_infer.engine.token_pool import Region
-from qwen3_infer.requests import Request
-from qwen3_infer.text_stream import TextStream
+from qwen3_infer.sampling.grammar import Follower
+from qwen3_infer.schedule.requests import Request
+from qwen3_infer.steps.pieces import ALIGN, round_up
+from qwen3_infer.steps.token_pool import Region
+from qwen3_infer.text.text_stream import TextStream
 from qwen3_model.errors import Qwen3Error
 
 

@@ -1,0 +1,1 @@
+"""The model's folder: config, weights, adapter and generation defaults, without MindSpore."""

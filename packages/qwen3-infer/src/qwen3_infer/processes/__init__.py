@@ -1,0 +1,1 @@
+"""Where the model runs: in this process, or shared out over others."""

@@ -1,0 +1,1 @@
+"""Requests, and whose tokens the model computes next."""

@@ -1,0 +1,1 @@
+"""What every engine computes alike: pieces of prompts, regions of the cache, scores."""
