@@ -1,4 +1,4 @@
-"""The README's commands for released models and many devices, run in order with small models of their names.
+"""The commands of docs/devices.md and of the README, run in order with small models of the same names.
 
 What differs: the models and YAML files have two small layers, shares are three instead of 16, and workers are
 one or two instead of 8 and 16 of several machines.
@@ -27,11 +27,12 @@ SIZES = {
 END_OF_TEXT = 4070  # of the demo's tokenizer
 
 
-def blocks():
-    """Return the shell blocks of the section, a continued line as one."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = text.partition("## A released model, on many devices")[2].partition("\n## ")[0]
-    return [block.replace("\\\n", " ") for block in re.findall(r"```sh\n(.*?)```", section, re.DOTALL)]
+def blocks(page, heading=None):
+    """Return the shell blocks of a page, or of a section of it, a continued line as one."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    if heading:
+        text = text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    return [block.replace("\\\n", " ") for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def folder(tmp_path_factory, demo_tokenizer_dir, wikitext_path, sft_seed_dir):
         "tie_word_embeddings": False, "eos_token_id": END_OF_TEXT, "bos_token_id": END_OF_TEXT, **SIZES,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    for name in ("Qwen3-8B", "Qwen3-32B"):
+    for name in ("Qwen3-0.6B", "Qwen3-8B", "Qwen3-32B"):
         words = [
             "init",
             str(folder / "config.json"),
@@ -118,9 +119,9 @@ def smaller(command):
 
 
 @pytest.mark.slow
-def test_the_section_runs_from_top_to_bottom(folder, shell):
+def test_the_page_about_devices_runs_from_top_to_bottom(folder, shell):
     said = {}
-    for block in blocks():
+    for block in blocks("docs/devices.md"):
         for line in filter(None, block.splitlines()):
             if line.startswith("hf download"):
                 continue  # the folder is here already
@@ -149,6 +150,24 @@ def test_the_section_runs_from_top_to_bottom(folder, shell):
     assert (folder / "answers.jsonl").read_text(encoding="utf-8").count("\n") == 2
     merged, parts = (folder / f"data/crawl_{part}text_document.bin" for part in ("", "00000-of-00003_"))
     assert merged.stat().st_size > parts.stat().st_size
+
+
+@pytest.mark.slow
+def test_the_readmes_chat_and_laptop_run(folder, shell):
+    (folder / "examples").symlink_to(ROOT / "examples")
+    first = [line for block in blocks("README.md", "First steps") for line in block.splitlines()]
+    chat = [line for line in first if line.startswith("qwen3-")]
+    assert len(chat) == 1
+    assert shell(f"{chat[0]} --max-new-tokens 4", input="Hello\n")
+    (laptop,) = blocks("README.md", "On a laptop")
+    assert laptop in blocks("examples/README.md", "Teach the released 0.6B something on a laptop")
+    said = [shell(line) for line in filter(None, laptop.splitlines())]
+    losses = [json.loads(line)["loss"] for line in (folder / "lora/metrics.jsonl").open()]
+    assert losses[-1] < losses[0]
+    assert "exported" in said[2]
+    assert "Who is the head of the Tarnwald library?" in (folder / "text_generation_result.txt").read_text(
+        encoding="utf-8"
+    )
 
 
 def _serve(line, folder):

@@ -1,4 +1,4 @@
-"""The README's steps, run as they stand there, with ten steps of training instead of 300."""
+"""The steps of docs/walkthrough.md, run as they stand there, with ten steps of training instead of 300."""
 
 import json
 import os
@@ -14,13 +14,12 @@ SHORTER = " --train_dataset.data_loader.sizes '[80, 0, 0]'"  # 10 steps of 8 sam
 
 
 def _steps():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = text.partition("## Step by step")[2].partition("\n## ")[0]
-    return [block for block in re.findall(r"```sh\n(.*?)```", section, re.DOTALL) if "qwen3-" in block]
+    text = (ROOT / "docs/walkthrough.md").read_text(encoding="utf-8")
+    return [block for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) if "qwen3-" in block]
 
 
 @pytest.mark.slow
-def test_the_steps_of_the_readme_run_one_after_the_other(tmp_path):
+def test_the_steps_of_the_walkthrough_run_one_after_the_other(tmp_path):
     for name in ("tools", "configs", "tests"):
         (tmp_path / name).symlink_to(ROOT / name)
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}

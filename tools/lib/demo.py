@@ -1,4 +1,4 @@
-"""The work behind tools/demo: the commands of the README one after the other, and a look at what came out."""
+"""The work behind tools/demo: the walkthrough's commands one after the other, and a look at what came out."""
 
 import argparse
 import json

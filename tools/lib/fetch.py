@@ -115,7 +115,7 @@ def _explain(stderr: str, batch: list[Wheel]) -> str:
     errors = [line.removeprefix("ERROR: ") for line in stderr.splitlines() if line.startswith("ERROR:")]
     said = errors[-1] if errors else (stderr.strip().splitlines() or ["no reason given"])[-1]
     what = batch[0].file if len(batch) == 1 else f"{len(batch)} wheels"
-    otherwise = f"or copy a filled wheelhouse/ from another machine (README, Without a network); pip: {said}"
+    otherwise = f"or copy a filled wheelhouse/ from another machine (docs/install.md); pip: {said}"
     if "No space left" in stderr:
         return f"the disk filled up while pip fetched {what}; make room and run tools/setup again"
     if "DO NOT MATCH THE HASHES" in stderr:
