@@ -128,6 +128,20 @@ def test_every_tool_and_config_named_is_in_the_checkout(page):
         assert (ROOT / name).exists(), f"{page.name} names {name}"
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "migration.md"], ids=_ids)
+def test_every_module_named_lies_where_the_page_says(page):
+    roots = [ROOT, *ROOT.glob("packages/*/src"), *ROOT.glob("packages/*/src/*"), *ROOT.glob("packages/*")]
+    for name in re.findall(r"`([\w./]+/[\w./]*\w\.py)`", page.read_text(encoding="utf-8")):
+        assert any((root / name).exists() for root in roots), f"{page.name} names {name}"
+    for name in re.findall(
+        r"\b(qwen3_(?:data|train|ckpt|infer|model)[\w./]*)", page.read_text(encoding="utf-8")
+    ):
+        path = name.removesuffix(".py").replace(".", "/").rstrip("/")
+        # A name inside of a module is fine, too.
+        files = [f"{path}.py", path, f"{path.rpartition('/')[0]}.py"]
+        assert any(any(ROOT.glob(f"packages/*/src/{each}")) for each in files), f"{page.name} names {name}"
+
+
 def _shape(page, other):
     """Return what both languages must have alike: headings, code, tables, links and lists, in order."""
     text = page.read_text(encoding="utf-8")
