@@ -8,7 +8,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from qwen3_model import cli
+from qwen3_model.ranks.msrun.cli_options import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 HANGS_S = 600
@@ -101,9 +101,7 @@ def shell(folder):
 
 def smaller(command):
     """Put one worker of this machine in place of many, and two where the layout is the matter."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     if "qwen3-infer plan" in command:  # it starts nothing
         return command
     command = re.sub(r" --(local-worker-num|node-rank|master-addr|master-port) \S+", "", command)

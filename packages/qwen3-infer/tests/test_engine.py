@@ -15,7 +15,7 @@ from qwen3_infer.processes.local import open_local
 from qwen3_infer.schedule.generator import generate, run
 from qwen3_infer.schedule.scheduler import Scheduler
 from qwen3_infer.steps.pieces import ALIGN, PIECES, cut
-from qwen3_model.network.kernels.portable import make_kernels
+from qwen3_model.network.kernels.choice import make_kernels
 
 KERNELS = ("portable", "native")
 NUM_ROWS = 3

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +20,7 @@ from qwen3_model.checkpoints.safetensors_file import (
 )
 from qwen3_model.config import Qwen3Config
 from qwen3_model.ranks.msrun.checks import LaunchSettings
+from qwen3_model.ranks.msrun.cli_options import free_port
 from qwen3_model.ranks.msrun.launcher import Job, launch_workers
 
 HERE = Path(__file__).parent
@@ -37,13 +37,6 @@ RUNS = {
     "portable": ["--no-do-sample", "--max-new-tokens", "16", "--kernels", "portable"],
     "untied, bfloat16, adapted": ["--no-do-sample", "--max-new-tokens", "16", "--logprobs"],
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture
@@ -106,7 +99,7 @@ def records(path):
 
 
 @pytest.mark.slow
-def test_two_processes_generate_the_tokens_of_one(run, folder, make_demo_folder, tmp_path, free_port):
+def test_two_processes_generate_the_tokens_of_one(run, folder, make_demo_folder, tmp_path):
     untied = make_demo_folder("untied", **SHARABLE, tie_word_embeddings=False)
     prompts, runs = tmp_path / "prompts.txt", []
     prompts.write_text("".join(f"{text}\n" for text in PROMPTS), "utf-8")
@@ -130,7 +123,9 @@ def test_two_processes_generate_the_tokens_of_one(run, folder, make_demo_folder,
         environment=os.environ,
         quiet=True,
     )
-    launch = LaunchSettings(worker_num=2, local_worker_num=2, master_port=free_port, log_dir=tmp_path / "log")
+    launch = LaunchSettings(
+        worker_num=2, local_worker_num=2, master_port=free_port(), log_dir=tmp_path / "log"
+    )
     launch_workers(job, launch)
     assert "another process has no native kernels" in (tmp_path / "log" / NAME).read_text("utf-8")
     for number, kind in enumerate(RUNS):
@@ -170,8 +165,8 @@ def nodes():
 
 
 @pytest.mark.slow
-def test_the_command_launches_its_workers_on_two_nodes_and_streams(run, folder, nodes, tmp_path, free_port):
-    enters, address = nodes
+def test_the_command_launches_its_workers_on_two_nodes_and_streams(run, folder, nodes, tmp_path):
+    (enters, address), port = nodes, str(free_port())
     arguments = ["--pretrained-model-dir", str(folder), "--predict-data", "Once upon a time",
                  "--no-do-sample", "--max-new-tokens", "20"]  # fmt: skip
     alone = run(*arguments, "--stream", "--save-file", "one.txt")
@@ -179,7 +174,7 @@ def test_the_command_launches_its_workers_on_two_nodes_and_streams(run, folder, 
     started = []
     for node, enter in enumerate(enters):
         place = ["--worker-num", "2", "--local-worker-num", str(2 // len(enters)), "--node-rank", str(node),
-                 "--master-addr", address, "--master-port", str(free_port), "--log-dir", f"log{node}",
+                 "--master-addr", address, "--master-port", port, "--log-dir", f"log{node}",
                  "--cluster-time-out", "300"]  # fmt: skip
         command = [*enter, sys.executable, "-m", "qwen3_infer", "generate", *arguments, "--stream", *place]
         command += ["--use_parallel", "True", "--parallel_config.model_parallel", "2"]

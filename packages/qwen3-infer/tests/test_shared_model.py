@@ -22,6 +22,7 @@ from qwen3_infer.processes.remote import Ranks, RemoteModel
 from qwen3_infer.sampling.logits import Likeliest
 from qwen3_infer.sampling.sampling import Sampling
 from qwen3_model.errors import Qwen3Error
+from qwen3_model.ranks.msrun.cli_options import free_port
 
 SHARABLE = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32,
             "max_position_embeddings": 1024}  # fmt: skip
@@ -30,14 +31,8 @@ NUM_AT_ONCE = 50
 LONGEST_S = 300
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 def two_processes(log_dir):
-    return ["--worker-num", "2", "--master-port", free_port(), "--log-dir", str(log_dir)]
+    return ["--worker-num", "2", "--master-port", str(free_port()), "--log-dir", str(log_dir)]
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +119,7 @@ def test_a_server_of_two_processes_answers_as_one_does_and_ends_with_either(
 
 @pytest.mark.slow
 def test_a_server_over_two_nodes_ends_in_order(start_server, folder, tmp_path):
-    job = ["--worker-num", "2", "--local-worker-num", "1", "--master-port", free_port()]
+    job = ["--worker-num", "2", "--local-worker-num", "1", "--master-port", str(free_port())]
     logs = [tmp_path / "node0", tmp_path / "node1"]
     other = subprocess.Popen(
         [sys.executable, *serve(folder), *job, "--node-rank", "1", "--log-dir", str(logs[1])],

@@ -15,7 +15,8 @@ from qwen3_model.config import SIZES
 from qwen3_model.errors import ConfigError
 from qwen3_model.network.cache import BLOCK_TOKENS
 from qwen3_model.network.kernels.ascend import AscendKernels
-from qwen3_model.network.kernels.portable import PortableKernels, make_kernels
+from qwen3_model.network.kernels.choice import make_kernels
+from qwen3_model.network.kernels.portable import PortableKernels
 from qwen3_model.network.model import CachedQwen3, Qwen3ForCausalLM
 from qwen3_model.ranks.collectives import make_group
 from qwen3_model.ranks.shards import Shards, Whole

@@ -1,4 +1,3 @@
-import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,19 +13,13 @@ from qwen3_model.ranks.msrun.checks import (
     find_msrun,
     interpreter_name,
 )
+from qwen3_model.ranks.msrun.cli_options import free_port
 from qwen3_model.ranks.msrun.launcher import msrun_command, worker_environment
 
 
 @pytest.fixture
-def settings(tmp_path, free_port):
-    return LaunchSettings(worker_num=8, local_worker_num=4, master_port=free_port, log_dir=tmp_path / "log")
-
-
-@pytest.fixture
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def settings(tmp_path):
+    return LaunchSettings(worker_num=8, local_worker_num=4, master_port=free_port(), log_dir=tmp_path / "log")
 
 
 def test_settings_that_can_work_pass(settings):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from qwen3_model.ranks.msrun.cli_options import free_port
 from qwen3_model.ranks.msrun.processes import is_alive
 
 HERE = Path(__file__).parent
@@ -20,9 +21,7 @@ GONE_S = 8.0
 def start(tmp_path):
     """Start a launch with a deed; the process, and every process of its job after the test, are ended."""
     started = []
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
 
     def launch(deed, *options, **streams):
         environment = os.environ | {"TEST_PORT": str(port)}

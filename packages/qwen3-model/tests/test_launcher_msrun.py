@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from qwen3_model.ranks.msrun.cli_options import free_port
 from qwen3_model.ranks.msrun.processes import JOB_VARIABLE, is_alive
 
 HERE = Path(__file__).parent
@@ -50,13 +50,6 @@ def start(tmp_path):
 
 
 @pytest.fixture
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@pytest.fixture
 def two_nodes():
     """Two network namespaces joined by a cable, as two machines: the commands that enter them."""
     names = [f"qwen3{os.getpid()}{letter}" for letter in "ab"]
@@ -78,8 +71,8 @@ def two_nodes():
 
 
 @pytest.mark.slow
-def test_two_processes_of_msrun_add_up_and_end(start, tmp_path, free_port):
-    process = start(3, local_worker_num=2, master_port=free_port)
+def test_two_processes_of_msrun_add_up_and_end(start, tmp_path):
+    process = start(3, local_worker_num=2, master_port=free_port())
     _, err = process.communicate(timeout=LONGEST_S)
     steps = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert process.returncode == 0, err
@@ -88,8 +81,8 @@ def test_two_processes_of_msrun_add_up_and_end(start, tmp_path, free_port):
 
 
 @pytest.mark.slow
-def test_msruns_workers_and_scheduler_die_with_a_killed_launcher(start, tmp_path, free_port):
-    process = start(10_000, local_worker_num=2, master_port=free_port)
+def test_msruns_workers_and_scheduler_die_with_a_killed_launcher(start, tmp_path):
+    process = start(10_000, local_worker_num=2, master_port=free_port())
     metrics, deadline_s = tmp_path / "metrics.jsonl", time.monotonic() + LONGEST_S
     while not (metrics.exists() and metrics.read_text().count("\n")):
         assert time.monotonic() < deadline_s, "no step was taken"

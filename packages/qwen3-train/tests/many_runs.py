@@ -2,10 +2,11 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
+
+from qwen3_model.ranks.msrun.cli_options import free_port
 
 WORKER = Path(__file__).parent / "many_runs_worker.py"
 
@@ -14,9 +15,7 @@ def train_many(folder, jobs, worker_num, longest_s):
     """Run `jobs`, as many_runs_worker.py has them, in `worker_num` processes that log into `folder`."""
     path = folder / f"jobs{worker_num}.json"
     path.write_text(json.dumps(jobs), encoding="utf-8")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     bin_dir, log_dir = Path(sys.executable).parent, folder / f"log{worker_num}"
     # Every process waits for the slowest, which may be compiling; msrun ends all when one fails.
     environment = os.environ | {"PATH": f"{bin_dir}:{os.environ['PATH']}", "MS_CPU_COMM_OP_TIMEOUT": "600"}

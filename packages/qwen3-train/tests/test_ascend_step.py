@@ -14,7 +14,7 @@ from mindspore import Parameter
 from mindspore.common.initializer import Zero, initializer
 
 from qwen3_model.config import SIZES
-from qwen3_model.network.kernels.portable import make_kernels
+from qwen3_model.network.kernels.choice import make_kernels
 from qwen3_model.network.model import Qwen3ForCausalLM
 from qwen3_model.ranks.collectives import AscendGroup, AscendLink
 from qwen3_model.ranks.layout import Layout

@@ -7,7 +7,7 @@ from mindspore import ParameterTuple, Tensor, nn
 from train_inputs import TINY_MODEL
 
 from qwen3_model.checkpoints.fresh_weights import init_weights
-from qwen3_model.network.kernels.portable import make_kernels
+from qwen3_model.network.kernels.choice import make_kernels
 from qwen3_model.network.lora import add_lora, init_lora
 from qwen3_model.network.model import Qwen3ForCausalLM
 from qwen3_train.loss.loss import TokenLoss

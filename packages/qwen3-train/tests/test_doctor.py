@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 
 from qwen3_model.ranks.msrun.checks import LaunchSettings
+from qwen3_model.ranks.msrun.cli_options import free_port
 from qwen3_train.doctor import checks as doctor_checks
 from qwen3_train.doctor import doctor
 from qwen3_train.doctor.ascend import ASCEND_CHECKS, accepted_versions
@@ -51,9 +52,7 @@ def states(findings):
 
 @pytest.mark.slow
 def test_two_workers_add_up_and_train_to_the_known_losses(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     done, found = run_doctor(tmp_path, "--worker-num", "2", "--master-port", str(port))
     assert done.returncode == 0, done.stdout + done.stderr
     assert all(found[what]["state"] == PASS for what in (*ON_DEVICE, "ports", "mindspore", "disk"))

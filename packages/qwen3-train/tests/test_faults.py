@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from train_inputs import counting_documents, tiny_run, write_tokens, write_yaml
 
 from qwen3_model.checkpoints.checkpoint_files import choose_checkpoint
 from qwen3_model.checkpoints.safetensors_file import open_safetensors
+from qwen3_model.ranks.msrun.cli_options import free_port
 from qwen3_train.reports.run_log import read_metrics
 
 FAULT_SITE = Path(__file__).parent / "fault_site"
@@ -44,9 +44,7 @@ def start(folder):
         values["callbacks"][1]["keep_checkpoint_max"] = 3
         values["train_dataset"]["data_loader"]["sizes"] = [4 * STEPS, 0, 0]
         config = write_yaml(folder / f"{out}.yaml", values)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
+        port = str(free_port())
         environment = dict(os.environ)
         if fault:
             environment |= {"QWEN3_TEST_FAULT": json.dumps(fault), "PYTHONPATH": str(FAULT_SITE)}

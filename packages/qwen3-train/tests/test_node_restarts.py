@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from test_faults import FAULT_SITE, LONGEST_S, curve_of, fault_of
 from train_inputs import counting_documents, tiny_run, write_tokens, write_yaml
 
 from qwen3_model.checkpoints.checkpoint_files import choose_checkpoint
+from qwen3_model.ranks.msrun.cli_options import free_port
 
 STEPS, LOST_NODE_WAIT_S = 8, 2
 LAYOUT_RTOL = 2e-5
@@ -45,13 +45,6 @@ def command(folder):
     return words
 
 
-@pytest.fixture
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def start_node(command, node, port, *, fault):
     environment = os.environ | {"QWEN3_TEST_FAULT": json.dumps(fault), "PYTHONPATH": str(FAULT_SITE)}
     words = ["--local-worker-num", "1", "--node-rank", str(node), "--master-port", str(port),
@@ -71,9 +64,10 @@ def wait_for(is_so, process):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_without_a_node_that_stays_away(folder, command, free_port):
+def test_a_run_goes_on_without_a_node_that_stays_away(folder, command):
     out, fault = folder / "out", fault_of(folder, "wait", 1, 6)
-    nodes = [start_node(command("out"), node, free_port, fault=fault) for node in (0, 1)]
+    port = free_port()
+    nodes = [start_node(command("out"), node, port, fault=fault) for node in (0, 1)]
     wait_for(lambda: Path(fault["marker"]).exists(), nodes[0])
     nodes[1].send_signal(signal.SIGKILL)
     killed_s = time.time()

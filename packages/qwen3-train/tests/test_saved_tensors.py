@@ -15,6 +15,7 @@ from plan_inputs import make_settings
 
 from qwen3_model.config import SIZES
 from qwen3_model.network.kernels.portable import PortableKernels
+from qwen3_model.network.kernels.seam import KEY_TURNS, MASK, QUERY_TURNS
 from qwen3_model.network.model import Qwen3ForCausalLM
 from qwen3_model.ranks.layout import Layout
 from qwen3_train.parallel.grid import make_grid
@@ -96,11 +97,10 @@ def test_the_list_is_what_the_models_operators_read(recorded):
 
 
 def test_shared_tensors_are_those_of_the_kernels_plan(recorded):
-    (_, turns, mask, *_), *others = recorded.plans
-    assert not others
-    tables = [table.nbytes for pair in turns for table in pair]
+    (plan,) = recorded.plans
     found = {tensor.name: tensor.num_bytes for tensor in shared_tensors(SETTINGS)}
-    assert mask.nbytes == found.pop("mask")
+    tables = [table.nbytes for turns in (plan[QUERY_TURNS], plan[KEY_TURNS]) for table in turns]
+    assert plan[MASK].nbytes == found.pop("mask")
     assert found.pop("ids") == 4 * SETTINGS.rows
     assert sorted(tables) == sorted(found.values())
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from sft_inputs import RECORDS, loader, sft_run, write_records
 from train_inputs import write_yaml
 
-from qwen3_model.network.kernels.portable import make_kernels
+from qwen3_model.network.kernels.choice import make_kernels
 from qwen3_model.network.loading import init_model
 from qwen3_model.network.model import Qwen3ForCausalLM
 from qwen3_model.text.tokenizer import Qwen3Tokenizer

@@ -10,7 +10,7 @@ from mindspore import Tensor
 
 from qwen3_model.checkpoints.safetensors_file import open_safetensors
 from qwen3_model.errors import Qwen3Error
-from qwen3_model.network.kernels.portable import make_kernels
+from qwen3_model.network.kernels.choice import make_kernels
 from qwen3_model.network.model import Qwen3ForCausalLM
 from qwen3_train.data.batches import Batch
 from qwen3_train.settings.adam import AdamSettings

@@ -12,7 +12,9 @@ import pytest
 from mindspore import Parameter, Tensor
 
 from qwen3_model.checkpoints.safetensors_file import open_safetensors
-from qwen3_model.network.kernels.portable import AscendKernels, PortableKernels, make_kernels
+from qwen3_model.network.kernels.ascend import AscendKernels
+from qwen3_model.network.kernels.choice import make_kernels
+from qwen3_model.network.kernels.portable import PortableKernels
 from qwen3_model.network.kernels.portable_ops import num_rows
 from qwen3_model.network.model import Qwen3ForCausalLM
 from qwen3_train.data.batches import Batch

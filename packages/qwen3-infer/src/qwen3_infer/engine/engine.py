@@ -21,8 +21,8 @@ from qwen3_infer.native.sums import NativeSums
 from qwen3_infer.sampling.logits import LikeliestRows, Logits
 from qwen3_model.device.ascend import choose_device
 from qwen3_model.network.kernels.ascend import AscendKernels
-from qwen3_model.network.kernels.portable import make_kernels
-from qwen3_model.network.layers import Kernels
+from qwen3_model.network.kernels.choice import make_kernels
+from qwen3_model.network.kernels.seam import Kernels
 from qwen3_model.network.model import CachedQwen3, Qwen3ForCausalLM, name_parameters
 
 

@@ -9,7 +9,7 @@ from qwen3_model.checkpoints.adapters import EMBEDDING, AdapterSet
 from qwen3_model.checkpoints.tensors import Tensors
 from qwen3_model.command.progress import Progress
 from qwen3_model.config import Qwen3Config
-from qwen3_model.network.layers import Kernels
+from qwen3_model.network.kernels.seam import Kernels
 from qwen3_model.network.loading import fill, own_slices
 from qwen3_model.network.lora import add_lora
 from qwen3_model.network.model import Qwen3ForCausalLM, name_parameters

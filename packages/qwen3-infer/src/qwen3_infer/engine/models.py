@@ -13,8 +13,8 @@ from qwen3_infer.steps.score_engine import Scorer
 from qwen3_model.checkpoints.adapters import AdapterSet
 from qwen3_model.checkpoints.tensors import Tensors
 from qwen3_model.config import Qwen3Config
-from qwen3_model.network.kernels.portable import make_kernels
-from qwen3_model.network.layers import Kernels
+from qwen3_model.network.kernels.choice import make_kernels
+from qwen3_model.network.kernels.seam import Kernels
 from qwen3_model.ranks.shards import Tp
 
 

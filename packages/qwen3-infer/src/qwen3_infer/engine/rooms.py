@@ -19,7 +19,7 @@ from qwen3_infer.steps.pieces import ALIGN, DEVICE_PIECES, PIECES, batch_size, r
 from qwen3_model.config import Qwen3Config
 from qwen3_model.network.cache import BLOCK_TOKENS, BlockCache
 from qwen3_model.network.kernels.ascend import AscendKernels
-from qwen3_model.network.layers import Kernels
+from qwen3_model.network.kernels.seam import Kernels
 
 LEAST_BLOCKS, MORE_BLOCKS = 4, 4
 """Blocks that the attention of a prompt's piece is compiled for: so many, then so many times as many, ..."""

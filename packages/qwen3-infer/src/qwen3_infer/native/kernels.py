@@ -13,7 +13,9 @@ from typing import Any
 import mindspore as ms
 from mindspore import Tensor, ops
 
+from qwen3_model.network.cache import LayerCache
 from qwen3_model.network.kernels.portable import PortableKernels
+from qwen3_model.network.kernels.seam import KEY_TURNS, QUERY_TURNS, Plan, Segments
 
 
 @ms.jit_class
@@ -64,20 +66,30 @@ class NativeKernels(PortableKernels):
         return self._swiglu(gate_MF, up_MF)
 
     def plan(
-        self, cos_BLH: Tensor, sin_BLH: Tensor, visible_BLS: Tensor | None, num_heads: int, num_kv_heads: int
-    ) -> tuple:
-        """Return the turns; positions alone say what a cached query sees."""
-        return cos_BLH, sin_BLH
+        self,
+        cos_BLH: Tensor,
+        sin_BLH: Tensor,
+        visible_BLS: Segments | None,
+        num_heads: int,
+        num_kv_heads: int,
+    ) -> Plan:
+        """Return turns of H/2 angles; positions alone say what a cached query sees."""
+        turns = cos_BLH, sin_BLH
+        return (cos_BLH.shape[0], cos_BLH.shape[1], num_heads, num_kv_heads), turns, turns, None, None
 
-    def rotate_queries(self, q_RH: Tensor, plan: Any) -> Tensor:
+    def rotate_queries(self, q_RH: Tensor, plan: Plan) -> Tensor:
         """Turn pair i = (x[i], x[i + H/2]) of each query head by its angle."""
-        return self._turn(q_RH, plan[0], plan[1])
+        cos_BLH, sin_BLH = plan[QUERY_TURNS]
+        return self._turn(q_RH, cos_BLH, sin_BLH)
 
-    def rotate_keys(self, k_RH: Tensor, plan: Any) -> Tensor:
+    def rotate_keys(self, k_RH: Tensor, plan: Plan) -> Tensor:
         """Turn the key heads likewise."""
-        return self._turn(k_RH, plan[0], plan[1])
+        cos_BLH, sin_BLH = plan[KEY_TURNS]
+        return self._turn(k_RH, cos_BLH, sin_BLH)
 
-    def cached_attention(self, q_RH: Tensor, k_RH: Tensor, v_RH: Tensor, plan: Any, cached: Any) -> Tensor:
+    def cached_attention(
+        self, q_RH: Tensor, k_RH: Tensor, v_RH: Tensor, plan: Plan, cache: LayerCache
+    ) -> Tensor:
         """Store new keys and values, all in the order (B, L, heads), and attend to those stored so far."""
-        keys, values, _, (slots, _, positions_BL) = cached
-        return self._attention(q_RH, k_RH, v_RH, keys, values, slots, positions_BL)
+        keys, values, _, (slots_R, _, positions_BL) = cache
+        return self._attention(q_RH, k_RH, v_RH, keys, values, slots_R, positions_BL)

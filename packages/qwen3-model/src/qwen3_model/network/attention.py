@@ -3,13 +3,13 @@
 M token rows (batch * length), D hidden, R head rows (M * heads), H head_dim.
 """
 
-from typing import Any
-
 import mindspore as ms
-from mindspore import Parameter, Tensor, nn
+from mindspore import Tensor, nn
 
 from qwen3_model.config import Qwen3Config
-from qwen3_model.network.layers import Kernels, Linear, RMSNorm
+from qwen3_model.network.cache import LayerCache
+from qwen3_model.network.kernels.seam import Kernels, Plan
+from qwen3_model.network.layers import Linear, RMSNorm
 from qwen3_model.ranks.shards import Tp
 
 
@@ -31,18 +31,16 @@ class Attention(nn.Cell):
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps, kernels, dtype)
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, kernels, dtype)
 
-    def construct(
-        self, x_MD: Tensor, plan: Any, cached: tuple[Parameter, Parameter, int, tuple] | None = None
-    ) -> Tensor:
+    def construct(self, x_MD: Tensor, plan: Plan, cache: LayerCache | None = None) -> Tensor:
         x_MD = self.tp.enter(x_MD)
         q_RH = self.q_norm(self.q_proj(x_MD).reshape(-1, self.head_dim))
         k_RH = self.k_norm(self.k_proj(x_MD).reshape(-1, self.head_dim))
         v_RH = self.v_proj(x_MD).reshape(-1, self.head_dim)
         q_RH = self.kernels.rotate_queries(q_RH, plan)
         k_RH = self.kernels.rotate_keys(k_RH, plan)
-        if cached is None:
+        if cache is None:
             k_RH, v_RH = self.kernels.heads_first(k_RH, plan), self.kernels.heads_first(v_RH, plan)
             out_RH = self.kernels.attention(q_RH, k_RH, v_RH, plan)
         else:
-            out_RH = self.kernels.cached_attention(q_RH, k_RH, v_RH, plan, cached)
+            out_RH = self.kernels.cached_attention(q_RH, k_RH, v_RH, plan, cache)
         return self.tp.leave(self.o_proj(out_RH.reshape(x_MD.shape[0], -1)))

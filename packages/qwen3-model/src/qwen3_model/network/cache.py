@@ -8,7 +8,7 @@ B rows, T slots, K key/value heads, H head_dim, L new tokens a row, R head rows 
 row, W writes.
 """
 
-from typing import Any
+from typing import Any, Final
 
 import mindspore as ms
 import numpy as np
@@ -18,6 +18,16 @@ from qwen3_model.config import Qwen3Config
 
 BLOCK_TOKENS = 128
 """Tokens of a block of an accelerator's cache: what the documentation of its attention recommends."""
+Rows = Any
+"""Which rows of a cache are continued, in the form that the cache takes; None for all."""
+Slots = tuple[Tensor, ...]
+"""Where new tokens are written and what they see, as `slots` of a cache returns it."""
+WRITES: Final = 0
+BLOCKS: Final = 1
+LENGTHS: Final = 2
+"""The fields of a `BlockCache`'s slots; a piece of a prompt has the first two."""
+LayerCache = tuple[Parameter, Parameter, int, Slots]
+"""A layer's keys and values, the rows of the whole cache, and the slots of the new tokens."""
 
 
 class KVCache(nn.Cell):
@@ -30,8 +40,8 @@ class KVCache(nn.Cell):
         self.num_rows, self.capacity = num_rows, capacity
         shape = self._shape(config)
         layers = range(config.num_layers)
-        self.keys = ParameterTuple([_slots(f"cache.keys.{i}", shape, dtype) for i in layers])
-        self.values = ParameterTuple([_slots(f"cache.values.{i}", shape, dtype) for i in layers])
+        self.keys = ParameterTuple([_empty(f"cache.keys.{i}", shape, dtype) for i in layers])
+        self.values = ParameterTuple([_empty(f"cache.values.{i}", shape, dtype) for i in layers])
         starts = np.arange(num_rows * config.num_kv_heads, dtype=np.int32) * capacity
         self._starts_BK1 = Tensor(starts.reshape(num_rows, config.num_kv_heads, 1))
         self._slots_T = Tensor(np.arange(capacity, dtype=np.int32))
@@ -39,8 +49,8 @@ class KVCache(nn.Cell):
     def _shape(self, config: Qwen3Config) -> tuple[int, ...]:
         return self.num_rows * config.num_kv_heads * self.capacity, config.head_dim
 
-    def places(self, position_ids_BL: Tensor, rows_B: Tensor | None = None) -> tuple:
-        """Return where new tokens go and what they see, the same for every layer.
+    def slots(self, position_ids_BL: Tensor, rows_B: Rows = None) -> Slots:
+        """Return where new tokens are written and what they see, the same for every layer.
 
         Returns:
             The flat slot of each new token of each head, int32 of shape (B * K * L,); `rows_B`, int32, the
@@ -49,7 +59,7 @@ class KVCache(nn.Cell):
         starts_BK1 = self._starts_BK1 if rows_B is None else ops.gather(self._starts_BK1, rows_B, 0)
         return (starts_BK1 + position_ids_BL[:, None, :]).reshape(-1), rows_B, position_ids_BL
 
-    def visible(self, position_ids_BL: Tensor, rows_B: Any = None) -> Tensor | None:
+    def visible(self, position_ids_BL: Tensor, rows_B: Rows = None) -> Tensor | None:
         """Return which slots each query sees, bool of shape (B, L, T); None where lengths alone say it."""
         return mint.less_equal(self._slots_T, position_ids_BL[:, :, None])
 
@@ -57,11 +67,12 @@ class KVCache(nn.Cell):
 class BlockCache(KVCache):
     """Blocks of `block_tokens` tokens, (blocks, tokens, K * H), of which a row has those that a list names.
 
-    Ascend's operators read such a cache where it is. The caller says where tokens go and whose they are:
+    Ascend's operators read such a cache where it is. The caller says where tokens are written and whose they
+    are:
 
     * a piece of one prompt fills whole blocks: `(writes_W2, blocks_P)`, the block and the 0 of each that is
       written, and all blocks up to its end and perhaps more, int32;
-    * a token for each of B rows: `(writes_B2, blocks_BP, lengths)`, the block and the place in it of each new
+    * a token for each of B rows: `(writes_B2, blocks_BP, lengths)`, the block and the slot in it of each new
       token, each row's blocks from its first token on, int32, and as integers how many tokens it then has.
     """
 
@@ -77,29 +88,29 @@ class BlockCache(KVCache):
     def _shape(self, config: Qwen3Config) -> tuple[int, ...]:
         return self.num_rows, self.capacity, config.num_kv_heads * config.head_dim
 
-    def places(self, position_ids_BL: Tensor, rows_B: Any = None) -> tuple:
-        """Return what the caller has said."""
+    def slots(self, position_ids_BL: Tensor, rows_B: Rows = None) -> Slots:
+        """Return `rows_B`, the slots that the caller states."""
         return rows_B
 
-    def visible(self, position_ids_BL: Tensor, rows_B: Any = None) -> Tensor | None:
+    def visible(self, position_ids_BL: Tensor, rows_B: Rows = None) -> Tensor | None:
         """Return which tokens of a prompt's blocks each query of a piece sees, bool (1, L, P * tokens)."""
         if position_ids_BL.shape[1] == 1:
             return None
-        slots_S = Tensor(np.arange(rows_B[1].shape[0] * self.capacity, dtype=np.int32))
+        slots_S = Tensor(np.arange(rows_B[BLOCKS].shape[0] * self.capacity, dtype=np.int32))
         return mint.less_equal(slots_S, position_ids_BL.expand_dims(2))
 
 
-def write_and_read(cache: Parameter, places: tuple, new_RH: Tensor, num_rows: int) -> Tensor:
+def write_and_read(cache: Parameter, slots: Slots, new_RH: Tensor, num_rows: int) -> Tensor:
     """Put new rows, in the order (B, K, L), into their slots and return the rows in use, (B * K * T, H).
 
     `num_rows` is that of the whole cache.
     """
-    slots, rows_B, _ = places
-    written = ops.depend(cache, ops.scatter_update(cache, slots, new_RH))
+    written_R, rows_B, _ = slots
+    written = ops.depend(cache, ops.scatter_update(cache, written_R, new_RH))
     if rows_B is None:
         return written
     return ops.gather(written.reshape(num_rows, -1), rows_B, 0).reshape(-1, new_RH.shape[1])
 
 
-def _slots(name: str, shape: tuple[int, ...], dtype: ms.Type) -> Parameter:
+def _empty(name: str, shape: tuple[int, ...], dtype: ms.Type) -> Parameter:
     return Parameter(Tensor(np.zeros(shape, np.float32), dtype=dtype), name=name, requires_grad=False)

@@ -8,10 +8,8 @@ from mindspore import Parameter, Tensor, mint, nn
 from mindspore.common.initializer import Zero, initializer
 
 from qwen3_model.config import Qwen3Config
-from qwen3_model.network.kernels.portable import AscendKernels, PortableKernels
+from qwen3_model.network.kernels.seam import Kernels
 from qwen3_model.ranks.shards import Tp
-
-Kernels = PortableKernels | AscendKernels
 
 
 def make_parameter(shape: tuple[int, ...], dtype: ms.Type) -> Parameter:

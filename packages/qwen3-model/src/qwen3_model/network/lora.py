@@ -19,7 +19,8 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from qwen3_model.errors import ConfigError
-from qwen3_model.network.layers import Embedding, Kernels, Linear, LookUp, make_parameter
+from qwen3_model.network.kernels.seam import Kernels
+from qwen3_model.network.layers import Embedding, Linear, LookUp, make_parameter
 from qwen3_model.network.loading import fill
 from qwen3_model.network.model import Qwen3ForCausalLM, name_parameters
 from qwen3_model.ranks.layout import placement, shard_slices, whole_shape

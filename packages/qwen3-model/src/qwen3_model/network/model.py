@@ -4,17 +4,16 @@ Activations travel as M = B * L rows, since a CPU multiplies matrices fastest in
 B batch, L length, D hidden, V vocabulary, H head_dim.
 """
 
-from typing import Any
-
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, mint, nn, ops
 
 from qwen3_model.config import Qwen3Config
 from qwen3_model.network.attention import Attention
-from qwen3_model.network.cache import KVCache
+from qwen3_model.network.cache import KVCache, LayerCache, Rows
 from qwen3_model.network.kernels.portable import PortableKernels
-from qwen3_model.network.layers import MLP, Embedding, Kernels, Linear, RMSNorm
+from qwen3_model.network.kernels.seam import Kernels, Plan, Segments
+from qwen3_model.network.layers import MLP, Embedding, Linear, RMSNorm
 from qwen3_model.network.rope import rope_frequencies
 from qwen3_model.ranks.layout import Part
 from qwen3_model.ranks.shards import Tp, Whole
@@ -30,10 +29,8 @@ class DecoderLayer(nn.Cell):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, kernels, dtype)
         self.mlp = MLP(config, kernels, dtype, tp)
 
-    def construct(
-        self, x_MD: Tensor, plan: Any, cached: tuple[Parameter, Parameter, int, tuple] | None = None
-    ) -> Tensor:
-        x_MD = x_MD + self.self_attn(self.input_layernorm(x_MD), plan, cached).astype(x_MD.dtype)
+    def construct(self, x_MD: Tensor, plan: Plan, cache: LayerCache | None = None) -> Tensor:
+        x_MD = x_MD + self.self_attn(self.input_layernorm(x_MD), plan, cache).astype(x_MD.dtype)
         return x_MD + self.mlp(self.post_attention_layernorm(x_MD)).astype(x_MD.dtype)
 
 
@@ -72,9 +69,9 @@ class Qwen3Model(nn.Cell):
         self,
         ids_BL: Tensor,
         position_ids_BL: Tensor | None = None,
-        segment_ids_BL: Tensor | None = None,
+        segment_ids_BL: Segments | None = None,
         cache: KVCache | None = None,
-        rows_B: Any = None,
+        rows_B: Rows = None,
         x_MD: Tensor | None = None,
     ) -> Tensor:
         """Return the hidden states after the last norm, (B * L, D); see `Qwen3ForCausalLM`.
@@ -91,18 +88,18 @@ class Qwen3Model(nn.Cell):
             for layer in self.layers:
                 x_MD = layer(x_MD, plan)
         else:
-            places = cache.places(position_ids_BL, rows_B)
+            slots = cache.slots(position_ids_BL, rows_B)
             for i, layer in enumerate(self.layers):
-                x_MD = layer(x_MD, plan, (cache.keys[i], cache.values[i], cache.num_rows, places))
+                x_MD = layer(x_MD, plan, (cache.keys[i], cache.values[i], cache.num_rows, slots))
         return self.norm(x_MD) if self.is_last else x_MD
 
     def plan(
         self,
         position_ids_BL: Tensor,
-        segment_ids_BL: Tensor | None = None,
+        segment_ids_BL: Segments | None = None,
         cache: KVCache | None = None,
-        rows_B: Any = None,
-    ) -> Any:
+        rows_B: Rows = None,
+    ) -> Plan:
         """Return what every layer is called with, the kernels' plan for these positions."""
         angles_BLH = position_ids_BL.astype(ms.float32).expand_dims(-1) * self.frequencies_H
         cos_BLH, sin_BLH = mint.cos(angles_BLH) * self.rope_scale, mint.sin(angles_BLH) * self.rope_scale
@@ -114,15 +111,19 @@ class Qwen3Model(nn.Cell):
         return self.embed_tokens(ids_BL.reshape(-1)).astype(self.kernels.residual_dtype)
 
     def _visible(
-        self, position_ids_BL: Tensor, segment_ids_BL: Tensor | None, cache: KVCache | None, rows_B: Any
-    ) -> Tensor | None:
+        self,
+        position_ids_BL: Tensor,
+        segment_ids_BL: Segments | None,
+        cache: KVCache | None,
+        rows_B: Rows,
+    ) -> Segments | None:
         """Return which keys each query sees, (B, L, S); None is the causal order."""
         if cache is not None:
             return cache.visible(position_ids_BL, rows_B)
         if segment_ids_BL is None or isinstance(segment_ids_BL, tuple):
             return segment_ids_BL
-        places_L = ops.arange(segment_ids_BL.shape[1])
-        past_LS = places_L.expand_dims(0) <= places_L.expand_dims(1)
+        offsets_L = ops.arange(segment_ids_BL.shape[1])
+        past_LS = offsets_L.expand_dims(0) <= offsets_L.expand_dims(1)
         return mint.logical_and(segment_ids_BL.expand_dims(1) == segment_ids_BL.expand_dims(2), past_LS)
 
 
@@ -141,12 +142,11 @@ class Qwen3ForCausalLM(nn.Cell):
         segment_ids_BL: int32; a token sees the earlier tokens of its own segment only. One segment per
             document keeps packed documents apart, and a segment of their own hides padding on either side.
             Or what `kernels.segments` makes of them.
-        cache: Where keys and values are kept. Then `position_ids_BL` must be given, below the cache's
+        cache: Takes the keys and values. Then `position_ids_BL` must be given, below the cache's
             capacity, and alone says what a query sees: slots 0 to its position.
-        last_B: int32; the place in each row whose logits are wanted.
-        rows_B: Which rows of the cache these rows continue, in the form that the cache asks for; in a
-        `KVCache`
-            their numbers, int32, or all of them in their order when left out.
+        last_B: int32; the index in each row whose logits are wanted.
+        rows_B: Which rows of the cache these rows continue, in the form that the cache asks for; for a
+            `KVCache` their numbers, int32, or all of them in their order when left out.
 
     Returns:
         float32 logits (B, L, V), or (B, V) with `last_B`; with tensor parallelism this rank's share of V.
@@ -177,10 +177,10 @@ class Qwen3ForCausalLM(nn.Cell):
         self,
         ids_BL: Tensor,
         position_ids_BL: Tensor | None = None,
-        segment_ids_BL: Tensor | None = None,
+        segment_ids_BL: Segments | None = None,
         cache: KVCache | None = None,
         last_B: Tensor | None = None,
-        rows_B: Any = None,
+        rows_B: Rows = None,
     ) -> Tensor:
         b, length = ids_BL.shape
         hidden_MD = self.model(ids_BL, position_ids_BL, segment_ids_BL, cache, rows_B)
@@ -230,7 +230,7 @@ class CachedQwen3(nn.Cell):
         name_parameters(network)
 
     def construct(
-        self, ids_BL: Tensor, position_ids_BL: Tensor, last_B: Tensor, rows_B: Any = None
+        self, ids_BL: Tensor, position_ids_BL: Tensor, last_B: Tensor, rows_B: Rows = None
     ) -> Tensor:
         return self.network(ids_BL, position_ids_BL, None, self.cache, last_B, rows_B)
 

@@ -13,7 +13,7 @@ from mindspore import Tensor, ops
 
 from qwen3_model.config import Qwen3Config
 from qwen3_model.device.ascend import AscendSettings
-from qwen3_model.network.kernels.portable import make_kernels
+from qwen3_model.network.kernels.choice import make_kernels
 from qwen3_model.network.loading import init_model
 from qwen3_model.network.model import Qwen3ForCausalLM
 from qwen3_model.ranks.layout import Layout

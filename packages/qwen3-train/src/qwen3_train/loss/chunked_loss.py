@@ -14,8 +14,8 @@ from typing import Any
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
-from qwen3_model.network.kernels.portable import AscendKernels
-from qwen3_model.network.layers import Kernels
+from qwen3_model.network.kernels.ascend import AscendKernels
+from qwen3_model.network.kernels.seam import Kernels
 from qwen3_model.ranks.shards import Tp
 from qwen3_train.loss.loss_chunks import rows_of_chunk
 from qwen3_train.loss.split_loss import SplitCrossEntropy

@@ -9,7 +9,8 @@ import mindspore as ms
 from mindspore import Tensor, nn, ops
 
 from qwen3_model.network.kernels.portable import PortableKernels
-from qwen3_model.network.layers import Embedding, Kernels
+from qwen3_model.network.kernels.seam import Kernels
+from qwen3_model.network.layers import Embedding
 from qwen3_model.network.model import Qwen3ForCausalLM
 from qwen3_train.data.batches import Batch
 from qwen3_train.loss import loss_chunks

@@ -10,7 +10,7 @@ M rows, V this rank's share of the vocabulary, T ranks.
 import mindspore as ms
 from mindspore import Tensor, mint, nn, ops
 
-from qwen3_model.network.layers import Kernels
+from qwen3_model.network.kernels.seam import Kernels
 from qwen3_model.ranks.shards import Tp
 
 

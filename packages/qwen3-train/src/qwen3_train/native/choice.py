@@ -5,7 +5,8 @@ from pathlib import Path
 
 from qwen3_model.command.private_files import cache_home
 from qwen3_model.device.native_build import BuildError, compiled_library
-from qwen3_model.network.kernels.portable import AscendKernels, PortableKernels, make_kernels
+from qwen3_model.network.kernels.choice import make_kernels
+from qwen3_model.network.kernels.seam import Kernels
 
 SOURCE = Path(__file__).parent / "kernels.cc"
 
@@ -17,7 +18,7 @@ def training_kernels(
     is_alone: bool = True,
     say: Callable[[str], None] = lambda text: None,
     cache_dir: Path | None = None,
-) -> PortableKernels | AscendKernels:
+) -> Kernels:
     """Return the kernels of a device: in C++ where one process trains on a CPU and can compile them.
 
     Args:
@@ -43,6 +44,6 @@ def training_kernels(
     return NativeTrainingKernels(library)
 
 
-def library_of(kernels: PortableKernels | AscendKernels) -> str:
+def library_of(kernels: Kernels) -> str:
     """Return the path of the library that graphs with these kernels call; "" for none."""
     return str(getattr(kernels, "library", ""))

@@ -18,6 +18,7 @@ from mindspore import Tensor, ops
 
 from qwen3_model.network.kernels.ascend import AscendKernels, room_for_documents
 from qwen3_model.network.kernels.portable import PortableKernels, swapped_rows
+from qwen3_model.network.kernels.seam import Kernels, Plan, Segments
 from qwen3_model.ranks.collectives import Group
 from qwen3_train.data.context_part import ContextPart
 
@@ -25,9 +26,7 @@ CAUSAL_FROM_THE_END = 3
 """FlashAttentionScore's sparse mode in which the last query is at the place of the last key."""
 
 
-def context_kernels(
-    device: str, group: Group, *, float32_residual: bool
-) -> "ContextPortableKernels | ContextAscendKernels":
+def context_kernels(device: str, group: Group, *, float32_residual: bool) -> Kernels:
     """Return the kernels of a device whose ranks of `group` share the sequence."""
     if device == "Ascend":
         return ContextAscendKernels(group, float32_residual=float32_residual)
@@ -110,25 +109,27 @@ class ContextPortableKernels(PortableKernels):
 
     def plan(
         self, cos_BLH: Tensor, sin_BLH: Tensor, visible_BLS: Any, num_heads: int, num_kv_heads: int
-    ) -> tuple:
+    ) -> Plan:
         """Return sizes, turns, and a plan for the queries of each chunk.
 
         The tables are those of the part, (2 * B, C, H/2); `visible_BLS` has what a chunk's queries see for
         each of them.
         """
         b, length = cos_BLH.shape[0] // 2, cos_BLH.shape[1]
-        turns = self._turns(cos_BLH, sin_BLH, num_heads), self._turns(cos_BLH, sin_BLH, num_kv_heads)
-        plans: tuple = ()
+        sizes = b, length, num_heads, num_kv_heads
+        query_turns = self._turns(cos_BLH, sin_BLH, num_heads)
+        key_turns = self._turns(cos_BLH, sin_BLH, num_kv_heads)
+        plans: tuple[Plan, ...] = ()
         for i in range(2):
             keys = self.sequence.counts[i] * length
             visible = None if visible_BLS is None else visible_BLS[i]
             mask = self._mask(visible, length, keys, num_heads)
             q_orders = swapped_rows(b, length, num_heads), swapped_rows(b, num_heads, length)
             k_orders = swapped_rows(b, keys, num_kv_heads), swapped_rows(b, num_kv_heads, keys)
-            plans = (*plans, ((b, num_kv_heads), turns, mask, q_orders, k_orders))
-        return (b, num_kv_heads), turns, plans
+            plans = (*plans, (sizes, query_turns, key_turns, mask, (q_orders, k_orders)))
+        return sizes, query_turns, key_turns, None, plans
 
-    def segments(self, ids_BL: np.ndarray) -> Any:
+    def segments(self, ids_BL: np.ndarray) -> Segments:
         """Return for each chunk which keys its queries see, (B, C, S)."""
         num_chunks = self.sequence.num_chunks
         length, visible = ids_BL.shape[1] // num_chunks, []
@@ -140,13 +141,13 @@ class ContextPortableKernels(PortableKernels):
         # Tensors of a plain tuple are constants of a graph, which would be compiled anew for each step.
         return ms.mutable(tuple(visible))
 
-    def heads_first(self, k_RH: Tensor, plan: Any) -> Tensor:
+    def heads_first(self, k_RH: Tensor, plan: Plan) -> Tensor:
         """Leave keys or values in the order (B, L, K) of rows until those of all ranks are there."""
         return k_RH
 
-    def attention(self, q_RH: Tensor, k_RH: Tensor, v_RH: Tensor, plan: Any) -> Tensor:
+    def attention(self, q_RH: Tensor, k_RH: Tensor, v_RH: Tensor, plan: Plan) -> Tensor:
         """Return what the part's queries find in the sequence up to them, in the order of `q_RH`."""
-        (b, num_kv_heads), _, plans = plan
+        (b, _, _, num_kv_heads), _, _, _, plans = plan
         h = q_RH.shape[1]
         queries, found = self.sequence.halves(q_RH), self.sequence.of_chunks(k_RH, v_RH, b, num_kv_heads)
         outs: tuple[Tensor, ...] = ()
@@ -178,9 +179,9 @@ class ContextAscendKernels(AscendKernels):
         room = room_for_documents(most)
         return ms.mutable(tuple(end for ends in lists for end in (*ends, *ends[-1:] * (room - len(ends)))))
 
-    def attention(self, q_RH: Tensor, k_RH: Tensor, v_RH: Tensor, plan: Any) -> Tensor:
+    def attention(self, q_RH: Tensor, k_RH: Tensor, v_RH: Tensor, plan: Plan) -> Tensor:
         """Return what the part's queries find in the sequence up to them, in the order of `q_RH`."""
-        (rows, length, num_heads, num_kv_heads), _, mask, ends = plan
+        (rows, length, num_heads, num_kv_heads), _, _, mask, ends = plan
         b, h = rows // 2, q_RH.shape[1]
         queries, found = self.sequence.halves(q_RH), self.sequence.of_chunks(k_RH, v_RH, b, num_kv_heads)
         outs: tuple[Tensor, ...] = ()

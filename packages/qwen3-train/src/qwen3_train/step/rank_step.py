@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from qwen3_model.network.layers import Kernels
+from qwen3_model.network.kernels.seam import Kernels
 from qwen3_model.network.model import Qwen3ForCausalLM
 from qwen3_train.native.choice import training_kernels
 from qwen3_train.parallel.context import context_kernels

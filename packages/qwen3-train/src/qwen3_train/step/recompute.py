@@ -19,7 +19,8 @@ import mindspore as ms
 from mindspore import Tensor, nn, ops
 
 from qwen3_model.network.kernels.portable import PortableKernels
-from qwen3_model.network.layers import Kernels, Linear
+from qwen3_model.network.kernels.seam import Kernels, Plan
+from qwen3_model.network.layers import Linear
 from qwen3_model.network.model import Qwen3ForCausalLM, name_parameters
 from qwen3_train.parallel.context import ContextPortableKernels
 from qwen3_train.settings.recompute import ATTENTION, SWIGLU, Recompute
@@ -90,13 +91,13 @@ class _RecomputedAttention(nn.Cell):
             ops.BatchMatMul(), ops.BatchMatMul(transpose_b=True), ops.BatchMatMul(transpose_a=True)
         )  # fmt: skip
 
-    def construct(self, q_RH: Tensor, k_RH: Tensor, v_RH: Tensor, plan: Any) -> Tensor:
+    def construct(self, q_RH: Tensor, k_RH: Tensor, v_RH: Tensor, plan: Plan) -> Tensor:
         return self.kernels.attention(q_RH, k_RH, v_RH, plan)
 
     def bprop(
-        self, q_RH: Tensor, k_RH: Tensor, v_RH: Tensor, plan: Any, out_RH: Tensor, grad_RH: Tensor
+        self, q_RH: Tensor, k_RH: Tensor, v_RH: Tensor, plan: Plan, out_RH: Tensor, grad_RH: Tensor
     ) -> tuple:
-        (b, num_kv_heads), _, mask, (heads_first, tokens_first), _ = plan
+        (b, _, _, num_kv_heads), _, _, mask, ((heads_first, tokens_first), _) = plan
         h = q_RH.shape[1]
         late_RH = ops.depend(q_RH, grad_RH) * (h**-0.5)
         q_BKXH = self._order(late_RH, heads_first).reshape(b, num_kv_heads, -1, h)
@@ -133,16 +134,16 @@ class _AttentionAgain:
         self.kernels, self.compute_dtype = kernels, kernels.compute_dtype
         self.recomputed = _RecomputedAttention(kernels)
 
-    def rotate_queries(self, q_RH: Tensor, plan: Any) -> Tensor:
+    def rotate_queries(self, q_RH: Tensor, plan: Plan) -> Tensor:
         return self.kernels.rotate_queries(q_RH, plan)
 
-    def rotate_keys(self, k_RH: Tensor, plan: Any) -> Tensor:
+    def rotate_keys(self, k_RH: Tensor, plan: Plan) -> Tensor:
         return self.kernels.rotate_keys(k_RH, plan)
 
-    def heads_first(self, k_RH: Tensor, plan: Any) -> Tensor:
+    def heads_first(self, k_RH: Tensor, plan: Plan) -> Tensor:
         return self.kernels.heads_first(k_RH, plan)
 
-    def attention(self, q_RH: Tensor, k_RH: Tensor, v_RH: Tensor, plan: Any) -> Tensor:
+    def attention(self, q_RH: Tensor, k_RH: Tensor, v_RH: Tensor, plan: Plan) -> Tensor:
         return self.recomputed(q_RH, k_RH, v_RH, plan)
 
 

@@ -15,6 +15,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import ParameterTuple, Tensor, nn, ops
 
+from qwen3_model.network.kernels.seam import Plan
 from qwen3_model.network.model import Qwen3ForCausalLM, positions_of
 from qwen3_train.loss.loss import TokenLoss
 from qwen3_train.step.recompute import is_recomputed
@@ -44,7 +45,7 @@ class _Piece(nn.Cell):
         super().__init__(auto_prefix=False)
         self.layers = nn.CellList(layers, auto_prefix=False)
 
-    def construct(self, x_MD: Tensor, plan: Any) -> Tensor:
+    def construct(self, x_MD: Tensor, plan: Plan) -> Tensor:
         for layer in self.layers:
             x_MD = layer(x_MD, plan)
         return x_MD
@@ -59,7 +60,7 @@ class _Embed(nn.Cell):
         return self.network.embed(ids_BL)
 
 
-def _plan(network: Any, ids_BL: Tensor, position_ids_BL: Any, segment_ids_BL: Any) -> Any:
+def _plan(network: Any, ids_BL: Tensor, position_ids_BL: Any, segment_ids_BL: Any) -> Plan:
     if position_ids_BL is None:
         position_ids_BL = positions_of(ids_BL)
     return network.plan(position_ids_BL, segment_ids_BL)

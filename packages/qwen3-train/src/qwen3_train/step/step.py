@@ -15,7 +15,7 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from numpy.typing import NDArray
 
-from qwen3_model.network.layers import Kernels
+from qwen3_model.network.kernels.seam import Kernels
 from qwen3_model.network.lora import LoraDropout
 from qwen3_model.network.model import Qwen3ForCausalLM
 from qwen3_train.data.batches import Batch

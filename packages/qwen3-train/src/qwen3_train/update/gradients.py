@@ -14,7 +14,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from qwen3_model.network.layers import Kernels
+from qwen3_model.network.kernels.seam import Kernels
 from qwen3_model.ranks.collectives import Group
 from qwen3_train.layout.stages import is_shared_out, piece_shape
 from qwen3_train.parallel.grid import Grid

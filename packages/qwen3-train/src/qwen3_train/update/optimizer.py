@@ -10,7 +10,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from qwen3_model.network.layers import Kernels
+from qwen3_model.network.kernels.seam import Kernels
 from qwen3_train.settings.adam import AdamSettings
 
 BLOCK = 12

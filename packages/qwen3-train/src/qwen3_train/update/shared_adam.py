@@ -11,7 +11,7 @@ from typing import Any
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from qwen3_model.network.layers import Kernels
+from qwen3_model.network.kernels.seam import Kernels
 from qwen3_model.ranks.collectives import Group
 from qwen3_train.layout.stages import is_cut_by_rows, is_shared_out, piece_shape
 from qwen3_train.settings.adam import AdamSettings

@@ -8,15 +8,14 @@ F feed-forward, V vocabulary, M rows (B * L), R head rows (B * L * N or B * L * 
 row, W writes to a cache.
 """
 
-from typing import Any
-
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, mint, ops
 
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError
-from qwen3_model.network.cache import BLOCK_TOKENS, BlockCache, KVCache
+from qwen3_model.network.cache import BLOCK_TOKENS, BLOCKS, LENGTHS, WRITES, BlockCache, KVCache, LayerCache
+from qwen3_model.network.kernels.seam import KEY_TURNS, QUERY_TURNS, SIZES, Plan, Segments, Sizes, Turns
 
 # FlashAttentionScore's compressed causal mask has this fixed size whatever the sequence length.
 COMPRESSED_MASK = 2048
@@ -59,15 +58,12 @@ class AscendKernels:
         return mint.nn.functional.embedding(ids_M, weight_VD).astype(self.compute_dtype)
 
     def pick(self, x_MD: Tensor, rows_R: Tensor) -> Tensor:
-        """Return those rows."""
         return mint.index_select(x_MD, 0, rows_R)
 
     def columns(self, weight_RV: Tensor, ids_M: Tensor) -> Tensor:
-        """Return the column of each id, (R, M)."""
         return mint.index_select(weight_RV, 1, ids_M)
 
     def linear(self, x_MD: Tensor, weight_OD: Tensor) -> Tensor:
-        """Multiply each row by the transpose of the weight."""
         return self._matmul(x_MD, weight_OD.astype(x_MD.dtype))
 
     def rms_norm(self, x_MD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -82,9 +78,14 @@ class AscendKernels:
         return ops.auto_generate.swiglu(self._join((gate_MF, up_MF)), -1)
 
     def plan(
-        self, cos_BLH: Tensor, sin_BLH: Tensor, visible_BLS: Tensor | None, num_heads: int, num_kv_heads: int
-    ) -> tuple:
-        """Return what every layer needs: sizes, the turns as (B, L, 1, H), the mask (1 hides a key)."""
+        self,
+        cos_BLH: Tensor,
+        sin_BLH: Tensor,
+        visible_BLS: Segments | None,
+        num_heads: int,
+        num_kv_heads: int,
+    ) -> Plan:
+        """Return turns as (B, L, 1, H), a mask in which 1 hides a key, and the ends of documents, if any."""
         sizes = cos_BLH.shape[0], cos_BLH.shape[1], num_heads, num_kv_heads
         ends = None
         if visible_BLS is None or isinstance(visible_BLS, tuple):
@@ -94,7 +95,8 @@ class AscendKernels:
             mask = mint.logical_not(visible_BLS).astype(ms.uint8).expand_dims(1)
         cos_BL1H = self._join((cos_BLH, cos_BLH)).expand_dims(2)
         sin_BL1H = self._join((sin_BLH, sin_BLH)).expand_dims(2)
-        return sizes, (cos_BL1H, sin_BL1H), mask, ends
+        turns = cos_BL1H, sin_BL1H
+        return sizes, turns, turns, mask, ends
 
     def segments(self, ids_BL: np.ndarray) -> tuple[int, ...]:
         """Return what a graph takes for documents kept apart: where each ends in the rows side by side.
@@ -107,21 +109,23 @@ class AscendKernels:
         ends = (np.flatnonzero(is_end_BL) + 1).tolist()
         return ms.mutable(tuple(ends + ends[-1:] * (room_for_documents(len(ends)) - len(ends))))
 
-    def rotate_queries(self, q_RH: Tensor, plan: Any) -> Tensor:
-        """Turn pair i = (x[i], x[i + H/2]) of each query head by its angle, in float32."""
-        return self._rotate(q_RH, plan, plan[0][2])
+    def rotate_queries(self, q_RH: Tensor, plan: Plan) -> Tensor:
+        """Turn in float32."""
+        _, _, num_heads, _ = plan[SIZES]
+        return self._rotate(q_RH, plan[SIZES], num_heads, plan[QUERY_TURNS])
 
-    def rotate_keys(self, k_RH: Tensor, plan: Any) -> Tensor:
-        """Turn the key heads likewise."""
-        return self._rotate(k_RH, plan, plan[0][3])
+    def rotate_keys(self, k_RH: Tensor, plan: Plan) -> Tensor:
+        """Turn in float32."""
+        _, _, _, num_kv_heads = plan[SIZES]
+        return self._rotate(k_RH, plan[SIZES], num_kv_heads, plan[KEY_TURNS])
 
-    def heads_first(self, k_RH: Tensor, plan: Any) -> Tensor:
+    def heads_first(self, k_RH: Tensor, plan: Plan) -> Tensor:
         """Leave keys or values in the order (B, L, K) of rows, which is the one that `attention` takes."""
         return k_RH
 
-    def attention(self, q_RH: Tensor, k_RH: Tensor, v_RH: Tensor, plan: Any) -> Tensor:
+    def attention(self, q_RH: Tensor, k_RH: Tensor, v_RH: Tensor, plan: Plan) -> Tensor:
         """Return softmax(q k^T / sqrt(H) + mask) v in the order of `q_RH`, never holding all scores."""
-        (b, length, num_heads, num_kv_heads), _, mask, ends = plan
+        (b, length, num_heads, num_kv_heads), _, _, mask, ends = plan
         h = q_RH.shape[1]
         if ends is not None:
             return ops.flash_attention_score(
@@ -148,21 +152,25 @@ class AscendKernels:
         )
         return out_BLD.reshape(-1, h)
 
-    def cached_attention(self, q_RH: Tensor, k_RH: Tensor, v_RH: Tensor, plan: Any, cached: Any) -> Tensor:
-        """Store new keys and values, all in the order (B, L, heads), and attend to those stored so far."""
-        keys, values, _, places = cached
-        (b, length, num_heads, num_kv_heads), _, _, _ = plan
+    def cached_attention(
+        self, q_RH: Tensor, k_RH: Tensor, v_RH: Tensor, plan: Plan, cache: LayerCache
+    ) -> Tensor:
+        """Store keys and values in their blocks; a piece of a prompt then reads its blocks side by side."""
+        keys, values, _, slots = cache
+        b, length, num_heads, num_kv_heads = plan[SIZES]
         h = q_RH.shape[1]
-        keys = self._stored(keys, places[0], k_RH)
-        values = self._stored(values, places[0], v_RH)
+        keys = self._stored(keys, slots[WRITES], k_RH)
+        values = self._stored(values, slots[WRITES], v_RH)
         if length > 1:
-            return self.attention(q_RH, self._joined(keys, places[1]), self._joined(values, places[1]), plan)
+            return self.attention(
+                q_RH, self._joined(keys, slots[BLOCKS]), self._joined(values, slots[BLOCKS]), plan
+            )
         out_B1D = ops.incre_flash_attention(
             q_RH.reshape(b, 1, num_heads * h),
             [keys],
             [values],
-            actual_seq_lengths=places[2],
-            block_table=places[1],
+            actual_seq_lengths=slots[LENGTHS],
+            block_table=slots[BLOCKS],
             block_size=keys.shape[1],
             num_heads=num_heads,
             input_layout="BSH",
@@ -174,7 +182,6 @@ class AscendKernels:
     def adam_scalars(
         self, lr: float, step: int, eps: float, decay: float, betas: tuple[float, float]
     ) -> tuple[float, float, float, Tensor]:
-        """Return rate, eps, decay and step as `adamw` takes them for the `step`-th update, counted from 1."""
         # The operator takes numbers; one that is not mutable would be a constant of the graph.
         return ms.mutable(float(lr)), eps, decay, Tensor([step], ms.int64)
 
@@ -205,23 +212,18 @@ class AscendKernels:
         return updated[0]
 
     def scale(self, target: Parameter, factor: Tensor) -> Tensor:
-        """Return `target` times a number, which may overwrite it."""
         return self._multiply(target, factor)
 
     def sum_of_squares(self, x: Tensor) -> Tensor:
-        """Return the sum of the squares of all elements, float32 of shape (1,)."""
         return mint.sum(x * x).reshape(1)
 
     def add_all(self, parts: tuple[Tensor, ...]) -> Tensor:
-        """Return the sum of many tensors of shape (1,)."""
         return mint.sum(self._cat(parts)).reshape(1)
 
     def assign(self, target: Parameter, value: Tensor) -> Tensor:
-        """Overwrite `target`."""
         return self._copy(target, value)
 
     def add_to(self, target: Parameter, value: Tensor) -> Tensor:
-        """Add to `target` in place."""
         return self._add(target, value, 1)
 
     def accumulate(self, total: Tensor, value: Tensor) -> Tensor:
@@ -229,7 +231,6 @@ class AscendKernels:
         return self._add(total, value, 1)
 
     def fold_bits(self, x: Tensor) -> Tensor:
-        """Return x ^ (x >> 15) of int32, the shift with its sign."""
         return mint.bitwise_xor(x, mint.floor_divide(x, 1 << 15))
 
     def clear(self, target: Parameter) -> Tensor:
@@ -237,7 +238,6 @@ class AscendKernels:
         return self._zero(target)
 
     def rows(self, x: Tensor, first: int, end: int) -> Tensor:
-        """Return rows `first` to `end` of a tensor that takes no gradient."""
         return self._slice(x, 0, first, end, 1)
 
     def subtract_at(self, x_MV: Tensor, columns_M1: Tensor, values_M1: Tensor) -> Tensor:
@@ -253,8 +253,8 @@ class AscendKernels:
         """One row's blocks side by side, (1, S, K * H)."""
         return mint.index_select(cache, 0, blocks_P).reshape(1, -1, cache.shape[2])
 
-    def _rotate(self, x_RH: Tensor, plan: Any, num_heads: int) -> Tensor:
-        (b, length, _, _), (cos_BL1H, sin_BL1H), _, _ = plan
+    def _rotate(self, x_RH: Tensor, sizes: Sizes, num_heads: int, turns: Turns) -> Tensor:
+        (b, length, _, _), (cos_BL1H, sin_BL1H) = sizes, turns
         h = x_RH.shape[1]
         x_BLNH = x_RH.astype(ms.float32).reshape(b, length, num_heads, h)
         turned_BLNH = ops.auto_generate.rotary_position_embedding(x_BLNH, cos_BL1H, sin_BL1H, SPLIT_HALVES)

@@ -78,11 +78,12 @@ def _with_defaults(given: dict[str, Any], step: SlurmStep | None) -> dict[str, A
         } | given
     values.setdefault("local_worker_num", worker_num)
     if "master_port" not in values and worker_num > 1 and values["local_worker_num"] == worker_num:
-        values["master_port"] = _free_port()
+        values["master_port"] = free_port()
     return values
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a TCP port that nobody listened at a moment ago."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
