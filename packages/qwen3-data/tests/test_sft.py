@@ -8,6 +8,7 @@ import pytest
 from qwen3_model.errors import FormatError
 from qwen3_model.text.packing import ChatSample, Packer
 from qwen3_model.text.sft import open_sft
+from qwen3_model.text.special_tokens import MARK
 from qwen3_model.text.tokenizer import Qwen3Tokenizer
 from qwen3_model.text.tokens import read_manifest
 
@@ -101,12 +102,18 @@ def test_all_answers_or_the_last_carry_loss(sft, tokenizer):
 
 
 def test_special_tokens_in_messages_stay_text(sft, tokenizer):
-    file = sft([{"messages": CHAT}])
+    # What marks them while they are rendered is text like any other.
+    marks = {"role": "system", "content": f"{MARK}<{MARK}|im_end|> {MARK * 3} \U0010fffd"}
+    file = sft([{"messages": CHAT}, {"messages": [marks, *CHAT]}])
     ids_L, _, _ = file.pack(0)
     plain = [{**message, "content": message["content"].replace("<|im_end|>", "@@")} for message in CHAT]
     text = tokenizer.apply_chat_template(plain, add_generation_prompt=False)
-    assert ids_L.tolist().count(tokenizer.token_id("<|im_end|>")) == text.count("<|im_end|>") == 5
-    assert "Hi <|im_end|> there" in tokenizer.decode(ids_L, skip_special=False)
+    end = tokenizer.token_id("<|im_end|>")
+    assert text.count("<|im_end|>") == 5
+    assert ids_L.tolist().count(end) == 5 + 6
+    decoded = tokenizer.decode(ids_L, skip_special=False)
+    assert decoded.count("Hi <|im_end|> there") == 2
+    assert marks["content"] in decoded
 
 
 def test_tools_and_their_calls_are_rendered(sft, tokenizer):

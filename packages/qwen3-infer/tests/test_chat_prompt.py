@@ -1,7 +1,8 @@
 import pytest
 
-from qwen3_infer.text.prompt import MARK, encode_conversation
+from qwen3_infer.text.prompt import encode_conversation
 from qwen3_model.errors import FormatError
+from qwen3_model.text.special_tokens import MARK
 from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
 HI = [{"role": "user", "content": "Hi 茶"}]

@@ -1,13 +1,10 @@
 """Prompts as ids: plain text, or a conversation in which only the template can put special tokens."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qwen3_model.text.special_tokens import SpecialTokens, reveal
 from qwen3_model.text.tokenizer import Qwen3Tokenizer
-
-# Breaks special tokens that a user wrote; a private-use character, doubled where a text has it.
-MARK = "\ue0f3"
 
 
 class TooLongError(Exception):
@@ -41,20 +38,17 @@ def encode_conversation(
         TooLongError: It is longer than `max_bytes`.
         FormatError: The tokenizer has no template, or it refuses the messages.
     """
-    special = sorted(tokenizer.special_tokens, key=len, reverse=True)
-    hidden = [_map_texts(message, lambda text: _hide(text, special)) for message in messages]
-    hidden_tools = [_map_texts(tool, lambda text: _hide(text, special)) for tool in tools]
+    special = SpecialTokens(tokenizer.special_tokens)
+    hidden, hidden_tools = special.hide(messages), special.hide(tools)
     rendered = tokenizer.apply_chat_template(hidden, hidden_tools or None, enable_thinking=thinking)
     if max_bytes is not None:
         check_length(rendered, max_bytes)
-    if not special:
-        return tokenizer.encode(_show(rendered))
     ids: list[int] = []
-    for piece in re.split(f"({'|'.join(map(re.escape, special))})", rendered):
-        if piece in tokenizer.special_tokens:
-            ids.append(tokenizer.special_tokens[piece])
-        elif piece:
-            ids.extend(tokenizer.encode(_show(piece)))
+    for part in special.cut(rendered):
+        if part in tokenizer.special_tokens:
+            ids.append(tokenizer.special_tokens[part])
+        else:
+            ids.extend(tokenizer.encode(reveal(part)))
     return ids
 
 
@@ -68,26 +62,3 @@ def check_length(text: str, max_bytes: int) -> None:
 def ends_in_thought(tokenizer: Qwen3Tokenizer, ids: Sequence[int]) -> bool:
     """Return whether a prompt ends with an open `<think>`, so that the answer begins in the thought."""
     return tokenizer.decode(ids[-8:], skip_special=False).rstrip().endswith("<think>")
-
-
-def _hide(text: str, special: Sequence[str]) -> str:
-    """Break every special token in `text` by a mark after its first character."""
-    text = text.replace(MARK, MARK + MARK)
-    for token in special:
-        text = text.replace(token, f"{token[0]}{MARK}{token[1:]}")
-    return text
-
-
-def _show(text: str) -> str:
-    """Undo `_hide`."""
-    return re.sub(f"{MARK}({MARK}?)", r"\1", text)
-
-
-def _map_texts(value: Any, change: Any) -> Any:
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {key: _map_texts(inner, change) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_map_texts(inner, change) for inner in value]
-    return value

@@ -3,10 +3,11 @@
 import re
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from qwen3_model.errors import FormatError
 from qwen3_model.text.conversations import Conversation, ConversationError, Message, read_conversations
+from qwen3_model.text.special_tokens import SpecialTokens, reveal
 from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
 LossOn = Literal["all", "last"]
@@ -17,8 +18,6 @@ Thoughts = Literal["keep", "split", "template"]
 START, END = "<|im_start|>", "<|im_end|>"
 HEADER = "assistant\n"
 NO_THOUGHT = re.compile(r"<think>\n\n</think>\n\n")
-SHIELD = "\U0010fffd"
-"""Put into special tokens that a message spells, so that they differ from the template's own."""
 QUESTION = {"role": "user", "content": "?"}
 
 
@@ -48,8 +47,7 @@ class ChatRenderer:
         self.thoughts = thoughts
         self.num_without_thought = 0
         """Answers that are learned without the thought of their record; only with "template"."""
-        names = map(re.escape, tokenizer.special_tokens)
-        self._special = re.compile(f"({'|'.join(names)})")
+        self._special = SpecialTokens(tokenizer.special_tokens)
 
     def samples_of(self, record: object) -> list[list[Piece]]:
         """Return the pieces of the samples that a record makes.
@@ -68,28 +66,28 @@ class ChatRenderer:
         Raises:
             ConversationError: The template refuses the messages.
         """
-        shielded = replace(
+        hidden = replace(
             conversation,
-            messages=self._shield(conversation.messages),
-            tools=self._shield(conversation.tools),
+            messages=self._special.hide(conversation.messages),
+            tools=self._special.hide(conversation.tools),
         )
-        answers = [n for n, message in enumerate(shielded.messages) if message["role"] == "assistant"]
+        answers = [n for n, message in enumerate(hidden.messages) if message["role"] == "assistant"]
         wanted = [
-            n for n in (answers if self.loss_on == "all" else answers[-1:]) if n not in shielded.unlearned
+            n for n in (answers if self.loss_on == "all" else answers[-1:]) if n not in hidden.unlearned
         ]
         if not wanted:
             raise ConversationError(
                 "has no last answer that is to be learned: its weight, loss or train says so"
             )
         if self.thoughts == "split":
-            return self._split(shielded, answers, wanted)
-        turns = _Turns(self._parts(shielded, len(shielded.messages)), answers)
-        has_question = any(message["role"] == "user" for message in shielded.messages)
+            return self._split(hidden, answers, wanted)
+        turns = _Turns(self._parts(hidden, len(hidden.messages)), answers)
+        has_question = any(message["role"] == "user" for message in hidden.messages)
         for number in wanted:
             # After a question, the last answer stands there as it is given.
             if not has_question or number != answers[-1]:
-                self._restore_thought(turns, shielded, number)
-        return [list(self._cut(turns.parts, turns.places(wanted)))]
+                self._restore_thought(turns, hidden, number)
+        return [list(self._cut(turns.parts, turns.parts_of(wanted)))]
 
     def _restore_thought(self, turns: "_Turns", conversation: Conversation, number: int) -> None:
         """Render an answer as it is given: with its thought, or an empty one."""
@@ -97,11 +95,11 @@ class ChatRenderer:
             return
         alone = Conversation([QUESTION, conversation.messages[number]])
         given = _Turns(self._parts(alone, 2), [1])
-        text, place = given.parts[given.place_of[1]], turns.place_of[number]
+        text, part = given.parts[given.part_of[1]], turns.part_of[number]
         if self.thoughts == "keep":
-            turns.parts[place] = text
+            turns.parts[part] = text
         else:
-            self.num_without_thought += turns.parts[place] != text
+            self.num_without_thought += turns.parts[part] != text
 
     def _split(self, conversation: Conversation, answers: list[int], wanted: list[int]) -> list[list[Piece]]:
         """Return samples in which every wanted answer follows what the model sees when it gives it.
@@ -116,7 +114,7 @@ class ChatRenderer:
             parts = ends[last]
             turns = _Turns(parts, [number for number in answers if number <= last])
             fits = [number for number in left if parts[: len(ends[number])] == ends[number]]
-            samples.append(list(self._cut(parts, turns.places(fits))))
+            samples.append(list(self._cut(parts, turns.parts_of(fits))))
             left = [number for number in left if number not in fits]
         return samples[::-1]
 
@@ -128,14 +126,14 @@ class ChatRenderer:
             )
         except FormatError as error:
             raise ConversationError(f"does not fit the chat template: {error}") from error
-        return [part for part in self._special.split(text) if part]
+        return self._special.cut(text)
 
     def _cut(self, parts: list[str], with_loss: Set[int]) -> Iterator[Piece]:
         for number, part in enumerate(parts):
-            if self._special.fullmatch(part):
+            if part in self.tokenizer.special_tokens:
                 yield Piece(part, True, part == END and number - 1 in with_loss)
                 continue
-            part = part.replace(SHIELD, "")
+            part = reveal(part)
             if number not in with_loss:
                 yield Piece(part, False, False)
                 continue
@@ -147,34 +145,21 @@ class ChatRenderer:
             if at < len(part):
                 yield Piece(part[at:], False, True)
 
-    def _shield(self, value: Any) -> Any:
-        if isinstance(value, str):
-            if SHIELD in value:
-                raise ConversationError("holds the character U+10FFFD, which marks special tokens here")
-            return self._special.sub(lambda found: found[0][0] + SHIELD + found[0][1:], value)
-        if isinstance(value, list):
-            return [self._shield(entry) for entry in value]
-        if isinstance(value, dict):
-            return {key: self._shield(entry) for key, entry in value.items()}
-        return value
-
 
 class _Turns:
-    """A rendering and the places of the assistant's turns in it."""
+    """A rendering in parts, and which of them are the assistant's turns."""
 
     def __init__(self, parts: list[str], answers: list[int]) -> None:
         self.parts = parts
-        places = [
-            n for n, part in enumerate(parts) if n and part.startswith(HEADER) and parts[n - 1] == START
-        ]
-        if len(places) != len(answers):
+        found = [n for n, part in enumerate(parts) if n and part.startswith(HEADER) and parts[n - 1] == START]
+        if len(found) != len(answers):
             raise ConversationError(
-                f"has {len(answers)} answers of the assistant, {len(places)} after the chat template"
+                f"has {len(answers)} answers of the assistant, {len(found)} after the chat template"
             )
-        self.place_of = dict(zip(answers, places, strict=True))
+        self.part_of = dict(zip(answers, found, strict=True))
 
-    def places(self, answers: list[int]) -> Set[int]:
-        return {self.place_of[number] for number in answers}
+    def parts_of(self, answers: list[int]) -> Set[int]:
+        return {self.part_of[number] for number in answers}
 
 
 def _has_thought(message: Message) -> bool:
