@@ -156,7 +156,8 @@ def run_one(name: str, source: str, tokenizer_dir: str, output: str) -> None:
 
 def run_ours(source: Path, tokenizer_dir: Path, output: Path) -> dict:
     begin_s = time.perf_counter()
-    from qwen3_data.runs.preprocess import Settings, preprocess
+    from qwen3_data.runs.preprocess import preprocess
+    from qwen3_data.runs.preprocess_settings import Settings
 
     import_s = time.perf_counter() - begin_s
     result = preprocess(

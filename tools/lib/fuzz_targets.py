@@ -9,7 +9,8 @@ from typing import Any, cast
 
 from qwen3_ckpt.operations.verify import find_faults
 from qwen3_data.encode.tokenizer_facts import TokenizerFile
-from qwen3_data.input.blocks import Position, read_blocks
+from qwen3_data.input.block import Position
+from qwen3_data.input.blocks import read_blocks
 from qwen3_data.input.records import RecordParser
 from qwen3_data.input.sources import find_sources
 from qwen3_infer.folder.generation_config import read_generation_config

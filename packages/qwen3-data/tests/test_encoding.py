@@ -13,7 +13,7 @@ from qwen3_data.encode.encoding import encode_batches
 from qwen3_data.encode.engines import FastokensEngine, TokenizersEngine
 from qwen3_data.encode.splitting import can_split, split_stream, split_text
 from qwen3_data.encode.tokenizer_facts import TokenizerFile
-from qwen3_data.input.blocks import Position
+from qwen3_data.input.block import Position
 from qwen3_data.input.long_text import LongText, load_long_record
 from qwen3_data.input.records import Batch
 from qwen3_model.text.tokens import open_tokens, read_manifest

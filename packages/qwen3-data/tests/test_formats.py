@@ -11,7 +11,8 @@ import tracemalloc
 
 import pytest
 
-from qwen3_data.input.blocks import Position, read_blocks
+from qwen3_data.input.block import Position
+from qwen3_data.input.blocks import read_blocks
 from qwen3_data.input.json_array import split_array
 from qwen3_data.input.sources import find_sources
 from qwen3_model.errors import FormatError

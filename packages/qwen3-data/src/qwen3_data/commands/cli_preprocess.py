@@ -136,7 +136,8 @@ def preprocess_command(
         # Both encoders take the size of their thread pool from here, once.
         os.environ["RAYON_NUM_THREADS"] = str(workers)
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
-    from qwen3_data.runs.preprocess import Settings, preprocess
+    from qwen3_data.runs.preprocess import preprocess
+    from qwen3_data.runs.preprocess_settings import Settings
 
     keys = tuple(dict.fromkeys(key for entry in json_keys for key in entry.split(",") if key))
     if not keys:

@@ -3,46 +3,18 @@
 import io
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import IO, cast
 
+from qwen3_data.input.block import Block, Position, too_long
 from qwen3_data.input.json_array import split_array
 from qwen3_data.input.long_text import LONG_BYTES
+from qwen3_data.input.parquet import parquet_blocks
 from qwen3_data.input.sources import Source, describe_read_error, open_source
-from qwen3_model.errors import FormatError
 
 BLOCK_BYTES = 4 << 20
 MAX_RECORD_BYTES = 1 << 30
 """A few thousand compressed bytes can hold a line of gigabytes, which would take all memory."""
 UTF8_BOM = b"\xef\xbb\xbf"
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """Where reading stands: everything before it is done."""
-
-    source: int = 0
-    """Index of the file."""
-    offset: int = 0
-    """Byte in the decompressed file (lines), or records read (the other kinds)."""
-    record: int = 0
-    """Records of the file before this place."""
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """Some whole records of one file."""
-
-    source: Source
-    first_record: int
-    """Number of the first record in its file, from 1."""
-    records: list[bytes]
-    """Raw JSON, without line ends; of `.txt` the whole document, of parquet one JSON object per row."""
-    after: Position
-    read_bytes: int
-    """Progress in bytes on disk; an estimate for compressed files."""
-    cut: bool = False
-    """The last record has no line end."""
 
 
 def read_blocks(
@@ -90,9 +62,6 @@ def _read_source(
     longest: int,
 ) -> Iterator[Block]:
     if source.kind == "parquet":
-        # Imported here because pyarrow is an extra.
-        from qwen3_data.input.parquet import parquet_blocks
-
         return parquet_blocks(source, index, start, keys, longest)
     if source.kind == "text":
         return _text(source, index, start, longest)
@@ -138,15 +107,6 @@ def _refuse_longer(source: Source, records: list[bytes], first: int, longest: in
     for number, record in enumerate(records, first):
         if len(record) > longest:
             raise too_long(source, number, longest)
-
-
-def too_long(source: Source, number: int, longest: int) -> FormatError:
-    """Return the error of a record that has more bytes than are allowed."""
-    unit = "line" if source.kind == "lines" else "record"
-    return FormatError(
-        f"{source.path}, {unit} {number} has more than {longest} bytes; raise --max-record-bytes where "
-        "memory for several times as much is free, or cut the record"
-    )
 
 
 def _split_lines(raw: bytearray) -> list[bytes]:

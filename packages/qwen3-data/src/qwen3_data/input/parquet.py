@@ -2,15 +2,13 @@
 
 import importlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 
+from qwen3_data.input.block import Block, Position, too_long
+from qwen3_data.input.sources import Source
 from qwen3_model.errors import ConfigError, FormatError
-
-if TYPE_CHECKING:
-    from qwen3_data.input.blocks import Block, Position
-    from qwen3_data.input.sources import Source
 
 MAX_ROWS = 1024
 BATCH_BYTES = 4 << 20
@@ -22,16 +20,14 @@ BUFFER_BYTES = 1 << 20
 
 
 def parquet_blocks(
-    source: "Source", index: int, start: "Position", keys: list[str] | None, longest: int
-) -> Iterator["Block"]:
+    source: Source, index: int, start: Position, keys: list[str] | None, longest: int
+) -> Iterator[Block]:
     """Yield the rows after `start`, only the columns `keys`, none of more than `longest` bytes as JSON.
 
     Raises:
         ConfigError: pyarrow is not installed.
         FormatError: The file is damaged, has no such column or a longer row.
     """
-    from qwen3_data.input.blocks import Block, Position, too_long
-
     try:
         pyarrow = importlib.import_module("pyarrow")
         parquet = importlib.import_module("pyarrow.parquet")
@@ -58,9 +54,9 @@ def parquet_blocks(
                 fresh = batch.slice(max(0, start.record - number))
                 records = list(_records(fresh))
                 first = number + rows - len(records) + 1
-                for place, record in enumerate(records, first):
+                for at, record in enumerate(records, first):
                     if len(record) > longest:
-                        raise too_long(source, place, longest)
+                        raise too_long(source, at, longest)
                 after = Position(index, number + rows, number + rows)
                 yield Block(source, first, records, after, read_bytes)
             number += rows

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import orjson
 
-from qwen3_data.input.blocks import Block, Position
+from qwen3_data.input.block import Block, Position
 from qwen3_data.input.long_text import LONG_BYTES, LongText, load_long_record
 from qwen3_data.input.shares import count_lines
 from qwen3_model.errors import FormatError

@@ -5,7 +5,7 @@ from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 
-from qwen3_data.input.blocks import Position
+from qwen3_data.input.block import Position
 from qwen3_data.input.sources import Source
 from qwen3_model.errors import ConfigError
 

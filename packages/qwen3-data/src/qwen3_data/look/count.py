@@ -8,7 +8,8 @@ from qwen3_data.encode.ahead import run_ahead
 from qwen3_data.encode.encoding import Checker, Encoded, encode_batches
 from qwen3_data.encode.engines import Encoders
 from qwen3_data.encode.tokenizer_facts import TokenizerFacts
-from qwen3_data.input.blocks import MAX_RECORD_BYTES, Position, read_blocks
+from qwen3_data.input.block import Position
+from qwen3_data.input.blocks import MAX_RECORD_BYTES, read_blocks
 from qwen3_data.input.records import OnError, RecordParser
 from qwen3_data.input.shares import find_share
 from qwen3_data.input.sources import Source, refuse_changed

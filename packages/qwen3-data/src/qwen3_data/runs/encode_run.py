@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 
@@ -14,19 +14,18 @@ from qwen3_data.encode.encoding import Checker, Cut, Encoded, encode_batches
 from qwen3_data.encode.engines import Encoders
 from qwen3_data.encode.sentences import split_sentences
 from qwen3_data.encode.tokenizer_facts import TokenizerFacts
-from qwen3_data.input.blocks import Position, read_blocks
+from qwen3_data.input.block import Position
+from qwen3_data.input.blocks import read_blocks
 from qwen3_data.input.records import RecordParser, Reject
 from qwen3_data.input.shares import Share
 from qwen3_data.input.sources import Source, refuse_changed
+from qwen3_data.runs.preprocess_settings import Settings
 from qwen3_data.write.token_writer import TokenWriter, WriterState, choose_dtype
 from qwen3_data.write.workspace import Workspace
 from qwen3_model.command.files import write_text_atomically
 from qwen3_model.command.progress import Progress
 from qwen3_model.errors import ConfigError, FormatError
 from qwen3_model.text.tokens import MANIFEST_VERSION, Manifest, manifest_json, sibling
-
-if TYPE_CHECKING:
-    from qwen3_data.runs.preprocess import Settings
 
 RESUME_FORMAT = 3
 """Of a resume point."""
@@ -70,7 +69,7 @@ class EncodeRun:
 
     def __init__(
         self,
-        settings: "Settings",
+        settings: Settings,
         sources: list[Source],
         tokenizer: TokenizerFacts,
         share: Share,

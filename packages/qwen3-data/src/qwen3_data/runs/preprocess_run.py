@@ -11,7 +11,7 @@ from qwen3_data.encode.tokenizer_facts import TokenizerFile
 from qwen3_data.input.shares import find_share
 from qwen3_data.input.sources import Source
 from qwen3_data.runs.encode_run import RESUME_FORMAT, EncodeRun, Totals, output_names
-from qwen3_data.runs.preprocess import Settings
+from qwen3_data.runs.preprocess_settings import Settings
 from qwen3_data.runs.provenance import changed_settings, run_settings
 from qwen3_data.write.token_writer import choose_dtype
 from qwen3_data.write.workspace import Workspace, check_rejects, refuse_existing_outputs, refuse_inputs

@@ -10,15 +10,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qwen3_data.encode.tokenizer_facts import TokenizerFacts
 from qwen3_data.input.sources import Source
+from qwen3_data.runs.preprocess_settings import Settings
 from qwen3_model.errors import ConfigError, FormatError
 from qwen3_model.text.tokens import Manifest, manifest_json
-
-if TYPE_CHECKING:
-    from qwen3_data.runs.preprocess import Settings
 
 SHARE_NAME = re.compile(r"_(\d{5})-of-(\d{5})(?=_|$)")
 NOT_OF_THE_RUN = ("shard", "inputs", "on-error", "rejects")
@@ -31,7 +29,7 @@ SHOWN = 5
 
 
 def run_settings(
-    settings: "Settings", sources: Sequence[Source], tokenizer: TokenizerFacts, dtype: str
+    settings: Settings, sources: Sequence[Source], tokenizer: TokenizerFacts, dtype: str
 ) -> dict[str, Any]:
     """Return all that decides what a run writes, by the names of its options."""
     facts = [[str(source.path), source.size_bytes, source.changed_ns] for source in sources]

@@ -17,7 +17,8 @@ from qwen3_data.encode.ahead import run_ahead
 from qwen3_data.encode.encoding import Checker
 from qwen3_data.encode.engines import choose_engine, make_engine
 from qwen3_data.encode.tokenizer_facts import TokenizerFile
-from qwen3_data.input.blocks import MAX_RECORD_BYTES, Position, read_blocks
+from qwen3_data.input.block import Position
+from qwen3_data.input.blocks import MAX_RECORD_BYTES, read_blocks
 from qwen3_data.input.records import BadRecordError, OnError, Reject, load_record, reject_record
 from qwen3_data.input.shares import find_share
 from qwen3_data.input.sources import Source, find_sources, input_size, refuse_changed
