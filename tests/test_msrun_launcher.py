@@ -100,10 +100,13 @@ def test_what_cannot_be_handed_on_is_one_sentence(arguments, sentence):
     assert "\n" not in str(caught.value)
 
 
-def test_a_refusal_ends_with_2(launch):
+def test_a_refusal_ends_with_2_and_help_with_0(launch):
     code, words, said = launch(PRETRAIN, "eight")
     assert (code, words) == (2, [])
     assert said.startswith("tools/msrun_launcher.sh: WORKER_NUM eight")
+    code, words, said = launch("--help")
+    assert (code, said) == (0, "")
+    assert words[0].startswith("usage: tools/msrun_launcher.sh")
 
 
 def test_the_real_commands_take_what_is_handed_on():

@@ -22,6 +22,14 @@ FORMS: dict[int, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 """By the number of arguments: the option that each one after the first becomes."""
+USAGE = """usage: tools/msrun_launcher.sh "run_mindformer.py --config FILE ..."
+       tools/msrun_launcher.sh "run_mindformer.py ..." WORKER_NUM
+       tools/msrun_launcher.sh "run_mindformer.py ..." WORKER_NUM MASTER_PORT LOG_DIR JOIN CLUSTER_TIME_OUT
+       tools/msrun_launcher.sh "run_mindformer.py ..." WORKER_NUM LOCAL_WORKER MASTER_ADDR MASTER_PORT \\
+         NODE_RANK LOG_DIR JOIN CLUSTER_TIME_OUT
+
+Starts the same job with qwen3-train launch, or with qwen3-infer generate where run_mode is predict.
+docs/migration.md says what each argument becomes."""
 DEFAULT_WORKERS = "8"
 DEFAULT_LOG_DIR = "output/msrun_log"
 COMMANDS = {
@@ -140,6 +148,9 @@ def _run_mode(options: list[str]) -> str:
 def main() -> None:
     """Print the command and become it."""
     environment = os.environ
+    if sys.argv[1:] in (["--help"], ["-h"]):
+        print(USAGE)
+        return
     try:
         command = command_line(sys.argv[1:], dict(environment))
     except LaunchError as error:
