@@ -9,7 +9,6 @@ to the page cache.
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from measures import cpu_seconds_of_children, private_bytes_below
 
 from qwen3_model.checkpoints.safetensors_file import TensorPlan, write_safetensors
 from qwen3_model.checkpoints.strategy import TensorLayout, write_strategy
@@ -201,45 +201,19 @@ def _clear(out: Path) -> None:
 
 
 def _measure(command: list[str | Path]) -> Measured:
-    started, cpu_before_s = time.monotonic(), _children_cpu_s()
+    started, cpu_before_s = time.monotonic(), cpu_seconds_of_children()
     process = subprocess.Popen(
         [str(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
     peak = 0
     while process.poll() is None:
-        peak = max(peak, _anonymous_bytes(process.pid))
+        peak = max(peak, private_bytes_below(process.pid))
         time.sleep(SAMPLE_S)
-    wall_s, cpu_s = time.monotonic() - started, _children_cpu_s() - cpu_before_s
+    wall_s, cpu_s = time.monotonic() - started, cpu_seconds_of_children() - cpu_before_s
     if process.returncode:
         sys.exit(f"{command[0]} failed: {process.stderr.read().decode()[-2000:] if process.stderr else ''}")
     os.sync()
     return Measured(wall_s, time.monotonic() - started - wall_s, cpu_s, peak)
-
-
-def _children_cpu_s() -> float:
-    """Return the CPU seconds of all ended processes below this one."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
-
-
-def _anonymous_bytes(root: int) -> int:
-    """Return the anonymous resident bytes of a process and all below it."""
-    parents: dict[int, int] = {}
-    sizes: dict[int, int] = {}
-    for status in Path("/proc").glob("[0-9]*/status"):
-        try:
-            fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
-        except OSError:
-            continue  # it has ended
-        pid = int(status.parent.name)
-        parents[pid] = int(fields["PPid"])
-        sizes[pid] = int(fields.get("RssAnon", "0 kB").split()[0]) * 1024
-    total, found = 0, [root]
-    while found:
-        pid = found.pop()
-        total += sizes.get(pid, 0)
-        found += [child for child, parent in parents.items() if parent == pid]
-    return total
 
 
 if __name__ == "__main__":

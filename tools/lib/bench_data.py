@@ -26,6 +26,8 @@ from itertools import islice
 from multiprocessing import Pool
 from pathlib import Path
 
+from measures import cpu_seconds_of_children
+
 ROOT = Path(__file__).resolve().parents[2]
 WORKERS = 2
 EOD = "<|endoftext|>"
@@ -66,9 +68,9 @@ def bench(options: argparse.Namespace) -> None:
         for name in names if repeat % 2 == 0 else reversed(names):
             output = options.folder / name
             words = [sys.executable, __file__, "--one", name, str(source), str(tokenizer_dir), str(output)]
-            begin_s, before_s = time.perf_counter(), cpu_of_children_s()
+            begin_s, before_s = time.perf_counter(), cpu_seconds_of_children()
             done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
-            wall_s, cpu_s = time.perf_counter() - begin_s, cpu_of_children_s() - before_s
+            wall_s, cpu_s = time.perf_counter() - begin_s, cpu_seconds_of_children() - before_s
             results[name].append(
                 {"wall_s": wall_s, "cpu_s": cpu_s, **json.loads(done.stdout.splitlines()[-1])}
             )
@@ -96,11 +98,6 @@ def report(results: dict[str, list[dict]], megabytes: float) -> None:
         parts = run.get("parts_s")
         if parts:
             print(f"{name}: " + ", ".join(f"{part} {seconds:.2f} s" for part, seconds in parts.items()))
-
-
-def cpu_of_children_s() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
 
 
 def same_bytes(folder: Path, names: list[str], source: Path) -> bool:

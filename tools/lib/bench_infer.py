@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -12,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from measures import peak_bytes
 
 HERE = Path(__file__).resolve()
 TORCH_SCRIPT, LLAMA_SCRIPT = HERE.with_name("bench_infer_torch.py"), HERE.with_name("bench_infer_llama.py")
@@ -146,8 +146,7 @@ def measure(kernels: str, model_dir: Path, new_tokens: int, threads: int) -> dic
     found["prefill tok/s"] = PREFILL_TOKENS / prefill_s
     batched = model.engine(BATCH, PROMPT_TOKENS + new_tokens)
     found["batch 8 tok/s"] = decode_speed(batched, new_tokens)
-    status = Path("/proc/self/status").read_text("utf-8")
-    found["peak GB"] = int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1e6
+    found["peak GB"] = peak_bytes() / 1e9
     return {key: round(value, 2) for key, value in found.items()}
 
 

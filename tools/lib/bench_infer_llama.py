@@ -2,11 +2,11 @@
 
 import argparse
 import json
-import re
 import time
 from pathlib import Path
 
 import numpy as np
+from measures import peak_bytes
 
 PROMPT_TOKENS, PREFILL_TOKENS = 16, 256
 
@@ -38,8 +38,7 @@ def main() -> None:
         model.eval(ids)
         best_s = min(best_s, time.perf_counter() - began_s)
     found["prefill tok/s"] = PREFILL_TOKENS / best_s
-    status = Path("/proc/self/status").read_text("utf-8")
-    found["peak GB"] = int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1e6
+    found["peak GB"] = peak_bytes() / 1e9
     print(json.dumps({key: round(value, 2) for key, value in found.items()}))
 
 

@@ -2,9 +2,10 @@
 
 import argparse
 import json
-import re
 import time
 from pathlib import Path
+
+from measures import peak_bytes
 
 PROMPT_TOKENS, BATCH, PREFILL_TOKENS = 16, 8, 256
 
@@ -44,8 +45,7 @@ def main() -> None:
     found = {"first token s": time.perf_counter() - started_s, "batch 1 tok/s": decode_speed(1)}
     found["prefill tok/s"] = PREFILL_TOKENS / min(seconds(1, PREFILL_TOKENS, 1) for _ in range(3))
     found["batch 8 tok/s"] = decode_speed(BATCH)
-    status = Path("/proc/self/status").read_text("utf-8")
-    found["peak GB"] = int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1e6
+    found["peak GB"] = peak_bytes() / 1e9
     print(json.dumps({key: round(value, 2) for key, value in found.items()}))
 
 

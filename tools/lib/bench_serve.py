@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import openai
+from measures import cpu_seconds
 
 HERE = Path(__file__).resolve()
 ROOT = HERE.parents[2]
@@ -330,11 +331,6 @@ def timed(pid: int, work: object) -> tuple[float, float]:
     before_s, started_s = cpu_seconds(pid), time.perf_counter()
     work()
     return time.perf_counter() - started_s, cpu_seconds(pid) - before_s
-
-
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 if __name__ == "__main__":

@@ -8,13 +8,14 @@ import argparse
 import json
 import math
 import os
-import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from measures import peak_bytes
 
 HERE = Path(__file__).resolve()
 TORCH_SCRIPT = HERE.with_name("bench_train_torch.py")
@@ -192,8 +193,7 @@ def measure(case: dict, graph_folder: Path | None) -> dict:
             results["cpu_s"].append(time.process_time() - cpu_s)
         if number <= 3:
             results["losses"].append(round(loss, 6))
-    status = Path("/proc/self/status").read_text("utf-8")
-    results["peak_gb"] = round(int(re.search(r"VmHWM:\s+(\d+)", status)[1]) * 1024 / 1e9, 3)
+    results["peak_gb"] = round(peak_bytes() / 1e9, 3)
     results["matmul_gflops"] = round(matmul_gflops(ms, np), 1)
     return results
 

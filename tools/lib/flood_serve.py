@@ -16,6 +16,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from measures import private_bytes
+
 NUM_SILENT, NUM_SLOW, NUM_HUGE = 10_000, 1_000, 12
 SLOW_S = 30
 HUGE_BYTES = 4_000_000
@@ -118,19 +120,11 @@ def quick(port: int, number: int) -> dict[str, object]:
     return {"requests": number, "answered": statuses.count(200), "per_s": round(number / seconds, 1)}
 
 
-def resident_bytes(process: int) -> int:
-    """Return the memory of a process that is not shared with files."""
-    for line in Path(f"/proc/{process}/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
 def measure(
     name: str, server: subprocess.Popen[bytes], log: Path, port: int, flood: Callable[[], dict[str, object]]
 ) -> bool:
     """Run one flood, print a line of what was seen, and return whether all was well."""
-    others, before_bytes = Others(port), resident_bytes(server.pid)
+    others, before_bytes = Others(port), private_bytes(server.pid)
     lines = log.read_bytes().count(b"\n")
     threads = [threading.Thread(target=each) for each in (others.ask_health, others.ask_completions)]
     for thread in threads:
@@ -140,7 +134,7 @@ def measure(
     for thread in threads:
         thread.join()
     time.sleep(2)
-    grown = resident_bytes(server.pid) - before_bytes
+    grown = private_bytes(server.pid) - before_bytes
     health_s = sorted(others.health_s)
     told = {
         "flood": name,
