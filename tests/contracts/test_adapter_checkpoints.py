@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from qwen3_ckpt.cli import main as ckpt
 from qwen3_model.checkpoints.adapters import base_fingerprint
-from qwen3_model.checkpoints.checkpoint_files import Place
+from qwen3_model.checkpoints.checkpoint_files import EpochStep
 from qwen3_model.checkpoints.fresh_weights import init_weights
 from qwen3_model.checkpoints.hf_folder import open_hf_folder, write_hf_weights
 from qwen3_model.checkpoints.safetensors_file import TensorPlan
@@ -45,7 +45,7 @@ def whole_tensors():
 def write_run(run_dir, layout, whole, base):
     """Write what every rank of a run of adapters writes, with moments shared out over the replicas."""
     for rank in range(layout.num_ranks):
-        stage, replica, shard = layout.place(rank)
+        stage, replica, shard = layout.coordinates(rank)
         tensors = []
         for name, shape in stage_trained(LORA, CONFIG, layout, (), stage).items():
             for prefix in ("", "adam_m.", "adam_v."):
@@ -62,7 +62,7 @@ def write_run(run_dir, layout, whole, base):
         save_checkpoint(
             rank_dir,
             f"qwen3_rank_{rank}",
-            Place(1, 7),
+            EpochStep(1, 7),
             TrainState(7, "data", base_fingerprint(base)),
             tensors,
         )

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from qwen3_ckpt.cli import main as ckpt
-from qwen3_model.checkpoints.checkpoint_files import Place, choose_checkpoint
+from qwen3_model.checkpoints.checkpoint_files import EpochStep, choose_checkpoint
 from qwen3_model.checkpoints.hf_folder import open_hf_folder
 from qwen3_model.checkpoints.safetensors_file import open_safetensors
 from qwen3_model.config import Qwen3Config
@@ -44,7 +44,7 @@ def whole_tensors():
 def write_run(run_dir, layout, whole):
     """Write what every rank of a run writes."""
     for rank in range(layout.num_ranks):
-        stage, _, shard = layout.place(rank)
+        stage, _, shard = layout.coordinates(rank)
         tensors = []
         for name in stage_names(CONFIG, layout.pp, (), stage):
             for prefix in ("", "adam_m.", "adam_v."):
@@ -56,7 +56,7 @@ def write_run(run_dir, layout, whole):
         state = TrainState(7, "fingerprint")
         rank_dir = run_dir / "checkpoint" / f"rank_{rank}"
         rank_dir.mkdir(parents=True)
-        save_checkpoint(rank_dir, f"qwen3_rank_{rank}", Place(1, 7), state, tensors)
+        save_checkpoint(rank_dir, f"qwen3_rank_{rank}", EpochStep(1, 7), state, tensors)
         write_strategies(run_dir, layout, CONFIG, rank)
     (run_dir / "config.json").write_text(json.dumps(CONFIG.to_hf()), encoding="utf-8")
 

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from qwen3_ckpt.cli import main as ckpt
 from qwen3_infer.cli import main as infer
-from qwen3_model.checkpoints.checkpoint_files import Place
+from qwen3_model.checkpoints.checkpoint_files import EpochStep
 from qwen3_model.config import Qwen3Config
 from qwen3_model.ranks.layout import Layout, shard_slices
 from qwen3_train.checkpoints.checkpoint import FloatTensor, TrainState, save_checkpoint
@@ -34,7 +34,7 @@ def run_dir(tmp_path, demo_tokenizer_dir):
         name: rng.standard_normal(shape).astype(np.float32) for name, shape in CONFIG.weight_shapes().items()
     }
     for rank in range(layout.num_ranks):
-        stage, _, shard = layout.place(rank)
+        stage, _, shard = layout.coordinates(rank)
         tensors = []
         for name in stage_names(CONFIG, layout.pp, (), stage):
             part = whole[name][shard_slices(name, whole[name].shape, tp=layout.tp, shard=shard)]
@@ -43,7 +43,7 @@ def run_dir(tmp_path, demo_tokenizer_dir):
                 tensors.append(FloatTensor(prefix + name, part.shape, lambda values=values: values))
         rank_dir = run / "checkpoint" / f"rank_{rank}"
         rank_dir.mkdir(parents=True)
-        save_checkpoint(rank_dir, f"qwen3_rank_{rank}", Place(1, 7), TrainState(7, "data"), tensors)
+        save_checkpoint(rank_dir, f"qwen3_rank_{rank}", EpochStep(1, 7), TrainState(7, "data"), tensors)
         write_strategies(run, layout, CONFIG, rank)
     return run
 

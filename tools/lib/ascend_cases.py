@@ -26,7 +26,7 @@ class Case:
 
     name: str
     yaml: str
-    """Of configs/qwen3, without its ending."""
+    """Name of a file of configs/qwen3, without its ending."""
     rank: int = 0
     ranks: int = 1
     soc: str = A2
@@ -35,7 +35,7 @@ class Case:
     program: str = "generate"
     """Command of qwen3-infer, where the YAML is one for prediction."""
     arguments: tuple[str, ...] = ()
-    """Of that command."""
+    """Arguments of that command."""
     resumes: bool = False
     """Go on from a checkpoint that one process wrote on the CPU."""
 

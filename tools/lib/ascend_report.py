@@ -26,7 +26,7 @@ class Graph:
     name: str
     """Class of its outermost cell."""
     seconds: float
-    """Of its compilation."""
+    """Seconds of its compilation."""
     kernels: Mapping[str, Mapping[str, int]]
     """Number by kind and operator."""
     peak_bytes: int | None

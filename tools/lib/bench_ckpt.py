@@ -46,7 +46,7 @@ class Measured:
     wall_s: float
     sync_s: float
     cpu_s: float
-    """Of all processes, which other work on the machine changes little."""
+    """Processor time of all processes, which other work on the machine changes little."""
     anonymous_bytes: int
 
     @property

@@ -36,7 +36,7 @@ TP, PP = 8, 4
 MODEL = dataclasses.replace(SIZES["32B"], num_layers=16)
 """The 32B's widths with 4 layers a stage: a rank's file has 150 tensors and not 530."""
 FILE_DOCUMENTS = 156_250_000
-"""Of each of 64 files of 1e10 documents together, which are 1e13 tokens at 1,000 each."""
+"""Documents of each of 64 files of 1e10 documents together, which are 1e13 tokens at 1,000 each."""
 HOW = {"offset": (), "shares_moments": True, "lora": None}
 Row = tuple[str, str, Sequence[int], Sequence[float]]
 

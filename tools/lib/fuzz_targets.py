@@ -145,7 +145,7 @@ def _strategy_json(folder: _Folder, raw: bytes) -> None:
 def _place(layouts: dict[str, Any]) -> None:
     for layout in layouts.values():
         for rank in range(min(MOST_RANKS, layout.num_devices())):
-            layout.place(rank)
+            layout.slice_of(rank)
 
 
 def _config(folder: _Folder, raw: bytes) -> None:

@@ -80,7 +80,7 @@ def _layout(name: str, spec: Spec) -> TensorLayout:
 
 
 def slice_of(value: np.ndarray, layout: TensorLayout, local: int) -> np.ndarray:
-    parts, piece = layout.place(local)
+    parts, piece = layout.slice_of(local)
     for dim, (part, count) in enumerate(zip(parts, layout.splits(), strict=True)):
         value = np.split(value, count, axis=dim)[part]
     return np.split(value, layout.optimizer_pieces())[piece]
@@ -90,7 +90,7 @@ def _write_rank(folder, rank, local, layouts, whole, spec):
     folder.mkdir(parents=True)
     entries = []
     for name, layout in layouts.items():
-        twins = [r for r in range(spec.dp * spec.tp) if layout.place(r) == layout.place(local)]
+        twins = [r for r in range(spec.dp * spec.tp) if layout.slice_of(r) == layout.slice_of(local)]
         if spec.remove_redundancy and twins[0] != local:
             continue
         value = np.ascontiguousarray(slice_of(whole[name], layout, local))

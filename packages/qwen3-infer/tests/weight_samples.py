@@ -76,7 +76,7 @@ def write_run(
     """Write what the ranks of a run write, the optimizer's state left out; return the run's folder."""
     items = {}
     for rank in range(layout.num_ranks):
-        stage, _, shard = layout.place(rank)
+        stage, _, shard = layout.coordinates(rank)
         own = {name: each for name, each in whole.items() if _stage_of(name, layout) == stage}
         parts = {
             name: np.ascontiguousarray(each[shard_slices(name, each.shape, tp=layout.tp, shard=shard)])

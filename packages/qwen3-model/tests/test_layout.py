@@ -38,9 +38,9 @@ def test_a_size_that_does_not_divide_is_named():
 
 def test_rank_and_place_are_each_others_inverse():
     layout = Layout(dp=2, tp=3, pp=4)
-    places = [layout.place(rank) for rank in range(layout.num_ranks)]
+    places = [layout.coordinates(rank) for rank in range(layout.num_ranks)]
     assert [layout.rank(stage=s, replica=r, shard=t) for s, r, t in places] == list(range(24))
-    assert layout.place(1) == (0, 0, 1), "neighbouring ranks hold shards of one weight"
+    assert layout.coordinates(1) == (0, 0, 1), "neighbouring ranks hold shards of one weight"
 
 
 def test_a_layout_without_ranks_is_refused():

@@ -72,7 +72,7 @@ def test_bad_file_is_one_sentence(text, message):
         (["--seed"], "--seed needs a value"),
         (["--seed", "--shape"], "--seed needs a value"),
         (["stray"], "unexpected argument 'stray'; overrides are written --key.key value"),
-        (["--callbacks.4.steps", "1"], "--callbacks.4.steps: '4' is no place in a list of 1; count from 0"),
+        (["--callbacks.4.steps", "1"], "--callbacks.4.steps: '4' is no index of a list of 1; count from 0"),
         (
             ["--callbacks.0.steps.deep", "1"],
             "--callbacks.0.steps.deep: callbacks.0.steps is 3, not a section",
@@ -128,7 +128,7 @@ def test_a_range_of_whole_numbers_is_stated():
     [
         (["--shape", "[1, 2"], "--shape, line 1, column 6: .*; quote a text that looks like YAML"),
         (["--seed", "\0"], "--seed, line 1: character #x0000 is not allowed in YAML"),
-        (["--callbacks.\u00b2.steps", "1"], "'\u00b2' is no place in a list of 1"),
+        (["--callbacks.\u00b2.steps", "1"], "'\u00b2' is no index of a list of 1"),
     ],
 )
 def test_an_override_that_cannot_be_read_is_an_error_of_usage(arguments, message):

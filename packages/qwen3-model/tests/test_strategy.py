@@ -40,8 +40,8 @@ def test_pieces_of_a_tensor_that_nothing_else_cuts_are_written_as_a_cut_along_th
     written = read_strategy(tmp_path / "s.ckpt")[1]["w"]
     assert written == TensorLayout(dev_matrix=(3, 2, 4), tensor_map=(1, -1))
     for rank in range(24):
-        (row_part, _), piece = written.place(rank)
-        assert (row_part, piece) == (stated.place(rank)[1], 0)
+        (row_part, _), piece = written.slice_of(rank)
+        assert (row_part, piece) == (stated.slice_of(rank)[1], 0)
 
 
 def test_mindspores_own_classes_read_the_file():
@@ -81,7 +81,7 @@ def test_places_follow_the_grid_with_the_last_axis_fastest():
     layout = TensorLayout(dev_matrix=(2, 4), tensor_map=(0, -1), opt_shard_step=4, opt_shard_size=-1)
     assert layout.splits() == (4, 1)
     assert layout.optimizer_pieces() == 2
-    assert [layout.place(rank) for rank in (0, 3, 4, 6)] == [
+    assert [layout.slice_of(rank) for rank in (0, 3, 4, 6)] == [
         ((0, 0), 0),
         ((3, 0), 0),
         ((0, 0), 1),

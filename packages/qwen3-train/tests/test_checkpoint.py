@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qwen3_model.checkpoints.checkpoint_files import Place, checkpoints_of, choose_checkpoint
+from qwen3_model.checkpoints.checkpoint_files import EpochStep, checkpoints_of, choose_checkpoint
 from qwen3_model.checkpoints.safetensors_file import open_safetensors
 from qwen3_model.errors import ConfigError, FormatError
 from qwen3_train.checkpoints.checkpoint import (
@@ -26,7 +26,7 @@ def save(folder, step, *, epoch=1, rank=0, keep_max=2, value=1.0, course=""):
     array = np.full((3, 2), value, np.float32)
     tensors = [FloatTensor("model.norm.weight", (3, 2), lambda: array)]
     rank_dir = folder / "checkpoint" / f"rank_{rank}"
-    place = Place(epoch, step)
+    place = EpochStep(epoch, step)
     state = TrainState(step, "abc", course=course)
     path = save_checkpoint(rank_dir, f"qwen3_rank_{rank}", place, state, tensors)
     remove_old(rank_dir, place, keep_max)
@@ -119,7 +119,7 @@ import errno, os, signal, sys
 from pathlib import Path
 import numpy as np
 import qwen3_model.checkpoints.byte_writer as format, qwen3_model.command.files as files
-from qwen3_model.checkpoints.checkpoint_files import Place
+from qwen3_model.checkpoints.checkpoint_files import EpochStep
 from qwen3_train.checkpoints.checkpoint import FloatTensor, TrainState
 from qwen3_train.checkpoints.writer import CheckpointWriter
 
@@ -144,7 +144,7 @@ def save(rank_dir, limit):
     writer = CheckpointWriter(rank_dir, "qwen3_rank_0", 1, in_thread=in_thread,
                               wait_for_others=lambda: None, log=lambda text: None)
     try:
-        writer.save(Place(1, 2), TrainState(2, ""), tensors)
+        writer.save(EpochStep(1, 2), TrainState(2, ""), tensors)
         writer.finish()
     except Exception as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\\n")
@@ -223,7 +223,7 @@ def test_a_checkpoint_in_a_thread_holds_the_values_of_its_moment(tmp_path):
 
     said = []
     writer = writer_of(tmp_path, log=lambda text: (go_on.wait(20), said.append(text)))
-    writer.save(Place(1, 1), TrainState(1, ""), [FloatTensor("a", (4,), read)])
+    writer.save(EpochStep(1, 1), TrainState(1, ""), [FloatTensor("a", (4,), read)])
     weight += 1  # the next step, while the thread is still at work
     assert reads == [threading.current_thread()]
     assert said == []
@@ -243,7 +243,7 @@ def test_a_checkpoint_in_a_thread_keeps_the_old_one_until_every_rank_has_the_new
     writer = writer_of(tmp_path, wait_for_others=wait)
     tensor = FloatTensor("a", (1,), lambda: np.ones(1, np.float32))
     for step in (1, 2, 3):
-        writer.save(Place(1, step), TrainState(step, ""), [tensor])
+        writer.save(EpochStep(1, step), TrainState(step, ""), [tensor])
     writer.finish()
     first, second, third = (f"qwen3_rank_0-1_{step}.safetensors" for step in (1, 2, 3))
     assert seen == [["meta.json", first], ["meta.json", first, second], ["meta.json", second, third]]

@@ -35,7 +35,7 @@ def test_every_rank_holds_exactly_the_slices_of_its_weights(size, layout):
     settings = make_settings(size, layout=layout, micro_batch_num=layout.pp)
     shapes = SIZES[size].weight_shapes()
     for rank in range(layout.num_ranks):
-        stage, _, shard = layout.place(rank)
+        stage, _, shard = layout.coordinates(rank)
         counted = 0
         for name in stage_names(SIZES[size], layout.pp, (), stage):
             slices = shard_slices(name, shapes[name], tp=layout.tp, shard=shard)

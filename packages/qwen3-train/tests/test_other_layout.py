@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from train_inputs import counting_documents, tiny_run, write_tokens, write_yaml
 
-from qwen3_model.checkpoints.checkpoint_files import Place
+from qwen3_model.checkpoints.checkpoint_files import EpochStep
 from qwen3_model.command.run_config import load_run_config
 from qwen3_model.errors import ConfigError, Qwen3Error
 from qwen3_train.checkpoints.checkpoint import FloatTensor, TrainState, save_checkpoint
@@ -53,7 +53,7 @@ def leave_run(run, step, ranks=None):
             for name, shape in shapes.items()
         ]
         state = TrainState(step, run.fingerprint, global_batch=2, settings=run_facts(settings))
-        place, stem = Place(*run.plan.epoch_and_step(step)), f"qwen3_rank_{rank}"
+        place, stem = EpochStep(*run.plan.epoch_and_step(step)), f"qwen3_rank_{rank}"
         save_checkpoint(out / "checkpoint" / f"rank_{rank}", stem, place, state, tensors)
     (out / "run.yaml").write_text("seed: 7\n", encoding="utf-8")
 

@@ -290,7 +290,7 @@ def test_each_rank_holds_what_the_planner_counts(train, name):
         for tensor in open_safetensors(path).tensors.values():
             if "." in tensor.name:
                 held["moments" if tensor.name.startswith("adam_") else "weights"] += tensor.size_bytes
-        stage = stages[layout.place(rank)[0]]
+        stage = stages[layout.coordinates(rank)[0]]
         assert held == {"weights": stage.parameters, "moments": stage.optimizer}
 
 

@@ -22,7 +22,7 @@ def test_the_plan_is_within_a_tenth_of_what_mindspore_plans(row):
     config = load_run_config(CONFIGS / f"{row['config']}.yaml", parse_dotted(changes), PLAN_SCHEMA)
     settings = read_plan_settings(config)
     assert settings.layout.num_ranks == row["ranks"]
-    stage = plan_memory(settings)[settings.layout.place(row["rank"])[0]]
+    stage = plan_memory(settings)[settings.layout.coordinates(row["rank"])[0]]
     off = stage.total / row["peak_bytes"] - 1
     assert abs(off) <= MOST, f"{off:+.1%} at the {stage.fullest}: {stage}"
 

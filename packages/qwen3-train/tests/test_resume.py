@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 from train_inputs import counting_documents, tiny_run, write_tokens, write_yaml
 
-from qwen3_model.checkpoints.checkpoint_files import Place
+from qwen3_model.checkpoints.checkpoint_files import EpochStep
 from qwen3_model.checkpoints.safetensors_file import TensorPlan, open_safetensors, write_safetensors
 from qwen3_model.command.run_config import load_run_config
 from qwen3_model.errors import ConfigError, OutputExistsError
@@ -43,7 +43,7 @@ def leave_checkpoint(run, step, *, rank=0, whole=True):
     state = TrainState(step, run.fingerprint, global_batch=4, settings=run_facts(run.settings))
     tensors = [FloatTensor("w", (2,), lambda: np.ones(2, np.float32))]
     out = run.settings.output_dir
-    place = Place(*run.plan.epoch_and_step(step))
+    place = EpochStep(*run.plan.epoch_and_step(step))
     path = save_checkpoint(out / "checkpoint" / f"rank_{rank}", f"qwen3_rank_{rank}", place, state, tensors)
     if not whole:
         path.write_bytes(path.read_bytes()[:-3])

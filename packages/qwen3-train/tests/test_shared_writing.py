@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from plan_inputs import make_settings
 
-from qwen3_model.checkpoints.checkpoint_files import Place, choose_checkpoint, files_of_step
+from qwen3_model.checkpoints.checkpoint_files import EpochStep, choose_checkpoint, files_of_step
 from qwen3_model.checkpoints.rank_tensors import open_rank_tensors
 from qwen3_model.checkpoints.safetensors_file import open_safetensors
 from qwen3_model.config import SIZES
@@ -39,7 +39,7 @@ def whole_tensors(config):
 
 
 def slice_of(value, cut, local):
-    parts, piece = cut.place(local)
+    parts, piece = cut.slice_of(local)
     for dim, (part, count) in enumerate(zip(parts, cut.splits(), strict=True)):
         value = np.split(value, count, axis=dim)[part]
     return np.split(value, cut.optimizer_pieces())[piece]
@@ -62,7 +62,7 @@ def write_run(folder, layout, config, whole, *, shares_moments, shares_writing=T
             share=share, wait_for_others=lambda: None, log=lambda _: None,
         )  # fmt: skip
         (folder / "checkpoint" / f"rank_{rank}").mkdir(parents=True)
-        writer.save(Place(1, 5), TrainState(5, "data"), tensors)
+        writer.save(EpochStep(1, 5), TrainState(5, "data"), tensors)
         writer.finish()
 
 
@@ -85,7 +85,7 @@ def test_each_slice_is_written_once_and_all_come_back(tmp_path, layout, shares_m
         written.append(sum(info.size_bytes for info in held))
         for info in held:
             cut = stage_tensors(layout, config, stage, **how)[info.name][0]
-            place = stage, info.name, cut.place(local), local % layout.tp
+            place = stage, info.name, cut.slice_of(local), local % layout.tp
             num_seen[place] = num_seen.get(place, 0) + 1
     assert set(num_seen.values()) == {1}
     assert sum(written) == checkpoint_bytes(layout, config, **how, shares_writing=True)

@@ -38,10 +38,10 @@ def test_a_rank_describes_its_stage_its_shard_and_its_share_of_the_moments(tmp_p
     name = "model.layers.1.self_attn.q_proj.weight"
     assert "model.layers.0.self_attn.q_proj.weight" not in layouts
     assert "model.embed_tokens.weight" in layouts  # the tied head's
-    assert layouts[name].place(2) == ((0, 0), 0)
+    assert layouts[name].slice_of(2) == ((0, 0), 0)
     assert layouts[name].splits() == (2, 1)
     assert layouts[f"adam_m.{name}"].optimizer_pieces() == 2
-    assert layouts[f"adam_m.{name}"].place(2) == ((0, 0), 1)
+    assert layouts[f"adam_m.{name}"].slice_of(2) == ((0, 0), 1)
     assert cut_of(layouts["adam_v.model.norm.weight"], 6) == ((2,), (1,))
 
 

@@ -14,7 +14,7 @@ class WeightError(Qwen3Error):
 
 
 class FormatError(Qwen3Error):
-    """A file that is not what its name or place says."""
+    """A file that is not what its name or folder says."""
 
 
 class OutputExistsError(Qwen3Error):

@@ -46,7 +46,7 @@ def write_parts(
     jobs = []
     for index, part in enumerate(plan_parts(tensors)):
         name = f"part{index}.safetensors"
-        jobs.append(partial(_write, folder / name, sorted(part, key=_place_in_file), UNIFIED_METADATA, check))
+        jobs.append(partial(_write, folder / name, sorted(part, key=_order_in_file), UNIFIED_METADATA, check))
         weight_map |= {tensor.plan.name: name for tensor in part}
     run_all(jobs, count, workers)
     total = sum(tensor.plan.size_bytes for tensor in tensors.values())
@@ -58,11 +58,11 @@ def write_parts(
 def write_run_state(folder: Path, scalars: dict[str, LazyTensor]) -> None:
     """Write `hyper_param.safetensors` into `folder`, when there are scalars."""
     if scalars:
-        ordered = sorted(scalars.values(), key=_place_in_file)
+        ordered = sorted(scalars.values(), key=_order_in_file)
         _write(folder / HYPER, ordered, {"format": "ms"}, ValueCheck(), lambda _: None)
 
 
-def _place_in_file(tensor: LazyTensor) -> tuple[int, str]:
+def _order_in_file(tensor: LazyTensor) -> tuple[int, str]:
     """Sort as the safetensors library does: by alignment, then by name. So files equal MindSpore's."""
     return -LIBRARY_ORDER.index(tensor.plan.dtype), tensor.plan.name
 

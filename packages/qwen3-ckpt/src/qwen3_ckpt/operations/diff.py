@@ -18,7 +18,7 @@ class Difference:
     what: str
     """A phrase: missing, other shape, other dtype, or the largest difference and where it is."""
     kind: str
-    """Of the phrase: names, shapes, types or values."""
+    """What the phrase is about: names, shapes, types or values."""
 
 
 def differences(
@@ -58,9 +58,9 @@ def _difference(a: LazyTensor, b: LazyTensor, tolerance: float) -> tuple[str, st
         return f"shape {a.plan.shape} and {b.plan.shape}", "shapes"
     if (a.plan.dtype in FLOAT_DTYPES) != (b.plan.dtype in FLOAT_DTYPES):
         return f"dtype {a.plan.dtype} and {b.plan.dtype}", "values"
-    largest, place = largest_difference(a, b)
+    largest, offset = largest_difference(a, b)
     if largest > tolerance:
-        index = tuple(int(i) for i in np.unravel_index(place, a.plan.shape or (1,)))
+        index = tuple(int(i) for i in np.unravel_index(offset, a.plan.shape or (1,)))
         return f"largest difference {largest:.6g} at {index}", "values"
     if a.plan.dtype != b.plan.dtype:
         return f"dtype {a.plan.dtype} and {b.plan.dtype}, values agree", "types"

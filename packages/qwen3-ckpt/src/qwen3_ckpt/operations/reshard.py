@@ -45,7 +45,7 @@ def reshard(
 
     Raises:
         ConfigError: A tensor does not divide, heads would be torn, or there are fewer layers than stages.
-        WeightError: A tensor has no place in the layout, since its name is unknown.
+        WeightError: The layout cuts no tensor of this name.
         OutputExistsError: `output_dir` is there and `force` is false.
     """
     model = find_model_files(checkpoint.path, hf_dir)
@@ -135,12 +135,14 @@ def _write_rank(
 
 
 def _first_holder(layout: TensorLayout, local: int) -> int:
-    return next(rank for rank in range(layout.num_devices()) if layout.place(rank) == layout.place(local))
+    return next(
+        rank for rank in range(layout.num_devices()) if layout.slice_of(rank) == layout.slice_of(local)
+    )
 
 
 def _slice(tensor: LazyTensor, layout: TensorLayout, local: int) -> LazyTensor:
     """Return what the rank `local` of a stage holds of a tensor."""
-    parts, piece = layout.place(local)
+    parts, piece = layout.slice_of(local)
     plan, rows = tensor.plan, tensor.rows
     shape = [size // split for size, split in zip(plan.shape, layout.splits(), strict=True)]
     source: RowSource = rows

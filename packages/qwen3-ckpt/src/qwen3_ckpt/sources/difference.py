@@ -14,7 +14,7 @@ def largest_difference(a: LazyTensor, b: LazyTensor) -> tuple[float, int]:
 
     Two NaN are equal; one NaN is infinitely far from any number.
     """
-    largest, place = 0.0, 0
+    largest, offset = 0.0, 0
     wider = a.rows if a.rows.row_bytes >= b.rows.row_bytes else b.rows
     for start, stop in row_windows(wider, PIECE_BYTES):
         x, y = _values(a, start, stop), _values(b, start, stop)
@@ -22,8 +22,8 @@ def largest_difference(a: LazyTensor, b: LazyTensor) -> tuple[float, int]:
             gap = np.where(np.isnan(x) & np.isnan(y) | (x == y), 0.0, np.abs(x - y)).reshape(-1)
         gap[np.isnan(gap)] = np.inf
         if gap.size and gap.max() > largest:
-            largest, place = float(gap.max()), start * (gap.size // (stop - start)) + int(gap.argmax())
-    return largest, place
+            largest, offset = float(gap.max()), start * (gap.size // (stop - start)) + int(gap.argmax())
+    return largest, offset
 
 
 def _values(tensor: LazyTensor, start: int, stop: int) -> np.ndarray:

@@ -59,15 +59,15 @@ class Checker:
         """Raise FormatError where the ids of one of the texts differ from the reference's."""
         if not texts:
             return
-        place = (self.num_checked * 2654435761) % len(texts)
-        text = texts[place]
+        index = (self.num_checked * 2654435761) % len(texts)
+        text = texts[index]
         if len(text) > CHECK_CHARS:
             if not self._splits:
                 return
             text = head_of_text(text, CHECK_CHARS)
         wanted = np.array(self._reference.encode(text), dtype=np.uint32)
-        got = ids_T[offsets[place] : offsets[place + 1]]
-        if len(text) < len(texts[place]):
+        got = ids_T[offsets[index] : offsets[index + 1]]
+        if len(text) < len(texts[index]):
             got = got[: len(wanted)]
         self.num_checked += 1
         if not np.array_equal(wanted, got):

@@ -1,7 +1,7 @@
 """Where a long text can be cut without changing its ids.
 
 Qwen3's pre-tokenizer never joins a letter with what follows it unless that is a letter too, NFC composes
-nothing across these places, and no added token contains them; so the ids of the pieces, joined, are those of
+nothing across these borders, and no added token contains them; so the ids of the pieces, joined, are those of
 the whole.
 """
 

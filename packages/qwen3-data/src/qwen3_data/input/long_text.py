@@ -14,7 +14,7 @@ OVERLAP = 64
 """Characters in which two chunks overlap for a search; no special token is longer."""
 
 STRING = re.compile(rb'"([^"\\]*+(?:\\.[^"\\]*+)*+)"', re.DOTALL)
-# Places outside escapes and UTF-8 sequences: before a space, before the first byte of a character, or before
+# Offsets outside escapes and UTF-8 sequences: before a space, before the first byte of a character, or before
 # an escape that neither follows a backslash nor is the second half of a pair.
 BORDER = re.compile(rb"(?=[ \xc0-\xff])|(?<!\\)(?=\\u(?![dD][c-fC-F]))")
 PLACEHOLDER = f"long-{os.urandom(16).hex()}-"

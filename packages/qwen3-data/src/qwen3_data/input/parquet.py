@@ -12,9 +12,9 @@ from qwen3_model.errors import ConfigError, FormatError
 
 MAX_ROWS = 1024
 BATCH_BYTES = 4 << 20
-"""Of text, as the file's own figures let expect."""
+"""Bytes of text in a batch, estimated from the figures of the file."""
 MOST_BYTES = 256 << 20
-"""Of rows that repeat the longest value of a dictionary."""
+"""Bytes of a batch whose rows repeat the longest value of a dictionary."""
 BUFFER_BYTES = 1 << 20
 """Read at once of a column; without a buffer, pyarrow reads a row group's column whole."""
 

@@ -1,4 +1,4 @@
-"""Raw records to texts; what is wrong with a bad one is said in a sentence with its place."""
+"""Raw records to texts; what is wrong with a bad one is said in a sentence that names file and record."""
 
 import json
 import re
@@ -38,7 +38,7 @@ class Batch:
     """The texts of one block."""
 
     texts: dict[str, list[Text]]
-    """Of each key, in order; the same number for every key."""
+    """Texts of each key, in order; the same number for every key."""
     after: Position
     read_bytes: int
     rejects: list[Reject] = field(default_factory=list)
@@ -66,7 +66,7 @@ class RecordParser:
         special_tokens: Sequence[str],
         start: Position = Position(),  # noqa: B008 - it is frozen
     ) -> None:
-        """Take the place at which reading began, from which blocks count their records."""
+        """Take the position at which reading began, from which blocks count their records."""
         self.keys = list(keys)
         self.on_error = on_error
         self._start = start
@@ -169,7 +169,7 @@ def reject_record(block: Block, number: int, reason: str, on_error: OnError, bef
     Raises:
         FormatError: Bad records are not left out.
     """
-    place = block.source.path
+    path = block.source.path
     raw = block.records[number - block.first_record]
     if block.source.kind == "json" and number == 1 and raw.strip() == b"{":
         reason = "begins an object of several lines; write each object on one line, or all in an array"
@@ -178,7 +178,7 @@ def reject_record(block: Block, number: int, reason: str, on_error: OnError, bef
     if on_error == "fail":
         unit = "line" if block.source.kind == "lines" else "record"
         raise FormatError(
-            f"{place}, {unit} {before + number} {reason}; mend it, or pass --on-error skip to leave bad "
+            f"{path}, {unit} {before + number} {reason}; mend it, or pass --on-error skip to leave bad "
             "records out and count them"
         )
     return Reject(block.source.name, before + number, reason, _excerpt(raw))

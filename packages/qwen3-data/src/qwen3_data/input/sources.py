@@ -92,14 +92,14 @@ def _files_below(folder: Path) -> Iterator[Path]:
     Manifests of token files are passed over, since outputs may lie among their inputs.
     """
     seen: set[str] = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        if os.path.realpath(place) in seen:  # a link that leads back
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(parent) in seen:  # a link that leads back
             folders.clear()
             continue
-        seen.add(os.path.realpath(place))
+        seen.add(os.path.realpath(parent))
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
-            file = Path(place, name)
+            file = Path(parent, name)
             is_manifest = file.suffix == ".json" and file.with_suffix(".idx").exists()
             if not name.startswith(".") and _kind(file) is not None and file.is_file() and not is_manifest:
                 yield file

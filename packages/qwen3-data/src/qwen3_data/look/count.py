@@ -27,10 +27,10 @@ class KeyCount:
     num_with_tokens: int = 0
     """Documents that are not empty, each of which gets an end-of-document id."""
     num_tokens: int = 0
-    """Of the texts alone."""
+    """Tokens of the texts, without those that end documents."""
     num_chars: int = 0
     open_tokens: int = 0
-    """Of a document that goes on with the next part."""
+    """Tokens of a document that the next part continues."""
 
     def add(self, part: Encoded) -> None:
         """Count a part of the encoded text."""

@@ -21,7 +21,7 @@ class Inspection:
     num_empty: int
     """Documents without tokens."""
     quantiles: tuple[int, ...]
-    """Of the sequence lengths, at QUANTILES; empty without sequences."""
+    """Quantiles of the sequence lengths, at QUANTILES; empty without sequences."""
     bounds: NDArray[np.int64]
     """Lower length of each histogram bar, and the end of the last: powers of two."""
     counts: NDArray[np.int64]

@@ -75,11 +75,11 @@ def _ids_out_of_range(tokens: TokenFile, vocab_size: int, prefix: Path, *, quiet
         for first in range(0, tokens.num_tokens, BLOCK_TOKENS):
             ids = tokens.ids[first : first + BLOCK_TOKENS]
             if int(ids.max()) >= vocab_size or int(ids.min()) < 0:
-                place = first + int(np.argmax((ids >= vocab_size) | (ids < 0)))
-                at_byte = place * tokens.dtype.itemsize
+                index = first + int(np.argmax((ids >= vocab_size) | (ids < 0)))
+                at_byte = index * tokens.dtype.itemsize
                 sequence = int(np.searchsorted(tokens.pointers, at_byte, side="right")) - 1
                 yield (
-                    f"{prefix}: token {place} (sequence {sequence}) is {tokens.ids[place]}, outside the "
+                    f"{prefix}: token {index} (sequence {sequence}) is {tokens.ids[index]}, outside the "
                     f"vocabulary of {vocab_size}"
                 )
                 return

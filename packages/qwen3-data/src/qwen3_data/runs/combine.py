@@ -141,8 +141,8 @@ def _document_borders(tokens: TokenFile, weights: Sequence[float]) -> list[int]:
     """Return the document at which each part begins, and their number: where the tokens come nearest."""
     ends = np.append(tokens.pointers, tokens.ids.nbytes)[tokens.document_indices]
     targets = np.cumsum(weights) / np.sum(weights) * tokens.ids.nbytes
-    places = [int(np.abs(ends - target).argmin()) for target in targets[:-1]]
-    return [0, *places, tokens.num_documents]
+    borders = [int(np.abs(ends - target).argmin()) for target in targets[:-1]]
+    return [0, *borders, tokens.num_documents]
 
 
 def _write(jobs: list[tuple[Path, list[Part], Manifest | None]], output: Path, *, force: bool) -> None:

@@ -28,7 +28,7 @@ from qwen3_model.errors import ConfigError, FormatError
 from qwen3_model.text.tokens import MANIFEST_VERSION, Manifest, manifest_json, sibling
 
 RESUME_FORMAT = 3
-"""Of a resume point."""
+"""Version of the format of a resume point."""
 AHEAD = 2
 """Blocks between two stages."""
 PARSED_AHEAD = 12
@@ -48,7 +48,7 @@ class Totals:
     num_special: dict[str, int] = field(default_factory=dict)
     """Texts of each key that spell a special token."""
     rejects_bytes: int = 0
-    """Of the rejects file that is being written."""
+    """Size of the rejects file that is being written."""
 
 
 def output_names(prefix: Path, keys: Sequence[str], *, sentences: bool) -> list[str]:

@@ -24,7 +24,7 @@ NOT_OF_THE_RUN = ("shard", "inputs", "on-error", "rejects")
 ONE_TOKENIZER = ("tokenizer_sha256", "vocab_size", "eod_id", "eod_appended")
 SUMS = ("num_documents", "num_sequences", "num_tokens", "num_skipped_records", "num_special_texts")
 RESTORED = ("settings", "part", "num_skipped_records", "num_special_texts")
-"""Of a whole's manifest, what its parts cannot say of themselves."""
+"""Fields of a whole's manifest that its parts cannot state."""
 SHOWN = 5
 
 

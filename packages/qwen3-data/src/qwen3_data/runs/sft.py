@@ -148,7 +148,7 @@ class _SftRun:
             Progress("sft", share.size_bytes or None, "B", quiet=self.settings.quiet) as progress,
         ):
             for block in read:
-                places: list[str] = []
+                origins: list[str] = []
                 samples: list[list[Piece]] = []
                 for number, raw in enumerate(block.records, block.first_record):
                     try:
@@ -159,19 +159,19 @@ class _SftRun:
                         self.totals.rejects.append(reject)
                         continue
                     samples += pieces
-                    places += [f"{block.source.name}, record {number}"] * len(pieces)
-                yield from self._encode(samples, places)
+                    origins += [f"{block.source.name}, record {number}"] * len(pieces)
+                yield from self._encode(samples, origins)
                 done = share.read_before(block.after.source, block.read_bytes)
                 progress.advance(done - progress.done)
         refuse_changed(self.sources)
         self.totals.num_without_thought = self.renderer.num_without_thought
 
-    def _encode(self, samples: list[list[Piece]], places: list[str]) -> Iterator[ChatSample]:
+    def _encode(self, samples: list[list[Piece]], origins: list[str]) -> Iterator[ChatSample]:
         """Encode the texts of many samples in one call."""
         encoded = encode_samples(samples, self._ids, self.tokenizer.special_tokens)
         yield from fit_samples(
             encoded,
-            places,
+            origins,
             self.totals.fit,
             limit=self.settings.seq_length,
             drop=self.settings.too_long == "drop",

@@ -74,7 +74,7 @@ class Workspace:
                 path.unlink()
 
     def save_progress(self, progress: Mapping[str, Any]) -> None:
-        """Make this the place from which `--resume` goes on."""
+        """Save the position from which `--resume` continues."""
         write_text_atomically(self.folder / "progress.json", json.dumps(progress))
 
     def commit(self, names: list[str]) -> None:

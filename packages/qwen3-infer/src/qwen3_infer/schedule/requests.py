@@ -17,7 +17,7 @@ class Request:
     """One prompt and how to complete it."""
 
     index: int
-    """Place in the input, from 0."""
+    """Its index in the input, from 0."""
     sample: int = 0
     """Which of the completions of that prompt."""
     prompt: Prompt

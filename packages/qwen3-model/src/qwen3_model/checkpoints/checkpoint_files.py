@@ -24,7 +24,7 @@ RANK_DIR = re.compile(r"rank_(\d+)")
 
 
 @dataclass(frozen=True, order=True, slots=True)
-class Place:
+class EpochStep:
     """When a checkpoint was taken, counted from 1."""
 
     epoch: int
@@ -39,19 +39,19 @@ class Place:
 class RankFiles:
     """One step of a checkpoint."""
 
-    place: Place
+    step: EpochStep
     files: dict[int, SafetensorsFile]
     """The opened file of each rank that has one."""
     notes: tuple[str, ...] = ()
     """What a reader of the result should know, such as steps that were passed over."""
 
 
-def checkpoints_of(rank_dir: Path) -> dict[Place, Path]:
-    """Return the checkpoint files of one rank's folder by place, whole or not."""
+def checkpoints_of(rank_dir: Path) -> dict[EpochStep, Path]:
+    """Return the checkpoint files of one rank's folder by step, whole or not."""
     found = {}
     for path in sorted(rank_dir.glob("*.safetensors")):
         if match := NAME.fullmatch(path.name):
-            found[Place(int(match["epoch"]), int(match["step"]))] = path
+            found[EpochStep(int(match["epoch"]), int(match["step"]))] = path
     return found
 
 
@@ -81,17 +81,21 @@ def choose_rank_files(
     if num_ranks is None:
         num_ranks = count_ranks(checkpoint_dir)
     ranks = {
-        rank: {place: [path] for place, path in checkpoints_of(checkpoint_dir / f"rank_{rank}").items()}
+        rank: {
+            epoch_step: [path] for epoch_step, path in checkpoints_of(checkpoint_dir / f"rank_{rank}").items()
+        }
         for rank in range(num_ranks)
     }
-    places = sorted(set().union(*ranks.values()), reverse=True)
+    epoch_steps = sorted(set().union(*ranks.values()), reverse=True)
     if name is not None:
         match = NAME.fullmatch(name if name.endswith(".safetensors") else f"{name}.safetensors")
-        places = [
-            place for place in places if match and place == Place(int(match["epoch"]), int(match["step"]))
+        epoch_steps = [
+            epoch_step
+            for epoch_step in epoch_steps
+            if match and epoch_step == EpochStep(int(match["epoch"]), int(match["step"]))
         ]
     passed_over: list[str] = []
-    for step in _whole_steps(places, ranks, passed_over.append):
+    for step in _whole_steps(epoch_steps, ranks, passed_over.append):
         return step.files, passed_over
     wanted = f"no checkpoint {name}" if name else f"no whole checkpoint of {num_ranks} rank(s)"
     detail = f": {'; '.join(passed_over)}" if passed_over else ""
@@ -126,12 +130,12 @@ def open_rank_files(checkpoint_dir: Path, suffix: str | None) -> RankFiles:
             step is whole.
     """
     ranks = {rank: _steps_of(path) for rank, path in _rank_dirs(checkpoint_dir).items()}
-    places = sorted(set().union(*ranks.values()), reverse=True)
+    epoch_steps = sorted(set().union(*ranks.values()), reverse=True)
     if suffix is not None:
-        chosen = [place for place in places if str(place) == suffix.strip()]
+        chosen = [epoch_step for epoch_step in epoch_steps if str(epoch_step) == suffix.strip()]
         holders = {rank: steps for rank, steps in ranks.items() if chosen and chosen[0] in steps}
         if not holders:
-            known = ", ".join(map(str, reversed(places))) or "none"
+            known = ", ".join(map(str, reversed(epoch_steps))) or "none"
             raise ConfigError(f"{checkpoint_dir} has no step {suffix}; its steps are {known}")
         absent = ", ".join(f"rank_{rank}" for rank in ranks if rank not in holders)
         notes = [f"step {suffix} is missing in {absent}"] if absent else []
@@ -139,7 +143,7 @@ def open_rank_files(checkpoint_dir: Path, suffix: str | None) -> RankFiles:
         if problem := _start_problem(step):
             raise FormatError(problem)
         return step
-    everywhere = set(places).intersection(*ranks.values())
+    everywhere = set(epoch_steps).intersection(*ranks.values())
     if not everywhere:
         listed = "; ".join(f"rank_{r}: {', '.join(map(str, sorted(s))) or 'none'}" for r, s in ranks.items())
         raise ConfigError(
@@ -147,22 +151,22 @@ def open_rank_files(checkpoint_dir: Path, suffix: str | None) -> RankFiles:
             "name one with --file-suffix to merge it from the ranks that have it"
         )
     notes, problem = [], ""
-    for place in places:
-        if place not in everywhere:
-            notes.append(f"step {place} is not in every rank folder and was passed over")
+    for epoch_step in epoch_steps:
+        if epoch_step not in everywhere:
+            notes.append(f"step {epoch_step} is not in every rank folder and was passed over")
             continue
         try:
-            step = _open_step(place, ranks)
+            step = _open_step(epoch_step, ranks)
             problem = _start_problem(step) or ""
         except FormatError as error:
             problem = str(error)
         if not problem:
-            return RankFiles(place, step.files, tuple(notes))
-        notes.append(f"step {place} was passed over: {problem}")
+            return RankFiles(epoch_step, step.files, tuple(notes))
+        notes.append(f"step {epoch_step} was passed over: {problem}")
     raise FormatError(problem)
 
 
-def rank_steps(checkpoint_dir: Path) -> dict[int, list[Place]]:
+def rank_steps(checkpoint_dir: Path) -> dict[int, list[EpochStep]]:
     """Return the steps that each rank folder has, oldest first.
 
     Raises:
@@ -196,17 +200,17 @@ def count_ranks(checkpoint_dir: Path) -> int:
 
 
 def _whole_steps(
-    places: Iterable[Place],
-    ranks: Mapping[int, Mapping[Place, list[Path]]],
+    epoch_steps: Iterable[EpochStep],
+    ranks: Mapping[int, Mapping[EpochStep, list[Path]]],
     pass_over: Callable[[str], None],
 ) -> Iterator[RankFiles]:
-    for place in places:
-        lacking = next((rank for rank, steps in ranks.items() if place not in steps), None)
+    for epoch_step in epoch_steps:
+        lacking = next((rank for rank, steps in ranks.items() if epoch_step not in steps), None)
         if lacking is not None:
-            pass_over(f"step {place} is missing on rank {lacking}")
+            pass_over(f"step {epoch_step} is missing on rank {lacking}")
             continue
         try:
-            step = _open_step(place, ranks)
+            step = _open_step(epoch_step, ranks)
         except FormatError as error:
             pass_over(str(error))
             continue
@@ -217,26 +221,26 @@ def _whole_steps(
 
 
 def _open_step(
-    place: Place, ranks: Mapping[int, Mapping[Place, list[Path]]], notes: tuple[str, ...] = ()
+    epoch_step: EpochStep, ranks: Mapping[int, Mapping[EpochStep, list[Path]]], notes: tuple[str, ...] = ()
 ) -> RankFiles:
     """Open every rank's file of a step."""
     files: dict[int, SafetensorsFile] = {}
     for rank, steps in sorted(ranks.items()):
-        path = _only(steps[place], place)
+        path = _only(steps[epoch_step], epoch_step)
         try:
             files[rank] = open_safetensors(path)
         except (FormatError, OSError) as error:
             if isinstance(error, OSError) and error.errno in OWN_LIMITS:
                 raise
             raise FormatError(f"{path.name} is not whole ({error})") from None
-    return RankFiles(place, files, notes)
+    return RankFiles(epoch_step, files, notes)
 
 
 def _start_problem(step: RankFiles) -> str | None:
     """Return a sentence where ranks of different starts of the run wrote the step: it may be a mixture."""
     if len({_course(file) for file in step.files.values()}) < 2:
         return None
-    return f"step {step.place} was written by ranks of different starts of the run"
+    return f"step {step.step} was written by ranks of different starts of the run"
 
 
 def _course(file: SafetensorsFile) -> str:
@@ -262,18 +266,18 @@ def _rank_dirs(checkpoint_dir: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def _steps_of(rank_dir: Path) -> dict[Place, list[Path]]:
-    found: dict[Place, list[Path]] = {}
+def _steps_of(rank_dir: Path) -> dict[EpochStep, list[Path]]:
+    found: dict[EpochStep, list[Path]] = {}
     for path in sorted(rank_dir.glob("*.safetensors")):
         if match := STEP_NAME.fullmatch(path.name):
-            found.setdefault(Place(int(match["epoch"]), int(match["step"])), []).append(path)
+            found.setdefault(EpochStep(int(match["epoch"]), int(match["step"])), []).append(path)
     return found
 
 
-def _only(paths: list[Path], place: Place) -> Path:
+def _only(paths: list[Path], epoch_step: EpochStep) -> Path:
     if len(paths) > 1:
         names = ", ".join(path.name for path in paths)
         raise ConfigError(
-            f"{paths[0].parent} has several files of step {place}: {names}; remove or move all but one"
+            f"{paths[0].parent} has several files of step {epoch_step}: {names}; remove or move all but one"
         )
     return paths[0]

@@ -145,27 +145,27 @@ def _assemble(
     local = tuple(size // cut for size, cut in zip(shape, cuts, strict=True))
     rows: dict[tuple[int, ...], FileRows] = {}
     dtypes: set[str] = set()
-    for number, place in enumerate(product(*map(range, cuts))):
-        places = storage.get((name, (number,)), [])
-        file = next((file for file in _holders(folder, name, places, opened)), None)
+    for number, slice_index in enumerate(product(*map(range, cuts))):
+        entries = storage.get((name, (number,)), [])
+        file = next((file for file in _holders(folder, name, entries, opened)), None)
         if file is None:
-            files = " or ".join(str(each.get("file_name")) for each in places) or "no file"
+            files = " or ".join(str(each.get("file_name")) for each in entries) or "no file"
             raise WeightError(f"{name}: part {number} of {math.prod(cuts)} is missing from {files}")
         info = file.tensors[name]
         if info.shape != local:
             raise WeightError(f"{name} is {info.shape} in {file.path.name}, {METADATA} says {local}")
         dtypes.add(info.dtype)
-        rows[place] = FileRows(file, name)
+        rows[slice_index] = FileRows(file, name)
     if len(dtypes) != 1:
         raise WeightError(f"{name} has parts of different types: {', '.join(sorted(dtypes))}")
     return LazyTensor(TensorPlan(name, dtypes.pop(), shape), _grid(cuts, rows))
 
 
 def _holders(
-    folder: Path, name: str, places: list[dict[str, Any]], opened: dict[str, SafetensorsFile]
+    folder: Path, name: str, entries: list[dict[str, Any]], opened: dict[str, SafetensorsFile]
 ) -> Iterator[SafetensorsFile]:
-    for place in places:
-        file_name = place["file_name"]
+    for entry in entries:
+        file_name = entry["file_name"]
         if not is_file_name(file_name):
             raise WeightError(f"{name} is said to be outside of its folder, in {file_name}")
         if file_name not in opened and (folder / file_name).is_file():

@@ -106,16 +106,16 @@ def _problems(
     for name, shape in shapes.items():
         if name not in weights:
             continue
-        plan, where = weights[name].plan, _place(name, weights[name])
+        plan, where = weights[name].plan, _where(name, weights[name])
         if plan.shape != shape:
             yield f"{where} has shape {plan.shape}, config.json says {shape}"
         if plan.dtype not in FLOAT_DTYPES:
             yield f"{where} has dtype {plan.dtype}, expected one of {', '.join(FLOAT_DTYPES)}"
     for name in sorted(weights.keys() - shapes.keys()):
-        yield f"{_place(name, weights[name])} is no weight of this model"
+        yield f"{_where(name, weights[name])} is no weight of this model"
 
 
-def _place(name: str, tensor: LazyTensor) -> str:
+def _where(name: str, tensor: LazyTensor) -> str:
     return f"{name} in {next(tensor.rows.files())[0].path.name}"
 
 

@@ -243,7 +243,7 @@ def _assemble_tensor(
         raise WeightError(f"{name} is cut along dimension 2 or beyond, which no Qwen3 weight is")
     rows_of: dict[Slice, FileRows] = {}
     for rank, file in holders.items():
-        slice_ = layout.place(rank - first_rank)
+        slice_ = layout.slice_of(rank - first_rank)
         if slice_ not in rows_of:
             rows_of[slice_] = FileRows(file, name)
     source = _grid(name, layout, rows_of, first_rank)
@@ -268,7 +268,7 @@ def _grid(name: str, layout: TensorLayout, rows_of: Mapping[Slice, FileRows], fi
             for column_part in range(splits[1] if len(splits) > 1 else 1):
                 parts = ((row_part, column_part, *rest))[: len(splits)]
                 if (parts, piece) not in rows_of:
-                    owners = [r for r in range(layout.num_devices()) if layout.place(r) == (parts, piece)]
+                    owners = [r for r in range(layout.num_devices()) if layout.slice_of(r) == (parts, piece)]
                     named = " or ".join(f"rank_{first_rank + rank}" for rank in owners)
                     raise WeightError(f"{name}: the slice of {named or 'no rank'} is missing")
                 columns.append(rows_of[parts, piece])
@@ -281,6 +281,6 @@ def cut_of(layout: TensorLayout, rank: int) -> tuple[tuple[int, ...], tuple[int,
 
     A share among replicas counts as a cut of dimension 0; strategy files have two ways to say that.
     """
-    parts, piece = layout.place(rank % layout.num_devices())
+    parts, piece = layout.slice_of(rank % layout.num_devices())
     splits, pieces = layout.splits(), layout.optimizer_pieces()
     return (splits[0] * pieces, *splits[1:]), (parts[0] * pieces + piece, *parts[1:])

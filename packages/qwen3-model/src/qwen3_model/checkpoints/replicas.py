@@ -74,7 +74,7 @@ def _pairs(
                 file = files.get(first_rank + local)
                 if file is None or name not in file.tensors:
                     continue
-                first = holders.setdefault(layout.place(local), file)
+                first = holders.setdefault(layout.slice_of(local), file)
                 if first is not file:
                     yield name, first, file
         first_rank += devices

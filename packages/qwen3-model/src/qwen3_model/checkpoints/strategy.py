@@ -55,7 +55,7 @@ class TensorLayout:
             return self.num_devices() // math.prod(self.splits())
         return max(self.opt_shard_size, 1)
 
-    def place(self, local_rank: int) -> tuple[tuple[int, ...], int]:
+    def slice_of(self, local_rank: int) -> tuple[tuple[int, ...], int]:
         """Return which part of each dimension a local rank holds, and which optimizer piece of that slice."""
         coordinates, rest = [], local_rank
         for size in self.dev_matrix[::-1]:
@@ -66,7 +66,7 @@ class TensorLayout:
 
 
 MAX_DEVICES = 1 << 20
-"""Of a stage; no cluster has more, and readers walk over all of them."""
+"""Most devices of a stage; no cluster has more, and readers walk over all of them."""
 
 
 def write_strategy(path: Path, stage: int, layouts: Mapping[str, TensorLayout]) -> None:

@@ -139,7 +139,7 @@ def _open_distributed(ranks_dir: Path, suffix: str | None, strategy: Path | None
     first = ranks.files[min(ranks.files)]
     return Checkpoint(
         path=ranks_dir, first=first, tensors=whole.tensors, run_state=whole.run_state,
-        suffix=str(ranks.place), notes=(*ranks.notes, *whole.notes, *notes), ranks=ranks, stages=stages,
+        suffix=str(ranks.step), notes=(*ranks.notes, *whole.notes, *notes), ranks=ranks, stages=stages,
         strategy=strategy, stage_twins=tuple(whole.stage_twins), small_files=small,
     )  # fmt: skip
 

@@ -58,15 +58,15 @@ class Commands(click.Group):
 
 
 def _os_sentence(error: OSError) -> str:
-    place = f" ({error.filename})" if error.filename else ""
+    named = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"no space left on the device{place}; nothing half-written was kept; make room and run again"
+        return f"no space left on the device{named}; nothing half-written was kept; make room and run again"
     if error.errno == errno.EMFILE:
         import resource  # late: `--help` needs none
 
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        return f"more than {limit} files are open at once{place}; raise the limit with `ulimit -n`"
-    return f"{error.strerror or error}{place}"
+        return f"more than {limit} files are open at once{named}; raise the limit with `ulimit -n`"
+    return f"{error.strerror or error}{named}"
 
 
 def _exit_cleanly(number: int, frame: FrameType | None) -> None:

@@ -34,7 +34,7 @@ def refuse_existing(path: Path, *, force: bool, sources: Iterable[Path] = ()) ->
         )
     if not path.exists():
         return
-    if any(place.is_relative_to(path.resolve()) for place in (Path.cwd(), Path.home())):
+    if any(folder.is_relative_to(path.resolve()) for folder in (Path.cwd(), Path.home())):
         raise OutputExistsError(
             f"{path} holds the working or the home folder and is never replaced; name another"
         )
@@ -51,17 +51,17 @@ def _source_in(path: Path, sources: Iterable[Path]) -> Path | None:
     """Return the first source that is `path` or lies below it, by any name that either has."""
     output, known = path.stat(), dict[Path, bool]()
 
-    def is_output(place: Path) -> bool:
-        if place not in known:
+    def is_output(path: Path) -> bool:
+        if path not in known:
             try:
-                known[place] = os.path.samestat(place.stat(), output)
+                known[path] = os.path.samestat(path.stat(), output)
             except (OSError, ValueError):  # it is not there, or no name at all
-                known[place] = False
-        return known[place]
+                known[path] = False
+        return known[path]
 
     for source in sources:
         names = {source.absolute(), Path(os.path.realpath(source)) if "\0" not in str(source) else source}
-        if any(is_output(place) for name in names for place in (name, *name.parents)):
+        if any(is_output(each) for name in names for each in (name, *name.parents)):
             return source
     return None
 
@@ -187,9 +187,9 @@ def replace_directory(new: Path, path: Path) -> None:
 
 def _make_removable(folder: Path) -> None:
     """Let the owner change every folder in `folder`, where the system allows it."""
-    for place, folders, _ in os.walk(folder):
+    for parent, folders, _ in os.walk(folder):
         for name in (".", *folders):
-            inner = Path(place, name)
+            inner = Path(parent, name)
             if not inner.is_symlink() and not os.access(inner, os.W_OK | os.X_OK):
                 with suppress(OSError):
                     inner.chmod(stat.S_IRWXU)

@@ -140,25 +140,25 @@ def _without_nulls(values: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
 
 def _override(values: dict[str, Any], dotted: str, new: Any) -> None:
     parts = dotted.split(".")
-    place: Any = values
+    section: Any = values
     for index, part in enumerate(parts[:-1]):
-        if isinstance(place, list):
-            place = place[_list_index(place, part, dotted)]
+        if isinstance(section, list):
+            section = section[_list_index(section, part, dotted)]
         else:
-            if place.get(part) is None:
-                place[part] = {}
-            place = place[part]
-        if not isinstance(place, dict | list):
-            raise UsageError(f"--{dotted}: {'.'.join(parts[: index + 1])} is {place!r}, not a section")
-    if isinstance(place, list):
-        place[_list_index(place, parts[-1], dotted)] = new
+            if section.get(part) is None:
+                section[part] = {}
+            section = section[part]
+        if not isinstance(section, dict | list):
+            raise UsageError(f"--{dotted}: {'.'.join(parts[: index + 1])} is {section!r}, not a section")
+    if isinstance(section, list):
+        section[_list_index(section, parts[-1], dotted)] = new
     else:
-        place[parts[-1]] = new
+        section[parts[-1]] = new
 
 
 def _list_index(items: list[Any], part: str, dotted: str) -> int:
     if not part.isdecimal() or not part.isascii() or int(part) >= len(items):
-        raise UsageError(f"--{dotted}: {part!r} is no place in a list of {len(items)}; count from 0")
+        raise UsageError(f"--{dotted}: {part!r} is no index of a list of {len(items)}; count from 0")
     return int(part)
 
 

@@ -5,13 +5,13 @@ from pathlib import Path
 from qwen3_model.errors import FormatError
 
 SETTINGS_BYTES = 16_000_000
-"""Of a config, a tokenizer's settings, a manifest; those in use have some thousand."""
+"""Limit of a config, a tokenizer's settings, a manifest; those in use have some thousand bytes."""
 INDEX_BYTES = 100_000_000
-"""Of an index of weights, a strategy, a tokenizer; as safetensors allows for a header."""
+"""Limit of an index of weights, a strategy, a tokenizer; as safetensors allows for a header."""
 YAML_BYTES = 1_000_000
-"""Of a YAML file, which takes seconds for each megabyte."""
+"""Limit of a YAML file, which takes seconds for each megabyte."""
 INPUT_BYTES = 1_000_000_000
-"""Of a file of prompts or of a text to score."""
+"""Limit of a file of prompts or of a text to score."""
 PIECE_BYTES = 1 << 20
 
 

@@ -47,11 +47,11 @@ def parse_yaml(text: str, where: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = f"{where}, line {mark.line + 1}, column {mark.column + 1}" if mark else where
-        raise ConfigError(f"{place}: {error.problem or error.context}") from None
+        position = f"{where}, line {mark.line + 1}, column {mark.column + 1}" if mark else where
+        raise ConfigError(f"{position}: {error.problem or error.context}") from None
     except yaml.reader.ReaderError as error:
-        place = f"{where}, line {text.count(chr(10), 0, error.position) + 1}"
-        raise ConfigError(f"{place}: character #x{error.character:04x} is not allowed in YAML") from None
+        position = f"{where}, line {text.count(chr(10), 0, error.position) + 1}"
+        raise ConfigError(f"{position}: character #x{error.character:04x} is not allowed in YAML") from None
     except RecursionError:
         raise ConfigError(f"{where} is nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:

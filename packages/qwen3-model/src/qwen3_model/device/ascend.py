@@ -50,7 +50,7 @@ class AscendSettings:
     """What the device is told before anything runs; None leaves MindSpore's own."""
 
     device_id: int | None = None
-    """Of one process alone; msrun gives each worker its own."""
+    """Device number of one process alone; msrun gives each worker its own."""
     max_memory: str | None = None
     """Largest memory pool, such as 58GB."""
     memory_optimize_level: str | None = None

@@ -27,16 +27,19 @@ from qwen3_model.ranks.layout import placement, shard_slices, whole_shape
 
 INITS = ("normal", "zeros", "ones", "he_uniform", "xavier_uniform", "xavier_normal")
 """Ways to start A and B, named as in MindSpore; "normal" has a standard deviation of 0.01."""
-# Odd constants of a multiplicative integer hash.
-FIRST, SECOND, PER_TICK, PER_MODULE = 0x2C1B3C6D, 0x297A2D39, 7919, 65537
+FIRST, SECOND = 0x2C1B3C6D, 0x297A2D39
+"""Multipliers of the integer hash prospector32 (Wellons, Prospecting for Hash Functions, 2018)."""
+PER_TICK, PER_MODULE = 7919, 65537
+"""Primes that keep ticks and modules apart in what is hashed."""
 HALF_RANGE = 1 << 31
 
 
 class LoraDropout(nn.Cell):
-    """Which inputs of all adapters are dropped, as a function of a number and a place alone.
+    """Drops inputs of adapters by a hash of the tick, the module, the row and the column.
 
-    So a resumed run drops what the unbroken one did, a recomputed forward pass what the first one did, and
-    every tensor-parallel rank what one process would.
+    It is a counter-based generator without state, of multiplications and shifts as in prospector32, whose
+    shifts are all of 15 bits here. So a resumed run drops what the unbroken one did, a recomputed forward
+    pass what the first one did, and every tensor-parallel rank what one process would.
     """
 
     def __init__(self, rate: float, kernels: Kernels) -> None:
@@ -61,8 +64,8 @@ class LoraDropout(nn.Cell):
         m, d = x_MD.shape
         rows_M = self._mix(ops.arange(m).astype(ms.int32) + self.tick * PER_TICK + salt)
         # Depending on the tick, it is no constant: MindSpore 2.7 folds products that overflow wrongly.
-        places_D = ops.depend(ops.arange(d).astype(ms.int32), self.tick) + first_column
-        columns_D = self._mix(places_D * PER_MODULE + salt)
+        columns_D = ops.depend(ops.arange(d).astype(ms.int32), self.tick) + first_column
+        columns_D = self._mix(columns_D * PER_MODULE + salt)
         hash_MD = self._mix(rows_M.expand_dims(1) + columns_D.expand_dims(0))
         # The shift carries the sign along, so this lies in 0 to 2^31 - 1.
         hash_MD = self.kernels.fold_bits(hash_MD)
@@ -70,6 +73,7 @@ class LoraDropout(nn.Cell):
         return x_MD * is_kept_MD * self.gain.astype(x_MD.dtype)
 
     def _mix(self, x: Tensor) -> Tensor:
+        """Return one round of the hash without its first shift, int32 with overflow."""
         return self.kernels.fold_bits(x * FIRST) * SECOND
 
 

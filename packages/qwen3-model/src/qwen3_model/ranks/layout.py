@@ -75,10 +75,10 @@ class Layout:
         return self.dp // self.cp
 
     def rank(self, *, stage: int, replica: int, shard: int) -> int:
-        """Return the rank at a place in the grid, in MindSpore's own order."""
+        """Return the rank with these coordinates, in MindSpore's own order."""
         return (stage * self.dp + replica) * self.tp + shard
 
-    def place(self, rank: int) -> tuple[int, int, int]:
+    def coordinates(self, rank: int) -> tuple[int, int, int]:
         """Return (stage, replica, shard) of `rank`."""
         group, shard = divmod(rank, self.tp)
         stage, replica = divmod(group, self.dp)

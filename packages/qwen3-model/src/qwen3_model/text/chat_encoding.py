@@ -26,7 +26,7 @@ class FitCounts:
     num_truncated: int = 0
     num_dropped: int = 0
     dropped: list[str] = field(default_factory=list)
-    """Places of the first samples that were left out."""
+    """Origins of the first samples that were left out."""
 
 
 def encode_with(tokenizer: Qwen3Tokenizer) -> Encode:
@@ -70,25 +70,25 @@ def encode_samples(
 
 
 def fit_samples(
-    samples: Sequence[ChatSample], places: Sequence[str], counts: FitCounts, *, limit: int | None, drop: bool
+    samples: Sequence[ChatSample], origins: Sequence[str], counts: FitCounts, *, limit: int | None, drop: bool
 ) -> Iterator[ChatSample]:
     """Yield samples of at most `limit` tokens that have something to learn.
 
     Args:
         samples: Encoded conversations.
-        places: Where each comes from, for people.
+        origins: File and record of each, for messages.
         counts: Grows.
         limit: Tokens; None where longer ones are cut later.
         drop: Leave longer ones out instead of cutting them.
     """
-    for sample, place in zip(samples, places, strict=True):
+    for sample, origin in zip(samples, origins, strict=True):
         fitted, length = sample, len(sample.ids_L)
         if limit is not None and length > limit:
             # The first token of a sequence is predicted from nothing, so its mask does not count.
             if drop or not sample.mask_L[1:limit].any():
                 counts.num_dropped += 1
                 if len(counts.dropped) < SHOWN:
-                    counts.dropped.append(f"{place} ({length} tokens)")
+                    counts.dropped.append(f"{origin} ({length} tokens)")
                 continue
             counts.num_truncated += 1
             fitted = ChatSample(sample.ids_L[:limit], sample.mask_L[:limit])

@@ -27,13 +27,13 @@ KEYS_OF_ROLE = {
     "assistant": ("role", "content", "reasoning_content", "tool_calls", *FLAG_KEYS),
     "tool": ("role", "content", "tool_call_id", "name", *FLAG_KEYS),
 }
-"""What is rendered, and the two of a tool's answer that name its call, which the answer's place says, too."""
+"""What is rendered, and the two of a tool's answer that name its call, which the answer's index says, too."""
 
 Message = dict[str, Any]
 
 
 class ConversationError(Qwen3Error):
-    """Why a record is no conversation to learn from; the sentence lacks its subject, the record's place."""
+    """Why a record is no conversation to learn from; the sentence lacks its subject, file and record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,11 +154,11 @@ def _checked(messages: list[Message], tools: list[Any] | None) -> Conversation:
         role = message.get("role")
         if role not in ROLES:
             raise ConversationError(f"has the role {role!r} in message {number}; known are {list(ROLES)}")
-        place = f"message {number} ({role})"
-        _check_keys(kept, role, place)
-        if not _is_learned(kept, role, place):
+        where = f"message {number} ({role})"
+        _check_keys(kept, role, where)
+        if not _is_learned(kept, role, where):
             unlearned.add(number)
-        kept["content"] = _content(message, role, place)
+        kept["content"] = _content(message, role, where)
         rendered.append({key: value for key, value in kept.items() if key not in FLAG_KEYS})
     _check_order(rendered, unlearned)
     return Conversation(rendered, tools, frozenset(unlearned))
@@ -169,15 +169,15 @@ def _is_nothing(key: str, value: object) -> bool:
     return value is None or (value in ("", [], {}) and key not in TEXT_KEYS)
 
 
-def _check_keys(message: Message, role: str, place: str) -> None:
+def _check_keys(message: Message, role: str, where: str) -> None:
     for key, value in message.items():
         if key not in KEYS_OF_ROLE[role]:
             known = "is not known" if key not in MESSAGE_KEYS else "is not rendered in such a message"
             raise ConversationError(
-                f"has the key {key!r} in {place}, which {known}; known are {', '.join(KEYS_OF_ROLE[role])}"
+                f"has the key {key!r} in {where}, which {known}; known are {', '.join(KEYS_OF_ROLE[role])}"
             )
         if key in TEXT_KEYS and key != "content" and not isinstance(value, str):
-            raise ConversationError(f"has a {key} in {place} that is no text")
+            raise ConversationError(f"has a {key} in {where} that is no text")
     for call in message.get("tool_calls", []):
         function = call.get("function", call) if isinstance(call, dict) else None
         if (
@@ -186,11 +186,11 @@ def _check_keys(message: Message, role: str, place: str) -> None:
             or not isinstance(function.get("arguments"), str | dict)
         ):
             raise ConversationError(
-                f"has tool_calls in {place} that are no functions with name and arguments"
+                f"has tool_calls in {where} that are no functions with name and arguments"
             )
 
 
-def _is_learned(message: Message, role: str, place: str) -> bool:
+def _is_learned(message: Message, role: str, where: str) -> bool:
     """Return whether an answer is to be learned, which it is unless its record says otherwise."""
     said = {}
     for key in FLAG_KEYS:
@@ -199,28 +199,28 @@ def _is_learned(message: Message, role: str, place: str) -> bool:
         value = message[key]
         if not isinstance(value, int | float) or value not in (0, 1):
             raise ConversationError(
-                f"has {key} {value!r:.40} in {place}; only 0 and 1 (false, true) are known"
+                f"has {key} {value!r:.40} in {where}; only 0 and 1 (false, true) are known"
             )
         said[key] = bool(value)
     if len(set(said.values())) > 1:
-        raise ConversationError(f"has {' and '.join(said)} in {place} that contradict each other")
+        raise ConversationError(f"has {' and '.join(said)} in {where} that contradict each other")
     if role != "assistant" and any(said.values()):
         raise ConversationError(
-            f"has {next(iter(said))} in {place}, which would be learned; only the assistant's words are"
+            f"has {next(iter(said))} in {where}, which would be learned; only the assistant's words are"
         )
     return all(said.values())
 
 
-def _content(message: Message, role: str, place: str) -> str:
+def _content(message: Message, role: str, where: str) -> str:
     content, calls = message.get("content"), message.get("tool_calls")
     if content is None and calls:
         content = ""
     if not isinstance(content, str):
-        raise ConversationError(f"has a content in {place} that is no text")
+        raise ConversationError(f"has a content in {where} that is no text")
     is_empty = role == "assistant" and not content.strip() and not calls
     if is_empty or (role == "user" and not content.strip()):
         what = "answer" if role == "assistant" else "question"
-        raise ConversationError(f"has an empty {what} in message {place.split()[1]}")
+        raise ConversationError(f"has an empty {what} in message {where.split()[1]}")
     return content
 
 

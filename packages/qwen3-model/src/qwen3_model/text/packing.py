@@ -35,8 +35,8 @@ class Packer:
         rooms: list[int] = []
         for sample in samples:
             length = len(sample.ids_L)
-            place = next((number for number, room in enumerate(rooms) if room >= length), None)
-            if place is None:
+            index = next((number for number, room in enumerate(rooms) if room >= length), None)
+            if index is None:
                 if len(packs) >= self.max_open:
                     if packs:
                         fullest = rooms.index(min(rooms))
@@ -48,9 +48,9 @@ class Packer:
                 packs.append([sample])
                 rooms.append(self.seq_length - length)
             else:
-                packs[place].append(sample)
-                rooms[place] -= length
-                if rooms[place] < SMALLEST_ROOM:
-                    rooms.pop(place)
-                    yield packs.pop(place)
+                packs[index].append(sample)
+                rooms[index] -= length
+                if rooms[index] < SMALLEST_ROOM:
+                    rooms.pop(index)
+                    yield packs.pop(index)
         yield from packs

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from qwen3_model.errors import FormatError, Qwen3Error
 
 PANIC = "PanicException"
-"""Of pyo3, derived from BaseException; its class cannot be imported."""
+"""Name of pyo3's class of panics, which derives from BaseException and cannot be imported."""
 
 
 @contextmanager

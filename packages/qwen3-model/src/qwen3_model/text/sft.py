@@ -32,7 +32,7 @@ class SftManifest:
     tokenizer_name: str
     tokenizer_sha256: str
     template_sha256: str
-    """Of the chat template's text."""
+    """SHA-256 of the chat template's text."""
     vocab_size: int
     seq_length: int
     """No pack is longer."""
@@ -70,7 +70,7 @@ class SftFile:
     def pack(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
         """Return ids, labels and conversation lengths of a pack.
 
-        Labels stand at the place of their token, unshifted: the label of position t is token t or -100. What
+        Labels stand at the index of their token, unshifted: the label of position t is token t or -100. What
         predicts token t + 1 from token t shifts them once.
 
         Shapes: ids and labels (tokens of the pack,), lengths (conversations,).

@@ -18,9 +18,9 @@ LONGEST_VALUE, TIMES_GIVEN = 2**24, 4
 MOST_LETTERS = 16
 """Times as many letters may all values together have that are made on the way."""
 MOST_SECONDS = 10.0
-"""Of processor time, looked at every few steps and after each large value."""
+"""Limit of processor time in seconds, looked at every few steps and after each large value."""
 MOST_BITS = 4096
-"""Of an integer."""
+"""Limit of the bits of an integer."""
 WIDEST = 10_000
 """For widths, precisions and counts that make a text or list longer."""
 

@@ -48,7 +48,7 @@ class Qwen3Tokenizer:
         self._lock = threading.Lock()
         self.name = name
         self.sha256 = sha256
-        """Of tokenizer.json, in hexadecimal."""
+        """SHA-256 of tokenizer.json, in hexadecimal."""
         self.vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
         """Entries, added tokens included."""
         self._added = tokenizer.get_added_tokens_decoder()
@@ -250,10 +250,10 @@ def _read_template(directory: Path, settings: Mapping[str, Any]) -> str | None:
 
 def _surrogate_error(texts: Sequence[str]) -> FormatError:
     for number, text in enumerate(texts):
-        place = next((at for at, letter in enumerate(text) if "\ud800" <= letter <= "\udfff"), None)
-        if place is not None:
+        index = next((at for at, letter in enumerate(text) if "\ud800" <= letter <= "\udfff"), None)
+        if index is not None:
             return FormatError(
-                f"text {number} holds a lone surrogate U+{ord(text[place]):04X} at character {place}, which "
+                f"text {number} holds a lone surrogate U+{ord(text[index]):04X} at character {index}, which "
                 "is no Unicode text; remove it"
             )
     return FormatError("only text can be encoded")

@@ -41,7 +41,7 @@ MANIFEST_TYPES: Mapping[str, tuple[type, ...]] = {
     "num_skipped_records": COUNT_OR_NONE, "num_special_texts": COUNT_OR_NONE,
     "settings": OBJECT_OR_NONE, "part": OBJECT_OR_NONE,
 }  # fmt: skip
-"""Of a manifest's fields in JSON; the others are int."""
+"""JSON types of a manifest's fields; the others are int."""
 MAKE_AGAIN = "end what writes to it, make it again and start the run again"
 CHECK_BLOCK = 1 << 20
 """Sequences whose pointers are checked at once; bounds the memory of opening a large index."""
@@ -52,11 +52,11 @@ class Manifest:
     """What made a token file; stands beside it as `<prefix>.json`."""
 
     version: int
-    """Of the manifest's own format."""
+    """Version of the manifest's own format."""
     tokenizer_name: str
     """Name of the tokenizer's folder, for people."""
     tokenizer_sha256: str
-    """Of tokenizer.json, in hexadecimal."""
+    """SHA-256 of tokenizer.json, in hexadecimal."""
     vocab_size: int
     """Entries of the tokenizer, added tokens included."""
     eod_id: int
@@ -78,7 +78,7 @@ class Manifest:
     settings: Mapping[str, Any] | None = None
     """What the run was asked to do, as `qwen3-data preprocess --resume` compares it; None where not known."""
     part: Mapping[str, Any] | None = None
-    """Of a file that `split` made: its `index`, `of` how many, and what the `whole` manifest said."""
+    """Set in a file that `split` made: its `index`, `of` how many, and what the `whole` manifest said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class TokenFile:
     prefix: Path
     """Path of the pair without `.bin` and `.idx`."""
     dtype: np.dtype[Any]
-    """Of one token in the file."""
+    """Type of one token in the file."""
     sequence_lengths: NDArray[np.int32]
     """Tokens of each sequence."""
     pointers: NDArray[np.int64]
@@ -124,9 +124,9 @@ class TokenFile:
             FormatError: The tokens asked for are gone.
         """
         try:
-            place = slice(index, index + 1)
-            begin = int(read_mapped(self.pointers[place])[0]) // self.dtype.itemsize
-            held = int(read_mapped(self.sequence_lengths[place])[0])
+            entry = slice(index, index + 1)
+            begin = int(read_mapped(self.pointers[entry])[0]) // self.dtype.itemsize
+            held = int(read_mapped(self.sequence_lengths[entry])[0])
             stop = held if length is None else offset + length
             if not 0 <= offset <= stop <= held:
                 self.require_whole()
@@ -252,10 +252,10 @@ def check_index(tokens: TokenFile) -> None:
         bad = (lengths < 0) | (begins < 0) | (begins > bin_bytes) | (lengths > room)
         bad |= begins % tokens.dtype.itemsize != 0
         if bad.any():
-            place = first + int(np.argmax(bad))
+            sequence = first + int(np.argmax(bad))
             raise FormatError(
-                f"{path}: sequence {place} ({tokens.sequence_lengths[place]} tokens from byte "
-                f"{tokens.pointers[place]}) leaves its .bin of {bin_bytes} bytes; the two files are of "
+                f"{path}: sequence {sequence} ({tokens.sequence_lengths[sequence]} tokens from byte "
+                f"{tokens.pointers[sequence]}) leaves its .bin of {bin_bytes} bytes; the two files are of "
                 "different runs or one was cut"
             )
     indices = tokens.document_indices

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3_model.checkpoints.checkpoint_files import Place, checkpoints_of
+from qwen3_model.checkpoints.checkpoint_files import EpochStep, checkpoints_of
 from qwen3_model.checkpoints.safetensors_file import (
     SafetensorsFile,
     TensorPlan,
@@ -69,7 +69,7 @@ class TrainState:
 def save_checkpoint(
     rank_dir: Path,
     stem: str,
-    place: Place,
+    place: EpochStep,
     state: TrainState,
     tensors: Iterable[FloatTensor],
     *,
@@ -97,7 +97,7 @@ def save_checkpoint(
     return path
 
 
-def remove_old(rank_dir: Path, place: Place, keep_max: int) -> None:
+def remove_old(rank_dir: Path, place: EpochStep, keep_max: int) -> None:
     """Remove all but the newest `keep_max` checkpoints up to `place`, which is whole on every rank.
 
     Later ones are of a course that was given up, damaged or by wish, when the run resumed before them.
@@ -161,7 +161,7 @@ def _told(state: TrainState) -> dict[str, Any]:
 
 
 def _entries(
-    place: Place, state: TrainState, tensors: Iterable[FloatTensor]
+    place: EpochStep, state: TrainState, tensors: Iterable[FloatTensor]
 ) -> Iterator[tuple[TensorPlan, Iterator[NDArray[Any]]]]:
     for tensor in tensors:
         yield TensorPlan(tensor.name, "F32", tensor.shape), _once(tensor.read)

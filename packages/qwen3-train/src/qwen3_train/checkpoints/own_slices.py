@@ -49,6 +49,6 @@ def open_own_slices(source: ResumeSource, settings: TrainSettings, rank: int) ->
 
 def _holders(cut: TensorLayout, local: int) -> Iterator[int]:
     """Yield the local ranks that hold the slice of `local`: itself, its replicas, then other shards."""
-    own, tp = cut.place(local), cut.dev_matrix[-1]
-    same = [other for other in range(cut.num_devices()) if cut.place(other) == own]
+    own, tp = cut.slice_of(local), cut.dev_matrix[-1]
+    same = [other for other in range(cut.num_devices()) if cut.slice_of(other) == own]
     yield from sorted(same, key=lambda other: (other != local, other % tp != local % tp))

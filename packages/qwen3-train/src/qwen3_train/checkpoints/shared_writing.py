@@ -45,7 +45,7 @@ def own_share(
     lora: LoraSettings | None,
 ) -> set[str]:
     """Return the names of the weights and moments that a rank writes."""
-    stage, _, _ = layout.place(rank)
+    stage, _, _ = layout.coordinates(rank)
     tensors = stage_tensors(layout, config, stage, offset=offset, shares_moments=shares_moments, lora=lora)
     return set(shares_of_stage(tensors)[rank % (layout.dp * layout.tp)])
 
@@ -76,5 +76,5 @@ def _holders(layout: TensorLayout) -> list[list[int]]:
     """Return, for each slice and shard, the local ranks of the replicas that hold it."""
     found: dict[object, list[int]] = {}
     for local in range(layout.num_devices()):
-        found.setdefault((layout.place(local), local % layout.dev_matrix[-1]), []).append(local)
+        found.setdefault((layout.slice_of(local), local % layout.dev_matrix[-1]), []).append(local)
     return list(found.values())

@@ -46,7 +46,7 @@ def rank_layouts(
     lora: LoraSettings | None = None,
 ) -> tuple[int, dict[str, TensorLayout]]:
     """Return the rank's stage, and how its trained weights and their moments are cut."""
-    stage, _, _ = layout.place(rank)
+    stage, _, _ = layout.coordinates(rank)
     tensors = stage_tensors(layout, config, stage, offset=offset, shares_moments=shares_moments, lora=lora)
     return stage, {name: cut for name, (cut, _) in tensors.items()}
 

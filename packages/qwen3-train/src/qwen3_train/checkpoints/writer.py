@@ -11,7 +11,7 @@ from threading import Thread
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3_model.checkpoints.checkpoint_files import Place
+from qwen3_model.checkpoints.checkpoint_files import EpochStep
 from qwen3_model.errors import Qwen3Error
 from qwen3_train.checkpoints.checkpoint import FloatTensor, TrainState, remove_old, save_checkpoint
 
@@ -47,10 +47,10 @@ class CheckpointWriter:
         self.on_whole: Callable[[], object] | None = None
         """Called when a checkpoint is whole on every rank."""
         self._thread: Thread | None = None
-        self._place: Place | None = None
+        self._place: EpochStep | None = None
         self._failure: Exception | None = None
 
-    def save(self, place: Place, state: TrainState, tensors: Iterable[FloatTensor]) -> None:
+    def save(self, place: EpochStep, state: TrainState, tensors: Iterable[FloatTensor]) -> None:
         """Write a checkpoint, or begin to; waits for the one before.
 
         Raises:
@@ -104,7 +104,7 @@ class CheckpointWriter:
             self._thread.join()
             self._thread = None
 
-    def _write(self, place: Place, state: TrainState, tensors: Iterable[FloatTensor]) -> None:
+    def _write(self, place: EpochStep, state: TrainState, tensors: Iterable[FloatTensor]) -> None:
         try:
             path = save_checkpoint(
                 self.rank_dir, self.stem, place, state, tensors, is_shared=self.share is not None

@@ -195,7 +195,7 @@ def run_rank(
     settings = read_settings(config, worker_num=worker_num)
     run = prepare_run(settings, force=True, is_checked=True)
     log = RunLog(None, append=True)
-    stage, replica, shard = settings.layout.place(rank)
+    stage, replica, shard = settings.layout.coordinates(rank)
     log.line(f"rank {rank}: pipeline stage {stage}, replica {replica}, shard {shard}")
     return _train(run, config, log, rank, is_worker=True, request=request, cann=cann)
 

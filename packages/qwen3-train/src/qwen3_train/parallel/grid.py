@@ -36,17 +36,17 @@ class Grid:
     @property
     def stage(self) -> int:
         """Pipeline stage, from 0."""
-        return self.layout.place(self.rank)[0]
+        return self.layout.coordinates(self.rank)[0]
 
     @property
     def replica(self) -> int:
         """Replica, from 0, of those that hold the same weights."""
-        return self.layout.place(self.rank)[1]
+        return self.layout.coordinates(self.rank)[1]
 
     @property
     def shard(self) -> int:
         """Tensor-parallel shard, from 0."""
-        return self.layout.place(self.rank)[2]
+        return self.layout.coordinates(self.rank)[2]
 
     def counts(self, name: str, *, is_cut: bool = False) -> bool:
         """Say whether this rank counts what it has of the weight `name` in sums over all ranks.
@@ -79,7 +79,7 @@ def make_grid(
     """Meet the other ranks, which all call this, after MindSpore's `init`."""
     if layout.num_ranks == 1:
         return single_grid(config)
-    stage, replica, shard = layout.place(rank)
+    stage, replica, shard = layout.coordinates(rank)
     last = layout.pp - 1
 
     def ranks(stages: range, replicas: range, shards: range) -> list[int]:

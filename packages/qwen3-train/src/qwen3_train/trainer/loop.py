@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qwen3_model.checkpoints.checkpoint_files import Place
+from qwen3_model.checkpoints.checkpoint_files import EpochStep
 from qwen3_model.errors import Qwen3Error
 from qwen3_train.checkpoints.checkpoint import FloatTensor, TrainState
 from qwen3_train.checkpoints.resume import data_facts, run_facts
@@ -221,7 +221,7 @@ class TrainingLoop:
         for name, whole in self.step.whole_moments(writer.share):
             tensors[name] = FloatTensor(name, whole.shape, partial(np.asarray, whole))
         writer.save(
-            Place(*run.plan.epoch_and_step(number)),
+            EpochStep(*run.plan.epoch_and_step(number)),
             TrainState(
                 number,
                 run.fingerprint,

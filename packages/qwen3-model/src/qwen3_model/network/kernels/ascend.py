@@ -241,7 +241,7 @@ class AscendKernels:
         return self._slice(x, 0, first, end, 1)
 
     def subtract_at(self, x_MV: Tensor, columns_M1: Tensor, values_M1: Tensor) -> Tensor:
-        """Subtract in one place of each row of `x_MV`, which nothing else reads; takes no gradient."""
+        """Subtract at one column of each row of `x_MV`, which nothing else reads; takes no gradient."""
         return self._scatter_add(x_MV, 1, columns_M1, -values_M1)
 
     def _stored(self, cache: Parameter, writes_W2: Tensor, new_RH: Tensor) -> Tensor:

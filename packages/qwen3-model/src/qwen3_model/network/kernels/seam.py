@@ -44,9 +44,9 @@ class Kernels(Protocol):
     """A device's operations, for compiled graphs, but for `make_cache`, `segments` and `adam_scalars`."""
 
     compute_dtype: ms.Type
-    """Of activations."""
+    """Type of activations."""
     residual_dtype: ms.Type
-    """Of what layers add to."""
+    """Type of the stream that layers add to."""
     clears_nan: bool
     """Whether `clear` sets NaN to zero, too."""
 

@@ -59,7 +59,7 @@ class Start:
     """What the node that decides wants a start to be."""
 
     members: tuple[int, ...]
-    """Of the nodes that can take part; itself first."""
+    """Numbers of the nodes that can take part; itself first."""
     port: int
     """A free one of its own."""
     arguments: tuple[str, ...] = ()
@@ -243,8 +243,8 @@ class Meeting:
     def _begin(self, round_: Round) -> None:
         self._round = round_
         self._set(state=RUNNING, round=round_.number)
-        place = round_.members.index(self.node)
-        after = round_.members[(place + 1) % len(round_.members)]
+        index = round_.members.index(self.node)
+        after = round_.members[(index + 1) % len(round_.members)]
         self._neighbour = NodeWatch(self._files, after, every_s=LOOK_S) if after != self.node else None
 
     def _leader(self, watches: Sequence[NodeWatch]) -> int:

@@ -35,7 +35,7 @@ class NodeState:
     address: str = ""
     """By which the others reach it."""
     reason: str = ""
-    """Of `STOPPED`, what asked for it."""
+    """What asked for a stop; for `STOPPED` only."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
