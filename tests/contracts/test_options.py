@@ -12,6 +12,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from qwen3_model.command import base, parsing, types
+
 PROGRAMS = ["qwen3-model", "qwen3-data", "qwen3-train", "qwen3-ckpt", "qwen3-infer"]
 OTHER_PROGRAMS_WORDS = {"qwen3-infer eval"}  # hands its words to lm_eval
 MINDFORMERS_NAMES = {
@@ -53,7 +55,12 @@ def options(command):
 
 
 def names(command):
-    return {name for option in options(command) for name in (*option.opts, *option.secondary_opts)}
+    """Return all names that a command takes, its earlier ones among them."""
+    return {
+        name
+        for option in options(command)
+        for name in (*option.opts, *option.secondary_opts, *getattr(option, "old", ()))
+    }
 
 
 def test_the_walk_finds_the_commands():
@@ -129,6 +136,148 @@ def test_the_flags_of_mindformers_are_taken_with_underscores(words):
     settings = program(words.split()[0]).context_settings
     spelled = {settings["token_normalize_func"]("--" + name) for name in MINDFORMERS_NAMES[words]}
     assert spelled <= names(ALL[words])
+
+
+def read(words, *arguments):
+    """Return what a command reads from arguments, as if nothing was required."""
+    command = ALL[words]
+    context = command.make_context(
+        words, list(arguments), resilient_parsing=True, **program(words.split()[0]).context_settings
+    )
+    return context.params
+
+
+ONE_TYPE = {
+    r"--(.*-)?dtype": types.Dtype,
+    r"--.*(-bytes|shard-size)": types.Bytes,
+    r"--max-device-memory": types.DeviceMemory,
+    r"--device": types.Device,
+    r"--(.*-)?timeout": types.Seconds,
+    r"--limit|--start|--threads": click.IntRange,
+}
+"""What an option so named takes, in every command."""
+OTHER_THINGS = {"--id-dtype"}  # of token ids, not of weights
+FORBIDDEN = {
+    "--docs": "--limit", "--samples": "--limit", "--max-docs": "--limit", "--num-samples": "--limit",
+    "--first": "--start", "--skip": "--start", "--time-out": "--timeout", "--workers": "--threads",
+    "--num-threads": "--threads", "--max-process-num": "--threads", "--json-key": "--json-keys",
+    "--key": "--json-keys", "--data": "--input", "--predict-data": "--input", "--device-target": "--device",
+    "--png": "--output", "--out": "--output", "--output-file": "--output", "--out-dir": "--output-dir",
+    "--cluster-time-out": "--cluster-timeout", "--lost-node-wait": "--lost-node-timeout",
+}  # fmt: skip
+"""Names that mean what another name means everywhere, which is the one to show."""
+
+
+@pytest.mark.parametrize("words", ALL)
+def test_an_option_is_of_the_type_that_its_name_says_and_has_no_second_name(words):
+    for option in options(ALL[words]):
+        shown = [] if option.hidden else option.opts
+        assert not set(shown) & set(FORBIDDEN), "show the one name and keep the other as `old`"
+        for name in set(option.opts) - OTHER_THINGS:
+            kinds = [kind for pattern, kind in ONE_TYPE.items() if re.fullmatch(pattern, name)]
+            assert all(isinstance(option.type, kind) for kind in kinds), f"{name} is no {kinds}"
+            assert "time-out" not in name
+            assert "timeout" not in name or option.help.startswith("Seconds")
+            assert option.type is not click.BOOL or option.is_bool_flag, f"{name} must be a switch"
+        if isinstance(option.type, types.Dtype | types.Bytes | types.DeviceMemory | types.Device):
+            assert any(
+                re.fullmatch(pattern, name) and isinstance(option.type, kind)
+                for pattern, kind in ONE_TYPE.items()
+                for name in option.opts
+            ), f"{option.opts} is named unlike what it takes"
+
+
+EARLIER = [
+    (words, option.name, old, option.opts[0])
+    for words, command in ALL.items()
+    for option in options(command)
+    for old in getattr(option, "old", ())
+]
+
+
+@pytest.mark.parametrize(("words", "name", "old", "new"), EARLIER)
+def test_an_earlier_name_does_what_the_present_one_does(words, name, old, new):
+    option = next(option for option in ALL[words].params if option.name == name)
+    value = {
+        types.Dtype: "bf16", types.Device: "CPU", click.types.IntRange: "3", types.Seconds: "2.5",
+        click.Choice: "uint16",
+    }.get(type(option.type), "some")  # fmt: skip
+    assert read(words, old, value)[name] == read(words, new, value)[name] != read(words)[name]
+
+
+@pytest.mark.parametrize("words", ALL)
+def test_a_switch_has_both_spellings(words):
+    for option in options(ALL[words]):
+        if not option.is_bool_flag or not option.expose_value:
+            continue
+        (name,) = [each for each in option.opts if each.startswith("--")]
+        for on in ([name], [name, "True"], [name, "true"], [f"{name}=True"], [f"{name}=1"]):
+            assert read(words, *on)[option.name] is True, on
+        for off in ([f"--no-{name[2:]}"], [name, "False"], [f"--{name[2:].replace('-', '_')}", "False"]):
+            assert read(words, *off)[option.name] is False, off
+
+
+def groups(command, words):
+    if isinstance(command, click.Group):
+        yield words, command
+        for name, child in command.commands.items():
+            yield from groups(child, [*words, name])
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_the_line_of_each_command_fits_80_columns(name):
+    for words, _ in groups(program(name), []):
+        text = CliRunner().invoke(program(name), [*words, "--help"], terminal_width=80).output
+        listing = text.partition("Commands:")[2]
+        assert listing
+        assert "..." not in listing
+        assert max(map(len, listing.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("words", ALL)
+def test_what_was_meant_is_named(words):
+    assert isinstance(ALL[words], parsing.Command)
+    assert isinstance(program(words.split()[0]), base.Commands)
+    if ALL[words].ignore_unknown_options or "ignore_unknown_options" in ALL[words].context_settings:
+        return
+    result = CliRunner().invoke(program(words.split()[0]), [*words.split()[1:], "--log-levle", "x"])
+    assert result.exit_code == 2
+    assert "Did you mean --log-level?" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "arguments", "meant"),
+    [
+        ("qwen3-infer generate", ["--temprature", "1"], "--temperature"),
+        ("qwen3-infer generate", ["--no-thinkin"], "--no-thinking"),
+        ("qwen3-infer chat", ["--kernals", "auto"], "--kernels"),
+        ("qwen3-infer score", ["--strid", "1"], "--stride"),
+        ("qwen3-infer plan", ["--promt-tokens", "1"], "--prompt-tokens"),
+        ("qwen3-train launch", ["--output_dirr", "x"], "output_dir"),
+        ("qwen3-train launch", ["--model_parallel", "2"], "parallel_config.model_parallel"),
+        ("qwen3-train plan", ["--device-memory", "58GB"], "--max-device-memory"),
+        ("qwen3-train inspect-data", ["--limt", "2"], "--limit"),
+    ],
+)
+def test_an_argument_that_is_no_key_names_the_option_or_the_key_that_was_meant(words, arguments, meant):
+    config = ["--config", "configs/qwen3/demo.yaml"] if words.startswith("qwen3-train") else []
+    result = CliRunner().invoke(program(words.split()[0]), [*words.split()[1:], *config, *arguments])
+    assert result.exit_code == 2
+    assert f"(did you mean {meant}?)" in result.stderr
+
+
+def test_a_command_that_is_none_names_the_one_that_was_meant():
+    result = CliRunner().invoke(program("qwen3-infer"), ["genrate"])
+    assert result.exit_code == 2
+    assert "generate" in result.stderr
+
+
+def test_launch_says_first_how_to_go_on_and_then_what_most_commands_give():
+    text = ALL["qwen3-train launch"].help
+    keys = ("resume_training", "output_dir", "pretrained_model_dir", "load_checkpoint", "device",
+            "use_parallel", "do_eval", "seed")  # fmt: skip
+    found = [text.index(f"      --{key} ") for key in keys]
+    assert found == sorted(found)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -30,7 +30,7 @@ def test_a_token_file_without_a_name_is_refused(run, command):
     assert ".." in result.stderr
 
 
-@pytest.mark.parametrize("size", ["\u00b2M", "9" * 5000, "0", "1.5G", "M"])
+@pytest.mark.parametrize("size", ["\u00b2M", "9" * 5000, "0", "1.5.2G", "M"])
 def test_a_size_that_is_none_is_refused(preprocess, tmp_path, size):
     (tmp_path / "in.jsonl").write_text(GOOD)
     assert preprocess(tmp_path / "in.jsonl", "--shard-size", size).exit_code == 2

@@ -249,7 +249,7 @@ def test_wrong_settings_are_refused_before_any_work(
             1,
             "<|x|> is no token of",
         ),
-        (preprocess(source, "--workers", 0), 2, "Invalid value for '--workers'"),
+        (preprocess(source, "--workers", 0), 2, "Invalid value for '--threads'"),
         (
             preprocess(source, "--shard-index", 2, "--num-shards", 2),
             1,

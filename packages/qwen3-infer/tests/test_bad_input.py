@@ -23,7 +23,7 @@ for name, arguments in json.load(sys.stdin).items():
 print(json.dumps(results))
 """
 CASES = {
-    "empty prompt": (2, "--predict-data is empty; give a text, a .txt file or a .jsonl file"),
+    "empty prompt": (2, "--input is empty; give a text, a .txt file or a .jsonl file"),
     "blank line": (1, "prompts.txt, line 2 is blank; every line is a prompt, so remove it"),
     "invalid UTF-8": (1, "latin.txt, line 1: byte 4 (0xe9) is no UTF-8; save the file as UTF-8"),
     "over-long prompt": (1, "exceeds the context of 256; shorten it or pass --truncate to keep its last"),
@@ -43,7 +43,7 @@ CASES = {
     "file in the way": (1, "since mine.txt is a file; choose another output"),
     "no place for records": (2, "--output /proc/nope/x.jsonl cannot be written: No such file or directory;"),
     "numbers as prompts": (1, "predict_data: entry 2 is None, which is no text; put a prompt or a file's"),
-    "no prompt": (2, "there is no prompt; give --predict-data a text, a .txt file or a .jsonl file"),
+    "no prompt": (2, "there is no prompt; give --input a text, a .txt file or a .jsonl file"),
     "folder for a result": (2, "folder is a folder; results are written to a file"),
 }
 

@@ -71,7 +71,7 @@ def test_bad_files_are_refused_with_their_line(tmp_path, name, content, sentence
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
-    with pytest.raises(FormatError, match="does not exist; --predict-data takes a text or an existing file"):
+    with pytest.raises(FormatError, match="does not exist; --input takes a text or an existing file"):
         read_prompts([str(tmp_path / "absent.txt")])
     (tmp_path / "folder.txt").mkdir()
     with pytest.raises(FormatError, match="is a folder"):

@@ -166,10 +166,10 @@ def test_bad_input_is_one_sentence_before_mindspore_is_imported(scored, tmp_path
     )
     model, text = ["--pretrained-model-dir", str(scored.dir)], ["--data", "text.txt"]
     cases = [
-        (2, "give the text to score as --data FILE", model),
+        (2, "give the text to score as --input FILE", model),
         (2, "give the model's folder", text),
-        (1, "does not exist; --data takes a text", [*model, "--data", "nothing.txt"]),
-        (1, ". is a folder; --data takes", [*model, "--data", "."]),
+        (1, "does not exist; --input takes a text", [*model, "--data", "nothing.txt"]),
+        (1, ". is a folder; --input takes", [*model, "--data", "."]),
         (1, "empty.txt is empty", [*model, "--data", "empty.txt"]),
         (1, "latin.txt: byte 4 (0xe9) is no UTF-8", [*model, "--data", "latin.txt"]),
         (1, "blank.jsonl, line 1 is blank", [*model, "--data", "blank.jsonl"]),

@@ -77,4 +77,4 @@ def test_token_files_are_shown_as_ids_without_a_tokenizer(tmp_path):
     assert "sample 0: 16 of 16 positions carry loss" in result.output
     refused = inspect(tmp_path, values, "--first", "10000")
     assert refused.exit_code == 1
-    assert "--first 10000 is none of them" in refused.output
+    assert "--start 10000 is none of them" in refused.output

@@ -5,8 +5,8 @@ import json
 import pytest
 from plan_inputs import make_settings
 
+from qwen3_model.command.spellings import parse_memory
 from qwen3_model.config import SIZES
-from qwen3_model.device.memory import parse_memory
 from qwen3_model.errors import UsageError
 from qwen3_model.ranks.layout import Layout
 from qwen3_train.layout.lora_shapes import Adapters

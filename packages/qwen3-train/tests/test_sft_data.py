@@ -230,7 +230,7 @@ def test_a_dataset_that_cannot_be_used_is_one_sentence(samples_of, records, opti
 def test_a_file_that_is_no_json_is_one_sentence(tmp_path, tokenizer):
     path = tmp_path / "bad.jsonl"
     path.write_text('{"instruction": ', encoding="utf-8")
-    with pytest.raises(FormatError, match=r"datasets cannot load path=json, data_files=.*bad.jsonl"):
+    with pytest.raises(FormatError, match=r"data_files: .*bad\.jsonl, line 1 is not JSON"):
         make_samples(read_hf_data(loader(path, tmp_path / "cache")), tokenizer)
     with pytest.raises(ConfigError, match=r"absent\.jsonl does not exist"):
         make_samples(read_hf_data(loader(tmp_path / "absent.jsonl", tmp_path / "cache")), tokenizer)

@@ -19,9 +19,15 @@ from qwen3_ckpt.commands.cli_options import (
 )
 from qwen3_ckpt.commands.cli_reshard import reshard
 from qwen3_model.command.base import Commands, say
+from qwen3_model.command.options import threads_option
+from qwen3_model.command.parsing import Option
+from qwen3_model.command.types import RenamedChoice
 
 if TYPE_CHECKING:
     from qwen3_model.checkpoints.fused import FusedLayout
+
+
+OLD_TARGETS = {"ours": "mindspore"}
 
 
 @click.group(cls=Commands)
@@ -35,18 +41,20 @@ for command in (average, diff, inspect, lora, reshard, verify):
 
 
 @main.command()
-@click.option("--mindspore-ckpt-dir", required=True, type=A_FOLDER, help="Folder with rank_0, rank_1, ...")
+@click.argument("source", required=False, type=A_FOLDER)
+@click.argument("output", required=False, type=A_PATH)
+@click.option("--mindspore-ckpt-dir", type=A_FOLDER, help="Folder with rank_0, rank_1, ..., as SOURCE.")
 @click.option(
     "--src-strategy-dirs", type=click.Path(path_type=Path, exists=True),
-    help="Folder of ckpt_strategy_rank_*.ckpt, one such file, or a merged one. Not needed for one rank.",
+    help="Folder of ckpt_strategy_rank_*.ckpt, one such file, or a merged one; looked for beside the source.",
 )  # fmt: skip
-@click.option("--output-dir", required=True, type=A_PATH, help="Where the result goes.")
+@click.option("--output-dir", type=A_PATH, help="Where the result goes, as OUTPUT.")
 @click.option(
     "--file-suffix", metavar="E_S", help="Epoch and step; the newest that every rank has by default."
 )
 @click.option(
-    "--to", "target", type=click.Choice(["mindspore", "hf"]), default="mindspore", show_default=True,
-    help="MindSpore's unified layout below OUTPUT_DIR, or OUTPUT_DIR as a Hugging Face folder.",
+    "--to", "target", type=RenamedChoice(["mindspore", "hf"], OLD_TARGETS), default="mindspore",
+    show_default=True, help="MindSpore's unified layout below OUTPUT, or OUTPUT as a Hugging Face folder.",
 )  # fmt: skip
 @click.option(
     "--filter-out-param-prefix",
@@ -56,16 +64,23 @@ for command in (average, diff, inspect, lora, reshard, verify):
 )
 @click.option("--check-replicas", is_flag=True, help="Compare the ranks that should hold equal slices.")
 @click.option(
-    "--has-redundancy", type=bool, help="Whether equal tensors are in every rank; seen from the files."
+    "--has-redundancy/--no-has-redundancy",
+    cls=Option,
+    takes_words=True,
+    default=None,
+    hidden=True,
+    help="Whether equal tensors are in every rank; seen from the files.",
 )
-@click.option("--max-process-num", type=click.IntRange(min=1), help="Files to write at a time, at most 4.")
-@click.option("--format", type=click.Choice(["safetensors"]), help="Accepted for compatibility.")
+@threads_option("max_process_num", old=("--max-process-num",))
+@click.option("--format", type=click.Choice(["safetensors"]), hidden=True, help="mindformers' only one.")
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would be written.")
 @hf_output_options
 def merge(  # noqa: PLR0913 - the flags of the tool that it replaces
-    mindspore_ckpt_dir: Path,
+    source: Path | None,
+    output: Path | None,
+    mindspore_ckpt_dir: Path | None,
     src_strategy_dirs: Path | None,
-    output_dir: Path,
+    output_dir: Path | None,
     file_suffix: str | None,
     target: str,
     filter_out_param_prefix: tuple[str, ...],
@@ -78,8 +93,11 @@ def merge(  # noqa: PLR0913 - the flags of the tool that it replaces
 ) -> None:
     """Merge a distributed checkpoint into whole tensors.
 
+    SOURCE is the run's folder or its folder `checkpoint`. mindformers' options in their place do the same.
+
     \b
-    Example:
+    Examples:
+      qwen3-ckpt merge output hf_model --to hf
       qwen3-ckpt merge --mindspore-ckpt-dir output/checkpoint --src-strategy-dirs output/strategy \\
           --output-dir merged --file-suffix 1_200
     """
@@ -87,10 +105,14 @@ def merge(  # noqa: PLR0913 - the flags of the tool that it replaces
     from qwen3_model.errors import UsageError
 
     del format
+    checkpoint_dir = _one_of("SOURCE", source, "--mindspore-ckpt-dir", mindspore_ckpt_dir)
+    if source is not None and output is None and output_dir is None:
+        raise UsageError(f"name where the result goes: qwen3-ckpt merge {source} OUTPUT")
+    output_dir = _one_of("OUTPUT", output, "--output-dir", output_dir)
     if hf.dtype and target != "hf":
         raise UsageError("--dtype goes with --to hf; the unified layout keeps the types of the ranks")
     request = MergeRequest(
-        checkpoint_dir=mindspore_ckpt_dir,
+        checkpoint_dir=checkpoint_dir,
         strategy=src_strategy_dirs,
         suffix=file_suffix,
         filter_out_prefixes=filter_out_param_prefix,
@@ -118,17 +140,29 @@ def merge(  # noqa: PLR0913 - the flags of the tool that it replaces
     say(f"merged {summary}: {result.folder}")
 
 
+def _one_of(name: str, positional: Path | None, option: str, value: Path | None) -> Path:
+    """Return the path that is given as an argument or as an option, which are two names of one thing."""
+    from qwen3_model.errors import UsageError
+
+    given = [each for each in (positional, value) if each is not None]
+    if len(given) != 1:
+        what = "are both given" if given else "are both left out"
+        raise UsageError(f"{name} and {option} {what}; write qwen3-ckpt merge SOURCE OUTPUT")
+    return given[0]
+
+
 @main.command()
 @click.argument("source", type=click.Path(path_type=Path, exists=True))
 @click.argument("output", type=A_PATH)
 @click.option(
-    "--to", "target", type=click.Choice(["hf", "ours", "mindformers"]), default="hf", show_default=True,
-    help="A Hugging Face folder, unified files with its names, or those with fused weights.",
+    "--to", "target", type=RenamedChoice(["hf", "mindspore", "mindformers"], OLD_TARGETS), default="hf",
+    show_default=True,
+    help="A Hugging Face folder, MindSpore's unified files with its names, or those with fused weights.",
 )  # fmt: skip
 @layout_options("target")
 @hf_output_options
 def convert(source: Path, output: Path, target: str, target_layout: "FusedLayout", hf: HfOptions) -> None:
-    """Convert the whole weights in SOURCE to OUTPUT.
+    """Convert whole weights into another form.
 
     SOURCE is a Hugging Face folder, what `merge` wrote, or one safetensors file; what it is, is seen from its
     files and names.

@@ -1,5 +1,7 @@
 """The command `qwen3-data`."""
 
+import copy
+
 import click
 
 from qwen3_data import __version__
@@ -30,4 +32,6 @@ for command in (
     sft_command,
 ):
     main.add_command(command)
-main.add_command(sft_command, name="alpaca")
+alpaca_command = copy.copy(sft_command)  # mindformers' name of its script
+alpaca_command.hidden = True
+main.add_command(alpaca_command, name="alpaca")

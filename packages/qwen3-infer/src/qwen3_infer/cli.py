@@ -24,6 +24,7 @@ from qwen3_infer.cli_plan import plan
 from qwen3_infer.cli_serve import serve
 from qwen3_infer.processes.rank import Rank
 from qwen3_model.command.base import CONTEXT, Commands, force_option, note, quiet_option, say_lines
+from qwen3_model.command.parsing import Option
 from qwen3_model.command.plain_text import without_controls
 from qwen3_model.command.private_files import state_home
 from qwen3_model.ranks.msrun.checks import LaunchSettings
@@ -45,11 +46,14 @@ main.add_command(serve)
 @main.command(cls=ArgumentKeeper, context_settings=CONTEXT | {"ignore_unknown_options": True})
 @with_options(MODEL_OPTIONS)
 @click.option(
-    "--predict-data",
+    "--input",
+    "predict_data",
+    cls=Option,
+    old=("--predict-data",),
     multiple=True,
     metavar="TEXT|FILE",
     help="A prompt, a .txt file with one prompt a line, or a .jsonl file with prompt or messages in each "
-    "line; may be repeated. \\n in a prompt of text is a new line.",
+    "line; may be repeated. \\n in a prompt of text is a new line. mindformers' --predict_data is the same.",
 )
 @click.option(
     "--predict-batch-size", type=int, help="Prompts that run together, of any number.  [default: 1]"
@@ -88,19 +92,20 @@ def generate(
     make_launch: Callable[[Path], LaunchSettings],
     **options: Any,
 ) -> None:
-    """Complete prompts; any key of the YAML may follow as --section.key VALUE.
+    """Complete prompts.
 
-    Sampling follows the model's generation_config.json, then the YAML, then the flags.
+    Any key of the YAML may follow as --section.key VALUE. Sampling follows the model's
+    generation_config.json, then the YAML, then the flags.
 
     With --worker-num N the model is shared out over N processes, which MindSpore's msrun starts.
 
     \b
     Example:
-      qwen3-infer generate --pretrained-model-dir Qwen3-0.6B --predict-data 'The capital of France is' \\
+      qwen3-infer generate --pretrained-model-dir Qwen3-0.6B --input 'The capital of France is' \\
         --max-new-tokens 32
-      qwen3-infer generate --pretrained-model-dir Qwen3-0.6B --predict-data questions.txt \\
+      qwen3-infer generate --pretrained-model-dir Qwen3-0.6B --input questions.txt \\
         --predict-batch-size 8 --chat --no-thinking --output answers.jsonl
-      qwen3-infer generate --worker-num 2 --pretrained-model-dir Qwen3-32B --predict-data questions.txt
+      qwen3-infer generate --worker-num 2 --pretrained-model-dir Qwen3-32B --input questions.txt
     """
     from qwen3_infer.cli_launch import read_worker_num, say_dry_run
     from qwen3_infer.generate.launch import launch_generate
@@ -165,9 +170,10 @@ def chat(
     make_launch: Callable[[Path], LaunchSettings],
     **options: Any,
 ) -> None:
-    """Talk with the model; /help lists the commands, Ctrl-C stops an answer, Ctrl-D or /exit leaves.
+    """Talk with the model.
 
-    At a terminal lines can be edited and found again with the arrow keys; other input has a question a line.
+    /help lists the commands, Ctrl-C stops an answer, Ctrl-D or /exit leaves. At a terminal lines can be
+    edited and found again with the arrow keys; other input has a question a line.
 
     \b
     Example:

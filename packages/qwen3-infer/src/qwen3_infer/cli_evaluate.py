@@ -11,27 +11,35 @@ import click
 
 from qwen3_infer.cli_options import MODEL_OPTIONS, ArgumentKeeper, make_device, with_options
 from qwen3_model.command.base import CONTEXT, force_option, note, quiet_option, say
+from qwen3_model.command.options import limit_option
+from qwen3_model.command.parsing import Option
 from qwen3_model.ranks.msrun.checks import LaunchSettings
 from qwen3_model.ranks.msrun.cli_options import launch_options
 
 MODEL_KEYS = ("pretrained_model_dir", "load_checkpoint", "adapter", "device_target")
 
 
-@click.command(cls=ArgumentKeeper, context_settings=CONTEXT)
+@click.command(cls=ArgumentKeeper, context_settings=CONTEXT | {"ignore_unknown_options": True})
 @with_options(MODEL_OPTIONS)
 @click.option(
-    "--data",
+    "--input",
+    "data",
+    cls=Option,
+    old=("--data",),
     multiple=True,
     metavar="FILE",
     help="A text, which is one document; a .jsonl file with a document a line; or token files by their "
     "prefix, .bin or .idx. May be repeated.",
 )
-@click.option("--json-key", default="text", show_default=True, help="Key of the text in a JSON line.")
+@click.option(
+    "--json-keys", "json_key", cls=Option, old=("--json-key",), metavar="KEY", default="text",
+    show_default=True, help="Key of the text in a JSON line.",
+)  # fmt: skip
 @click.option("--window", type=int, help="Tokens read at once at most.  [default: 2048, or the context]")
 @click.option(
     "--stride", type=int, help="Tokens that each window after the first predicts.  [default: half a window]"
 )
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="The first N documents alone.")
+@limit_option("The first N documents alone.")
 @click.option(
     "--begin-with-eod",
     is_flag=True,
@@ -48,26 +56,30 @@ MODEL_KEYS = ("pretrained_model_dir", "load_checkpoint", "adapter", "device_targ
 @force_option("existing results")
 @quiet_option()
 @launch_options
+@click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def score(
     context: click.Context,
     /,
     config_path: Path | None,
+    overrides: tuple[str, ...],
     as_json: bool,
     make_launch: Callable[[Path], LaunchSettings],
     **options: Any,
 ) -> None:
-    """Say how well the model predicts a text: perplexity and bits per byte.
+    """Measure how well the model predicts a text.
+
+    The measures are perplexity and bits per byte. Any key of the YAML may follow as --section.key VALUE.
 
     A document longer than the window is read in windows that overlap; every token but the first is predicted
     once, after at least window - stride others where the document has them.
 
     \b
     Example:
-      qwen3-infer score --pretrained-model-dir Qwen3-0.6B --data wikitext_test.txt
-      qwen3-infer score --pretrained-model-dir Qwen3-0.6B --data held_out_text_document --limit 200 \\
+      qwen3-infer score --pretrained-model-dir Qwen3-0.6B --input wikitext_test.txt
+      qwen3-infer score --pretrained-model-dir Qwen3-0.6B --input held_out_text_document --limit 200 \\
         --window 4096 --stride 1024 --output scores.jsonl
-      qwen3-infer score --worker-num 2 --pretrained-model-dir Qwen3-32B --data wikitext_test.txt
+      qwen3-infer score --worker-num 2 --pretrained-model-dir Qwen3-32B --input wikitext_test.txt
     """
     from qwen3_infer.cli_launch import read_launch, read_worker_num, runs_for_another
     from qwen3_infer.evaluate.score_data import Reading
@@ -79,7 +91,7 @@ def score(
     run = read_settings(
         config_path,
         {name: options.pop(name) for name in MODEL_KEYS},
-        (),
+        overrides,
         worker_num=read_worker_num(make_launch),
         environment=os.environ,
     )
@@ -125,9 +137,9 @@ def evaluate(
     make_launch: Callable[[Path], LaunchSettings],
     **model: Any,
 ) -> None:
-    """Run tasks of lm_eval, EleutherAI's evaluation harness, on the model.
+    """Run tasks of lm_eval, the evaluation harness.
 
-    All further options are lm_eval's own: --tasks, --num_fewshot, --limit, --batch_size,
+    It is EleutherAI's. All further options are lm_eval's own: --tasks, --num_fewshot, --limit, --batch_size,
     --apply_chat_template, --gen_kwargs, --include_path, --output_path, --log_samples and so on; lm_eval run
     --help tells them. --model_args takes max_length, enable_thinking, think_end_token and seed.
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qwen3_infer.device import Device
+from qwen3_model.command.options import device_option, threads_option
+from qwen3_model.command.parsing import Command
 from qwen3_model.command.private_files import cache_home
 
 if TYPE_CHECKING:  # it reads YAML, which `--help` needs not
@@ -17,7 +19,7 @@ if TYPE_CHECKING:  # it reads YAML, which `--help` needs not
 ARGUMENTS = "qwen3_infer.arguments"
 
 
-class ArgumentKeeper(click.Command):
+class ArgumentKeeper(Command):
     """A command whose context keeps its arguments as they were given, for workers that read them again."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -38,11 +40,7 @@ MODEL_OPTIONS = (
         help="Weights in place of the folder's: a training run, a checkpoint of any layout, merged or not.",
     ),
     click.option("--adapter", metavar="DIR", help="LoRA adapter: PEFT's folder, or a run that trained one."),
-    click.option(
-        "--device-target",
-        type=click.Choice(["CPU", "Ascend"]),
-        help="Device.  [default: Ascend where there is one]",
-    ),
+    device_option(),
     click.option(
         "--kernels",
         type=click.Choice(["auto", "native", "native-bf16", "portable"]),
@@ -51,9 +49,7 @@ MODEL_OPTIONS = (
         help="On a CPU: C++ compiled at first use, or MindSpore's operators; auto: the first that works. "
         "native-bf16 rounds what weights multiply to bfloat16: prompts are read faster, tokens may differ.",
     ),
-    click.option(
-        "--threads", type=click.IntRange(1), help="Of the native kernels.  [default: OMP_NUM_THREADS or all]"
-    ),
+    threads_option(),
 )
 SAMPLING_OPTIONS = (
     click.option("--max-new-tokens", type=int, help="Longest completion.  [default: the model's, or 512]"),

@@ -7,10 +7,12 @@ from typing import Any
 import click
 
 from qwen3_model.command.base import CONTEXT
+from qwen3_model.command.options import device_memory_option
+from qwen3_model.command.parsing import Command
 from qwen3_model.errors import ConfigError
 
 
-@click.command(context_settings=CONTEXT | {"ignore_unknown_options": True})
+@click.command(cls=Command, context_settings=CONTEXT | {"ignore_unknown_options": True})
 @click.option(
     "--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="YAML of the run."
 )
@@ -32,24 +34,22 @@ from qwen3_model.errors import ConfigError
     "--max-tokens-in-cache", type=click.IntRange(64),
     help="Room for what runs together, as of generate and serve.  [default: enough for all]",
 )  # fmt: skip
-@click.option(
-    "--max-device-memory", metavar="SIZE", help="Memory of a device, like 58GB; default from the YAML."
-)
+@device_memory_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
 def plan(
     config_path: Path | None,
     worker_num: int | None,
     prompt_tokens: int,
-    max_device_memory: str | None,
+    max_device_memory: int | None,
     as_json: bool,
     overrides: tuple[str, ...],
     **flags: Any,
 ) -> None:
-    """Say what generating takes of an Ascend device: weights, cache, and the steps' own work.
+    """Say what memory generating takes of an Ascend device.
 
-    Needs no device, and of the model its config.json alone. Any key of the YAML may follow as --section.key
-    VALUE. The exit code is 1 when it does not fit.
+    That is weights, cache, and the steps' own work. Needs no device, and of the model its config.json
+    alone. Any key of the YAML may follow as --section.key VALUE. The exit code is 1 when it does not fit.
 
     \b
     Example:

@@ -10,12 +10,12 @@ import click
 
 from qwen3_infer.cli_options import MODEL_OPTIONS, SAMPLING_OPTIONS, ArgumentKeeper, make_device, with_options
 from qwen3_model.command.base import CONTEXT, quiet_option
+from qwen3_model.command.types import BYTES, SECONDS
 from qwen3_model.errors import UsageError
 from qwen3_model.ranks.msrun.checks import LaunchSettings
 from qwen3_model.ranks.msrun.cli_options import launch_options
 
 DEFAULT_TOKENS = 8192
-SECONDS = click.FloatRange(0, min_open=True)
 
 
 @click.command(cls=ArgumentKeeper, context_settings=CONTEXT | {"ignore_unknown_options": True})
@@ -45,26 +45,34 @@ SECONDS = click.FloatRange(0, min_open=True)
     help="Completions that wait for room; more are told to come again.",
 )  # fmt: skip
 @click.option(
-    "--queue-timeout", type=SECONDS, default=60, show_default=True, help="Seconds to wait for room."
+    "--queue-timeout",
+    type=SECONDS,
+    metavar="SECONDS",
+    default=60,
+    show_default=True,
+    help="Seconds to wait for room.",
 )
 @click.option(
-    "--request-timeout", type=SECONDS, default=600, show_default=True, help="Seconds for an answer."
+    "--request-timeout",
+    type=SECONDS,
+    metavar="SECONDS",
+    default=600,
+    show_default=True,
+    help="Seconds for an answer.",
 )
 @click.option(
-    "--send-timeout", type=SECONDS, default=60, show_default=True,
+    "--send-timeout", type=SECONDS, metavar="SECONDS", default=60, show_default=True,
     help="Seconds for a client to send its request or to take a piece of the answer.",
 )  # fmt: skip
 @click.option(
-    "--drain-timeout", type=SECONDS, default=60, show_default=True,
+    "--drain-timeout", type=SECONDS, metavar="SECONDS", default=60, show_default=True,
     help="Seconds for what runs when SIGTERM or Ctrl-C comes.",
 )  # fmt: skip
 @click.option(
     "--max-connections", type=click.IntRange(2), default=1000, show_default=True,
     help="Open connections, half of them of one address; fewer where ulimit -n is low.",
 )  # fmt: skip
-@click.option(
-    "--max-body-bytes", type=click.IntRange(1), default=4 * 2**20, show_default=True, help="Largest request."
-)
+@click.option("--max-body-bytes", type=BYTES, default="4MiB", show_default=True, help="Largest request.")
 @with_options(SAMPLING_OPTIONS)
 @click.option("--thinking/--no-thinking", default=None, help="Think before answering, the default.")
 @quiet_option()
@@ -82,9 +90,10 @@ def serve(
     make_launch: Callable[[Path], LaunchSettings],
     **options: Any,
 ) -> None:
-    """Answer OpenAI's completions and chat completions over HTTP, and show a page to chat with.
+    """Answer OpenAI's requests over HTTP; shows a chat page.
 
-    The sampling flags are what a request gets that does not say otherwise.
+    Answered are completions and chat completions. The sampling flags are what a request gets that does
+    not say otherwise.
 
     \b
     Example:

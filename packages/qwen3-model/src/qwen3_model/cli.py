@@ -7,6 +7,7 @@ import click
 
 from qwen3_model import __version__
 from qwen3_model.command.base import Commands, force_option, quiet_option, say, say_lines
+from qwen3_model.command.types import DTYPE
 
 
 @click.group(cls=Commands)
@@ -19,7 +20,9 @@ def main() -> None:
 @click.argument("source", metavar="DIR|SIZE")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(source: str, *, as_json: bool) -> None:
-    """Print the sizes, parameters and bytes by dtype of a model folder, a config.json or a released size.
+    """Print sizes, parameters and bytes of a model folder or a size.
+
+    The model is a folder, a config.json, or a released size: 0.6B, 0.6b or Qwen3-0.6B.
 
     \b
     Example:
@@ -35,15 +38,24 @@ def info(source: str, *, as_json: bool) -> None:
 @click.argument("hf_dir", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @quiet_option()
 def verify(hf_dir: Path, *, quiet: bool) -> None:
-    """Check config, index, tokenizer, and each tensor's presence, shape, dtype and numbers; exit 1 on faults.
+    """Check a Hugging Face folder; exit 1 with its faults.
+
+    Checked are config, index, tokenizer, and each tensor's presence, shape, dtype and numbers. A run, a
+    checkpoint or an adapter is checked by qwen3-ckpt verify, which says of a model folder the same as this.
 
     \b
     Example:
       qwen3-model verify Qwen3-0.6B
     """
     from qwen3_model.checkpoints.verify import find_faults
-    from qwen3_model.errors import WeightError
+    from qwen3_model.checkpoints.weight_files import is_no_model_folder
+    from qwen3_model.errors import UsageError, WeightError
 
+    if is_no_model_folder(hf_dir):
+        raise UsageError(
+            f"{hf_dir} is no Hugging Face folder but a run, a checkpoint or an adapter; check it with "
+            f"`qwen3-ckpt verify {hf_dir}`"
+        )
     num_faults = 0
     for fault in find_faults(hf_dir, quiet=quiet):
         num_faults += 1
@@ -59,7 +71,7 @@ def verify(hf_dir: Path, *, quiet: bool) -> None:
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same bytes.")
 @click.option(
     "--dtype",
-    type=click.Choice(["bfloat16", "float16", "float32"]),
+    type=DTYPE,
     help="Element type of the weights; that of the config when left out.",
 )
 @click.option(
@@ -79,7 +91,9 @@ def init(
     force: bool,
     quiet: bool,
 ) -> None:
-    """Write random weights for a released size or a config.json as the Hugging Face folder OUT.
+    """Write a Hugging Face folder with random weights.
+
+    They are made for a released size, such as 0.6B, or for a config.json.
 
     \b
     Example:

@@ -321,3 +321,13 @@ SIZES = {
     "32B": _released(5120, 64, 64, 25600, tied=False),
 }
 """The released dense sizes, as in each one's `config.json`."""
+
+
+def find_size(text: str) -> str | None:
+    """Return the released size that a text names, a key of SIZES; None for another text.
+
+    A size is written 0.6B, 0.6b, Qwen3-0.6B, qwen3_0.6b, or Qwen/Qwen3-0.6B.
+    """
+    name = text.strip().lower().removeprefix("qwen/")
+    name = name.removeprefix("qwen3").removeprefix("-").removeprefix("_").upper()
+    return name if name in SIZES else None

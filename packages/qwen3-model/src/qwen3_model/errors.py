@@ -23,3 +23,18 @@ class OutputExistsError(Qwen3Error):
 
 class UsageError(Qwen3Error):
     """A command line that cannot be meant; reported with exit code 2."""
+
+
+class OverrideError(UsageError):
+    """An argument `--key value` that no key of the YAML takes; an option of the command may be meant."""
+
+    def __init__(self, message: str, key: str, meant: tuple[str, ...] = ()) -> None:
+        """Make the error.
+
+        Args:
+            message: What is wrong, without what may be meant.
+            key: As it was written, without hyphens at its beginning.
+            meant: Keys of the YAML that are most like it, dotted.
+        """
+        super().__init__(f"{message} (did you mean {' or '.join(meant)}?)" if meant else message)
+        self.message, self.key, self.meant = message, key, meant

@@ -8,6 +8,8 @@ from pathlib import Path
 import click
 
 from qwen3_model.command.base import CONTEXT, Commands, force_option, quiet_option, say_lines
+from qwen3_model.command.parsing import Option
+from qwen3_model.command.types import Seconds
 from qwen3_model.ranks.msrun.checks import LaunchSettings
 from qwen3_model.ranks.msrun.cli_options import launch_options
 from qwen3_train import __version__
@@ -49,10 +51,14 @@ main.add_command(inspect_data)
     help="Start the processes again after a failure, from the newest checkpoint, so often.",
 )
 @click.option(
-    "--lost-node-wait",
-    type=click.IntRange(min=0),
+    "--lost-node-timeout",
+    "lost_node_wait",
+    cls=Option,
+    old=("--lost-node-wait",),
+    type=Seconds(min_open=False),
     default=600,
     show_default=True,
+    metavar="SECONDS",
     help="Seconds to wait then for a node that is lost, before the others go on with fewer replicas.",
 )
 @force_option("the run in the output folder")
@@ -65,20 +71,36 @@ def launch(  # noqa: PLR0913
     *,
     max_time: str | None,
     max_restarts: int,
-    lost_node_wait: int,
+    lost_node_wait: float,
     force: bool,
     quiet: bool,
 ) -> None:
-    """Train as the YAML says, with mindformers' keys; any key may follow as --section.key VALUE.
+    """Train as the YAML says, with mindformers' keys.
+
+    Any key of the YAML may follow as --section.key VALUE. To go on with a run: the same command with
+    --resume_training True. What most commands give:
+
+    \b
+      --resume_training True      go on from the newest whole checkpoint of output_dir
+                                  (auto: if there is one; or a folder of another run)
+      --output_dir DIR            the run's folder                     [default: ./output]
+      --pretrained_model_dir DIR  Hugging Face folder: config, tokenizer, first weights
+      --load_checkpoint PATH      weights to begin with in place of that folder's
+      --device cpu|ascend|auto    the device (context.device_target)
+      --use_parallel False        one process, whatever parallel_config says
+      --runner_config.epochs N, --runner_config.batch_size N
+                                  short: --epochs, --batch_size, --gradient_accumulation_steps
+      --train_dataset.data_loader.config.data_path PREFIX, ....data_loader.data_files FILE
+                                  token files to pretrain on, conversations to fine-tune on
+      --optimizer.learning_rate X
+      --do_eval True              measure the loss of eval_dataset, too
+      --seed N                    of weights, order of the data and dropout
 
     With --worker-num N the layout under parallel_config (data_parallel x model_parallel x pipeline_stage = N)
     runs in N processes, which MindSpore's msrun starts.
 
-    The run's folder (output_dir) then holds checkpoint/, strategy/, msrun_log/worker_R.log, metrics.jsonl,
-    config.json and run.yaml, the configuration as it was used.
-
-    Keys of the YAML that most commands give: --output_dir, --pretrained_model_dir, --load_checkpoint (weights
-    to begin with), --resume_training auto|True|False, --do_eval, --seed.
+    The run's folder then holds checkpoint/, strategy/, msrun_log/worker_R.log, metrics.jsonl, config.json and
+    run.yaml, the configuration as it was used.
 
     At SIGTERM, at SIGUSR1 or before --max-time the run finishes its step, saves, and ends with exit code 75;
     the same command goes on.
@@ -127,7 +149,9 @@ def launch(  # noqa: PLR0913
     help="The page.  [default: RUN_DIR/report.html, of several runs comparison.html]",
 )
 def report(run_dirs: tuple[Path, ...], width: int, output: Path | None) -> None:
-    """Summarise a run here, as loss.png in RUN_DIR, and as a page; several runs beside each other.
+    """Summarise runs: here, as a picture, and as a page.
+
+    The picture is loss.png in RUN_DIR; several runs come beside each other.
 
     \b
     Example:

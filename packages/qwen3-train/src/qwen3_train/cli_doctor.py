@@ -9,21 +9,18 @@ from pathlib import Path
 import click
 
 from qwen3_model.command.base import CONTEXT, say
+from qwen3_model.command.options import device_option
+from qwen3_model.command.parsing import Command, Option
 from qwen3_model.command.plain_text import without_controls
+from qwen3_model.command.types import SECONDS
 from qwen3_model.ranks.msrun.checks import LaunchSettings
 from qwen3_model.ranks.msrun.cli_options import launch_options
 
 COLOURS = {"pass": "green", "fail": "red", "skipped": "yellow"}
 
 
-@click.command(context_settings=CONTEXT)
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "CPU", "Ascend"], case_sensitive=False),
-    default="auto",
-    show_default=True,
-    help="What to try; auto is Ascend where its driver is.",
-)
+@click.command(cls=Command, context_settings=CONTEXT)
+@device_option("device", default="auto")
 @click.option(
     "--output-dir",
     type=click.Path(file_okay=False, path_type=Path),
@@ -32,23 +29,25 @@ COLOURS = {"pass": "green", "fail": "red", "skipped": "yellow"}
     help="Where runs shall be written; the workers' logs go into its folder msrun_log.",
 )
 @click.option(
-    "--time-out", "time_out_s", default=600, show_default=True, help="Seconds for what the device does."
-)
+    "--timeout", "time_out_s", cls=Option, old=("--time-out",), type=SECONDS, default=600, show_default=True,
+    metavar="SECONDS", help="Seconds for what the device does.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 @launch_options
 def doctor(
     device: str,
     output_dir: Path,
-    time_out_s: int,
+    time_out_s: float,
     make_launch: Callable[[Path], LaunchSettings],
     *,
     as_json: bool,
 ) -> None:
-    """Check a machine before the first run: each line passes, fails with what to do, or is skipped.
+    """Check a machine before the first run.
 
-    Looks at versions, devices, CANN, HCCL, memory, disk and ports, then multiplies matrices on the device,
-    adds up a vector over all ranks with its bandwidth, and takes two training steps whose losses are known.
-    The exit code is 1 when a line fails.
+    Each line passes, fails with what to do, or is skipped. Looks at versions, devices, CANN, HCCL,
+    memory, disk and ports, then multiplies matrices on the device, adds up a vector over all ranks with
+    its bandwidth, and takes two training steps whose losses are known. The exit code is 1 when a line
+    fails.
 
     \b
     Example:

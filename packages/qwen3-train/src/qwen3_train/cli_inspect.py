@@ -6,9 +6,11 @@ from pathlib import Path
 import click
 
 from qwen3_model.command.base import CONTEXT
+from qwen3_model.command.options import limit_option, start_option
+from qwen3_model.command.parsing import Command
 
 
-@click.command("inspect-data", context_settings=CONTEXT | {"ignore_unknown_options": True})
+@click.command("inspect-data", cls=Command, context_settings=CONTEXT | {"ignore_unknown_options": True})
 @click.option(
     "--config",
     "config_path",
@@ -16,31 +18,34 @@ from qwen3_model.command.base import CONTEXT
     type=click.Path(dir_okay=False, path_type=Path),
     help="The run's YAML.",
 )
-@click.option("--samples", default=2, show_default=True, type=click.IntRange(min=1), help="How many to show.")
-@click.option("--first", default=0, show_default=True, type=click.IntRange(min=0), help="The first of them.")
+@limit_option("Samples to show.", "samples", old=("--samples",), default=2)
+@start_option
 @click.option("--table", is_flag=True, help="One line per position: id, token, position, label.")
 @click.option("--color/--no-color", default=None, help="Green for learned, or [[ ]]; default: by terminal.")
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
 def inspect_data(
     config_path: Path,
     samples: int,
-    first: int,
+    start: int,
     overrides: tuple[str, ...],
     *,
     table: bool,
     color: bool | None,
 ) -> None:
-    """Print training samples as the model sees them: tokens, loss, positions, document borders.
+    """Print training samples as the model sees them.
 
-    Any key of the YAML is overridden with --key.key VALUE.
+    That is tokens, loss, positions and borders of documents. Any key of the YAML is overridden with
+    --key.key VALUE.
 
     \b
     Example:
-      qwen3-train inspect-data --config configs/qwen3/finetune_qwen3_0.6b_4k.yaml --samples 1 \\
+      qwen3-train inspect-data --config configs/qwen3/finetune_qwen3_0.6b_4k.yaml --limit 1 \\
         --train_dataset.data_loader.data_files alpaca.jsonl --pretrained_model_dir Qwen3-0.6B
     """
     from qwen3_train.data.inspect import inspect_data as lines_of
+    from qwen3_train.launch.run_arguments import read_overrides, refuse_other_files
 
+    refuse_other_files(config_path, read_overrides(overrides))
     is_colored = sys.stdout.isatty() if color is None else color
-    for line in lines_of(config_path, overrides, first=first, count=samples, table=table, color=is_colored):
+    for line in lines_of(config_path, overrides, first=start, count=samples, table=table, color=is_colored):
         click.echo(line, color=is_colored)

@@ -9,10 +9,12 @@ from pathlib import Path
 import click
 
 from qwen3_model.command.base import CONTEXT, note, say, say_lines
+from qwen3_model.command.options import device_memory_option
+from qwen3_model.command.parsing import Command
 from qwen3_model.errors import ConfigError
 
 
-@click.command(context_settings=CONTEXT | {"ignore_unknown_options": True})
+@click.command(cls=Command, context_settings=CONTEXT | {"ignore_unknown_options": True})
 @click.option(
     "--config",
     "config_path",
@@ -21,9 +23,7 @@ from qwen3_model.errors import ConfigError
     help="The run's YAML.",
 )
 @click.option("--devices", type=click.IntRange(min=1), help="Search layouts of this many devices.")
-@click.option(
-    "--max-device-memory", metavar="SIZE", help="Memory of a device, like 58GB; default from the YAML."
-)
+@device_memory_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON with every tensor and layout.")
 @click.option(
     "--dry-run", "runs_dry", is_flag=True, help="Also let MindSpore's Ascend backend plan the fullest ranks."
@@ -32,12 +32,12 @@ from qwen3_model.errors import ConfigError
 def plan(
     config_path: Path,
     devices: int | None,
-    max_device_memory: str | None,
+    max_device_memory: int | None,
     as_json: bool,
     runs_dry: bool,
     overrides: tuple[str, ...],
 ) -> None:
-    """Say what a run needs before it starts: memory, traffic, steps, and the layouts that fit.
+    """Say what a run needs: memory, traffic, steps, layouts.
 
     Any key of the YAML is overridden with --key.key VALUE. The exit code is 1 when the run's own layout does
     not divide or does not fit.
@@ -50,7 +50,7 @@ def plan(
       qwen3-train plan --config my.yaml --parallel_config.model_parallel 8
       qwen3-train plan --config my.yaml --dry-run
     """
-    from qwen3_model.device.memory import parse_memory
+    from qwen3_model.command.spellings import parse_memory
     from qwen3_train.launch.run_arguments import read_config, read_overrides
     from qwen3_train.plan.dry_run import dry_run, dry_run_text, find_tool
     from qwen3_train.plan.plan import make_plan, plan_values
@@ -62,11 +62,11 @@ def plan(
         find_tool()
     config = read_config(config_path, overrides, PLAN_SCHEMA)
     notes = [*config.notes, *unused_keys(config)]
-    limit = max_device_memory or config.get("context.max_device_memory")
+    limit = config.get("context.max_device_memory")
     made = make_plan(
         read_plan_settings(config),
         num_devices=devices,
-        memory_bytes=parse_memory(str(limit)) if limit else None,
+        memory_bytes=max_device_memory or (parse_memory(str(limit)) if limit else None),
     )
     values = plan_values(made) | {"keys": notes}
     if not as_json:

@@ -6,9 +6,10 @@ import click
 
 from qwen3_ckpt.commands.cli_options import A_PATH, FiniteRange, HfOptions, echo_notes, hf_output_options
 from qwen3_model.command.base import say
+from qwen3_model.command.parsing import Command
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
 @click.argument("output", type=A_PATH)
 @click.option(
@@ -17,9 +18,10 @@ from qwen3_model.command.base import say
 )  # fmt: skip
 @hf_output_options
 def average(sources: tuple[Path, ...], output: Path, weights: tuple[float, ...], hf: HfOptions) -> None:
-    """Write the mean of the weights in SOURCES, models of one shape, as the Hugging Face folder OUTPUT.
+    """Write the mean of models as a Hugging Face folder.
 
-    A source is a checkpoint of any form, such as a file of rank 0, which stands for its step.
+    SOURCES are models of one shape; OUTPUT is the folder. A source is a checkpoint of any form, such as a
+    file of rank 0, which stands for its step.
 
     \b
     Examples:

@@ -6,11 +6,12 @@ import click
 
 from qwen3_ckpt.commands.cli_options import FiniteRange
 from qwen3_model.command.base import quiet_option, say
+from qwen3_model.command.parsing import Command
 
 SOURCE = click.Path(path_type=Path, exists=True)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("source", type=SOURCE)
 @click.option("--file-suffix", metavar="E_S", help="Step of a distributed checkpoint; the newest by default.")
 def inspect(source: Path, file_suffix: str | None) -> None:
@@ -26,12 +27,15 @@ def inspect(source: Path, file_suffix: str | None) -> None:
         say(line)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("source", type=SOURCE)
 @click.option("--write-manifest", is_flag=True, help="Write sha256.json, against which later checks compare.")
 @quiet_option()
 def verify(source: Path, *, write_manifest: bool, quiet: bool) -> None:
-    """Check headers, sizes, index, shapes, NaN and hashes of SOURCE; exit 1 with all faults.
+    """Check any checkpoint; exit 1 with its faults.
+
+    SOURCE is a run, a distributed or merged checkpoint, an adapter, a file or a Hugging Face folder. Checked
+    are headers, sizes, index, shapes, numbers, a model's tokenizer, and hashes where there is a sha256.json.
 
     \b
     Example:
@@ -54,12 +58,14 @@ def verify(source: Path, *, write_manifest: bool, quiet: bool) -> None:
     say(f"{source} is sound")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("first", type=SOURCE)
 @click.argument("second", type=SOURCE)
 @click.option("--tolerance", type=FiniteRange(min=0), default=0.0, help="Largest difference that is none.")
 def diff(first: Path, second: Path, tolerance: float) -> None:
-    """Compare the tensors of FIRST and SECOND, each a checkpoint of any form; exit 1 when they differ.
+    """Compare two checkpoints; exit 1 when they differ.
+
+    FIRST and SECOND are checkpoints of any form.
 
     \b
     Example:

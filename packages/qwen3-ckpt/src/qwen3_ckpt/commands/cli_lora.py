@@ -55,9 +55,9 @@ def fuse(  # noqa: PLR0913 - one parameter a flag
     force: bool,
     quiet: bool,
 ) -> None:
-    """Write OUTPUT, a Hugging Face folder: the weights of BASE plus ADAPTER's, added in float32.
+    """Add an adapter to its base, as a Hugging Face folder.
 
-    ADAPTER is a PEFT folder or a checkpoint with adapter weights.
+    The sum is made in float32. ADAPTER is a PEFT folder or a checkpoint with adapter weights.
 
     \b
     Example:
@@ -89,7 +89,9 @@ def export(
     hf_dir: Path | None,
     force: bool,
 ) -> None:
-    """Write OUTPUT, a PEFT folder, from the adapter weights in SOURCE.
+    """Write the adapter of a run as a PEFT folder.
+
+    SOURCE is the run, its checkpoint, or another folder with adapter weights.
 
     \b
     Example:

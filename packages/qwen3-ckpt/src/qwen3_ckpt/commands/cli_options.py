@@ -2,7 +2,6 @@
 
 import functools
 import math
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qwen3_model.command.base import force_option, quiet_option, say
+from qwen3_model.command.types import BYTES, DTYPE
 
 if TYPE_CHECKING:
     from qwen3_model.checkpoints.fused import FusedLayout
@@ -20,22 +20,7 @@ A_FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 QKV = click.Choice(["grouped", "contiguous"])
 MLP = click.Choice(["interleaved", "contiguous"])
 
-DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
-
-
-class Size(click.ParamType):
-    """Bytes, as a number or with a unit such as 5GB."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([A-Za-z]*)", value)
-        if not match or match[2].upper() not in UNITS or float(match[1]) == 0:
-            self.fail(f"{value!r} is no size such as 5GB, 500MB or a number of bytes", param, ctx)
-        return max(1, int(float(match[1]) * UNITS[match[2].upper()]))
+SAFETENSORS_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
 class FiniteRange(click.FloatRange):
@@ -49,13 +34,13 @@ class FiniteRange(click.FloatRange):
 
 
 shard_option = click.option(
-    "--max-shard-size", "shard_bytes", type=Size(), default="5GB", show_default=True,
+    "--max-shard-size", "shard_bytes", type=BYTES, default="5GB", show_default=True,
     metavar="SIZE", help="Largest file of a Hugging Face folder.",
 )  # fmt: skip
 dtype_option = click.option(
     "--dtype",
-    type=click.Choice(sorted(DTYPES)),
-    callback=lambda _, __, value: DTYPES[value] if value else None,
+    type=DTYPE,
+    callback=lambda _, __, value: SAFETENSORS_NAMES[value] if value else None,
     help="Element type of a Hugging Face folder; kept by default.",
 )
 hf_dir_option = click.option(

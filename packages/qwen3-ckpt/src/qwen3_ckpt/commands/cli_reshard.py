@@ -6,11 +6,12 @@ import click
 
 from qwen3_ckpt.commands.cli_options import A_PATH, echo_notes, hf_dir_option
 from qwen3_model.command.base import force_option, quiet_option, say
+from qwen3_model.command.parsing import Command
 
 A_COUNT = click.IntRange(min=1, max=1 << 16)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("source", type=click.Path(path_type=Path, exists=True))
 @click.argument("output", type=A_PATH)
 @click.option("--data-parallel", "dp", type=A_COUNT, default=1, show_default=True, help="Replicas.")
@@ -46,7 +47,7 @@ def reshard(  # noqa: PLR0913 - one parameter a flag
     force: bool,
     quiet: bool,
 ) -> None:
-    """Cut SOURCE anew for another number of devices.
+    """Cut a checkpoint anew for other devices.
 
     SOURCE is a checkpoint of any form; OUTPUT becomes a folder with `checkpoint` and `strategy`.
 

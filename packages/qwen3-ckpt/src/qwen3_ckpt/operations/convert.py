@@ -1,4 +1,4 @@
-"""Convert whole weights between Hugging Face's folder, ours and mindformers' fused form."""
+"""Convert whole weights: Hugging Face's folder, MindSpore's unified files, mindformers' fused form."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ class ConvertRequest:
     source: Path
     """Weights of any form; see `open_checkpoint`."""
     target: str
-    """"hf", "ours" (unified files with Hugging Face's names) or "mindformers" (fused weights)."""
+    """"hf", "mindspore" (unified files with Hugging Face's names) or "mindformers" (fused weights)."""
     source_layout: FusedLayout
     """Row order of fused weights in the source."""
     target_layout: FusedLayout

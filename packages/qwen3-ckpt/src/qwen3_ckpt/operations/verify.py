@@ -9,11 +9,10 @@ from qwen3_ckpt.sources.placements import ADAPTER, bare_name
 from qwen3_model.checkpoints.adapter_config import CONFIG_FILE
 from qwen3_model.checkpoints.adapters import read_peft
 from qwen3_model.checkpoints.companions import find_companions
-from qwen3_model.checkpoints.hf_folder import INDEX_FILE
 from qwen3_model.checkpoints.model_weights import model_weights
 from qwen3_model.checkpoints.safetensors_file import open_safetensors
-from qwen3_model.checkpoints.verify import count_non_finite
-from qwen3_model.checkpoints.weight_files import ADAPTER_FILE, NAME_MAP, open_checkpoint
+from qwen3_model.checkpoints.verify import count_non_finite, find_index_faults, find_tokenizer_faults
+from qwen3_model.checkpoints.weight_files import ADAPTER_FILE, open_checkpoint
 from qwen3_model.command.files import is_file_name, write_text_atomically
 from qwen3_model.command.json_file import read_json
 from qwen3_model.config import Qwen3Config
@@ -45,31 +44,10 @@ def find_faults(source: Path, count: Callable[[float], None]) -> Iterator[str]:
     for name, tensor in tensors.items():
         if bad := count_non_finite(tensor, count):
             yield f"{name} has {bad} values that are NaN or infinite"
-    yield from _index_faults(source)
+    yield from find_index_faults(source)
+    if companions:
+        yield from find_tokenizer_faults(companions, Qwen3Config.from_dir(companions).vocab_size)
     yield from manifest_faults(source)
-
-
-def _index_faults(source: Path) -> Iterator[str]:
-    """Yield a sentence where an index or a map of names states another size than its tensors have."""
-    for path in [path for name in (INDEX_FILE, NAME_MAP) for path in sorted(source.rglob(name))]:
-        try:
-            told = read_json(path)
-        except FormatError as error:
-            yield str(error)
-            continue
-        metadata, names = told.get("metadata") or {}, told.get("weight_map")
-        if not isinstance(metadata, dict) or "total_size" not in metadata:
-            continue
-        if not isinstance(names, dict) or not all(map(is_file_name, names.values())):
-            yield f"{path} has no weight_map from tensors to files in its folder"
-            continue
-        if absent := sorted({name for name in names.values() if not (path.parent / name).is_file()}):
-            yield f"{path} names files that are not there, such as {absent[0]}"
-            continue
-        files = {open_safetensors(path.parent / name) for name in set(names.values())}
-        total = sum(info.size_bytes for file in files for info in file.tensors.values())
-        if metadata["total_size"] != total:
-            yield f"{path} states a total_size of {metadata['total_size']!r}, its tensors have {total} bytes"
 
 
 def _damaged_files(source: Path) -> Iterator[str]:

@@ -7,9 +7,16 @@ from typing import Any
 import click
 
 from qwen3_data.commands.cli_inspect import strip_ending
-from qwen3_data.commands.cli_options import engine_option, max_record_option, on_error_option, workers_option
+from qwen3_data.commands.cli_options import (
+    engine_option,
+    limit_docs_option,
+    max_record_option,
+    on_error_option,
+    workers_option,
+)
 from qwen3_data.commands.cli_types import ManyValues
 from qwen3_model.command.base import force_option, quiet_option, say
+from qwen3_model.command.parsing import Command, Option
 
 tokenizer_option = click.option(
     "--tokenizer-dir",
@@ -28,7 +35,7 @@ tokenizer_option = click.option(
 @click.option("--allow-special", is_flag=True, help="<|im_end|> and the like in the text mean the tokens.")
 @on_error_option
 @max_record_option
-@click.option("--max-docs", type=click.IntRange(min=1), help="Stop after so many documents.")
+@limit_docs_option
 @quiet_option()
 def count_command(
     inputs: tuple[str, ...],
@@ -77,11 +84,14 @@ def count_command(
         say(f"{count.num_skipped} bad records skipped")
 
 
-@click.command("detokenize")
+@click.command("detokenize", cls=Command)
 @click.argument("prefix", type=click.Path(path_type=Path), callback=strip_ending)
-@click.argument("output", metavar="OUTPUT.jsonl", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("output", metavar="OUTPUT", type=click.Path(dir_okay=False, path_type=Path))
 @tokenizer_option
-@click.option("--key", default="text", show_default=True, help="Name of the text in each object.")
+@click.option(
+    "--json-keys", "key", cls=Option, old=("--key",), metavar="KEY", default="text", show_default=True,
+    help="Key of the text in each object.",
+)  # fmt: skip
 @click.option("--eod-token", help="Left out at the end of a document.  [default: what the manifest says]")
 @force_option()
 @quiet_option()
@@ -95,7 +105,9 @@ def detokenize_command(
     force: bool,
     quiet: bool,
 ) -> None:
-    """Turn a token file back into JSON lines; special tokens come as their text.
+    """Turn a token file back into JSON lines.
+
+    Special tokens come as their text.
 
     \b
     Example:

@@ -7,13 +7,14 @@ import click
 
 from qwen3_data.commands.cli_types import OutputPrefix
 from qwen3_model.command.base import force_option, quiet_option, say
+from qwen3_model.command.parsing import Command
 
 DECIMAL = re.compile(r"[-+]?(nan|inf|[0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 MAX_PARTS = 100_000
 """Numbers of five digits keep the parts in order by name."""
 
 
-@click.command("merge")
+@click.command("merge", cls=Command)
 @click.argument("more_inputs", nargs=-1, type=click.Path(path_type=Path), metavar="[INPUT]...")
 @click.option(
     "--input",
@@ -38,9 +39,10 @@ def merge_command(
     allow_incomplete: bool,
     force: bool,
 ) -> None:
-    """Join token files, in the order given; of the shares of one run it makes the bytes of that run.
+    """Join token files, in the order given.
 
-    A set of shares that is incomplete, repeated, out of order or of several runs is refused.
+    Of the shares of one run it makes the bytes of that run. A set of shares that is incomplete, repeated,
+    out of order or of several runs is refused.
 
     \b
     Example:
@@ -58,7 +60,7 @@ def merge_command(
         say(line)
 
 
-@click.command("split")
+@click.command("split", cls=Command)
 @click.argument("prefix", type=click.Path(path_type=Path))
 @click.option(
     "--parts",
@@ -68,7 +70,9 @@ def merge_command(
 @click.option("--output-prefix", type=OutputPrefix(), help="PREFIX_00000, ... by default.")
 @force_option()
 def split_command(prefix: Path, parts: str, output_prefix: Path | None, *, force: bool) -> None:
-    """Cut a token file into consecutive parts; merging them gives it back.
+    """Cut a token file into consecutive parts.
+
+    Merging them gives it back.
 
     \b
     Example:
@@ -105,7 +109,7 @@ def parse_parts(text: str) -> list[float]:
     return weights
 
 
-@click.command("verify")
+@click.command("verify", cls=Command)
 @click.argument("prefixes", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--tokenizer-dir",
@@ -123,7 +127,9 @@ def verify_command(
     is_sft: bool,
     quiet: bool,
 ) -> None:
-    """Check structure, ids, manifest and end-of-document ids, or masks; exit 1 with what is wrong.
+    """Check token files; exit 1 with what is wrong.
+
+    Checked are structure, ids, manifest and end-of-document ids, or the masks of instruction data.
 
     \b
     Examples:

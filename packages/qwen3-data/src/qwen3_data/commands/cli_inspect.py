@@ -7,6 +7,8 @@ from typing import Any
 import click
 
 from qwen3_model.command.base import say
+from qwen3_model.command.options import limit_option, start_option
+from qwen3_model.command.parsing import Command, Option
 
 
 def strip_ending(ctx: click.Context, parameter: click.Parameter, value: Path) -> Path:
@@ -14,15 +16,15 @@ def strip_ending(ctx: click.Context, parameter: click.Parameter, value: Path) ->
     return value.with_suffix("") if value.suffix in (".bin", ".idx", ".json", ".mask") else value
 
 
-@click.command("inspect")
+@click.command("inspect", cls=Command)
 @click.argument("prefix", type=click.Path(path_type=Path), callback=strip_ending)
 @click.option(
     "--tokenizer-dir",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Decode documents with this tokenizer.",
 )
-@click.option("--docs", type=click.IntRange(min=0), default=2, show_default=True, help="Sequences to show.")
-@click.option("--start", type=click.IntRange(min=0), default=0, show_default=True, help="First one to show.")
+@limit_option("Sequences to show; 0 for none.", "docs", old=("--docs",), default=2, min=0)
+@start_option
 @click.option("--tokens", "shown", type=click.IntRange(min=1), default=64, show_default=True, help="Of each.")
 @click.option(
     "--seq-length",
@@ -33,8 +35,9 @@ def strip_ending(ctx: click.Context, parameter: click.Parameter, value: Path) ->
     help="Count training samples of this length; may be repeated.",
 )
 @click.option(
-    "--png", type=click.Path(dir_okay=False, path_type=Path), help="Draw the histogram of lengths there."
-)
+    "--output", "png", cls=Option, old=("--png",), type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE.png", help="Draw the histogram of lengths there.",
+)  # fmt: skip
 @click.option(
     "--sft", "is_sft", is_flag=True, help="PREFIX is instruction data; tokens with loss are shown green."
 )
@@ -47,7 +50,9 @@ def inspect_command(
     is_sft: bool,
     **options: Any,
 ) -> None:
-    """Say what a token file holds; PREFIX is its path without .bin or .idx.
+    """Say what a token file holds.
+
+    PREFIX is its path without .bin or .idx.
 
     \b
     Examples:

@@ -2,14 +2,12 @@
 
 import click
 
-from qwen3_data.commands.cli_types import ByteSize
+from qwen3_model.command.options import limit_option, threads_option
+from qwen3_model.command.types import BYTES
 
-MAX_WORKERS = 1024
-"""The encoders would try to start any number of threads."""
-
-workers_option = click.option(
-    "--workers", type=click.IntRange(min=1, max=MAX_WORKERS), help="Encoding threads.  [default: all cores]"
-)
+# mindformers' script calls the threads workers.
+workers_option = threads_option("workers", old=("--workers",))
+limit_docs_option = limit_option("Stop after so many documents.", "max_docs", old=("--max-docs",))
 engine_option = click.option(
     "--engine",
     type=click.Choice(["auto", "fastokens", "tokenizers"]),
@@ -26,7 +24,8 @@ on_error_option = click.option(
 )
 max_record_option = click.option(
     "--max-record-bytes",
-    type=ByteSize(),
-    default=1 << 30,
-    help="A longer record stops the run before it takes the memory, also in compressed files.  [default: 1G]",
+    type=BYTES,
+    default="1GiB",
+    show_default=True,
+    help="A longer record stops the run before it takes the memory, also in compressed files.",
 )

@@ -6,9 +6,17 @@ from typing import Any
 
 import click
 
-from qwen3_data.commands.cli_options import engine_option, max_record_option, on_error_option, workers_option
-from qwen3_data.commands.cli_types import ByteSize, ManyValues, OutputPrefix, TokenizerType
+from qwen3_data.commands.cli_options import (
+    engine_option,
+    limit_docs_option,
+    max_record_option,
+    on_error_option,
+    workers_option,
+)
+from qwen3_data.commands.cli_types import ManyValues, OutputPrefix, TokenizerType
 from qwen3_model.command.base import force_option, quiet_option, say
+from qwen3_model.command.parsing import Option
+from qwen3_model.command.types import BYTES
 from qwen3_model.errors import UsageError
 
 NOT_NEEDED = {
@@ -69,8 +77,11 @@ NOT_NEEDED = {
 @workers_option
 @engine_option
 @click.option(
-    "--dtype",
-    type=click.Choice(["auto", "int32", "uint16"]),
+    "--id-dtype",
+    "dtype",
+    cls=Option,
+    old=("--dtype",),
+    type=click.Choice(["auto", "int32", "uint16"], case_sensitive=False),
     default="auto",
     show_default=True,
     help="Of the ids; auto: uint16 where the vocabulary is small enough, as Megatron chooses.",
@@ -87,15 +98,15 @@ NOT_NEEDED = {
     type=click.Path(dir_okay=False, path_type=Path),
     help="JSON lines of the skipped records, with file, line and reason.",
 )
-@click.option("--max-docs", type=click.IntRange(min=1), help="Stop after so many documents.")
+@limit_docs_option
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
 @click.option(
     "--shard-size",
     "shard_bytes",
-    type=ByteSize(),
-    default=256 << 20,
-    help="Output between two points that --resume can go on from, one for each 4 MB of input at most.  "
-    "[default: 256M]",
+    type=BYTES,
+    default="256MiB",
+    show_default=True,
+    help="Output between two points that --resume can go on from, one for each 4 MB of input at most.",
 )
 @click.option(
     "--shard-index", type=int, default=0, show_default=True, help="Which part this machine takes, from 0."
@@ -119,7 +130,9 @@ def preprocess_command(
     tokenizer_type: str,
     **options: Any,
 ) -> None:
-    """Encode text and write Megatron token files (.bin, .idx) and a manifest (.json).
+    """Encode text as Megatron token files.
+
+    They are PREFIX_KEY_document.bin and .idx; a manifest (.json) says how they were made.
 
     \b
     Examples:

@@ -70,7 +70,9 @@ from qwen3_model.command.base import force_option, quiet_option, say
 @force_option()
 @quiet_option()
 def sft_command(workers: int | None, **options: Any) -> None:
-    """Turn instruction data into tokens through the chat template, loss on the assistant's words alone.
+    """Turn instruction data into tokens and a loss mask.
+
+    The chat template renders each conversation; loss is on the assistant's words alone.
 
     Known records: alpaca (instruction, input, output, history, system), ShareGPT (conversations), OpenAI
     (messages, tools), seed tasks (instruction, instances).

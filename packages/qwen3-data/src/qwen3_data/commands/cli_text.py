@@ -6,11 +6,12 @@ from typing import Literal
 import click
 
 from qwen3_model.command.base import force_option, say
+from qwen3_model.command.parsing import Command
 
 
-@click.command("wikitext")
+@click.command("wikitext", cls=Command)
 @click.argument("source", metavar="INPUT", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.argument("output", metavar="OUTPUT.jsonl", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("output", metavar="OUTPUT", type=click.Path(dir_okay=False, path_type=Path))
 @click.option(
     "--unit",
     type=click.Choice(["article", "paragraph"]),

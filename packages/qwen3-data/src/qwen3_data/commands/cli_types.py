@@ -1,26 +1,11 @@
 """Kinds of values on the command line."""
 
-import re
 from pathlib import Path
 from typing import Any
 
 import click
 
-UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
-
-
-class ByteSize(click.ParamType):
-    """A number of bytes: 1000000, 256M, 2G."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"([0-9]{1,15})([KMGT]?)B?", value.strip().upper())
-        if match is None or not int(match[1]):
-            self.fail(f"{value!r} is no size; write for example 64M or 2G", param, ctx)
-        return int(match[1]) << UNITS[match[2]]
+from qwen3_model.command.parsing import Command
 
 
 class OutputPrefix(click.ParamType):
@@ -52,7 +37,7 @@ class TokenizerType(click.ParamType):
         return self.known
 
 
-class ManyValues(click.Command):
+class ManyValues(Command):
     """Command whose `--input a b` and `--json-keys a b` take several values, as mindformers' script does."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

@@ -49,7 +49,7 @@ def check_sources(values: Sequence[str], folder: ModelFolder) -> list[str]:
         ConfigError, FormatError: One is missing, damaged or made with another tokenizer.
     """
     if not values:
-        raise UsageError("give the text to score as --data FILE")
+        raise UsageError("give the text to score as --input FILE")
     notes = []
     for value in values:
         prefix = _token_prefix(value)
@@ -58,7 +58,7 @@ def check_sources(values: Sequence[str], folder: ModelFolder) -> list[str]:
             if not path.is_file():
                 what = "is a folder" if path.is_dir() else "does not exist"
                 raise FormatError(
-                    f"{path} {what}; --data takes a text, a .jsonl file or a prefix of .bin/.idx"
+                    f"{path} {what}; --input takes a text, a .jsonl file or a prefix of .bin/.idx"
                 )
             continue
         tokens, manifest = open_tokens(prefix), read_manifest(prefix)
@@ -165,7 +165,7 @@ def _of_json_lines(path: Path, folder: ModelFolder, reading: Reading) -> Iterato
             text = record.get(reading.json_key) if isinstance(record, dict) else None
             if not isinstance(text, str) or not text:
                 raise FormatError(
-                    f"{where} has no text at the key {reading.json_key!r}; name another with --json-key"
+                    f"{where} has no text at the key {reading.json_key!r}; name another with --json-keys"
                 )
             name = record.get("id")
             yield _document(text, where, name if isinstance(name, str | int) else None, folder, reading)

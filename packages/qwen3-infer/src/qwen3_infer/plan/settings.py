@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen3_infer.settings.schema import FLAG_KEYS, PREDICT
-from qwen3_infer.settings.settings import DEFAULT_NEW_TOKENS, MODEL_PARALLEL
+from qwen3_infer.settings.schema import FLAG_KEYS
+from qwen3_infer.settings.settings import DEFAULT_NEW_TOKENS, MODEL_PARALLEL, read_run_config
 from qwen3_infer.steps.pieces import DEVICE_PIECES, batch_size, round_up
 from qwen3_model.checkpoints.describe import find_config
-from qwen3_model.command.run_config import load_run_config, parse_dotted, parse_run_config
+from qwen3_model.command.spellings import parse_memory
 from qwen3_model.config import Qwen3Config
 from qwen3_model.device.ascend import has_float32_residual
-from qwen3_model.device.memory import parse_memory
 from qwen3_model.errors import ConfigError, UsageError
 from qwen3_model.ranks.layout_checks import split_problems
 
@@ -61,7 +60,7 @@ def read_plan_settings(
     *,
     worker_num: int | None,
     prompt_tokens: int,
-    max_memory: str | None,
+    max_memory: int | None,
 ) -> PlanSettings:
     """Join the YAML, dotted overrides and flags; a flag that is None was not given.
 
@@ -71,17 +70,13 @@ def read_plan_settings(
         overrides: `--section.key value`.
         worker_num: Devices that share the model out; None for what the YAML says.
         prompt_tokens: Of the longest prompt.
-        max_memory: Of a device, like 58GB; None for what the YAML says.
+        max_memory: Bytes of a device; None for what the YAML says.
 
     Raises:
         UsageError: A flag cannot be meant, or no model is named.
         ConfigError: The YAML or the config cannot be read, or the model does not divide.
     """
-    pairs = parse_dotted(overrides)
-    if config_path is None:
-        run = parse_run_config("", pairs, PREDICT, where="the command line")
-    else:
-        run = load_run_config(config_path, pairs, PREDICT)
+    run = read_run_config(config_path, overrides)
     given = {FLAG_KEYS[name]: value for name, value in flags.items() if value is not None}
 
     def value_of(key: str, default: Any) -> Any:
@@ -105,7 +100,7 @@ def read_plan_settings(
         )
     room = round_up(request_tokens, BLOCK_TOKENS)
     cache_tokens = value_of("max_tokens_in_cache", None)
-    limit = max_memory or run.get("context.max_device_memory")
+    limit = run.get("context.max_device_memory")
     return PlanSettings(
         model=model,
         tp=tp,
@@ -113,5 +108,5 @@ def read_plan_settings(
         request_tokens=request_tokens,
         cache_tokens=max(room, round_up(cache_tokens, BLOCK_TOKENS) if cache_tokens else num_requests * room),
         residual_bytes=4 if has_float32_residual(run) else 2,
-        memory_bytes=parse_memory(str(limit)) if limit else None,
+        memory_bytes=max_memory or (parse_memory(str(limit)) if limit else None),
     )

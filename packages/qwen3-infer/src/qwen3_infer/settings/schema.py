@@ -3,19 +3,21 @@
 from typing import Any
 
 from qwen3_model.command.run_config import Key
+from qwen3_model.command.spellings import read_dtype
 from qwen3_model.device.ascend import CONTEXT_SCHEMA
 
 TEXT, FLAG, COUNT, NUMBER = Key((str,)), Key((bool,)), Key((int,)), Key((float,))
 NO_EFFECT = Key(effect="none")
+FLOAT32_ONLY = Key((str,), ("float32",), spelled=read_dtype)
 # config.json says what the model is; these keys may repeat it and change nothing.
 MODEL_CONFIG: dict[str, Any] = {
-    "compute_dtype": Key((str,), ("bfloat16", "float16", "float32"), effect="ascend"),
-    "layernorm_compute_dtype": Key((str,), ("float32",)), "softmax_compute_dtype": Key((str,), ("float32",)),
+    "compute_dtype": Key((str,), ("bfloat16", "float16", "float32"), "ascend", read_dtype),
+    "layernorm_compute_dtype": FLOAT32_ONLY, "softmax_compute_dtype": FLOAT32_ONLY,
     # Turns are computed in float32, weights are bfloat16 on Ascend and the
     # cache has blocks of its own size there, as many as --max-tokens-in-cache asks for.
     "rotary_dtype": NO_EFFECT, "params_dtype": NO_EFFECT,
     "fp32_residual_connection": Key((bool,), effect="ascend"),
-    "residual_dtype": Key((str,), ("float32", "bfloat16"), effect="ascend"),
+    "residual_dtype": Key((str,), ("float32", "bfloat16"), "ascend", read_dtype),
     "position_embedding_type": Key((str,), ("rope", "yarn")), "normalization": Key((str,), ("RMSNorm",)),
     "add_bias_linear": Key((bool,), (False,)), "add_qkv_bias": Key((bool,), (False,)),
     "gated_linear_unit": Key((bool,), (True,)), "qk_layernorm": Key((bool,), (True,)),

@@ -1,6 +1,7 @@
 """What a generation does, settled from three sources: the model's folder, then the YAML, then flags."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from qwen3_model.checkpoints.companions import find_companions
 from qwen3_model.checkpoints.fused import FusedLayout, read_fused_layout
 from qwen3_model.checkpoints.weight_files import is_distributed
 from qwen3_model.command.run_config import RunConfig, load_run_config, parse_dotted, parse_run_config
+from qwen3_model.command.small_files import YAML_BYTES, read_small_text
+from qwen3_model.command.yaml_loader import parse_yaml
 from qwen3_model.device.ascend import AscendSettings, read_ascend_settings
 from qwen3_model.device.cann import require_cann
 from qwen3_model.device.simulation import default_device, read_simulation
-from qwen3_model.errors import ConfigError, UsageError
+from qwen3_model.errors import ConfigError, Qwen3Error, UsageError
 
 DEFAULT_NEW_TOKENS = 512
 DEFAULT_RESULT = "text_generation_result.txt"
@@ -121,11 +124,7 @@ def read_settings(
         UsageError: A flag or an override is no key, or something needed is not given.
         ConfigError: The YAML is unreadable or has unknown keys or wrong values.
     """
-    pairs = parse_dotted(overrides)
-    if config_path is None:
-        run = parse_run_config("", pairs, PREDICT, where="the command line")
-    else:
-        run = load_run_config(config_path, pairs, PREDICT)
+    run = read_run_config(config_path, overrides)
     given = {FLAG_KEYS[name]: value for name, value in flags.items() if value not in (None, ())}
 
     def value_of(key: str, default: Any = None) -> Any:
@@ -178,6 +177,30 @@ def read_settings(
     )
 
 
+def read_run_config(config_path: Path | None, overrides: Sequence[str]) -> RunConfig:
+    """Read the YAML, if any, with dotted overrides put in.
+
+    Raises:
+        UsageError: An override is no key, or the YAML is for training.
+        ConfigError: The YAML is unreadable or has unknown keys or wrong values.
+    """
+    pairs = parse_dotted(overrides)
+    mode: Any = dict(pairs).get("run_mode")
+    if mode is None and config_path is not None and config_path.is_file():
+        with suppress(Qwen3Error, UnicodeDecodeError):  # which loading it will report
+            values = parse_yaml(read_small_text(config_path, YAML_BYTES), str(config_path))
+            mode = values.get("run_mode") if isinstance(values, dict) else None
+    if mode in ("train", "finetune"):
+        given = f"--config {config_path}" if config_path else "the YAML of a run"
+        raise UsageError(
+            f"run_mode='{mode}' is not for this command; use qwen3-train launch or qwen3-train plan with "
+            f"{given}; to generate with what a run has trained give its folder as --pretrained-model-dir"
+        )
+    if config_path is None:
+        return parse_run_config("", pairs, PREDICT, where="the command line")
+    return load_run_config(config_path, pairs, PREDICT)
+
+
 def _texts(data: Any) -> tuple[str, ...]:
     values = (data,) if isinstance(data, str) else tuple(data)
     for number, value in enumerate(values, start=1):
@@ -193,9 +216,9 @@ def _device(wanted: str | None, environment: Mapping[str, str]) -> str:
     """Return CPU or Ascend, which must be there unless the environment asks for a dry run."""
     simulation = read_simulation(environment)
     available = default_device(simulation)
-    device = wanted or available
+    device = available if wanted in (None, "auto") else wanted
     if device == "Ascend" and available != "Ascend":
-        raise ConfigError("context.device_target=Ascend but this machine has none; use --device-target CPU")
+        raise ConfigError("context.device_target=Ascend but this machine has none; use --device cpu")
     if device == "Ascend" and simulation is None:
         require_cann(environment)
     return device

@@ -44,20 +44,20 @@ def read_prompts(data: Sequence[str]) -> list[Prompt]:
         if value.lower().endswith(FILE_SUFFIXES) and "\n" not in value:
             prompts.extend(_read_file(Path(value)))
         elif not value.strip():
-            raise UsageError("--predict-data is empty; give a text, a .txt file or a .jsonl file")
+            raise UsageError("--input is empty; give a text, a .txt file or a .jsonl file")
         else:
             where = "the prompt" if len(data) == 1 else f"prompt {number + 1}"
             prompts.append(Prompt(text=value.replace("\\n", "\n"), where=where))
     if not prompts:
-        raise UsageError("there is no prompt; give --predict-data a text, a .txt file or a .jsonl file")
+        raise UsageError("there is no prompt; give --input a text, a .txt file or a .jsonl file")
     return prompts
 
 
 def _read_file(path: Path) -> Iterator[Prompt]:
     if not path.exists():
-        raise FormatError(f"{path} does not exist; --predict-data takes a text or an existing file")
+        raise FormatError(f"{path} does not exist; --input takes a text or an existing file")
     if path.is_dir():
-        raise FormatError(f"{path} is a folder; --predict-data takes a text or a file")
+        raise FormatError(f"{path} is a folder; --input takes a text or a file")
     lines = read_small(path, INPUT_BYTES).removeprefix(b"\xef\xbb\xbf").split(b"\n")
     if lines[-1] in (b"", b"\r"):
         lines.pop()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3_model.checkpoints.hf_folder import INDEX_FILE, SINGLE_FILE, open_hf_tensors
-from qwen3_model.config import SIZES, Qwen3Config
+from qwen3_model.config import SIZES, Qwen3Config, find_size
 from qwen3_model.errors import ConfigError
 
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -15,6 +15,8 @@ BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 def find_config(source: str) -> Qwen3Config:
     """Return the config that `source` names: one of the six sizes, a config.json, or a folder that has one.
+
+    A path that exists is taken before a longer spelling of a size, such as Qwen3-0.6B.
 
     Raises:
         ConfigError: It is none of these, or the config cannot be read.
@@ -25,6 +27,8 @@ def find_config(source: str) -> Qwen3Config:
     if path.is_dir():
         return Qwen3Config.from_dir(path)
     if not path.exists():
+        if size := find_size(source):
+            return SIZES[size]
         raise ConfigError(
             f"{source} is no path and no size; give a folder, a config.json or one of {', '.join(SIZES)}"
         )

@@ -20,6 +20,7 @@ import numpy as np
 from qwen3_model.checkpoints.byte_writer import Buffer, ByteWriter
 from qwen3_model.checkpoints.source_file import SourceFile, open_source
 from qwen3_model.command.plain_text import is_text
+from qwen3_model.command.small_files import LFS_POINTER, LFS_POINTER_BYTES
 from qwen3_model.errors import FormatError
 
 # numpy has no bfloat16 or float8, whose bits travel as unsigned integers.
@@ -37,7 +38,6 @@ MAX_HEADER_BYTES = 100_000_000
 MAX_DIMENSIONS = 32
 """numpy has no more."""
 BOOLS_AT_ONCE = 1 << 24
-LFS_POINTER, LFS_POINTER_BYTES = b"version https://git-lfs", 64
 
 
 @dataclass(frozen=True, slots=True)

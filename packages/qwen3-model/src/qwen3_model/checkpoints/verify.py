@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 
 from qwen3_model.checkpoints.fused import FusedLayout
-from qwen3_model.checkpoints.hf_folder import open_hf_tensors
+from qwen3_model.checkpoints.hf_folder import INDEX_FILE, open_hf_tensors
 from qwen3_model.checkpoints.model_weights import find_weights
 from qwen3_model.checkpoints.rows import LazyTensor, from_file, row_windows
-from qwen3_model.checkpoints.safetensors_file import FLOAT_DTYPES
+from qwen3_model.checkpoints.safetensors_file import FLOAT_DTYPES, open_safetensors
+from qwen3_model.checkpoints.weight_files import NAME_MAP
+from qwen3_model.command.files import is_file_name
 from qwen3_model.command.json_file import read_json
 from qwen3_model.command.progress import Progress
 from qwen3_model.config import Qwen3Config
@@ -39,6 +41,30 @@ def find_faults(directory: Path, *, quiet: bool = True) -> Iterator[str]:
             if count := count_non_finite(tensor, progress.advance):
                 where = next(tensor.rows.files())[0].path.name
                 yield f"{name} in {where} has {count} values that are NaN or infinite"
+    yield from find_index_faults(directory)
+
+
+def find_index_faults(source: Path) -> Iterator[str]:
+    """Yield a sentence where an index or a map of names states another size than its tensors have."""
+    for path in [path for name in (INDEX_FILE, NAME_MAP) for path in sorted(source.rglob(name))]:
+        try:
+            told = read_json(path)
+        except FormatError as error:
+            yield str(error)
+            continue
+        metadata, names = told.get("metadata") or {}, told.get("weight_map")
+        if not isinstance(metadata, dict) or "total_size" not in metadata:
+            continue
+        if not isinstance(names, dict) or not all(map(is_file_name, names.values())):
+            yield f"{path} has no weight_map from tensors to files in its folder"
+            continue
+        if absent := sorted({name for name in names.values() if not (path.parent / name).is_file()}):
+            yield f"{path} names files that are not there, such as {absent[0]}"
+            continue
+        files = {open_safetensors(path.parent / name) for name in set(names.values())}
+        total = sum(info.size_bytes for file in files for info in file.tensors.values())
+        if metadata["total_size"] != total:
+            yield f"{path} states a total_size of {metadata['total_size']!r}, its tensors have {total} bytes"
 
 
 def find_tokenizer_faults(directory: Path, num_rows: int) -> Iterator[str]:

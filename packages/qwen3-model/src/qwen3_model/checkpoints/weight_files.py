@@ -122,6 +122,14 @@ def is_distributed(source: Path) -> bool:
     return rank_parent(source) is not None
 
 
+def is_no_model_folder(source: Path) -> bool:
+    """Say whether a folder holds weights in another form than a Hugging Face model folder."""
+    if any((source / name).exists() for name in (SINGLE_FILE, INDEX_FILE)):
+        return False
+    merged = any(found for depth in ("", "*/", "*/*/") for found in source.glob(f"{depth}{NAME_MAP}"))
+    return merged or is_distributed(source) or (source / ADAPTER_FILE).is_file()
+
+
 def rank_parent(source: Path) -> Path | None:
     """Return the folder at or directly below `source` that holds rank folders, or None."""
     for folder in (source, source / "checkpoint"):

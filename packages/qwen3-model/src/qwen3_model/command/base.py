@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from qwen3_model.command.parsing import Command
 from qwen3_model.command.plain_text import as_message, one_line, without_controls
 from qwen3_model.errors import Qwen3Error, UsageError
 
@@ -25,6 +26,9 @@ CONTEXT = {
 
 class Commands(click.Group):
     """Group that turns our errors and the system's into one sentence and exit code 1, without a traceback."""
+
+    command_class = Command
+    group_class = type
 
     def __init__(self, *args: object, **attributes: object) -> None:
         attributes.setdefault("context_settings", CONTEXT)

@@ -6,7 +6,7 @@ A key without a value (`key:`, `key: null`, `--key null`) counts as left out.
 
 import difflib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import yaml
 
 from qwen3_model.command.small_files import YAML_BYTES, read_small_text
 from qwen3_model.command.yaml_loader import parse_yaml
-from qwen3_model.errors import ConfigError, UsageError
+from qwen3_model.errors import ConfigError, OverrideError, UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,8 @@ class Key:
     """Allowed values, or the range of whole numbers; empty for any."""
     effect: str = "used"
     """"used", "ascend" (has an effect on Ascend only) or "none" (accepted for compatibility, named once)."""
+    spelled: Callable[[str], str | None] | None = None
+    """Returns the value that a text means, None for a text without meaning; "auto" leaves the key out."""
 
 
 Schema = Mapping[str, Any]
@@ -71,7 +73,7 @@ def parse_dotted(arguments: Sequence[str]) -> list[tuple[str, str]]:
         if not equals:
             found = next(rest, None)
             if found is None or found.startswith("--"):
-                raise UsageError(f"--{key} needs a value")
+                raise OverrideError(f"--{key} needs a value", key)
             value = found
         pairs.append((key.replace("-", "_"), value))
     return pairs
@@ -104,10 +106,12 @@ def parse_run_config(
         values = {}
     if not isinstance(values, dict):
         raise ConfigError(f"{where} must hold keys and values, found {type(values).__name__}")
+    _respell(values, schema)
     if problems := list(_problems(values, schema, "")):
         raise ConfigError(f"{where}: {'; '.join(problems)}")
     for key, value in overrides:
         _override(values, key, _parse_override(key, value))
+        _respell(values, schema)
         _check_override(values, key, schema)
     values = _without_nulls(values, schema)
     return RunConfig(values, tuple(_notes(values, schema)))
@@ -123,6 +127,18 @@ def _parse_override(key: str, value: str) -> Any:
         return parse_yaml(value, f"--{key}")
     except ConfigError as error:
         raise UsageError(f"{error}; quote a text that looks like YAML, as --{key} '\"...\"'") from None
+
+
+def _respell(values: dict[str, Any], schema: Schema) -> None:
+    """Put one spelling in place of the others of a value, such as bfloat16 of bf16."""
+    for key, value in values.items():
+        rule = schema.get(key) if isinstance(key, str) else None
+        if isinstance(rule, Key):
+            meant = rule.spelled(value) if rule.spelled and isinstance(value, str) else None
+            if meant is not None:
+                values[key] = None if meant == "auto" else meant
+        elif isinstance(rule, Mapping) and isinstance(value, dict):
+            _respell(value, rule)
 
 
 def _without_nulls(values: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
@@ -164,7 +180,11 @@ def _list_index(items: list[Any], part: str, dotted: str) -> int:
 
 def _check_override(values: dict[str, Any], dotted: str, schema: Schema) -> None:
     top = dotted.split(".")[0]
+    if top not in schema:
+        raise OverrideError(f"--{dotted}: unknown key {top}", dotted, _meant(dotted, schema))
     problems = list(_problems({top: values[top]}, schema, ""))
+    if problems == [f"unknown key {dotted}"]:
+        raise OverrideError(f"--{dotted}: {problems[0]}", dotted, _meant(dotted.rpartition(".")[2], schema))
     if problems:
         raise UsageError(f"--{dotted}: {'; '.join(problems)}")
 
@@ -220,6 +240,29 @@ def _has_type(value: Any, types: tuple[type, ...]) -> bool:
 def _hint(key: str, schema: Schema) -> str:
     close = difflib.get_close_matches(key, list(schema), n=1)
     return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _meant(dotted: str, schema: Schema) -> tuple[str, ...]:
+    """Return the dotted keys that an unknown one may mean: of its own name further down, or most like it."""
+    dotted = dotted.replace("-", "_")
+    paths = list(_paths(schema, ""))
+    same = [path for path in paths if path.endswith(f".{dotted}")]
+    if same:
+        return tuple(sorted(same, key=len)[:2])
+    if close := difflib.get_close_matches(dotted, paths, n=1):
+        return tuple(close)
+    leaves = [path.rpartition(".")[2] for path in paths]
+    close = difflib.get_close_matches(dotted, leaves, n=1, cutoff=0.75)
+    return (paths[leaves.index(close[0])],) if close else ()
+
+
+def _paths(schema: Schema, prefix: str) -> Iterator[str]:
+    for key, rule in schema.items():
+        yield f"{prefix}{key}"
+        if isinstance(rule, list):
+            yield from _paths(rule[0], f"{prefix}{key}.0.")
+        elif not isinstance(rule, Key):
+            yield from _paths(rule, f"{prefix}{key}.")
 
 
 def _notes(values: Mapping[str, Any], schema: Schema) -> Iterator[str]:

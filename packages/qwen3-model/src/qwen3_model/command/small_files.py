@@ -13,13 +13,15 @@ YAML_BYTES = 1_000_000
 INPUT_BYTES = 1_000_000_000
 """Limit of a file of prompts or of a text to score."""
 PIECE_BYTES = 1 << 20
+LFS_POINTER, LFS_POINTER_BYTES = b"version https://git-lfs", 64
+"""How the file begins that a clone without git-lfs has in place of a large one."""
 
 
 def read_small(path: Path, most_bytes: int = SETTINGS_BYTES) -> bytes:
     """Return the contents of a file.
 
     Raises:
-        FormatError: It has more than `most_bytes`.
+        FormatError: It has more than `most_bytes`, or is a pointer of Git LFS.
         OSError: It cannot be read.
     """
     raw = bytearray()
@@ -30,7 +32,17 @@ def read_small(path: Path, most_bytes: int = SETTINGS_BYTES) -> bytes:
                 raise FormatError(
                     f"{path} has more than {most_bytes:,} bytes, the most that is read of such a file"
                 )
+    refuse_lfs_pointer(path, raw[:LFS_POINTER_BYTES])
     return bytes(raw)
+
+
+def refuse_lfs_pointer(path: Path, head: bytes | bytearray) -> None:
+    """Raise FormatError if a file that begins with `head` only says where Git LFS has its contents."""
+    if head.startswith(LFS_POINTER):
+        raise FormatError(
+            f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in its repository, or "
+            "download the file"
+        )
 
 
 def read_small_text(path: Path, most_bytes: int = SETTINGS_BYTES) -> str:

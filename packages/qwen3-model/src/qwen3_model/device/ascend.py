@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3_model.command.run_config import Key, RunConfig
+from qwen3_model.command.spellings import read_device
 from qwen3_model.errors import ConfigError
 
 PRECISION_MODES = (
@@ -22,7 +23,7 @@ LEVELS = ("O0", "O1")
 
 _ASCEND, _NO_EFFECT = Key(effect="ascend"), Key(effect="none")
 CONTEXT_SCHEMA: Mapping[str, Any] = {
-    "device_target": Key((str,), ("CPU", "Ascend")),
+    "device_target": Key((str,), ("CPU", "Ascend"), spelled=read_device),
     "device_id": Key((int,), effect="ascend"),
     "max_device_memory": Key((str,), effect="ascend"),
     "memory_optimize_level": Key((str,), LEVELS, effect="ascend"),

@@ -1,11 +1,13 @@
 """Records of a dataset, through Hugging Face's `datasets`: files on this machine, or whatever it finds."""
 
 import glob
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from qwen3_model.command.small_files import LFS_POINTER_BYTES, refuse_lfs_pointer
 from qwen3_model.errors import ConfigError, FormatError
 from qwen3_train.settings.hf_loader import LOADER, HfDataSettings
 
@@ -33,7 +35,7 @@ def load_records(data: HfDataSettings) -> Any:
     import datasets
 
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it would say comes as our sentence
     records = _load(datasets, data)
     for method, values in data.steps:
         records = _apply(records, method, values)
@@ -82,8 +84,55 @@ def _check_files(data: HfDataSettings) -> None:
         if "://" in path or "::" in path:
             _refuse_scheme(path)
     for path in _paths(data.data_files):
-        if "://" not in path and not Path(path).exists() and not glob.glob(path):  # noqa: PTH207 - may be absolute
-            raise ConfigError(f"{LOADER}.data_files: {path} does not exist")
+        if "://" not in path:
+            _check_local(path)
+    files = _local_files(data)
+    if files and not any(file.stat().st_size for file in files):
+        names = ", ".join(map(str, files[:3]))
+        raise ConfigError(f"{LOADER}.data_files: {names} is empty; give a file that has records")
+
+
+def _check_local(path: str) -> None:
+    """Refuse a path of data_files that names no file, or a file whose contents are elsewhere."""
+    found = [Path(path)] if Path(path).exists() else list(map(Path, glob.glob(path)))  # noqa: PTH207 - may be absolute
+    if not found:
+        raise ConfigError(f"{LOADER}.data_files: {path} does not exist")
+    files = [each for each in found if each.is_file()]
+    if not files:
+        inner = sorted(each.suffix for each in found[0].iterdir() if each.is_file() and each.suffix)
+        pattern = f"{found[0]}/*{inner[0] if inner else '.jsonl'}"
+        raise ConfigError(
+            f"{LOADER}.data_files: {found[0]} is a folder; give files, such as '{pattern}' in quotes"
+        )
+    for file in files:
+        with file.open("rb") as opened:
+            refuse_lfs_pointer(file, opened.read(LFS_POINTER_BYTES))
+
+
+def _local_files(data: HfDataSettings) -> list[Path]:
+    """Return the files of this machine that `data_files` names."""
+    paths = [path for path in _paths(data.data_files) if "://" not in path]
+    found = [each for path in paths for each in ([path] if Path(path).exists() else sorted(glob.glob(path)))]  # noqa: PTH207
+    return [Path(each) for each in found if Path(each).is_file()]
+
+
+def _broken_json(data: HfDataSettings) -> str | None:
+    """Return which line of the JSON files is not JSON and why, or None where that is not what is wrong."""
+    for file in _local_files(data) if data.path == "json" else ():
+        if file.suffix not in (".json", ".jsonl"):
+            continue
+        with file.open("rb") as opened:
+            is_array = opened.read(1) == b"["
+            opened.seek(0)
+            for number, line in enumerate([opened.read()] if is_array else opened, start=1):
+                try:
+                    json.loads(line) if line.strip() else None
+                except ValueError as error:
+                    where = f"{file}" if is_array else f"{file}, line {number}"
+                    if not is_array and number == 1 and line.strip() in (b"{", b"["):
+                        return None  # an object over several lines, which is another matter
+                    return f"{where} is not JSON: {error}"
+    return None
 
 
 def _refuse_word(path: str) -> None:
@@ -144,13 +193,21 @@ def _load(datasets: Any, data: HfDataSettings) -> Any:
     except ConfigError:
         raise
     except Exception as error:  # datasets raises whatever its readers raise
+        if broken := _broken_json(data):
+            raise FormatError(f"{LOADER}.data_files: {broken}; mend or delete it") from error
         told = f"{type(error).__name__}: {str(error).strip() or error.__cause__}".splitlines()[0][:300]
         cause = error.__cause__
         why = f" ({type(cause).__name__}: {str(cause).splitlines()[0][:300]})" if cause and str(cause) else ""
         raise FormatError(
             f"{LOADER}: datasets cannot load path={data.path}, data_files={data.data_files}, "
-            f"split={data.split}: {told}{why}; without a network use path: json and data_files"
+            f"split={data.split}: {told}{why}{_advice(data)}"
         ) from error
+
+
+def _advice(data: HfDataSettings) -> str:
+    if data.path in FILE_FORMATS:
+        return f"; the files must be {data.path} files that have records and one kind of columns"
+    return "; without a network use path: json and data_files"
 
 
 def _apply(records: Any, method: str, values: Mapping[str, Any]) -> Any:

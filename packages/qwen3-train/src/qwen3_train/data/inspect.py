@@ -48,7 +48,7 @@ def inspect_data(
         data = prepare_sft(settings, settings.data, notes)
     if first >= len(data.train):
         raise ConfigError(
-            f"there are {len(data.train)} samples, counted from 0; --first {first} is none of them"
+            f"there are {len(data.train)} samples, counted from 0; --start {first} is none of them"
         )
     folder = settings.tokenizer_dir
     tokenizer = Qwen3Tokenizer.from_dir(folder) if folder and (folder / "tokenizer.json").is_file() else None

@@ -88,11 +88,6 @@ def _check_manifest(manifest: Manifest, prefix: str, settings: TrainSettings, da
             f"but the model has vocab_size={settings.model.vocab_size}; use data of the model's "
             "tokenizer or raise vocab_size"
         )
-    if data.eod is not None and data.eod != manifest.eod_id:
-        raise ConfigError(
-            f"eod={data.eod} but documents of {prefix} end with {manifest.eod_id}; set "
-            f"--train_dataset.data_loader.config.eod {manifest.eod_id} or leave it out"
-        )
     tokenizer = settings.hf_dir / "tokenizer.json" if settings.hf_dir else None
     if tokenizer is not None and tokenizer.is_file():
         digest = hashlib.sha256(read_small(tokenizer, INDEX_BYTES)).hexdigest()
@@ -101,6 +96,11 @@ def _check_manifest(manifest: Manifest, prefix: str, settings: TrainSettings, da
                 f"{prefix} was made with another tokenizer ({manifest.tokenizer_name}) than {tokenizer}; "
                 "preprocess the data with the model's own"
             )
+    if data.eod is not None and data.eod != manifest.eod_id:
+        raise ConfigError(
+            f"eod={data.eod} but documents of {prefix} end with {manifest.eod_id}; set "
+            f"--train_dataset.data_loader.config.eod {manifest.eod_id} or leave it out"
+        )
 
 
 def _check_ids(tokens: TokenFile, prefix: str, vocab_size: int, pad: int) -> None:

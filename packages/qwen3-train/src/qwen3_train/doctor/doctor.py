@@ -32,7 +32,12 @@ PRODUCT_RTOL = {"CPU": 1e-5, "Ascend": 1e-2}
 
 
 def examine(
-    device: str, launch: LaunchSettings, output_dir: Path, environment: Mapping[str, str], *, time_out_s: int
+    device: str,
+    launch: LaunchSettings,
+    output_dir: Path,
+    environment: Mapping[str, str],
+    *,
+    time_out_s: float,
 ) -> Iterator[Finding]:
     """Yield one finding after the other, those that need the device last.
 
@@ -104,18 +109,18 @@ def _use_device(device: str, launch: LaunchSettings, found: Path, environment: M
 
 
 @contextmanager
-def _limit(seconds: int) -> Iterator[None]:
+def _limit(seconds: float) -> Iterator[None]:
     """Raise after `seconds`: a device or a network that stands still says nothing by itself."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise Qwen3Error(f"the workers did not end within {seconds} s (--time-out)")
+        raise Qwen3Error(f"the workers did not end within {seconds:g} s (--timeout)")
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
 

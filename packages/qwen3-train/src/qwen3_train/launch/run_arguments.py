@@ -8,10 +8,13 @@ from typing import Any
 from qwen3_model.command.run_config import RunConfig, Schema, load_run_config, parse_dotted
 from qwen3_model.command.small_files import YAML_BYTES, read_small_text
 from qwen3_model.command.yaml_loader import parse_yaml
-from qwen3_model.errors import ConfigError, UsageError
+from qwen3_model.errors import Qwen3Error, UsageError
 from qwen3_train.prepare.prepare import PreparedRun
 from qwen3_train.settings.schema import FLAG_ALIASES, TRAIN
 from qwen3_train.settings.unused import with_winning_overrides
+
+EXAMPLE = "configs/qwen3/demo.yaml"
+"""A YAML of the checkout that one process runs."""
 
 
 def read_config(config_path: Path, arguments: Sequence[str], schema: Schema = TRAIN) -> RunConfig:
@@ -21,11 +24,7 @@ def read_config(config_path: Path, arguments: Sequence[str], schema: Schema = TR
         UsageError, ConfigError: A key is unknown or a value cannot be meant.
     """
     overrides = read_overrides(arguments)
-    if _run_mode(config_path, overrides) == "predict":
-        raise UsageError(
-            "run_mode='predict' is not for this command; use qwen3-infer generate or qwen3-infer plan with "
-            f"--config {config_path}"
-        )
+    refuse_other_files(config_path, overrides)
     return load_run_config(config_path, overrides, schema)
 
 
@@ -39,14 +38,29 @@ def read_overrides(arguments: Sequence[str]) -> list[tuple[str, str]]:
     return with_winning_overrides(pairs)
 
 
-def _run_mode(config_path: Path, overrides: Sequence[tuple[str, str]]) -> Any:
-    """Return the run's mode before its keys are checked, which in a YAML for prediction are others."""
-    stated = dict(overrides).get("run_mode")
-    if stated is None and config_path.is_file():
-        with suppress(ConfigError, UnicodeDecodeError):
+def refuse_other_files(config_path: Path, overrides: Sequence[tuple[str, str]]) -> None:
+    """Refuse a YAML that is empty or for another command, before each of its keys is called unknown.
+
+    Raises:
+        UsageError, ConfigError: It is one; the sentence names the command or the file that is meant.
+    """
+    values: Any = {}
+    if config_path.is_file():
+        with suppress(Qwen3Error, UnicodeDecodeError):  # which loading it will report
             values = parse_yaml(read_small_text(config_path, YAML_BYTES), str(config_path))
-            stated = values.get("run_mode") if isinstance(values, dict) else None
-    return stated
+    if values is None:
+        raise UsageError(f"{config_path} is empty; begin with a copy of {EXAMPLE}")
+    values = values if isinstance(values, dict) else {}
+    if dict(overrides).get("run_mode", values.get("run_mode")) == "predict":
+        raise UsageError(
+            "run_mode='predict' is not for this command; use qwen3-infer generate or qwen3-infer plan with "
+            f"--config {config_path}"
+        )
+    if "hidden_size" in values and "model" not in values:
+        raise UsageError(
+            f"{config_path} is a model's config.json; give the YAML of a run as --config, such as {EXAMPLE}, "
+            f"and --pretrained_model_dir {config_path.parent}"
+        )
 
 
 def pinned(run: PreparedRun) -> list[str]:

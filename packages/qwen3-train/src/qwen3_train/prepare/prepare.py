@@ -222,6 +222,20 @@ def _check_weights(settings: TrainSettings, *, is_start: bool) -> None:
         )
 
 
+def _smaller(settings: TrainSettings, num_samples: int) -> str:
+    """Say what to change, so that the samples are enough for a step."""
+    if settings.data.num_train is not None and settings.data.num_train <= num_samples:
+        more = "raise --train_dataset.data_loader.sizes"
+    else:
+        more = "use more data"
+    others = settings.passes * settings.layout.data_parallel
+    if num_samples >= others:
+        return f"set --runner_config.batch_size {num_samples // others}, or {more}"
+    if num_samples >= settings.layout.data_parallel and settings.passes > 1:
+        return f"set --batch_size 1 and --gradient_accumulation_steps 1, or {more}"
+    return f"{more}, or lower seq_length"
+
+
 def _plan(settings: TrainSettings, train: Dataset) -> BatchPlan:
     num_samples = min(len(train), settings.data.num_train or len(train))
     plan = BatchPlan(
@@ -235,7 +249,6 @@ def _plan(settings: TrainSettings, train: Dataset) -> BatchPlan:
         raise ConfigError(
             f"one step takes {plan.global_batch} samples (batch_size {settings.batch_size} x "
             f"{settings.passes} forward passes x data_parallel {plan.num_replicas}) but the data give "
-            f"{num_samples} of seq_length {settings.data.seq_length}; make the batch or seq_length smaller, "
-            "or raise sizes"
+            f"{num_samples} of seq_length {settings.data.seq_length}; {_smaller(settings, num_samples)}"
         )
     return plan

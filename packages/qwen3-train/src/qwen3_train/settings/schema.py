@@ -3,12 +3,13 @@
 from typing import Any
 
 from qwen3_model.command.run_config import Key
+from qwen3_model.command.spellings import read_dtype
 from qwen3_model.device.ascend import CONTEXT_SCHEMA
 
 TEXT, FLAG, COUNT, NUMBER, ANY = Key((str,)), Key((bool,)), Key((int,)), Key((float,)), Key()
 NO_EFFECT = Key(effect="none")
 SEED = Key((int,), range(2**32))  # what NumPy's generators take
-FLOAT32_ONLY = Key((str,), ("float32",))  # what is computed on every device
+FLOAT32_ONLY = Key((str,), ("float32",), spelled=read_dtype)  # what is computed on every device
 
 PET_CONFIG: dict[str, Any] = {
     "pet_type": Key((str,), ("lora",)), "lora_rank": COUNT, "lora_alpha": NUMBER, "lora_dropout": NUMBER,
@@ -34,14 +35,14 @@ MODEL_CONFIG: dict[str, Any] = {
     "attention_bias": Key((bool,), (False,)), "add_qkv_bias": Key((bool,), (False,)),
     "add_bias_linear": Key((bool,), (False,)), "attention_dropout": Key((float,), (0.0,)),
     "hidden_dropout": Key((float,), (0.0,)), "qk_layernorm": Key((bool,), (True,)),
-    "position_embedding_type": Key((str,), ("rope",)), "params_dtype": Key((str,), ("float32",)),
+    "position_embedding_type": Key((str,), ("rope",)), "params_dtype": FLOAT32_ONLY,
     # A CPU computes in float32, Ascend in bfloat16.
-    "compute_dtype": Key((str,), ("bfloat16", "float16", "float32"), effect="ascend"),
+    "compute_dtype": Key((str,), ("bfloat16", "float16", "float32"), "ascend", read_dtype),
     "layernorm_compute_dtype": FLOAT32_ONLY, "softmax_compute_dtype": FLOAT32_ONLY,
     "rotary_dtype": FLOAT32_ONLY,
     # A CPU adds in float32 in any case.
     "fp32_residual_connection": Key((bool,), effect="ascend"), "type": NO_EFFECT,
-    "residual_dtype": Key((str,), ("float32", "bfloat16"), effect="ascend"),
+    "residual_dtype": Key((str,), ("float32", "bfloat16"), "ascend", read_dtype),
     "use_flash_attention": NO_EFFECT,
     "pet_config": PET_CONFIG, "offset": ANY, "pp_interleave_num": COUNT,
     "use_cache": NO_EFFECT, "input_sliced_sig": NO_EFFECT, "qkv_concat": NO_EFFECT,
@@ -213,6 +214,7 @@ FLAG_ALIASES = {
     "gradient_accumulation_steps": "runner_config.gradient_accumulation_steps",
     "sink_mode": "runner_config.sink_mode",
     "device_target": "context.device_target",
+    "device": "context.device_target",
     "device_id": "context.device_id",
     "mode": "context.mode",
 }

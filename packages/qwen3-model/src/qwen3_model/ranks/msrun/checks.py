@@ -29,7 +29,7 @@ class LaunchSettings:
     log_dir: Path = Path("output/msrun_log")
     join: bool = True
     """Wait for the job; else it goes on in the background."""
-    cluster_time_out: int = 7200
+    cluster_time_out: float = 7200
     """Seconds to wait for the workers of the other nodes."""
 
     @property

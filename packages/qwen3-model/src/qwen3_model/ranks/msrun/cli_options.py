@@ -9,11 +9,13 @@ from typing import Any
 
 import click
 
+from qwen3_model.command.parsing import Option
+from qwen3_model.command.types import SECONDS
 from qwen3_model.errors import UsageError
 from qwen3_model.ranks.msrun.checks import LaunchSettings
 from qwen3_model.ranks.msrun.slurm import SlurmStep, node_address, read_slurm
 
-OPTIONS = (
+OPTIONS: tuple[Callable[..., Any], ...] = (
     click.option("--worker-num", default=1, show_default=True, help="Workers of the job, on all nodes."),
     click.option(
         "--local-worker-num",
@@ -31,12 +33,14 @@ OPTIONS = (
         "--log-dir", type=click.Path(path_type=Path), help="Folder of logs.  [default: output_dir/msrun_log]"
     ),
     click.option(
-        "--join", default=True, show_default=True, type=bool, help="False goes on in the background."
+        "--join/--no-join", cls=Option, takes_words=True, default=True,
+        help="Wait for the job, or let it go on in the background.  [default: join]",
     ),
     click.option(
-        "--cluster-time-out", default=7200, show_default=True, help="Seconds to wait for the other nodes."
+        "--cluster-timeout", "cluster_time_out", cls=Option, old=("--cluster-time-out",), type=SECONDS,
+        default=7200, show_default=True, metavar="SECONDS", help="Seconds to wait for the other nodes.",
     ),
-)
+)  # fmt: skip
 
 
 def launch_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,6 +5,7 @@ scheduler, and when it is killed its workers live on. So the launcher watches th
 the whole job at the first failure, and has a guard (`job_guard`) for its own sudden death.
 """
 
+import math
 import os
 import signal
 import subprocess
@@ -112,7 +113,7 @@ def msrun_command(argv: Sequence[str], settings: LaunchSettings, msrun: Path) ->
         f"--worker_num={settings.worker_num}", f"--local_worker_num={settings.local_worker_num}",
         f"--master_addr={settings.master_addr}", f"--master_port={settings.master_port}",
         f"--node_rank={settings.node_rank}", f"--log_dir={settings.log_dir.absolute()}",
-        f"--cluster_time_out={settings.cluster_time_out}", "--join=True",
+        f"--cluster_time_out={math.ceil(settings.cluster_time_out)}", "--join=True",
         f"--tail_worker_log={settings.worker_num}",  # no such rank; else msrun shows all logs
         interpreter_name(), "-m", "qwen3_model.ranks.msrun.cli_worker", *argv,
     ]  # fmt: skip
