@@ -56,7 +56,7 @@ def test_logits_are_those_from_which_generation_takes_its_first_token(run, monke
     names = run("Logits of a model")
     assert names["logits_BLV"].shape == (*names["ids_BL"].shape, CONFIG["vocab_size"])
     # MindSpore's operators: a compiler is not what is tested here.
-    monkeypatch.setattr("qwen3_infer.engine.local.find_library", lambda *_: None)
+    monkeypatch.setattr("qwen3_infer.processes.local.find_library", lambda *_: None)
     answers = run("Generate")["answers"]
     first = answers["My lord, I will"].ids[0]
     assert first == names["logits_BLV"][0, -1].argmax()
