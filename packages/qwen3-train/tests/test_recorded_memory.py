@@ -7,7 +7,8 @@ import pytest
 
 from qwen3_model.command.run_config import load_run_config, parse_dotted
 from qwen3_train.plan.memory import plan_memory
-from qwen3_train.plan.settings import PLAN_SCHEMA, read_plan_settings
+from qwen3_train.plan.settings import read_plan_settings
+from qwen3_train.settings.schema import TRAIN
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "qwen3"
 RECORDED = json.loads(Path(__file__).with_name("recorded_memory.json").read_text(encoding="utf-8"))[
@@ -19,7 +20,7 @@ MOST = 0.1
 @pytest.mark.parametrize("row", RECORDED, ids=lambda row: row["name"])
 def test_the_plan_is_within_a_tenth_of_what_mindspore_plans(row):
     changes = [*row["changes"], "--context.device_target", "Ascend"]
-    config = load_run_config(CONFIGS / f"{row['config']}.yaml", parse_dotted(changes), PLAN_SCHEMA)
+    config = load_run_config(CONFIGS / f"{row['config']}.yaml", parse_dotted(changes), TRAIN)
     settings = read_plan_settings(config)
     assert settings.layout.num_ranks == row["ranks"]
     stage = plan_memory(settings)[settings.layout.coordinates(row["rank"])[0]]

@@ -9,6 +9,7 @@ from qwen3_model.command.run_config import load_run_config, parse_run_config
 from qwen3_model.config import SIZES
 from qwen3_model.errors import ConfigError
 from qwen3_model.ranks.layout import Layout
+from qwen3_train.plan.settings import read_plan_settings
 from qwen3_train.settings.run import read_settings
 from qwen3_train.settings.schema import TRAIN
 from qwen3_train.settings.skip import SkipSettings
@@ -158,3 +159,48 @@ def test_keys_that_nothing_reads_are_named(tmp_path):
     notes = parse_run_config(yaml.safe_dump(values), [], TRAIN, where="x").notes
     assert "eval_epoch_interval" in notes[0]
     assert "train_dataset.data_loader.config.create_attention_mask" in notes[0]
+
+
+def test_launch_and_plan_read_the_same(tmp_path):
+    overrides = [
+        ("model.model_config.num_hidden_layers", "4"), ("use_parallel", "True"),
+        ("parallel_config.model_parallel", "2"), ("parallel_config.pipeline_stage", "2"),
+        ("parallel_config.micro_batch_num", "2"), ("recompute_config.recompute", "True"),
+        ("model.model_config.offset", "[1, -1]"), ("runner_config.epochs", "3"), ("runner_config.batch_size", "2"),
+        ("train_dataset.data_loader.config.reset_attention_mask", "True"),
+        ("model.model_config.pet_config", "{lora_rank: 4, target_modules: linear_qkv}"),
+    ]  # fmt: skip
+    config = parse_run_config(yaml.safe_dump(tiny_run(tmp_path, "p")), overrides, TRAIN, where="test")
+    run, plan = read_settings(config, worker_num=4), read_plan_settings(config)
+    for name in ("model", "layout", "offset", "micro_batch_num", "accumulation", "epochs", "shares_writing"):
+        assert getattr(plan, name) == getattr(run, name), name
+    assert (plan.micro_batch, plan.recompute) == (run.batch_size, run.recompute.kind) == (2, "full")
+    assert (plan.seq_length, plan.num_samples) == (run.data.seq_length, run.data.num_train)
+    assert plan.separate_documents is run.data.separate_documents is True
+    assert (plan.adapters.rank, plan.adapters.target_modules) == (4, "linear_qkv")
+    assert (run.lora.rank, run.lora.target_modules) == (4, "linear_qkv")
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("parallel_config.data_parallel", "0"),
+        ("parallel_config.context_parallel", "-1"),
+        ("runner_config.batch_size", "0"),
+        ("model.model_config.pet_config", "{lora_alpha: 0}"),
+        ("model.model_config.pet_config", "{freeze_include: ['nothing']}"),
+        ("model.model_config.max_position_embeddings", "4"),
+        ("pretrained_model_dir", "nowhere"),
+        ("train_dataset.data_loader.type", "Other"),
+        ("train_dataset.data_loader.sizes", "[many]"),
+        ("data_skip_steps", "3"),
+    ],
+)
+def test_launch_and_plan_refuse_in_the_same_words(tmp_path, key, value):
+    overrides = [("use_parallel", "True"), (key, value)]
+    config = parse_run_config(yaml.safe_dump(tiny_run(tmp_path, "p")), overrides, TRAIN, where="test")
+    with pytest.raises(ConfigError) as launch:
+        read_settings(config)
+    with pytest.raises(ConfigError) as plan:
+        read_plan_settings(config)
+    assert str(launch.value) == str(plan.value)

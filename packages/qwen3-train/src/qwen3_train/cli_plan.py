@@ -54,13 +54,13 @@ def plan(
     from qwen3_train.launch.run_arguments import read_config, read_overrides
     from qwen3_train.plan.dry_run import dry_run, dry_run_text, find_tool
     from qwen3_train.plan.plan import make_plan, plan_values
-    from qwen3_train.plan.settings import PLAN_SCHEMA, read_plan_settings
+    from qwen3_train.plan.settings import read_plan_settings
     from qwen3_train.plan.text import plan_text
     from qwen3_train.settings.unused import unused_keys
 
     if runs_dry:
         find_tool()
-    config = read_config(config_path, overrides, PLAN_SCHEMA)
+    config = read_config(config_path, overrides)
     notes = [*config.notes, *unused_keys(config)]
     limit = config.get("context.max_device_memory")
     made = make_plan(

@@ -214,12 +214,6 @@ def _check_weights(settings: TrainSettings, *, is_start: bool) -> None:
         )
     if source is not None and not is_hf_folder(source):
         open_weight_files(source, settings.strategy_from)
-    if settings.data.seq_length > settings.model.max_position_embeddings:
-        raise ConfigError(
-            f"seq_length={settings.data.seq_length} is longer than "
-            f"max_position_embeddings={settings.model.max_position_embeddings}; shorten one or raise the "
-            "other"
-        )
 
 
 def _smaller(settings: TrainSettings, num_samples: int) -> str:

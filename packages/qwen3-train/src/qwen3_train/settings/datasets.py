@@ -1,6 +1,7 @@
 """The sections `train_dataset` and `eval_dataset`, of whichever kind of data they are."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from qwen3_model.command.run_config import RunConfig, section_problems
@@ -9,7 +10,7 @@ from qwen3_train.settings.blend import has_weights
 from qwen3_train.settings.conversation_blend import BlendSettings, read_blend, token_section
 from qwen3_train.settings.hf_loader import HfDataSettings, SftFileSettings, read_hf_data, read_sft_file
 from qwen3_train.settings.schema import DATASET
-from qwen3_train.settings.token_files import DataSettings, read_data
+from qwen3_train.settings.token_files import DataSettings, read_data, read_sizes
 
 Conversations = HfDataSettings | SftFileSettings | BlendSettings
 
@@ -37,6 +38,57 @@ def read_dataset(section: Mapping[str, Any]) -> DataSettings | Conversations:
     if kind == HF:
         return read_hf_data(section)
     return read_sft_file(section) if kind == SFT_FILE else read_data(section)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Samples:
+    """What the arithmetic of a step needs to know of the data."""
+
+    seq_length: int
+    """Tokens of a sample."""
+    num_train: int | None
+    """Samples of an epoch; None where only the data know."""
+    separate_documents: bool
+    """No attention from one document or conversation of a sample to another."""
+
+
+def read_samples(config: RunConfig) -> Samples:
+    """Read `train_dataset` without its files, which need not be there and need not be named.
+
+    A section that names them is read as `read_dataset` reads it, and refused alike. Only samples made before
+    say their length in a file; theirs, and that of data without a name, is what the YAML states.
+
+    Raises:
+        ConfigError: A value cannot work, or the length is not stated.
+    """
+    section = config.get("train_dataset") or {}
+    if _names_data(section):
+        data = read_dataset(section)
+        separate = data.separate_documents if isinstance(data, DataSettings) else True
+        return Samples(seq_length=data.seq_length, num_train=data.num_train, separate_documents=separate)
+    loader = section.get("data_loader") or {}
+    keys = loader.get("config") or {}
+    handlers = (handler.get("seq_length") for handler in loader.get("handler") or [])
+    lengths = (keys.get("seq_length"), *handlers, config.get("model.model_config.seq_length"))
+    seq_length = next((length for length in lengths if length is not None), None)
+    if not seq_length or seq_length < 1:
+        raise ConfigError(f"train_dataset.data_loader.config.seq_length={seq_length} must be at least 1")
+    is_masked = bool(keys.get("reset_attention_mask") or keys.get("create_compressed_eod_mask"))
+    return Samples(
+        seq_length=seq_length,
+        num_train=read_sizes(loader.get("sizes"))[0],
+        separate_documents=is_masked or (loader.get("type") or TOKENS) != TOKENS,
+    )
+
+
+def _names_data(section: Mapping[str, Any]) -> bool:
+    """Say whether a section names data whose length does not stand in a file of theirs."""
+    loader = section.get("data_loader") or {}
+    entries = loader.get("datasets") or [loader]
+    if SFT_FILE in (loader.get("type"), *(entry.get("type") for entry in entries)):
+        return False
+    paths = [(loader.get("config") or {}).get(key) for key in ("data_path", "train_data_path")]
+    return any(paths) or any(entry.get("path") for entry in entries)
 
 
 def read_eval_dataset(config: RunConfig, train: DataSettings | Conversations) -> Conversations | None:

@@ -20,6 +20,7 @@ def read_layout(config: RunConfig) -> Layout:
     if not config.get("use_parallel", False):
         return Layout()
     section = config.get("parallel_config") or {}
+    _refuse_numbers_below_one(section)
     if (section.get("pipeline_stage") or 1) > 1:
         _refuse_interleaved_stages(config)
     cp = _context_parallel(section)
@@ -32,12 +33,17 @@ def read_layout(config: RunConfig) -> Layout:
     )
 
 
+def _refuse_numbers_below_one(section: Mapping[str, Any]) -> None:
+    keys = ("data_parallel", "model_parallel", "pipeline_stage", "context_parallel", "micro_batch_num")
+    values = ((key, section.get(key)) for key in keys)
+    if low := [f"parallel_config.{key}={value}" for key, value in values if value is not None and value < 1]:
+        raise ConfigError("; ".join(f"{each} must be at least 1" for each in low))
+
+
 def _context_parallel(section: Mapping[str, Any]) -> int:
     number, algorithm = section.get("context_parallel"), section.get("context_parallel_algo")
     if number is None or number == 1:
         return 1
-    if number < 1:
-        raise ConfigError(f"parallel_config.context_parallel={number} must be at least 1")
     if algorithm not in (None, GATHERING):
         raise ConfigError(
             f"parallel_config.context_parallel_algo={algorithm!r} is not implemented; use {GATHERING}, which "

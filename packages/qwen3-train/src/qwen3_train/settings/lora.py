@@ -29,6 +29,8 @@ class LoraSettings:
     """Share of an adapter's inputs that is dropped in training."""
     a_init: str
     b_init: str
+    target_modules: str
+    """The pattern that chose the modules."""
     modules: tuple[str, ...]
     """Paths of the modules that carry an adapter."""
     trained: Mapping[str, tuple[int, ...]]
@@ -79,6 +81,7 @@ def read_lora(section: Mapping[str, Any], config: Qwen3Config) -> LoraSettings:
         dropout=dropout,
         a_init=inits["lora_a_init"],
         b_init=inits["lora_b_init"],
+        target_modules=pattern,
         modules=tuple(name.removesuffix(".lora_A.weight") for name in shapes if ".lora_A." in name),
         trained=_trained(section, config.weight_shapes() | shapes),
     )

@@ -54,7 +54,7 @@ def read_data(section: Mapping[str, Any]) -> DataSettings:
     if not seq_length or seq_length < 1:
         raise ConfigError(f"{LOADER}.config.seq_length={seq_length} must be at least 1")
     train, valid, split = _files(config)
-    num_train, num_valid = _sizes(loader.get("sizes"))
+    num_train, num_valid = read_sizes(loader.get("sizes"))
     if num_train is None and has_weights(train):
         raise ConfigError(
             f"{LOADER} has weights in data_path, but sizes={loader.get('sizes')} does not say how many "
@@ -100,8 +100,12 @@ def _files(config: Mapping[str, Any]) -> tuple[Blend, Blend | None, str | None]:
     return blend, blend if bounds[1] is not None else None, split
 
 
-def _sizes(sizes: Any) -> tuple[int | None, int | None]:
-    """Read `[train, valid, test]`; 0, -1 or none means one pass over the part."""
+def read_sizes(sizes: Any) -> tuple[int | None, int | None]:
+    """Read `[train, valid, test]`; 0, -1 or none means one pass over the part.
+
+    Raises:
+        ConfigError: The list is longer, or has another value.
+    """
     if sizes is None:
         return None, None
     if len(sizes) > 3 or not all(size is None or (type(size) is int and size >= -1) for size in sizes):

@@ -1,36 +1,18 @@
 """Values of a YAML that can be checked without its files, by `launch` and `plan` alike."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from qwen3_model.command.run_config import RunConfig
-from qwen3_model.errors import ConfigError
 from qwen3_train.settings.lr_schedule import make_schedule
-from qwen3_train.settings.profiling import read_profile
-from qwen3_train.settings.resume import read_resume
-from qwen3_train.settings.skip import read_skip
-from qwen3_train.settings.validation import read_validation
 
 ANY_STEPS = 1000
-"""Of a run whose number of steps only the data know."""
+"""Steps to try a schedule with, as only the data know their number."""
 
 
-def value_problems(config: RunConfig) -> list[str]:
-    """Return what is wrong with numbers, optimizer, schedule, skipping and resuming."""
-    problems = number_problems(config)
-    checks: tuple[Callable[[RunConfig], object], ...] = (
-        read_skip,
-        read_resume,
-        read_validation,
-        read_profile,
-        check_schedule,
-    )
-    for check in checks:
-        try:
-            check(config)
-        except ConfigError as error:
-            problems.append(str(error))
-    return problems
+def callback_of(config: RunConfig, kind: str) -> dict[str, Any]:
+    """Return the section of the callback `kind`; empty where the YAML has none."""
+    return next((item for item in config.get("callbacks") or [] if item.get("type") == kind), {})
 
 
 def check_schedule(config: RunConfig) -> None:

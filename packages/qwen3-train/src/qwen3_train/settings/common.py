@@ -1,0 +1,134 @@
+"""What `launch` and `plan` read of a run's YAML alike: the model, its layout, and what a step does.
+
+Needs neither the data nor MindSpore.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from qwen3_model.command.run_config import RunConfig
+from qwen3_model.config import Qwen3Config
+from qwen3_model.errors import ConfigError
+from qwen3_model.ranks.layout import Layout
+from qwen3_train.layout.offset import read_offset
+from qwen3_train.settings.layout import read_layout
+from qwen3_train.settings.lora import LoraSettings, read_lora
+from qwen3_train.settings.model import read_model
+from qwen3_train.settings.profiling import ProfileSettings, read_profile
+from qwen3_train.settings.recompute import Recompute, read_recompute
+from qwen3_train.settings.resume import ResumeSettings, read_resume
+from qwen3_train.settings.skip import SkipSettings, read_skip
+from qwen3_train.settings.validation import ValidationSettings, read_validation
+from qwen3_train.settings.values import callback_of, check_schedule, number_problems
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CommonSettings:
+    """What decides memory, communication and steps, and what is checked beside it."""
+
+    model: Qwen3Config
+    hf_dir: Path | None
+    """Folder whose config, tokenizer and generation config the run takes over."""
+    layout: Layout
+    offset: tuple[int, ...]
+    """Shift of the number of layers of each pipeline stage; empty for none."""
+    micro_batch_num: int
+    """Micro-batches that go through the pipeline together; 1 without a pipeline."""
+    parallel_optimizer: bool
+    """Shard the optimizer's moments over the replicas (ZeRO-1)."""
+    batch_size: int
+    """Rows of a forward pass on each replica."""
+    accumulation: int
+    """Times that the micro-batches of a step are gathered anew."""
+    epochs: int
+    recompute: Recompute
+    lora: LoraSettings | None
+    """Adapters, which then train instead of the model; None for none."""
+    shares_writing: bool
+    """Whether ranks that hold equal slices share out the writing of a checkpoint (remove_redundancy)."""
+    resume: ResumeSettings
+    skip: SkipSettings | None
+    """Which steps not to apply; None to apply all."""
+    validation: ValidationSettings
+    profile: ProfileSettings | None
+    """Steps that MindSpore's profiler records; None for none."""
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of a step on each replica."""
+        return self.accumulation * self.micro_batch_num
+
+
+def read_common(config: RunConfig, problems: list[str]) -> CommonSettings | None:
+    """Read the sections that do not depend on the data, the device or the number of processes.
+
+    Args:
+        config: A YAML that the schema has passed.
+        problems: Receives a sentence for each value that cannot work.
+
+    Returns:
+        The settings, which count only while `problems` is empty; None where a section cannot be read.
+    """
+    hf_dir = Path(folder) if (folder := config.get("pretrained_model_dir")) else None
+    model = None
+    if hf_dir is not None and not hf_dir.is_dir():
+        problems.append(f"pretrained_model_dir={hf_dir} is not a folder; give a Hugging Face model folder")
+    else:
+        model = collect(problems, read_model, config.get("model.model_config") or {}, hf_dir)
+    layout = collect(problems, read_layout, config)
+    offset = collect(problems, read_offset, config.get("model.model_config.offset"))
+    num_stages = layout.pp if layout is not None else 1
+    recompute = collect(problems, read_recompute, config.get("recompute_config"), num_stages)
+    problems += number_problems(config)
+    collect(problems, check_schedule, config)
+    skip = collect(problems, read_skip, config)
+    resume = collect(problems, read_resume, config)
+    validation = collect(problems, read_validation, config)
+    profile = collect(problems, read_profile, config)
+    pet_config = config.get("model.model_config.pet_config")
+    lora = collect(problems, read_lora, pet_config, model) if pet_config and model is not None else None
+    if model is None or layout is None or offset is None:
+        return None
+    if recompute is None or resume is None or validation is None:
+        return None
+    return CommonSettings(
+        model=model,
+        hf_dir=hf_dir,
+        layout=layout,
+        offset=offset if num_stages > 1 else (),
+        micro_batch_num=config.get("parallel_config.micro_batch_num", 1) if num_stages > 1 else 1,
+        parallel_optimizer=bool(config.get("parallel.enable_parallel_optimizer", False)),
+        batch_size=config.get("runner_config.batch_size", 1),
+        accumulation=config.get("runner_config.gradient_accumulation_steps", 1),
+        epochs=config.get("runner_config.epochs", 1),
+        recompute=recompute,
+        lora=lora,
+        shares_writing=bool(callback_of(config, "CheckpointMonitor").get("remove_redundancy")),
+        resume=resume,
+        skip=skip,
+        validation=validation,
+        profile=profile,
+    )
+
+
+def length_problems(seq_length: int, model: Qwen3Config) -> list[str]:
+    """Say when the rows are longer than the model's positions."""
+    if seq_length <= model.max_position_embeddings:
+        return []
+    return [
+        f"seq_length={seq_length} is longer than max_position_embeddings={model.max_position_embeddings}; "
+        "shorten one or raise the other"
+    ]
+
+
+def collect(problems: list[str], read: Callable[..., Value], *arguments: Any) -> Value | None:
+    """Return what `read` returns; None where it refuses, with its sentence added to `problems`."""
+    try:
+        return read(*arguments)
+    except ConfigError as error:
+        problems.append(str(error))
+        return None
