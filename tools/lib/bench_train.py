@@ -11,7 +11,6 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -46,7 +45,7 @@ CASES: dict[str, dict] = {
 }
 DEFAULT_CASES = ("tiny", "4")
 ADAM = {"lr": 1e-4, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "max_norm": 1.0}
-OURS, OURS_CACHED, THEIRS = "qwen3-train", "qwen3-train, graph from cache", "transformers + torch"
+OURS, THEIRS = "qwen3-train", "transformers + torch"
 
 
 def main() -> None:
@@ -58,10 +57,9 @@ def main() -> None:
     parser.add_argument("--torch-python", type=Path)
     parser.add_argument("--only", choices=("qwen3", "torch"))
     parser.add_argument("--child", help=argparse.SUPPRESS)
-    parser.add_argument("--graph-folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        print(json.dumps(measure(json.loads(options.child), options.graph_folder)))
+        print(json.dumps(measure(json.loads(options.child))))
         return
     cores = sorted(os.sched_getaffinity(0))[: options.threads]
     os.sched_setaffinity(0, cores)  # inherited, so that no contestant has more cores than another
@@ -74,23 +72,20 @@ def compare(name: str, case: dict, options: argparse.Namespace) -> None:
     if options.steps:
         case["steps"] = options.steps
     found: dict[str, list[dict]] = {}
-    with tempfile.TemporaryDirectory(prefix="bench_train.") as scratch:
-        for number in range(options.rounds):
-            for contestant, command in contestants(case, Path(scratch) / "graphs", options).items():
-                result = run(contestant, command, options.threads)
-                if result:
-                    found.setdefault(contestant, []).append(result)
-                    told = {key: value for key, value in result.items() if key not in ("wall_s", "cpu_s")}
-                    print(f"  round {number + 1}, {contestant}: {json.dumps(told)}", file=sys.stderr)
+    for number in range(options.rounds):
+        for contestant, command in contestants(case, options).items():
+            result = run(contestant, command, options.threads)
+            if result:
+                found.setdefault(contestant, []).append(result)
+                told = {key: value for key, value in result.items() if key not in ("wall_s", "cpu_s")}
+                print(f"  round {number + 1}, {contestant}: {json.dumps(told)}", file=sys.stderr)
     show(name, case, found)
 
 
-def contestants(case: dict, graphs: Path, options: argparse.Namespace) -> dict[str, list[str]]:
-    ours = [sys.executable, str(HERE), "--child", json.dumps(case)]
+def contestants(case: dict, options: argparse.Namespace) -> dict[str, list[str]]:
     commands = {}
     if options.only != "torch":
-        # The first round leaves its graph for the others.
-        commands[OURS_CACHED if graphs.exists() else OURS] = [*ours, "--graph-folder", str(graphs)]
+        commands[OURS] = [sys.executable, str(HERE), "--child", json.dumps(case)]
     if options.only != "qwen3":
         if options.torch_python and options.torch_python.exists():
             commands[THEIRS] = [str(options.torch_python), str(TORCH_SCRIPT), json.dumps(case)]
@@ -148,10 +143,7 @@ def show(name: str, case: dict, found: dict[str, list[dict]]) -> None:
         print(f"{contestant:30}" + "".join(f"{value:>14}" for value in values))
     print(f"matrix products at {peak:.0f} GFLOP/s; a step has {step_gflop(case):.1f} GFLOP of them")
     if OURS in best and THEIRS in best:
-        # The same graph, whether it was compiled or taken from the cache.
         ours, theirs = best[OURS], best[THEIRS]
-        if OURS_CACHED in best:
-            ours = tuple(min(pair) for pair in zip(ours, best[OURS_CACHED], strict=True))
         print(f"tokens/s {theirs[0] / ours[0]:.2f} times torch's by wall, {theirs[1] / ours[1]:.2f} by CPU "
               f"seconds; peak memory {best[OURS][2] / theirs[2]:.2f} of torch's")  # fmt: skip
 
@@ -170,14 +162,14 @@ def step_gflop(case: dict) -> float:
     return 3 * (layers * (layer + attention) + head) / 1e9
 
 
-def measure(case: dict, graph_folder: Path | None) -> dict:
+def measure(case: dict) -> dict:
     """Take the steps of `case` with the trainer's own step."""
     import mindspore as ms
     import numpy as np
 
     from qwen3_train.data.batches import Batch
 
-    step, adam, tokens = make_step(case, graph_folder), case["adam"], case["tokens"]
+    step, adam, tokens = make_step(case), case["adam"], case["tokens"]
     text = np.random.default_rng(0).integers(0, case["model"]["vocab_size"], (1, tokens + 1)).astype(np.int32)
     weights = np.full((1, tokens), 1 / tokens, np.float32)
     batch = Batch(text[:, :-1].copy(), text[:, 1:].copy(), weights, None, None)
@@ -198,14 +190,13 @@ def measure(case: dict, graph_folder: Path | None) -> dict:
     return results
 
 
-def make_step(case: dict, graph_folder: Path | None) -> "TrainStep":  # noqa: F821
+def make_step(case: dict) -> "TrainStep":  # noqa: F821
     from qwen3_model.config import Qwen3Config
     from qwen3_model.network.loading import init_model
     from qwen3_model.network.lora import add_lora, init_lora
     from qwen3_model.network.model import Qwen3ForCausalLM
     from qwen3_train.native.choice import training_kernels
     from qwen3_train.settings.adam import AdamSettings
-    from qwen3_train.step.graph_cache import GraphCache
     from qwen3_train.step.step import TrainStep
     from qwen3_train.trainer.trainer import set_up_device
 
@@ -222,10 +213,7 @@ def make_step(case: dict, graph_folder: Path | None) -> "TrainStep":  # noqa: F8
             weight.requires_grad = ".lora_" in name
     adam = case["adam"]
     settings = AdamSettings(**{key: adam[key] for key in ("beta1", "beta2", "eps", "weight_decay")})
-    # As in the trainer, adapters compile their graph anew.
-    is_kept = graph_folder and "adapters" not in case
-    graphs = GraphCache(graph_folder, json.dumps(case)) if is_kept else None
-    return TrainStep(model, settings, max_norm=adam["max_norm"], num_micro_batches=1, graphs=graphs)
+    return TrainStep(model, settings, max_norm=adam["max_norm"], num_micro_batches=1)
 
 
 def matmul_gflops(ms: object, np: object) -> float:

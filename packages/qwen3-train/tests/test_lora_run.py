@@ -14,13 +14,9 @@ from qwen3_model.checkpoints.safetensors_file import TensorPlan, open_safetensor
 from qwen3_model.checkpoints.strategy import read_strategy
 from qwen3_model.errors import ConfigError
 from qwen3_train.cli import main
-from qwen3_train.launch.run_arguments import read_config
-from qwen3_train.prepare.prepare import prepare_run
 from qwen3_train.reports.run_log import read_metrics
 from qwen3_train.settings.lora import peft_targets, read_lora
 from qwen3_train.settings.model import read_model
-from qwen3_train.settings.run import read_settings
-from qwen3_train.step.graph_cache import graph_cache
 
 CONFIG = read_model(TINY_MODEL, None)
 PET = {"pet_type": "lora", "lora_rank": 2, "lora_alpha": 4, "lora_dropout": 0.1, "target_modules": ".*"}
@@ -185,14 +181,3 @@ def test_a_stage_without_adapters_is_refused(inputs):
     refused = launch(inputs, values, "--worker-num", "2")
     assert refused.exit_code == 1
     assert "gives the layers of pipeline stage 0 no adapter" in refused.output
-
-
-def test_adapters_keep_no_compiled_graph_since_its_frozen_weights_would_be_empty(inputs):
-    kept = {"context__enable_compile_cache": True, "context__compile_cache_path": str(inputs[0] / "graphs")}
-    config = write_yaml(inputs[0] / "config.yaml", lora_run(inputs, "bad", **kept))
-    settings = read_settings(read_config(config, ()))
-    assert settings.graph_cache is not None
-    assert graph_cache(settings, 0, print) is None
-    assert any(
-        "enable_compile_cache does nothing here" in note for note in prepare_run(settings, force=False).notes
-    )

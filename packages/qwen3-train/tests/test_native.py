@@ -15,7 +15,7 @@ from qwen3_model.network.loading import init_model
 from qwen3_model.network.model import Qwen3ForCausalLM
 from qwen3_train.data.batches import Batch
 from qwen3_train.loss.loss import TokenLoss
-from qwen3_train.native.choice import SOURCE, library_of, training_kernels
+from qwen3_train.native.choice import SOURCE, training_kernels
 from qwen3_train.native.kernels import NativeTrainingKernels
 from qwen3_train.settings.adam import AdamSettings
 from qwen3_train.settings.skip import SkipSettings
@@ -157,10 +157,4 @@ def test_without_a_compiler_the_portable_kernels_are_taken_and_it_is_said(tmp_pa
     said = []
     kernels = training_kernels("CPU", say=said.append, cache_dir=tmp_path / "own")
     assert type(kernels) is PortableKernels
-    assert library_of(kernels) == ""
     assert said == ["portable operations update the weights: there is no C++ compiler; install g++"]
-
-
-@needs_compiler
-def test_a_kept_graph_calls_the_library_by_its_path(library):
-    assert library_of(NativeTrainingKernels(library)) == str(library)

@@ -166,7 +166,8 @@ def test_launch_and_plan_read_the_same(tmp_path):
         ("model.model_config.num_hidden_layers", "4"), ("use_parallel", "True"),
         ("parallel_config.model_parallel", "2"), ("parallel_config.pipeline_stage", "2"),
         ("parallel_config.micro_batch_num", "2"), ("recompute_config.recompute", "True"),
-        ("model.model_config.offset", "[1, -1]"), ("runner_config.epochs", "3"), ("runner_config.batch_size", "2"),
+        ("model.model_config.offset", "[1, -1]"), ("runner_config.epochs", "3"),
+        ("runner_config.batch_size", "2"),
         ("train_dataset.data_loader.config.reset_attention_mask", "True"),
         ("model.model_config.pet_config", "{lora_rank: 4, target_modules: linear_qkv}"),
     ]  # fmt: skip
@@ -182,7 +183,7 @@ def test_launch_and_plan_read_the_same(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "key, value",
+    ("key", "value"),
     [
         ("parallel_config.data_parallel", "0"),
         ("parallel_config.context_parallel", "-1"),

@@ -40,9 +40,9 @@ def make_private(folder: Path) -> Path:
         SharedFileError: It is there, and is not the owner's alone.
         OSError: It cannot be made.
     """
-    missing = [each for each in (folder, *folder.parents) if not os.path.lexists(each)]
-    for each in reversed(missing):
-        each.mkdir(mode=PRIVATE, exist_ok=True)
+    missing = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
+    for place in reversed(missing):
+        place.mkdir(mode=PRIVATE, exist_ok=True)
     return require_private(folder)
 
 
@@ -59,36 +59,23 @@ def require_private(path: Path) -> Path:
     """
     real = Path(os.path.realpath(path.parent), path.name)
     can_come = True
-    for each in (*reversed(real.parents), real):
-        found = each.lstat()
-        is_last, mode = each == real, found.st_mode
+    for place in (*reversed(real.parents), real):
+        found = place.lstat()
+        is_last, mode = place == real, found.st_mode
         if is_last and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            raise SharedFileError(f"{each} is a link or a special file; remove it")
+            raise SharedFileError(f"{place} is a link or a special file; remove it")
         if found.st_uid not in _owners(is_last=is_last):
             raise SharedFileError(
-                f"{each} belongs to another user ({found.st_uid}), who could have put code there; remove it "
-                "or choose another folder"
+                f"{place} belongs to another user ({found.st_uid}), who could have put code there; remove it "
+                "or choose another place"
             )
         is_open = mode & OTHERS_WRITE and (is_last or (can_come and not mode & stat.S_ISVTX))
         if is_open:
             raise SharedFileError(
-                f"{each} can be written by others ({stat.filemode(mode)}), who could have put code there; "
+                f"{place} can be written by others ({stat.filemode(mode)}), who could have put code there; "
                 f"look at what is in it, then remove it or take the right away (chmod go-w)"
             )
         can_come = can_come and bool(mode & OTHERS_ENTER)
-    return real
-
-
-def require_private_tree(folder: Path) -> Path:
-    """Return the real path of a folder that is private with all that is in it.
-
-    Raises:
-        SharedFileError, OSError: As of `require_private`.
-    """
-    real = require_private(folder)
-    for parent, folders, files in os.walk(real):
-        for name in (*folders, *files):
-            require_private(Path(parent, name))
     return real
 
 

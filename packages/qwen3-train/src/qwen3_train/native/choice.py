@@ -42,8 +42,3 @@ def training_kernels(
     from qwen3_train.native.kernels import NativeTrainingKernels
 
     return NativeTrainingKernels(library)
-
-
-def library_of(kernels: Kernels) -> str:
-    """Return the path of the library that graphs with these kernels call; "" for none."""
-    return str(getattr(kernels, "library", ""))

@@ -19,7 +19,6 @@ class NativeTrainingKernels(PortableKernels):
     def __init__(self, library: Path) -> None:
         """Take the functions of `library`, which `native_library` has made."""
         super().__init__()
-        self.library = str(library)
 
         def function(name: str) -> ops.Custom:
             made = ops.Custom(f"{library}:{name}", lambda *_: (1,), lambda *_: ms.float32, func_type="aot")

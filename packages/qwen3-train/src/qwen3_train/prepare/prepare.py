@@ -155,8 +155,6 @@ def _adapter_notes(settings: TrainSettings) -> Iterator[str]:
         f"adapters of rank {lora.rank} on {len(lora.modules)} modules: {lora.num_trained:,} parameters "
         f"train, {share:.2%} of the model's"
     )
-    if settings.graph_cache is not None:
-        yield "context.enable_compile_cache does nothing here: adapters compile their graph anew"
     if others := [name for name in lora.trained if ".lora_" not in name]:
         yield (
             f"{len(others)} weights train besides adapters ({others[0]}, ...), as freeze_include and "

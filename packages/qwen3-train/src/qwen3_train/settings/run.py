@@ -66,8 +66,6 @@ class TrainSettings(CommonSettings):
     """JSON file that asks the run to save and end; None for none."""
     async_save: bool
     """Write checkpoints in a thread while training goes on."""
-    graph_cache: Path | None
-    """Folder that keeps compiled graphs from one run to the next; None for none."""
 
     @property
     def tokenizer_dir(self) -> Path | None:
@@ -137,7 +135,6 @@ def read_settings(
         graceful_exit=bool(config.get("use_graceful_exit", True)),
         exit_file=read_exit_file(config),
         async_save=bool(monitor.get("async_save")),
-        graph_cache=_graph_cache(config),
     )
 
 
@@ -203,12 +200,6 @@ def _weights(config: RunConfig, hf_dir: Path | None, resume: ResumeSettings) -> 
 
 def _positive(value: int | None) -> int | None:
     return value if value is not None and value > 0 else None
-
-
-def _graph_cache(config: RunConfig) -> Path | None:
-    if not config.get("context.enable_compile_cache"):
-        return None
-    return _path(config.get("context.compile_cache_path")) or Path.home() / ".cache/qwen3-train"
 
 
 def _path(text: str | None) -> Path | None:

@@ -158,7 +158,8 @@ TRAIN: dict[str, Any] = {
     "do_eval": FLAG, "eval_step_interval": COUNT, "eval_epoch_interval": NO_EFFECT,
     "context": {
         **CONTEXT_SCHEMA, "mode": Key((int,), (0, 1)),
-        "enable_compile_cache": FLAG, "compile_cache_path": TEXT,
+        # The graph of a step is compiled anew in each run.
+        "enable_compile_cache": NO_EFFECT, "compile_cache_path": NO_EFFECT,
     },
     "parallel_config": {
         "data_parallel": COUNT, "model_parallel": COUNT, "pipeline_stage": COUNT, "micro_batch_num": COUNT,

@@ -130,11 +130,6 @@ def _switches(config: RunConfig) -> Iterator[Rule]:
         ("check_for_nan_in_loss_and_grad",),
     )
     yield (
-        not config.get("context.enable_compile_cache"),
-        "enable_compile_cache is not True",
-        ("context.compile_cache_path",),
-    )
-    yield (
         config.get("recompute_config.recompute") is True,
         "recompute is True for all layers",
         ("recompute_config.select_recompute",),

@@ -9,7 +9,6 @@ from qwen3_train.native.choice import training_kernels
 from qwen3_train.parallel.context import context_kernels
 from qwen3_train.parallel.grid import Grid, make_grid
 from qwen3_train.settings.run import TrainSettings
-from qwen3_train.step.graph_cache import GraphCache
 from qwen3_train.step.recompute import apply_recompute
 from qwen3_train.step.step import TrainStep
 
@@ -44,16 +43,13 @@ def make_model(
     return Qwen3ForCausalLM(settings.model, kernels, tp=grid.tp, part=grid.part), grid
 
 
-def make_step(
-    settings: TrainSettings, model: Qwen3ForCausalLM, grid: Grid, graphs: GraphCache | None = None
-) -> TrainStep:
+def make_step(settings: TrainSettings, model: Qwen3ForCausalLM, grid: Grid) -> TrainStep:
     """Return the step of `model`, which has its adapters, should it train any.
 
     Args:
         settings: Of the run.
         model: By `make_model`.
         grid: Of the same rank.
-        graphs: See `TrainStep`.
     """
     apply_recompute(model, settings.recompute, grid.stage)
     return TrainStep(
@@ -64,5 +60,4 @@ def make_step(
         grid=grid,
         shares_moments=settings.parallel_optimizer,
         skip=settings.skip,
-        graphs=graphs,
     )

@@ -6,8 +6,7 @@ sum. A pipeline stage has graphs of its own for the first of these. What other r
 """
 
 from collections.abc import Iterator, Sequence, Set
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import mindspore as ms
@@ -23,7 +22,6 @@ from qwen3_train.loss.loss import TokenLoss, loss_arguments
 from qwen3_train.parallel.grid import Grid, single_grid
 from qwen3_train.settings.adam import AdamSettings
 from qwen3_train.settings.skip import SkipSettings
-from qwen3_train.step.graph_cache import GraphCache
 from qwen3_train.step.pipeline import PipelineStage
 from qwen3_train.step.shared_graphs import share_layer_graphs
 from qwen3_train.update.gradients import AddGradients, OwnGradients, SharedGradients, SumReplicas
@@ -50,7 +48,7 @@ class StepResult:
 class TrainStep:
     """Update a model batch by batch; the only object of a run that has state besides the model."""
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         model: Qwen3ForCausalLM,
         settings: AdamSettings,
@@ -60,7 +58,6 @@ class TrainStep:
         grid: Grid | None = None,
         shares_moments: bool = False,
         skip: SkipSettings | None = None,
-        graphs: GraphCache | None = None,
     ) -> None:
         """Make ready for steps of `num_micro_batches`.
 
@@ -72,7 +69,6 @@ class TrainStep:
             grid: What this rank is; one process when left out.
             shares_moments: ZeRO-1.
             skip: Which steps not to apply; None to apply all.
-            graphs: Where the graph of forward and backward pass is kept; a pipeline's stages keep none.
         """
         self.settings, self.grid, self.skip = settings, grid or single_grid(model.config), skip
         self.num_skipped = 0
@@ -107,7 +103,6 @@ class TrainStep:
         else:
             self.adam = AdamW(self.weights, settings, self.kernels, stays)
         update = GuardedUpdate(self.adam, skip)
-        self._graphs = graphs
         self._sums: ParameterTuple | None = None
         self._whole: Any = None
         self._stage: PipelineStage | None = None
@@ -142,8 +137,7 @@ class TrainStep:
 
         if self._whole is not None:
             before_pass(0)
-            with self._compiling(micro_batches[0]):
-                loss, norm = self._whole(*scalars, *loss_arguments(micro_batches[0], self.kernels))
+            loss, norm = self._whole(*scalars, *loss_arguments(micro_batches[0], self.kernels))
             return self._result(float(loss.asnumpy()), float(norm.asnumpy()))
         # Float64 on the host: the sum then does not depend on how the step was cut.
         total = 0.0
@@ -152,8 +146,7 @@ class TrainStep:
         else:
             for number, batch in enumerate(micro_batches):
                 before_pass(number)
-                with self._compiling(batch):
-                    loss = self._add(*loss_arguments(batch, self.kernels))
+                loss = self._add(*loss_arguments(batch, self.kernels))
                 total += float(loss.asnumpy())
         if self._sum_replicas is not None:
             self._sum_replicas()
@@ -169,11 +162,6 @@ class TrainStep:
                 for total in self._sums or ():
                     clear(total)
         return result
-
-    def _compiling(self, batch: Batch) -> AbstractContextManager[None]:
-        """Use the cache for the first call, which compiles."""
-        graphs, self._graphs = self._graphs, None
-        return nullcontext() if graphs is None else graphs.graph(_signature(batch))
 
     def moments(self) -> dict[str, Parameter]:
         """Return the optimizer's state under the names that checkpoints use."""
@@ -280,11 +268,6 @@ class _ClearSums(nn.Cell):
 
     def _clear(self, total):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
         return self.kernels.clear(total)
-
-
-def _signature(batch: Batch) -> str:
-    parts = (getattr(batch, field.name) for field in fields(batch))
-    return " ".join("None" if part is None else f"{part.dtype}{part.shape}" for part in parts)
 
 
 def _sum_of_gradients(name: str, weight: Parameter) -> Parameter:

@@ -17,11 +17,9 @@ from qwen3_train.checkpoints.strategy_files import write_strategies
 from qwen3_train.checkpoints.weights import resume_weights, start_weights
 from qwen3_train.checkpoints.writer import CheckpointWriter
 from qwen3_train.layout.flops import training_flops
-from qwen3_train.native.choice import library_of
 from qwen3_train.parallel.grid import WorldSum
 from qwen3_train.prepare.prepare import PreparedRun
 from qwen3_train.reports.run_log import Metrics, RunLog
-from qwen3_train.step.graph_cache import graph_cache
 from qwen3_train.step.rank_step import make_model, make_step
 from qwen3_train.step.step import Evaluation
 from qwen3_train.trainer.adapters import start_adapters
@@ -71,7 +69,7 @@ def train(
     settings = run.settings
     model, grid = make_model(settings, rank, log.line, cache_dir)
     dropout = start_adapters(model, run) if settings.lora else None
-    step = make_step(settings, model, grid, graph_cache(settings, rank, log.line, library_of(model.kernels)))
+    step = make_step(settings, model, grid)
     step.dropout, done = dropout, 0
     if run.source is None:
         told = f"{run.lora_base}, under fresh adapters" if settings.lora else start_weights(model, settings)
