@@ -23,7 +23,7 @@ from qwen3_infer.folder.model_folder import open_model_folder
 from qwen3_infer.native.model import NativeModel
 from qwen3_infer.processes.local import open_local
 from qwen3_infer.processes.remote import RemoteModel, RemoteScorer
-from qwen3_infer.sampling.sampling import Sampling
+from qwen3_infer.sampling.sampling import SAMPLING_TYPES, Sampling
 from qwen3_infer.schedule.generator import generate
 from qwen3_infer.schedule.requests import Request
 from qwen3_infer.settings.settings import Decoding
@@ -37,7 +37,6 @@ if TYPE_CHECKING:  # imported where it computes
 
 DEFAULT_NEW_TOKENS = 256  # as for the harness's other models
 AUTO_BATCH = 8
-SAMPLING_KEYS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -218,7 +217,7 @@ class Qwen3LM(TemplateLM):
                 f"max_gen_toks={new_tokens} leaves no room in a context of {self.max_length} tokens"
             )
         values = dict(self.folder.defaults.sampling) if wanted["do_sample"] else {}
-        values |= {key: wanted[key] for key in SAMPLING_KEYS if wanted.get(key) is not None}
+        values |= {key: wanted[key] for key in SAMPLING_TYPES if wanted.get(key) is not None}
         if not wanted["do_sample"]:
             values["temperature"] = 0.0
         end = self.tokenizer.decode([self.eot_token_id], skip_special=False)

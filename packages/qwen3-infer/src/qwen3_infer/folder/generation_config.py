@@ -6,14 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen3_infer.sampling.sampling import Sampling
+from qwen3_infer.sampling.sampling import SAMPLING_TYPES, Sampling
 from qwen3_model.command.small_files import read_small_text
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError
 
-SAMPLING_KEYS = (
-    "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty",
-)  # fmt: skip
 IGNORED_KEYS = frozenset(
     {
         "_from_model_config", "bos_token_id", "cache_implementation", "max_length", "output_attentions",
@@ -65,7 +62,7 @@ def read_generation_config(directory: Path, config: Qwen3Config) -> GenerationCo
     do_sample = raw.get("do_sample", False)
     if not isinstance(do_sample, bool):
         raise ConfigError(f"{path}: do_sample={do_sample!r} must be true or false")
-    sampling = {key: raw[key] for key in SAMPLING_KEYS if key in raw}
+    sampling = {key: raw[key] for key in SAMPLING_TYPES if key in raw}
     for key, value in sampling.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ConfigError(f"{path}: {key}={value!r} must be a number")
@@ -82,7 +79,7 @@ def read_generation_config(directory: Path, config: Qwen3Config) -> GenerationCo
 
 
 def _refuse_unimplemented(raw: Mapping[str, Any], path: Path) -> None:
-    known = {"do_sample", "eos_token_id", "max_new_tokens", *SAMPLING_KEYS, *IGNORED_KEYS}
+    known = {"do_sample", "eos_token_id", "max_new_tokens", *SAMPLING_TYPES, *IGNORED_KEYS}
     problems = [
         f"{key}={value!r}"
         for key, value in raw.items()

@@ -5,7 +5,7 @@ V vocabulary.
 
 import math
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import numpy as np
@@ -130,6 +130,16 @@ class Sampling:
     def is_greedy(self) -> bool:
         """Whether no randomness is involved."""
         return self.temperature == 0
+
+
+REQUEST_KEYS = ("frequency_penalty", "logit_bias")
+"""Fields that a request to the server sets alone: neither a flag, the YAML nor a model's folder has them."""
+SAMPLING_TYPES: dict[str, type] = {
+    field.name: field.type
+    for field in fields(Sampling)
+    if field.name not in REQUEST_KEYS and isinstance(field.type, type)
+}
+"""The other fields and their types, from which the keys of the YAML and of generation_config.json follow."""
 
 
 def _require(condition: bool, name: str, value: float, rule: str) -> None:

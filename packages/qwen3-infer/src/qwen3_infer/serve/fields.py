@@ -124,19 +124,21 @@ ELSEWHERE: dict[str, Field] = {
     "prediction": _neutral({}), "web_search_options": _neutral({}), "timings_per_token": _neutral(False),
 }  # fmt: skip
 
-COMMON: dict[str, Field] = ELSEWHERE | {
+SAMPLING: dict[str, Field] = {
+    "temperature": _number(0, 2), "top_p": _number(0, 1), "top_k": _count(-1, 2**31 - 1),
+    "min_p": _number(0, 1), "repetition_penalty": _number(1 / MOST_PENALTY, MOST_PENALTY),
+    "presence_penalty": _number(-2, 2), "frequency_penalty": _number(-2, 2),
+}  # fmt: skip
+"""Fields of `Sampling`, OpenAI's and our own; every request that generates takes them."""
+COMMON: dict[str, Field] = ELSEWHERE | SAMPLING | {
     "model": TEXT, "stream": FLAG, "stream_options": TABLE, "n": _count(1, 128),
     "max_tokens": LENGTH, "min_tokens": _count(0, 2**31 - 1), "ignore_eos": FLAG,
     "seed": SEED, "stop": STOP,
-    "temperature": _number(0, 2),
-    "top_p": _number(0, 1),
-    "presence_penalty": _number(-2, 2), "frequency_penalty": _number(-2, 2), "logit_bias": TABLE,
+    "logit_bias": TABLE,
     # Without effect.
     "user": ANYTHING, "metadata": ANYTHING, "store": ANYTHING, "service_tier": ANYTHING,
     "safety_identifier": ANYTHING, "prompt_cache_key": ANYTHING, "prompt_cache_retention": ANYTHING,
     # Our own.
-    "top_k": _count(-1, 2**31 - 1), "min_p": _number(0, 1),
-    "repetition_penalty": _number(1 / MOST_PENALTY, MOST_PENALTY),
     "stop_token_ids": IDS,
 }  # fmt: skip
 CHAT: dict[str, Field] = COMMON | {
@@ -155,14 +157,12 @@ COMPLETION: dict[str, Field] = COMMON | {
 }  # fmt: skip
 
 
-RESPONSES: dict[str, Field] = {
+RESPONSES: dict[str, Field] = SAMPLING | {
     "model": TEXT, "stream": FLAG, "instructions": TEXT,
     "input": Field((str, list), "must be a text or a list of items",
                    schema={"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}),
-    "max_output_tokens": LENGTH, "temperature": _number(0, 2), "top_p": _number(0, 1), "seed": SEED,
+    "max_output_tokens": LENGTH, "seed": SEED,
     "reasoning": TABLE, "text": TABLE, "tools": TOOLS, "tool_choice": CHOICE, "parallel_tool_calls": FLAG,
-    "presence_penalty": _number(-2, 2), "frequency_penalty": _number(-2, 2), "top_k": _count(-1, 2**31 - 1),
-    "min_p": _number(0, 1), "repetition_penalty": _number(1 / MOST_PENALTY, MOST_PENALTY),
     "enable_thinking": FLAG, "chat_template_kwargs": TABLE,
     # Without effect, or only at the value that asks for nothing.
     "user": ANYTHING, "metadata": ANYTHING, "store": ANYTHING, "service_tier": ANYTHING, "include": ANYTHING,

@@ -10,7 +10,7 @@ from qwen3_infer.sampling.grammar import Grammar, Grammars
 from qwen3_infer.sampling.sampling import Sampling
 from qwen3_infer.schedule.requests import Request
 from qwen3_infer.serve.errors import ApiError, invalid
-from qwen3_infer.serve.fields import CHAT, COMPLETION, check_fields
+from qwen3_infer.serve.fields import CHAT, COMPLETION, SAMPLING, check_fields
 from qwen3_infer.serve.structured import read_response_format, read_tool_choice, write_grammar
 from qwen3_infer.settings.settings import Decoding
 from qwen3_infer.text.messages import MessageError, read_messages, read_tools
@@ -223,12 +223,8 @@ def _usage_wanted(given: Mapping[str, Any]) -> dict[str, bool]:
 def _decoding(given: Mapping[str, Any], service: Service) -> Decoding:
     """Lay a request's fields over the server's defaults, as flags go over generation_config.json."""
     base, folder = service.defaults, service.folder
-    names = (
-        "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty",
-        "frequency_penalty",
-    )  # fmt: skip
-    values: dict[str, Any] = {name: getattr(base.sampling, name) for name in names}
-    values |= {name: given[name] for name in names if name in given}
+    values: dict[str, Any] = {name: getattr(base.sampling, name) for name in SAMPLING}
+    values |= {name: given[name] for name in SAMPLING if name in given}
     values["logit_bias"] = _logit_bias(given.get("logit_bias", {}), service)
     values["top_k"] = max(0, values["top_k"])  # -1 is vLLM's for all
     if values["top_p"] == 0:  # the likeliest token alone, as elsewhere

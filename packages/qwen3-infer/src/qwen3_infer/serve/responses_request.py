@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from qwen3_infer.serve.errors import ApiError, invalid
-from qwen3_infer.serve.fields import RESPONSES, check_fields
+from qwen3_infer.serve.fields import RESPONSES, SAMPLING, check_fields
 from qwen3_infer.serve.requests import ApiRequest, Service, read_chat
 
 SAME_NAMES = (
-    "model", "stream", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty",
-    "repetition_penalty", "seed", "parallel_tool_calls", "enable_thinking", "chat_template_kwargs",
+    *SAMPLING, "model", "stream", "seed", "parallel_tool_calls", "enable_thinking", "chat_template_kwargs",
 )  # fmt: skip
 TEXT_TYPES = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
 

@@ -2,11 +2,12 @@
 
 from typing import Any
 
+from qwen3_infer.sampling.sampling import SAMPLING_TYPES
 from qwen3_model.command.run_config import Key
 from qwen3_model.command.spellings import read_dtype
 from qwen3_model.device.ascend import CONTEXT_SCHEMA
 
-TEXT, FLAG, COUNT, NUMBER = Key((str,)), Key((bool,)), Key((int,)), Key((float,))
+TEXT, FLAG, COUNT = Key((str,)), Key((bool,)), Key((int,))
 NO_EFFECT = Key(effect="none")
 FLOAT32_ONLY = Key((str,), ("float32",), spelled=read_dtype)
 # config.json says what the model is; these keys may repeat it and change nothing.
@@ -41,8 +42,8 @@ PREDICT: dict[str, Any] = {
     "predict_data": Key((str, list)), "predict_batch_size": COUNT, "save_file": TEXT,
     "max_tokens_in_cache": COUNT,
     "generation": {
-        "do_sample": FLAG, "temperature": NUMBER, "top_k": COUNT, "top_p": NUMBER, "min_p": NUMBER,
-        "repetition_penalty": NUMBER, "presence_penalty": NUMBER, "max_new_tokens": COUNT,
+        "do_sample": FLAG, **{name: Key((kind,)) for name, kind in SAMPLING_TYPES.items()},
+        "max_new_tokens": COUNT,
         "stop": Key((str, list)), "stop_ids": Key((list,)), "chat": FLAG, "thinking": FLAG,
         "num_return_sequences": COUNT, "logprobs": FLAG,
     },

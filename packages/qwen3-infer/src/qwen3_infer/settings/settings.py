@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen3_infer.folder.generation_config import SAMPLING_KEYS, GenerationConfig
+from qwen3_infer.folder.generation_config import GenerationConfig
 from qwen3_infer.folder.model_folder import ModelFolder, open_model_folder
 from qwen3_infer.sampling.grammar import Grammar
-from qwen3_infer.sampling.sampling import Sampling
+from qwen3_infer.sampling.sampling import SAMPLING_TYPES, Sampling
 from qwen3_infer.settings.schema import FLAG_KEYS, PREDICT
 from qwen3_model.checkpoints.companions import find_companions
 from qwen3_model.checkpoints.fused import FusedLayout, read_fused_layout
@@ -296,7 +296,7 @@ def make_decoding(settings: RunSettings, defaults: GenerationConfig, vocab_size:
     if wants_greedy and [key for key in asked if not (key == "temperature" and own[key] == 0)]:
         raise ConfigError(f"do_sample is off but {', '.join(asked)} is given; leave one of them out")
     is_random = own.get("do_sample", defaults.do_sample) or bool(asked)
-    values = dict(defaults.sampling) | {key: own[key] for key in SAMPLING_KEYS if key in own}
+    values = dict(defaults.sampling) | {key: own[key] for key in SAMPLING_TYPES if key in own}
     if not is_random:
         values["temperature"] = 0.0
     length = own.get("max_new_tokens")

@@ -1,6 +1,11 @@
 """The constants of AdamW; free of MindSpore."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+TYPES = ("AdamW", "FusedAdamW")
+"""Values of `optimizer.type`, of one meaning; mindformers has both."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -11,3 +16,29 @@ class AdamSettings:
     beta2: float
     eps: float
     weight_decay: float
+
+
+def read_adam(section: Mapping[str, Any]) -> AdamSettings:
+    """Read the keys of `optimizer`, which `optimizer_problems` has checked."""
+    beta1, beta2 = section.get("betas") or (0.9, 0.999)
+    return AdamSettings(
+        beta1=float(beta1),
+        beta2=float(beta2),
+        eps=float(section.get("eps") or 1e-8),
+        weight_decay=float(section.get("weight_decay") or 0.0),
+    )
+
+
+def optimizer_problems(section: Mapping[str, Any]) -> list[str]:
+    """Say which keys of `optimizer` cannot be meant."""
+    problems = []
+    if (kind := section.get("type") or "AdamW") not in TYPES:
+        problems.append(f"optimizer.type={kind!r} is not implemented; use AdamW")
+    betas = section.get("betas") or [0.9, 0.999]
+    if len(betas) != 2 or not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in betas):
+        problems.append(f"optimizer.betas={betas} must be two numbers from 0 to below 1")
+    if not section.get("eps", 1e-8) > 0:
+        problems.append(f"optimizer.eps={section['eps']} must be above 0")
+    if (section.get("weight_decay") or 0.0) < 0:
+        problems.append(f"optimizer.weight_decay={section['weight_decay']} must be at least 0")
+    return problems

@@ -12,7 +12,7 @@ from qwen3_model.device.simulation import Simulation, default_device
 from qwen3_model.errors import ConfigError
 from qwen3_model.ranks.layout import Layout
 from qwen3_train.layout.checks import layout_problems, process_problems
-from qwen3_train.settings.adam import AdamSettings
+from qwen3_train.settings.adam import AdamSettings, read_adam
 from qwen3_train.settings.common import CommonSettings, collect, length_problems, read_common
 from qwen3_train.settings.conversation_blend import BlendSettings
 from qwen3_train.settings.datasets import Conversations, read_dataset, read_eval_dataset
@@ -121,7 +121,7 @@ def read_settings(
         strategy_from=_path(config.get("src_strategy_path_or_dir")),
         fused_layout=read_fused_layout(config),
         stop_step=callback_of(config, "TrainCallBack").get("stop_step"),
-        adam=_adam(config.get("optimizer") or {}),
+        adam=read_adam(config.get("optimizer") or {}),
         lr_schedule=lr_section(config),
         max_grad_norm=float(wrapper.get("max_grad_norm") or 1.0) if wrapper.get("use_clip_grad") else None,
         data=data,
@@ -177,16 +177,6 @@ def _mode_problems(config: RunConfig, available: str) -> list[str]:
             "context.device_target=Ascend but this machine has none; use --context.device_target CPU"
         )
     return problems
-
-
-def _adam(section: Mapping[str, Any]) -> AdamSettings:
-    beta1, beta2 = section.get("betas") or (0.9, 0.999)
-    return AdamSettings(
-        beta1=float(beta1),
-        beta2=float(beta2),
-        eps=float(section.get("eps") or 1e-8),
-        weight_decay=float(section.get("weight_decay") or 0.0),
-    )
 
 
 def _weights(config: RunConfig, hf_dir: Path | None, resume: ResumeSettings) -> Path | None:

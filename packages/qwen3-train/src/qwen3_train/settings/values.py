@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qwen3_model.command.run_config import RunConfig
+from qwen3_train.settings.adam import optimizer_problems
 from qwen3_train.settings.lr_schedule import make_schedule
 
 ANY_STEPS = 1000
@@ -42,18 +43,4 @@ def number_problems(config: RunConfig) -> list[str]:
     wrapper = config.get("runner_wrapper") or {}
     if wrapper.get("max_grad_norm") is not None and not wrapper["max_grad_norm"] > 0:
         problems.append(f"runner_wrapper.max_grad_norm={wrapper['max_grad_norm']} must be above 0")
-    return problems + _optimizer_problems(config.get("optimizer") or {})
-
-
-def _optimizer_problems(section: Mapping[str, Any]) -> list[str]:
-    problems = []
-    if (kind := section.get("type") or "AdamW") not in ("AdamW", "FusedAdamW"):
-        problems.append(f"optimizer.type={kind!r} is not implemented; use AdamW")
-    betas = section.get("betas") or [0.9, 0.999]
-    if len(betas) != 2 or not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in betas):
-        problems.append(f"optimizer.betas={betas} must be two numbers from 0 to below 1")
-    if not section.get("eps", 1e-8) > 0:
-        problems.append(f"optimizer.eps={section['eps']} must be above 0")
-    if (section.get("weight_decay") or 0.0) < 0:
-        problems.append(f"optimizer.weight_decay={section['weight_decay']} must be at least 0")
-    return problems
+    return problems + optimizer_problems(config.get("optimizer") or {})
