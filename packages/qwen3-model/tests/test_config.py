@@ -59,7 +59,7 @@ def test_every_key_of_a_released_config_is_in_exactly_one_table(spelling):
 def test_every_field_is_read_by_some_module_of_the_package():
     source = Path(config_module.__file__).parent
     read = set()
-    for path in source.glob("*.py"):
+    for path in source.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                 read.add(node.attr)

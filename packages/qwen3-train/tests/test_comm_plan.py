@@ -12,6 +12,14 @@ def traffic(size, stage=0, **changes):
     return {(item.kind, item.purpose): item for item in items}
 
 
+def test_how_often_is_a_number_that_prints_as_one():
+    layouts = [Layout(dp=2, tp=2, pp=2), Layout(dp=3, tp=2), Layout(dp=2)]
+    for layout in layouts:
+        for zero1 in (False, True):
+            found = traffic("0.6B", layout=layout, parallel_optimizer=zero1)
+            assert {type(item.calls) for item in found.values()} == {int}
+
+
 def test_one_device_sends_nothing():
     assert traffic("0.6B") == {}
 

@@ -121,9 +121,9 @@ def _data_traffic(settings: PlanSettings, stage: int) -> list[Traffic]:
     shared = sum(size for is_shared, size in sizes if is_shared)
     sent = shared * (dp - 1) // dp
     return [
-        Traffic("dp", "reduce-scatter", "gradients", bool(shared), shared, sent),
-        _ring("dp", "all-reduce", "gradients that do not divide", every > shared, every - shared, dp),
-        Traffic("dp", "all-gather", "updated weights", bool(shared), shared, sent),
+        Traffic("dp", "reduce-scatter", "gradients", int(bool(shared)), shared, sent),
+        _ring("dp", "all-reduce", "gradients that do not divide", int(every > shared), every - shared, dp),
+        Traffic("dp", "all-gather", "updated weights", int(bool(shared)), shared, sent),
     ]
 
 
@@ -142,7 +142,9 @@ def _pipeline_traffic(settings: PlanSettings, stage: int) -> list[Traffic]:
         module = EMBEDDING.removesuffix("weight")
         table = [shape for name, shape in trained_shapes(settings, stage).items() if name.startswith(module)]
         payload = WEIGHT_BYTES * sum(math.prod(shape) for shape in table)
-        traffic.append(_ring("tied", "all-reduce", "gradient of the tied embedding", bool(table), payload, 2))
+        traffic.append(
+            _ring("tied", "all-reduce", "gradient of the tied embedding", int(bool(table)), payload, 2)
+        )
     return traffic
 
 
