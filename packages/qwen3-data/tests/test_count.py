@@ -33,7 +33,7 @@ def test_count_skips_and_stops_as_asked(run, demo_tokenizer_dir, tmp_path):
     assert "line 2 is no JSON" in run(*words).stderr
     result = run(*words, "--on-error", "skip", "--max-docs", 2)
     assert "text: 2 documents (0 empty), 2 characters, 2 tokens; 4 with" in result.stdout
-    assert "1 bad records skipped" in result.stdout
+    assert "1 bad record skipped" in result.stdout
 
 
 @pytest.mark.parametrize("words", [(), ("--no-append-eod",), ("--split-sentences", "--keep-newlines")])

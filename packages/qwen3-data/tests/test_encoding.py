@@ -160,7 +160,7 @@ def test_a_bad_long_record_is_one_sentence(preprocess, outputs, small_chunks, tm
     assert f"line 2 {sentence}" in result.stderr
     assert outputs() == []
     result = preprocess(tmp_path / "in.jsonl", "--on-error", "skip")
-    assert "1 bad records skipped" in result.stdout
+    assert "1 bad record skipped" in result.stdout
 
 
 def test_a_long_record_keeps_its_other_values():

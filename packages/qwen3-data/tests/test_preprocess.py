@@ -41,7 +41,7 @@ def test_real_qwen3_files_equal_the_reference_byte_for_byte(
     assert result.exit_code == 0, result.output
     assert files_of(tmp_path) == reference_files(reference_ids(qwen3_tokenizer_dir, TEXTS), eod=EOD)
     assert "Processed 5 documents" in result.stdout
-    assert "1 empty documents" in result.stdout
+    assert "1 empty document" in result.stdout
 
 
 def test_two_short_documents_are_these_bytes(run, write_jsonl, qwen3_tokenizer_dir, tmp_path):
@@ -187,7 +187,7 @@ def test_a_bad_record_is_skipped_counted_and_named(preprocess, tmp_path, name):
     result = preprocess(tmp_path / "in.jsonl", "--on-error", "skip", "--rejects", tmp_path / "bad.jsonl")
     assert result.exit_code == 0, result.output
     assert "Processed 3 documents" in result.stdout
-    assert "1 bad records skipped" in result.stdout
+    assert "1 bad record skipped" in result.stdout
     (reject,) = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
     assert (reject["file"], reject["record"]) == (str(tmp_path / "in.jsonl"), 3)
     assert sentence in reject["reason"]

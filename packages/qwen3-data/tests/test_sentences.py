@@ -44,7 +44,7 @@ def test_each_sentence_is_a_sequence_and_the_last_ends_with_eod(preprocess, writ
     texts = ["One two. Three.", "", "Four.", "Yes it is. No it is not. "]
     result = preprocess(write_jsonl([{"text": text} for text in texts]), "--split-sentences")
     assert result.exit_code == 0, result.output
-    assert "1 empty documents" in result.stdout
+    assert "1 empty document" in result.stdout
     tokens = open_tokens(tmp_path / "out_text_sentence")
     manifest = read_manifest(tmp_path / "out_text_sentence")
     indices = tokens.document_indices.tolist()

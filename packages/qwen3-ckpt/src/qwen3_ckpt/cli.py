@@ -21,6 +21,7 @@ from qwen3_ckpt.commands.cli_reshard import reshard
 from qwen3_model.command.base import Commands, say
 from qwen3_model.command.options import threads_option
 from qwen3_model.command.parsing import Option
+from qwen3_model.command.plain_text import counted
 from qwen3_model.command.types import RenamedChoice
 
 if TYPE_CHECKING:
@@ -125,10 +126,11 @@ def merge(  # noqa: PLR0913 - the flags of the tool that it replaces
     prepared = prepare(request)
     echo_notes(prepared.notes)
     result = plan_output(prepared, output_dir, target, force=hf.force)
-    summary = f"step {prepared.checkpoint.suffix}: {len(result.tensors)} tensors, {result.size_bytes:,} bytes"
+    tensors = counted(len(result.tensors), "tensor")
+    summary = f"step {prepared.checkpoint.suffix}: {tensors}, {result.size_bytes:,} bytes"
     if dry_run:
         ranks = prepared.checkpoint.ranks.files.values() if prepared.checkpoint.ranks else ()
-        say(f"would merge {summary} from {len(ranks)} ranks into {result.folder}")
+        say(f"would merge {summary} from {counted(len(ranks), 'rank')} into {result.folder}")
         for file in ranks:
             say(f"would read {file.source.size_bytes:,} bytes of {file.path}")
         say(f"would need {result.size_bytes:,} bytes on the disk and less than 256 MB of memory")

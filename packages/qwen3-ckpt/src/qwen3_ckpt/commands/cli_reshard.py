@@ -7,6 +7,7 @@ import click
 from qwen3_ckpt.commands.cli_options import A_PATH, echo_notes, hf_dir_option
 from qwen3_model.command.base import force_option, quiet_option, say
 from qwen3_model.command.parsing import Command
+from qwen3_model.command.plain_text import counted
 
 A_COUNT = click.IntRange(min=1, max=1 << 16)
 
@@ -75,4 +76,4 @@ def reshard(  # noqa: PLR0913 - one parameter a flag
         shard_optimizer=shard_optimizer, remove_redundancy=remove_redundancy,
     )  # fmt: skip
     count = run(checkpoint, cut, output, hf_dir=hf_dir, force=force, quiet=quiet)
-    say(f"resharded step {checkpoint.suffix} for {count} ranks: {output}")
+    say(f"resharded step {checkpoint.suffix} for {counted(count, 'rank')}: {output}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from qwen3_model.checkpoints.checkpoint_files import rank_steps
 from qwen3_model.checkpoints.rows import LazyTensor
 from qwen3_model.checkpoints.weight_files import open_checkpoint, rank_parent
+from qwen3_model.command.plain_text import counted
 
 LAYER = re.compile(r"(.*\blayers)\.(\d+)\.(.+)")
 
@@ -20,16 +21,16 @@ def describe(source: Path, suffix: str | None) -> Iterator[str]:
     ranks_dir = rank_parent(source)
     if ranks_dir is not None:
         steps = rank_steps(ranks_dir)
-        yield f"{len(steps)} ranks"
+        yield counted(len(steps), "rank")
         for step in sorted({step for found in steps.values() for step in found}):
             holders = sum(step in found for found in steps.values())
-            yield f"  step {step}: in {holders} of {len(steps)} ranks"
+            yield f"  step {step}: in {holders} of {counted(len(steps), 'rank')}"
     tensors = open_checkpoint(source, suffix=suffix).tensors
     by_dtype: dict[str, list[int]] = {}
     for tensor in tensors.values():
         by_dtype.setdefault(tensor.plan.dtype, []).append(tensor.plan.size_bytes)
     for dtype, sizes in sorted(by_dtype.items()):
-        yield f"{dtype}: {len(sizes)} tensors, {sum(sizes):,} bytes"
+        yield f"{dtype}: {counted(len(sizes), 'tensor')}, {sum(sizes):,} bytes"
     yield from tree(tensors)
 
 

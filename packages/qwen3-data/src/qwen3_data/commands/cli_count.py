@@ -17,6 +17,7 @@ from qwen3_data.commands.cli_options import (
 from qwen3_data.commands.cli_types import ManyValues
 from qwen3_model.command.base import force_option, quiet_option, say
 from qwen3_model.command.parsing import Command, Option
+from qwen3_model.command.plain_text import counted
 
 tokenizer_option = click.option(
     "--tokenizer-dir",
@@ -76,12 +77,12 @@ def count_command(
         num_empty = found.num_documents - found.num_with_tokens
         with_ends = found.num_tokens + found.num_with_tokens
         say(
-            f"{key}: {found.num_documents:,} documents ({num_empty:,} empty), "
+            f"{key}: {counted(found.num_documents, 'document', ',')} ({num_empty:,} empty), "
             f"{found.num_chars:,} characters, {found.num_tokens:,} tokens; "
             f"{with_ends:,} with end-of-document ids"
         )
     if count.num_skipped:
-        say(f"{count.num_skipped} bad records skipped")
+        say(f"{counted(count.num_skipped, 'bad record')} skipped")
 
 
 @click.command("detokenize", cls=Command)
@@ -121,6 +122,6 @@ def detokenize_command(
     tokenizer = Qwen3Tokenizer.from_dir(tokenizer_dir)
     eod_id = None if eod_token is None else tokenizer.token_id(eod_token)
     restored = detokenize(prefix, output, tokenizer, key=key, eod_id=eod_id, quiet=quiet)
-    say(f"{output}: {restored.num_documents} documents")
+    say(f"{output}: {counted(restored.num_documents, 'document')}")
     if restored.num_damaged:
         say(f"{restored.num_damaged} documents hold U+FFFD, mostly for bytes that are no UTF-8")

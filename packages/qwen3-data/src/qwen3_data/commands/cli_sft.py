@@ -9,6 +9,7 @@ import click
 from qwen3_data.commands.cli_options import engine_option, max_record_option, on_error_option, workers_option
 from qwen3_data.commands.cli_types import ManyValues, OutputPrefix
 from qwen3_model.command.base import force_option, quiet_option, say
+from qwen3_model.command.plain_text import counted
 
 
 @click.command("sft", cls=ManyValues)
@@ -89,14 +90,14 @@ def sft_command(workers: int | None, **options: Any) -> None:
     output, manifest, totals = write_sft(SftSettings(**options))
     fill = manifest.num_tokens / (manifest.num_packs * manifest.seq_length)
     say(
-        f"{manifest.num_samples} conversations in {manifest.num_packs} sequences, {manifest.num_tokens} "
-        f"tokens, {manifest.num_loss_tokens} with loss; sequences are {fill:.1%} full"
+        f"{counted(manifest.num_samples, 'conversation')} in {counted(manifest.num_packs, 'sequence')}, "
+        f"{manifest.num_tokens} tokens, {manifest.num_loss_tokens} with loss; sequences are {fill:.1%} full"
     )
     if manifest.num_truncated:
-        say(f"{manifest.num_truncated} conversations cut to {manifest.seq_length} tokens")
+        say(f"{counted(manifest.num_truncated, 'conversation')} cut to {manifest.seq_length} tokens")
     if manifest.num_dropped:
         say(
-            f"{manifest.num_dropped} conversations left out, too long for {manifest.seq_length}: "
+            f"{counted(manifest.num_dropped, 'conversation')} left out, too long for {manifest.seq_length}: "
             f"{', '.join(totals.fit.dropped)}"
         )
     if totals.num_without_thought:

@@ -7,6 +7,7 @@ import click
 
 from qwen3_model.command.base import force_option, say
 from qwen3_model.command.parsing import Command
+from qwen3_model.command.plain_text import counted
 
 
 @click.command("wikitext", cls=Command)
@@ -57,6 +58,6 @@ def wikitext_command(
 
     refuse_existing(output, force=force, sources=[source])
     counts = convert_wikitext(source, output, unit=unit, keep_headings=headings == "keep", unknown=unknown)
-    say(f"{output}: {counts.num_records} records from {counts.num_articles} articles")
+    say(f"{output}: {counted(counts.num_records, 'record')} from {counted(counts.num_articles, 'article')}")
     if counts.num_dropped:
         say(f"{counts.num_dropped} sentences and headings with <unk> left out; --unk keep has them")

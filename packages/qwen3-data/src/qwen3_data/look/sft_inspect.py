@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from qwen3_model.command.plain_text import without_controls
+from qwen3_model.command.plain_text import counted, without_controls
 from qwen3_model.text.sft import IGNORED_LABEL, SftFile
 from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
@@ -31,7 +31,7 @@ def show_pack(file: SftFile, index: int, tokenizer: Qwen3Tokenizer | None) -> It
     Without a tokenizer the ids are shown.
     """
     ids_L, labels_L, lengths = file.pack(index)
-    yield f"sequence {index}: {len(lengths)} conversations, {len(ids_L)} tokens"
+    yield f"sequence {index}: {counted(len(lengths), 'conversation')}, {len(ids_L)} tokens"
     begin = 0
     for number, length in enumerate(lengths.tolist()):
         part = slice(begin, begin + length)

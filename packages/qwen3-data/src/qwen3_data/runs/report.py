@@ -3,32 +3,34 @@
 from collections.abc import Iterator
 
 from qwen3_data.runs.preprocess_run import Result
+from qwen3_model.command.plain_text import counted
 
 
 def preprocess_report(result: Result) -> Iterator[str]:
     """Yield the lines of the summary."""
     totals = result.totals
+    documents = counted(totals.num_documents, "document")
     if result.was_done:
         yield (
-            f"{', '.join(map(str, result.prefixes))}: already whole ({totals.num_documents} documents, "
+            f"{', '.join(map(str, result.prefixes))}: already whole ({documents}, "
             f"{totals.num_tokens} tokens), nothing to resume; --force makes it anew"
         )
         return
     seconds = max(result.seconds, 1e-9)
     yield (
-        f"Processed {totals.num_documents} documents ({totals.num_documents / seconds:.1f} docs/s, "
+        f"Processed {documents} ({totals.num_documents / seconds:.1f} docs/s, "
         f"{totals.num_chars / seconds / 1e6:.2f} M characters/s), {totals.num_tokens} tokens"
     )
     if result.engine and totals.num_checked:
         yield f"Encoded with {result.engine}; {totals.num_checked} samples equal those of tokenizers"
     num_special = sum(totals.num_special.values())
     notes = (
-        (totals.num_empty, "empty documents (counted, without tokens)"),
-        (totals.num_skipped, "bad records skipped"),
+        (totals.num_empty, "empty document{s} (counted, without tokens)"),
+        (totals.num_skipped, "bad record{s} skipped"),
         (num_special, "documents spell special tokens (encoded as plain text unless --allow-special)"),
     )
     for count, what in notes:
         if count:
-            yield f"{count} {what}"
+            yield f"{count} {what.format(s='s' * (count != 1))}"
     for prefix in result.prefixes:
         yield f"Wrote {prefix}.bin, .idx and .json"

@@ -20,6 +20,17 @@ def shortened(text: str, most: int = 4000) -> str:
     return f"{text[: most // 2]} ... {text[-most // 2 :]}"
 
 
+def counted(number: int, noun: str, spec: str = "") -> str:
+    """Return a number with its noun, which takes an s unless there is one: 1 document, 2 documents.
+
+    Args:
+        number: How many.
+        noun: The noun for one, whose plural ends in s.
+        spec: How the number is formatted, such as `,`.
+    """
+    return f"{number:{spec}} {noun}{'' if number == 1 else 's'}"
+
+
 def without_controls(text: str) -> str:
     r"""Return `text` with control characters spelled out (`\x1b`), line ends and tabs as they are."""
     return CONTROLS.sub(_spelled, text)

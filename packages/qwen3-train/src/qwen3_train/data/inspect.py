@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qwen3_model.command.plain_text import without_controls
+from qwen3_model.command.plain_text import counted, without_controls
 from qwen3_model.command.run_config import load_run_config, parse_dotted
 from qwen3_model.errors import ConfigError
 from qwen3_model.text.sft import read_sft_manifest
@@ -55,7 +55,8 @@ def inspect_data(
     yield from notes
     if tokenizer is None:
         yield "no tokenizer (give --pretrained_model_dir), so ids are shown"
-    yield f"{len(data.train)} samples of {settings.data.seq_length} tokens{_choices(settings.data)}"
+    samples = counted(len(data.train), "sample")
+    yield f"{samples} of {settings.data.seq_length} tokens{_choices(settings.data)}"
     for number in range(first, min(first + count, len(data.train))):
         yield from show_sample(data, number, tokenizer, table=table, color=color)
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from qwen3_model.command.files import write_text_atomically
+from qwen3_model.command.plain_text import counted
 from qwen3_model.command.run_config import RunConfig
 from qwen3_model.ranks.msrun.checks import LaunchSettings
 from qwen3_model.ranks.msrun.stop_signals import EXIT_STOPPED
@@ -53,10 +54,11 @@ def write_run(run: PreparedRun, config: RunConfig, log: RunLog) -> None:
     settings, plan = run.settings, run.plan
     for note in (*config.notes, *unused_keys(config), *run.notes):
         log.line(note, "WARNING")
+    steps, samples = counted(plan.num_steps, "step"), counted(plan.global_batch, "sample")
+    epochs, each = counted(plan.num_epochs, "epoch"), counted(plan.steps_per_epoch, "step")
     log.line(
-        f"model of {settings.model.num_parameters():,} parameters; {plan.num_steps} steps of "
-        f"{plan.global_batch} samples of {settings.data.seq_length} tokens ({plan.num_epochs} epochs of "
-        f"{plan.steps_per_epoch} steps)"
+        f"model of {settings.model.num_parameters():,} parameters; {steps} of {samples} of "
+        f"{settings.data.seq_length} tokens ({epochs} of {each})"
     )
     if settings.layout.num_ranks > 1:
         log.line(f"{settings.layout.num_ranks} processes: {_layout_words(settings)}")
