@@ -80,5 +80,5 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
 
 def test_no_prompt_is_a_usage_error():
     for nothing in ([], [" "]):
-        with pytest.raises(UsageError, match="--predict-data"):
+        with pytest.raises(UsageError, match="--input"):
             read_prompts(nothing)
