@@ -40,7 +40,18 @@ def section(tmp_path, files=None, **changes):
 
 @pytest.mark.parametrize(
     "path",
-    ["pandas", "Pandas", "sql", "spark", "generator", "webdataset", "imagefolder", "pickle", "a/b/c", "../x"],
+    [
+        "pandas",
+        "Pandas",
+        "sql",
+        "spark",
+        "generator",
+        "webdataset",
+        "imagefolder",
+        "pickle",
+        "a/b/c",
+        "../nowhere",
+    ],
 )
 def test_a_builder_that_is_no_known_format_is_refused_and_reads_nothing(tmp_path, trap, path):
     file, sprung = trap
@@ -106,3 +117,28 @@ def test_csv_is_read(tmp_path):
     file = tmp_path / "a.csv"
     file.write_text("instruction,output\n" + "".join(f"{json.dumps(r['instruction'])},x\n" for r in RECORDS))
     assert len(load_records(section(tmp_path, file, path="csv"))) == len(RECORDS)
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n"
+FAULTS = {
+    "empty": ("", "records.jsonl is empty; give a file that has records"),
+    "pointer": (POINTER, "records.jsonl is a Git LFS pointer"),
+    "broken": ('{"messages": []}\n{"messages": [\n', "records.jsonl, line 2 is not JSON"),
+}
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_a_file_that_cannot_be_read_is_named_with_what_is_wrong(tmp_path, kind):
+    text, sentence = FAULTS[kind]
+    (tmp_path / "records.jsonl").write_text(text, encoding="utf-8")
+    with pytest.raises((ConfigError, FormatError), match=sentence):
+        load_records(section(tmp_path, tmp_path / "records.jsonl"))
+
+
+def test_a_folder_as_data_files_is_refused_with_a_pattern_that_works(tmp_path):
+    (tmp_path / "data").mkdir()
+    write_records(tmp_path / "data" / "a.jsonl", RECORDS)
+    with pytest.raises(ConfigError, match=r"is a folder; give files, such as '(.*)' in quotes") as refusal:
+        load_records(section(tmp_path, tmp_path / "data"))
+    pattern = str(refusal.value).split("'")[1]
+    assert len(load_records(section(tmp_path, pattern))) == len(RECORDS)
