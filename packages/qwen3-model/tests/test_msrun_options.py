@@ -7,13 +7,14 @@ import pytest
 from click.testing import CliRunner
 
 from qwen3_model.command.base import CONTEXT
+from qwen3_model.command.parsing import Command
 from qwen3_model.errors import ConfigError
 from qwen3_model.ranks.msrun.checks import LaunchSettings
 from qwen3_model.ranks.msrun.cli_options import launch_options
 from qwen3_model.ranks.msrun.slurm import first_node, read_slurm
 
 
-@click.command(context_settings=CONTEXT)
+@click.command(cls=Command, context_settings=CONTEXT)
 @click.option("--output-dir", type=click.Path(path_type=Path), default=Path("out"))
 @launch_options
 def show(output_dir, make_launch):
