@@ -7,6 +7,7 @@ one or two instead of 8 and 16 of several machines.
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -54,10 +55,11 @@ def folder(tmp_path_factory, demo_tokenizer_dir, wikitext_path, sft_seed_dir):
         (folder / "configs/qwen3" / path.name).write_text(text, encoding="utf-8")
     config = {
         "model_type": "qwen3", "max_position_embeddings": 1024, "rms_norm_eps": 1e-6, "rope_theta": 1e6,
-        "tie_word_embeddings": False, "eos_token_id": END_OF_TEXT, "bos_token_id": END_OF_TEXT, **SIZES,
+        "eos_token_id": END_OF_TEXT, "bos_token_id": END_OF_TEXT, **SIZES,
     }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     for name in ("Qwen3-0.6B", "Qwen3-8B", "Qwen3-32B"):
+        config["tie_word_embeddings"] = name == "Qwen3-0.6B"  # as released
+        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
         words = [
             "init",
             str(folder / "config.json"),
@@ -153,6 +155,7 @@ def test_the_page_about_devices_runs_from_top_to_bottom(folder, shell):
 @pytest.mark.slow
 def test_the_readmes_chat_and_laptop_run(folder, shell):
     (folder / "examples").symlink_to(ROOT / "examples")
+    shutil.rmtree(folder / "adapter", ignore_errors=True)  # of the page about devices
     first = [line for block in blocks("README.md", "First steps") for line in block.splitlines()]
     chat = [line for line in first if line.startswith("qwen3-")]
     assert len(chat) == 1

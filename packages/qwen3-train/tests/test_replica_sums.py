@@ -1,5 +1,6 @@
 """Sums over replicas, bucket by bucket, with a group of two whose other replica has the same gradients."""
 
+import math
 from types import SimpleNamespace
 
 import mindspore as ms
@@ -43,8 +44,8 @@ def test_sums_of_replicas_take_the_place_of_the_sums(sums, shares_moments):
     assert len(cell.bucket_sum.buckets) == (1 if shares_moments else 3)
     cell()
     for name, total in weights.items():
-        # What is shared out stays as it is: rows of 2 replicas divide.
-        is_own = shares_moments and SHAPES[name][0] % 2 == 0
+        # What is shared out stays as it is: rows, or else elements, divide by 2 replicas.
+        is_own = shares_moments and math.prod(SHAPES[name]) % 2 == 0
         np.testing.assert_array_equal(total.asnumpy(), values[name] * (1 if is_own else 2))
 
 
