@@ -120,7 +120,7 @@ def test_special_texts_are_counted_for_each_key(preprocess, tmp_path):
 def test_resume_takes_no_output_for_whole_that_other_options_made(preprocess, tmp_path, words):
     (tmp_path / "in.jsonl").write_text(GOOD)
     assert preprocess(tmp_path / "in.jsonl").exit_code == 0
-    assert "already whole (1 documents" in preprocess(tmp_path / "in.jsonl", "--resume").stdout
+    assert "already whole (1 document" in preprocess(tmp_path / "in.jsonl", "--resume").stdout
     result = preprocess(tmp_path / "in.jsonl", "--resume", *words)
     assert result.exit_code == 1
     assert "already exists" in result.stderr

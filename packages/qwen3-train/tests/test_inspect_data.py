@@ -36,9 +36,8 @@ def test_what_becomes_of_thoughts_is_said_and_seen(tmp_path, demo_tokenizer_dir)
     for thoughts, samples in (("keep", 1), ("split", 2), ("template", 1)):
         section = loader(data, tmp_path / "cache", pack=None, thoughts=thoughts)
         output = inspect(tmp_path, sft_run(tmp_path / "out", demo_tokenizer_dir, section)).output
-        assert (
-            f"{samples} samples of 128 tokens; loss_on all, thoughts {thoughts}, empty_think train" in output
-        )
+        said = "1 sample" if samples == 1 else f"{samples} samples"
+        assert f"{said} of 128 tokens; loss_on all, thoughts {thoughts}, empty_think train" in output
         assert output.count("[[<think>\nr1\n</think>\n\n1<|im_end|>]]") == (
             1 if thoughts == "template" else 2
         )
