@@ -83,18 +83,17 @@ def _check_files(data: HfDataSettings) -> None:
     for path in [*_paths(data.data_files), *([data.data_dir] if data.data_dir else [])]:
         if "://" in path or "::" in path:
             _refuse_scheme(path)
-    for path in _paths(data.data_files):
-        if "://" not in path:
-            _check_local(path)
-    files = _local_files(data)
+    files = []
+    for path in _local_paths(data):
+        files += _check_local(path)
     if files and not any(file.stat().st_size for file in files):
         names = ", ".join(map(str, files[:3]))
         raise ConfigError(f"{LOADER}.data_files: {names} is empty; give a file that has records")
 
 
-def _check_local(path: str) -> None:
-    """Refuse a path of data_files that names no file, or a file whose contents are elsewhere."""
-    found = [Path(path)] if Path(path).exists() else list(map(Path, glob.glob(path)))  # noqa: PTH207 - may be absolute
+def _check_local(path: str) -> list[Path]:
+    """Return the files that a path of data_files names; refuse a path without any, and a Git LFS pointer."""
+    found = _found(path)
     if not found:
         raise ConfigError(f"{LOADER}.data_files: {path} does not exist")
     files = [each for each in found if each.is_file()]
@@ -107,13 +106,22 @@ def _check_local(path: str) -> None:
     for file in files:
         with file.open("rb") as opened:
             refuse_lfs_pointer(file, opened.read(LFS_POINTER_BYTES))
+    return files
+
+
+def _local_paths(data: HfDataSettings) -> list[str]:
+    """Return the paths and patterns of `data_files` that are of this machine."""
+    return [path for path in _paths(data.data_files) if "://" not in path]
+
+
+def _found(path: str) -> list[Path]:
+    """Return what a path or a pattern names on this machine, in the order of names."""
+    return [Path(path)] if Path(path).exists() else list(map(Path, sorted(glob.glob(path))))  # noqa: PTH207 - may be absolute
 
 
 def _local_files(data: HfDataSettings) -> list[Path]:
     """Return the files of this machine that `data_files` names."""
-    paths = [path for path in _paths(data.data_files) if "://" not in path]
-    found = [each for path in paths for each in ([path] if Path(path).exists() else sorted(glob.glob(path)))]  # noqa: PTH207
-    return [Path(each) for each in found if Path(each).is_file()]
+    return [file for path in _local_paths(data) for file in _found(path) if file.is_file()]
 
 
 def _broken_json(data: HfDataSettings) -> str | None:
