@@ -4,7 +4,6 @@ import argparse
 import importlib.metadata
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from ascend_report import Report, make_report, text_of
 from ascend_stand_in import mindspore_folder, stand_in, stand_in_environment
+from measures import cpu_seconds_of_children
 
 PROBE = Path(__file__).with_name("ascend_probe.py")
 SOCS = {"Ascend910B2": "A2", "Ascend910_9391": "A3"}
@@ -48,7 +48,7 @@ def dry_run(
             "GLOG_v": "2", "MS_SUBMODULE_LOG_v": "{DEVICE:1}", "GLOG_logtostderr": "0",
             "GLOG_stderrthreshold": "4", "GLOG_log_dir": str(logs),
         }  # fmt: skip
-        started_s, used_s = time.monotonic(), _cpu_s()
+        started_s, used_s = time.monotonic(), cpu_seconds_of_children()
         done = subprocess.run(
             [sys.executable, "-s", PROBE, graphs, *command],
             env=variables, cwd=cwd, stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False,
@@ -57,7 +57,7 @@ def dry_run(
             "command": list(command), "rank": rank, "ranks": ranks, "soc": soc,
             "mindspore": importlib.metadata.version("mindspore"), "cann": real_cann(given) or "stand-ins",
             "exit_code": done.returncode, "seconds": round(time.monotonic() - started_s, 1),
-            "cpu_seconds": round(_cpu_s() - used_s, 1),
+            "cpu_seconds": round(cpu_seconds_of_children() - used_s, 1),
         }  # fmt: skip
         return make_report(facts, graphs, logs)
 
@@ -99,12 +99,6 @@ def dry_run_environment(
         # With two cores, MindSpore 2.10 waits for itself in graphs with a branch that is inlined.
         "MS_DEV_RUNTIME_CONF": "switch_inline:False",
     }  # fmt: skip
-
-
-def _cpu_s() -> float:
-    """Return the processor time of the children that have ended."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
 
 
 def real_cann(environment: Mapping[str, str]) -> str | None:

@@ -7,6 +7,7 @@ import click
 
 from qwen3_model import __version__
 from qwen3_model.command.base import Commands, force_option, quiet_option, say, say_lines
+from qwen3_model.command.plain_text import counted
 from qwen3_model.command.types import DTYPE
 
 
@@ -61,7 +62,7 @@ def verify(hf_dir: Path, *, quiet: bool) -> None:
         num_faults += 1
         say(fault)
     if num_faults:
-        raise WeightError(f"{hf_dir} has {num_faults} fault{'s' if num_faults > 1 else ''}, listed above")
+        raise WeightError(f"{hf_dir} has {counted(num_faults, 'fault')}, listed above")
     say(f"{hf_dir} is sound")
 
 

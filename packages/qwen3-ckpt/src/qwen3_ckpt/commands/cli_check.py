@@ -7,6 +7,7 @@ import click
 from qwen3_ckpt.commands.cli_options import FiniteRange
 from qwen3_model.command.base import quiet_option, say
 from qwen3_model.command.parsing import Command
+from qwen3_model.command.plain_text import counted
 
 SOURCE = click.Path(path_type=Path, exists=True)
 
@@ -52,7 +53,7 @@ def verify(source: Path, *, write_manifest: bool, quiet: bool) -> None:
             num_faults += 1
             say(fault)
     if num_faults:
-        raise WeightError(f"{source} has {num_faults} fault{'s' if num_faults > 1 else ''}, listed above")
+        raise WeightError(f"{source} has {counted(num_faults, 'fault')}, listed above")
     if write_manifest:
         say(f"wrote {write(source)}")
     say(f"{source} is sound")

@@ -5,6 +5,7 @@ from typing import Any
 
 from qwen3_infer.plan.memory import PredictMemory, largest_cache, plan_memory, token_bytes
 from qwen3_infer.plan.settings import PlanSettings
+from qwen3_model.command.plain_text import counted
 from qwen3_model.device.memory import gib
 
 
@@ -21,7 +22,7 @@ def plan_text(settings: PlanSettings) -> str:
     width = max(len(gib(value)) for value in rows.values())
     lines = [
         f"Model     {model.num_parameters():,} parameters in bfloat16, {model.num_layers} layers, "
-        f"over {settings.tp} device{'s' if settings.tp > 1 else ''}",
+        f"over {counted(settings.tp, 'device')}",
         f"Requests  {settings.num_requests} at once, the longest {settings.request_tokens:,} tokens; "
         f"{settings.cache_tokens:,} tokens in the cache, of {token_bytes(settings) / 2**10:,.0f} KiB",
         "",

@@ -1,5 +1,6 @@
 """A plan as text for a terminal."""
 
+from qwen3_model.command.plain_text import counted
 from qwen3_model.device.memory import gib
 from qwen3_train.layout.stages import stage_layers
 from qwen3_train.plan.layout_search import Candidate, grid_words
@@ -115,7 +116,7 @@ def _totals(plan: Plan) -> list[str]:
 
 
 def _files(number: int) -> str:
-    return f"{number:,} file" + ("s" if number > 1 else "")
+    return counted(number, "file", ",")
 
 
 def _notes(plan: Plan) -> list[str]:
@@ -160,7 +161,7 @@ def _layout(settings: PlanSettings) -> str:
 
 
 def _devices(number: int) -> str:
-    return f"{number} device" + ("s" if number > 1 else "")
+    return counted(number, "device")
 
 
 def _table(rows: list[list[str]], text_columns: int = 1) -> list[str]:
