@@ -24,13 +24,11 @@ def preprocess_report(result: Result) -> Iterator[str]:
     if result.engine and totals.num_checked:
         yield f"Encoded with {result.engine}; {totals.num_checked} samples equal those of tokenizers"
     num_special = sum(totals.num_special.values())
-    notes = (
-        (totals.num_empty, "empty document{s} (counted, without tokens)"),
-        (totals.num_skipped, "bad record{s} skipped"),
-        (num_special, "documents spell special tokens (encoded as plain text unless --allow-special)"),
-    )
-    for count, what in notes:
-        if count:
-            yield f"{count} {what.format(s='s' * (count != 1))}"
+    if totals.num_empty:
+        yield f"{counted(totals.num_empty, 'empty document')} (counted, without tokens)"
+    if totals.num_skipped:
+        yield f"{counted(totals.num_skipped, 'bad record')} skipped"
+    if num_special:
+        yield f"{num_special} documents spell special tokens (encoded as plain text unless --allow-special)"
     for prefix in result.prefixes:
         yield f"Wrote {prefix}.bin, .idx and .json"
