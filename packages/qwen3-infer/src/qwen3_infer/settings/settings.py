@@ -1,7 +1,6 @@
 """What a generation does, settled from three sources: the model's folder, then the YAML, then flags."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,17 @@ from qwen3_infer.settings.schema import FLAG_KEYS, PREDICT
 from qwen3_model.checkpoints.companions import find_companions
 from qwen3_model.checkpoints.fused import FusedLayout, read_fused_layout
 from qwen3_model.checkpoints.weight_files import is_distributed
-from qwen3_model.command.run_config import RunConfig, load_run_config, parse_dotted, parse_run_config
-from qwen3_model.command.small_files import YAML_BYTES, read_small_text
-from qwen3_model.command.yaml_loader import parse_yaml
+from qwen3_model.command.run_config import (
+    RunConfig,
+    load_run_config,
+    parse_dotted,
+    parse_run_config,
+    peek_values,
+)
 from qwen3_model.device.ascend import AscendSettings, read_ascend_settings
 from qwen3_model.device.cann import require_cann
 from qwen3_model.device.simulation import default_device, read_simulation
-from qwen3_model.errors import ConfigError, Qwen3Error, UsageError
+from qwen3_model.errors import ConfigError, UsageError
 
 DEFAULT_NEW_TOKENS = 512
 DEFAULT_RESULT = "text_generation_result.txt"
@@ -186,10 +189,9 @@ def read_run_config(config_path: Path | None, overrides: Sequence[str]) -> RunCo
     """
     pairs = parse_dotted(overrides)
     mode: Any = dict(pairs).get("run_mode")
-    if mode is None and config_path is not None and config_path.is_file():
-        with suppress(Qwen3Error, UnicodeDecodeError):  # which loading it will report
-            values = parse_yaml(read_small_text(config_path, YAML_BYTES), str(config_path))
-            mode = values.get("run_mode") if isinstance(values, dict) else None
+    if mode is None and config_path is not None:
+        values = peek_values(config_path)
+        mode = values.get("run_mode") if isinstance(values, dict) else None
     if mode in ("train", "finetune"):
         given = f"--config {config_path}" if config_path else "the YAML of a run"
         raise UsageError(

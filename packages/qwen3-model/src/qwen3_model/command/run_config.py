@@ -15,7 +15,7 @@ import yaml
 
 from qwen3_model.command.small_files import YAML_BYTES, read_small_text
 from qwen3_model.command.yaml_loader import parse_yaml
-from qwen3_model.errors import ConfigError, OverrideError, UsageError
+from qwen3_model.errors import ConfigError, OverrideError, Qwen3Error, UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +115,19 @@ def parse_run_config(
         _check_override(values, key, schema)
     values = _without_nulls(values, schema)
     return RunConfig(values, tuple(_notes(values, schema)))
+
+
+def peek_values(path: Path) -> Any:
+    """Return what a YAML file holds before any of its keys is checked: most often a dict, None for nothing.
+
+    A file that cannot be read holds an empty dict here; `load_run_config` says what is wrong with it.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        return parse_yaml(read_small_text(path, YAML_BYTES), str(path))
+    except (Qwen3Error, UnicodeDecodeError):
+        return {}
 
 
 def section_problems(section: Mapping[str, Any], schema: Schema, name: str) -> list[str]:

@@ -1,14 +1,10 @@
 """The YAML and the dotted arguments of a run, for this process and for its workers."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from qwen3_model.command.run_config import RunConfig, Schema, load_run_config, parse_dotted
-from qwen3_model.command.small_files import YAML_BYTES, read_small_text
-from qwen3_model.command.yaml_loader import parse_yaml
-from qwen3_model.errors import Qwen3Error, UsageError
+from qwen3_model.command.run_config import RunConfig, Schema, load_run_config, parse_dotted, peek_values
+from qwen3_model.errors import UsageError
 from qwen3_train.prepare.prepare import PreparedRun
 from qwen3_train.settings.schema import FLAG_ALIASES, TRAIN
 from qwen3_train.settings.unused import with_winning_overrides
@@ -44,10 +40,7 @@ def refuse_other_files(config_path: Path, overrides: Sequence[tuple[str, str]]) 
     Raises:
         UsageError, ConfigError: It is one; the sentence names the command or the file that is meant.
     """
-    values: Any = {}
-    if config_path.is_file():
-        with suppress(Qwen3Error, UnicodeDecodeError):  # which loading it will report
-            values = parse_yaml(read_small_text(config_path, YAML_BYTES), str(config_path))
+    values = peek_values(config_path)
     if values is None:
         raise UsageError(f"{config_path} is empty; begin with a copy of {EXAMPLE}")
     values = values if isinstance(values, dict) else {}
