@@ -20,7 +20,7 @@ import numpy as np
 from qwen3_model.checkpoints.byte_writer import Buffer, ByteWriter
 from qwen3_model.checkpoints.source_file import SourceFile, open_source
 from qwen3_model.command.plain_text import is_text
-from qwen3_model.command.small_files import LFS_POINTER, LFS_POINTER_BYTES
+from qwen3_model.command.small_files import LFS_POINTER_BYTES, refuse_lfs_pointer
 from qwen3_model.errors import FormatError
 
 # numpy has no bfloat16 or float8, whose bits travel as unsigned integers.
@@ -136,11 +136,7 @@ def _header_length(source: SourceFile) -> int:
     if file_bytes < 8:
         raise FormatError(f"{path} is no safetensors file: {file_bytes} bytes are too few for a header")
     head = source.read(0, min(file_bytes, LFS_POINTER_BYTES)).tobytes()
-    if head.startswith(LFS_POINTER):
-        raise FormatError(
-            f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` in its repository, or "
-            "download the file itself"
-        )
+    refuse_lfs_pointer(path, head, "the weights")
     (length,) = struct.unpack("<Q", head[:8])
     if length > MAX_HEADER_BYTES or 8 + length > file_bytes:
         raise FormatError(

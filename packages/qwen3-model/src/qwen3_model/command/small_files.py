@@ -36,12 +36,12 @@ def read_small(path: Path, most_bytes: int = SETTINGS_BYTES) -> bytes:
     return bytes(raw)
 
 
-def refuse_lfs_pointer(path: Path, head: bytes | bytearray) -> None:
-    """Raise FormatError if a file that begins with `head` only says where Git LFS has its contents."""
+def refuse_lfs_pointer(path: Path, head: bytes | bytearray, wanted: str = "the file itself") -> None:
+    """Raise FormatError if a file that begins with `head` only says where Git LFS has what is `wanted`."""
     if head.startswith(LFS_POINTER):
         raise FormatError(
-            f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in its repository, or "
-            "download the file"
+            f"{path} is a Git LFS pointer, not {wanted}; run `git lfs pull` in its repository, or download the "
+            "file"
         )
 
 
