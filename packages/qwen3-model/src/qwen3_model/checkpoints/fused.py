@@ -34,6 +34,7 @@ TO_FUSED_LAYER = {
 QKV, FC1 = "self_attention.linear_qkv", "mlp.linear_fc1"
 FUSED_LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)\.weight")
 MOMENTS = ("adam_m.", "adam_v.")
+"""Beginnings of the names of the optimizer's moments; the weight's name follows."""
 ADAPTER_HALF = re.compile(r"(.+)\.(?:mindpet_delta_)?lora_([abAB])(?:\.weight)?")
 """mindformers' names of adapters: of its graph mode, of mindpet, and of its pynative mode."""
 
@@ -90,6 +91,11 @@ def split_fused(
             is_part = len(ours) > 1 and half != "A"
             result[new] = (_picked(tensor, runs, name) if is_part else tensor).renamed(new)
     return result
+
+
+def weight_of(name: str) -> str:
+    """Return the weight that a moment belongs to; any other name as it is."""
+    return next((name.removeprefix(moment) for moment in MOMENTS if name.startswith(moment)), name)
 
 
 def _weight_name(name: str) -> tuple[str, str, str]:

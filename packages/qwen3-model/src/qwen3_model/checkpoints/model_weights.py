@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 
-from qwen3_model.checkpoints.fused import FusedLayout, fused_shapes, is_fused, split_fused
+from qwen3_model.checkpoints.fused import MOMENTS, FusedLayout, fused_shapes, is_fused, split_fused, weight_of
 from qwen3_model.checkpoints.rows import LazyTensor, cast, equal_rows
 from qwen3_model.checkpoints.safetensors_file import FLOAT_DTYPES
 from qwen3_model.config import Qwen3Config
@@ -12,7 +12,6 @@ from qwen3_model.errors import WeightError
 
 MAX_NAMED = 8
 EMBEDDING, TIED_HEAD = "model.embed_tokens.weight", "lm_head.weight"
-OPTIMIZER_PREFIXES = ("adam_m.", "adam_v.")
 ADAPTER = re.compile(r"(.+)\.lora_([AB])\.weight")
 # torch.compile, FSDP and DDP put these before parts of a name.
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "module.")
@@ -60,7 +59,7 @@ def find_weights(
 
 def _is_run_state(name: str, tensor: LazyTensor) -> bool:
     """Say whether a tensor is a moment, or a counter such as global_step."""
-    return name.startswith(OPTIMIZER_PREFIXES) or ("." not in name and math.prod(tensor.plan.shape) == 1)
+    return name.startswith(MOMENTS) or ("." not in name and math.prod(tensor.plan.shape) == 1)
 
 
 def plain_names(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
@@ -140,9 +139,7 @@ def check_shapes(tensors: Mapping[str, LazyTensor], config: Qwen3Config) -> None
     expected = config.weight_shapes() | fused_shapes(config)
     wrong = []
     for name, tensor in tensors.items():
-        bare = next(
-            (name.removeprefix(prefix) for prefix in OPTIMIZER_PREFIXES if name.startswith(prefix)), name
-        )
+        bare = weight_of(name)
         if bare in expected and tensor.plan.shape != expected[bare]:
             wrong.append(f"{name} is {tensor.plan.shape}, config.json says {expected[bare]}")
     if wrong:

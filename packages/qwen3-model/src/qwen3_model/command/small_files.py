@@ -40,8 +40,8 @@ def refuse_lfs_pointer(path: Path, head: bytes | bytearray, wanted: str = "the f
     """Raise FormatError if a file that begins with `head` only says where Git LFS has what is `wanted`."""
     if head.startswith(LFS_POINTER):
         raise FormatError(
-            f"{path} is a Git LFS pointer, not {wanted}; run `git lfs pull` in its repository, or download the "
-            "file"
+            f"{path} is a Git LFS pointer, not {wanted}; run `git lfs pull` in its repository, or download "
+            "the file"
         )
 
 

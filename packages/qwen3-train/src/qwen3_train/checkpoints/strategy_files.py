@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from qwen3_model.checkpoints.fused import MOMENTS
 from qwen3_model.checkpoints.rank_tensors import cut_of, strategy_path
 from qwen3_model.checkpoints.strategy import TensorLayout, read_strategy, write_strategy
 from qwen3_model.config import Qwen3Config
@@ -12,8 +13,6 @@ from qwen3_model.ranks.layout import Layout, placement
 from qwen3_train.layout.stages import is_cut_by_rows, stage_weights
 from qwen3_train.settings.lora import LoraSettings, stage_trained
 from qwen3_train.settings.run import TrainSettings
-
-MOMENTS = ("adam_m.", "adam_v.")
 
 
 def write_strategies(

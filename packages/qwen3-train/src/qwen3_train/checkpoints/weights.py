@@ -7,7 +7,7 @@ import numpy as np
 from mindspore import Parameter
 
 from qwen3_model.checkpoints.checkpoint_files import is_hf_folder
-from qwen3_model.checkpoints.fused import unfused
+from qwen3_model.checkpoints.fused import unfused, weight_of
 from qwen3_model.checkpoints.tensors import TensorPart, Tensors
 from qwen3_model.checkpoints.weight_files import open_weight_files
 from qwen3_model.errors import WeightError
@@ -71,7 +71,7 @@ def resume_weights(
     """
     own, parameters = open_own_slices(source, settings, step.grid.rank), step.weights | step.moments()
     if own is not None and all(
-        name in own and own[name].plan.shape in (tuple(held.shape), tuple(parameters[_weight_of(name)].shape))
+        name in own and own[name].plan.shape in (tuple(held.shape), tuple(parameters[weight_of(name)].shape))
         for name, held in parameters.items()
     ):
         for name, parameter in parameters.items():
@@ -93,7 +93,7 @@ def _assign(
         if name not in tensors:
             problems.append(f"{name} is missing")
             continue
-        weight = _weight_of(name)
+        weight = weight_of(name)
         held = tensors.shape(name)
         # Moments may be a replica's rows or elements of what the weight is.
         wanted = whole_shape(weight, tuple(parameters[weight].shape), model.tp.size)
@@ -141,8 +141,3 @@ def _put(parameter: Parameter, dtype: str, part: TensorPart, replica: int) -> No
     row, offset = divmod(first, columns)
     rows = np.asarray(part[row : -(-(first + count) // columns)])
     fill(parameter, dtype, rows.reshape(-1)[offset : offset + count].reshape(shape))
-
-
-def _weight_of(name: str) -> str:
-    """Return the weight that a moment belongs to; of a weight itself."""
-    return name.removeprefix("adam_m.").removeprefix("adam_v.")

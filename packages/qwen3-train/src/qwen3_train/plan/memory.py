@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from qwen3_train.layout.lora_shapes import adapter_shapes
-from qwen3_train.layout.stages import EMBEDDING, HEAD, is_shared_out, stage_layers, stage_weights
+from qwen3_train.layout.stages import EMBEDDING, HEAD, is_shared_out, piece_shape, stage_layers, stage_weights
 from qwen3_train.plan.groups import buffer_bytes, groups_of_stage
 from qwen3_train.plan.saved_tensors import (
     SavedTensor,
@@ -104,7 +104,7 @@ def optimizer_elements(shapes: Iterable[tuple[int, ...]], dp: int) -> int:
 
     A weight is shared by rows of its shard, or by elements where these divide and rows do not.
     """
-    return sum(math.prod(shape) // (dp if is_shared_out(shape, dp) else 1) for shape in shapes)
+    return sum(math.prod(piece_shape(shape, dp)) for shape in shapes)
 
 
 def updated_elements(shapes: Iterable[tuple[int, ...]], dp: int) -> int:

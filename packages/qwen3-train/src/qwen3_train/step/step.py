@@ -14,6 +14,7 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from numpy.typing import NDArray
 
+from qwen3_model.checkpoints.fused import MOMENTS, weight_of
 from qwen3_model.network.kernels.seam import Kernels
 from qwen3_model.network.lora import LoraDropout
 from qwen3_model.network.model import Qwen3ForCausalLM
@@ -180,11 +181,10 @@ class TrainStep:
             return
         flat = [name for name, is_flat in zip(self.weights, self.adam.is_flat, strict=True) if is_flat]
         moments, gather = self.moments(), GatherMoments(self.adam.replicas)
-        for name in (f"{prefix}{name}" for prefix in ("adam_m.", "adam_v.") for name in flat):
+        for name in (f"{prefix}{name}" for prefix in MOMENTS for name in flat):
             whole = gather(moments[name])
             if wanted is None or name in wanted:
-                weight = name.partition(".")[2]
-                yield name, whole.asnumpy().reshape(self.weights[weight].shape)
+                yield name, whole.asnumpy().reshape(self.weights[weight_of(name)].shape)
 
 
 class Evaluation:
