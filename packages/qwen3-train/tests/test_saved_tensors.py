@@ -125,7 +125,7 @@ def test_parameters_and_optimizer_are_what_a_step_holds(num_micro_batches):
     held = sum(weight.nbytes for weight in step.weights.values())
     assert held == memory.parameters == max(memory.gradients, memory.gradient_sums)
     assert sum(moment.nbytes for moment in step.moments().values()) == memory.optimizer
-    sums = sum(total.nbytes for total in step._add.add.sums) if num_micro_batches > 1 else 0
+    sums = sum(total.nbytes for total in step.passes.sums) if num_micro_batches > 1 else 0
     assert sums == memory.gradient_sums
 
 

@@ -1,21 +1,24 @@
-"""The graphs of a pipeline stage: forward, backward, and on the last stage both at once.
+"""The compiled graphs of a pipeline stage: forward, backward, and on the last stage both at once.
 
-The backward pass of the other stages goes over pieces of the stage, the last one first. A piece begins with
-an input that is kept from the forward graph: its forward pass is computed anew when the gradient of its
-output is there. A layer that is recomputed whole is a piece of its own, so that it is computed only once
-more; layers that are not make one piece together.
+The backward graph of a stage that is not the last goes over blocks of layers, the last block first. The input
+of each block is kept from the forward graph; the block's forward pass is computed anew once the gradient of
+its output is there. A layer that is recomputed whole is a block of its own, so that it is computed only once
+more; neighbouring layers that are not recomputed make one block together.
+
+MindSpore differentiates cells, so the parts of a stage that have a gradient of their own are wrapped as
+cells: `_Embed`, `_Block` and `_LossOfRows`.
 
 B batch, L length, M this rank's rows (B * L, of which sequence parallelism leaves it a share), D hidden.
 """
 
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import ParameterTuple, Tensor, nn, ops
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from qwen3_model.network.kernels.seam import Plan
+from qwen3_model.network.kernels.seam import Kernels, Plan, Segments
 from qwen3_model.network.model import Qwen3ForCausalLM, positions_of
 from qwen3_train.loss.loss import TokenLoss
 from qwen3_train.step.recompute import is_recomputed
@@ -23,23 +26,23 @@ from qwen3_train.update.gradients import AddGradients
 
 
 def kept_inputs(model: Qwen3ForCausalLM) -> tuple[bool, ...]:
-    """Say for each layer of a stage whether a piece begins with it, so that its input is kept."""
+    """Return for each layer of a stage whether a block begins with it, so that its input is kept."""
     recomputed = [is_recomputed(layer) for layer in model.model.layers]
     return (True, *(before or own for before, own in pairwise(recomputed)))
 
 
-def _pieces(model: Qwen3ForCausalLM, keeps: tuple[bool, ...]) -> list[list[nn.Cell]]:
-    """Return the layers of each piece."""
-    pieces: list[list[nn.Cell]] = []
-    for layer, is_kept in zip(model.model.layers, keeps, strict=True):
-        if is_kept:
-            pieces.append([])
-        pieces[-1].append(layer)
-    return pieces
+def _group_layers(model: Qwen3ForCausalLM, keeps: tuple[bool, ...]) -> list[list[nn.Cell]]:
+    """Return the layers of each block."""
+    blocks: list[list[nn.Cell]] = []
+    for layer, begins_block in zip(model.model.layers, keeps, strict=True):
+        if begins_block:
+            blocks.append([])
+        blocks[-1].append(layer)
+    return blocks
 
 
-class _Piece(nn.Cell):
-    """Layers one after the other."""
+class _Block(nn.Cell):
+    """Neighbouring layers of a stage, one after the other."""
 
     def __init__(self, layers: list[nn.Cell]) -> None:
         super().__init__(auto_prefix=False)
@@ -52,6 +55,8 @@ class _Piece(nn.Cell):
 
 
 class _Embed(nn.Cell):
+    """The embedding of the first stage, as a cell that can be differentiated alone."""
+
     def __init__(self, model: Qwen3ForCausalLM) -> None:
         super().__init__(auto_prefix=False)
         self.network = model.model
@@ -60,13 +65,18 @@ class _Embed(nn.Cell):
         return self.network.embed(ids_BL)
 
 
-def _plan(network: Any, ids_BL: Tensor, position_ids_BL: Any, segment_ids_BL: Any) -> Plan:
+def _make_plan(
+    network: nn.Cell, ids_BL: Tensor, position_ids_BL: Tensor | None, segment_ids_BL: Segments | None
+) -> Plan:
+    """Return the plan of all layers; positions count from 0 in each row where none are given."""
     if position_ids_BL is None:
         position_ids_BL = positions_of(ids_BL)
     return network.plan(position_ids_BL, segment_ids_BL)
 
 
 class _LossOfRows(nn.Cell):
+    """The loss with hidden states as its first argument, where `value_and_grad` looks for its input."""
+
     def __init__(self, loss: TokenLoss) -> None:
         super().__init__(auto_prefix=False)
         self.loss = loss
@@ -76,7 +86,7 @@ class _LossOfRows(nn.Cell):
 
 
 class Forward(nn.Cell):
-    """The hidden states, then the inputs that are kept, but for the stage's own input."""
+    """Return a stage's hidden states, then the inputs of its blocks, apart from the stage's own input."""
 
     def __init__(self, model: Qwen3ForCausalLM, keeps: tuple[bool, ...]) -> None:
         super().__init__(auto_prefix=False)
@@ -84,10 +94,10 @@ class Forward(nn.Cell):
 
     @ms.jit
     def construct(self, x_MD, ids_BL, position_ids_BL=None, segment_ids_BL=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
-        plan = _plan(self.network, ids_BL, position_ids_BL, segment_ids_BL)
+        plan = _make_plan(self.network, ids_BL, position_ids_BL, segment_ids_BL)
         if x_MD is None:
             x_MD = self.network.embed(ids_BL)
-        kept: tuple[Any, ...] = ()
+        kept: tuple[Tensor, ...] = ()
         for i, layer in enumerate(self.network.layers):
             if self.keeps[i]:
                 kept = (*kept, x_MD)
@@ -95,8 +105,8 @@ class Forward(nn.Cell):
         return (x_MD, *kept)
 
 
-class LossOnly(nn.Cell):
-    """The loss of the last stage's hidden states."""
+class LastForward(nn.Cell):
+    """Return the loss of the last stage, without gradients."""
 
     def __init__(self, loss: TokenLoss) -> None:
         super().__init__(auto_prefix=False)
@@ -108,9 +118,10 @@ class LossOnly(nn.Cell):
 
 
 class Backward(nn.Cell):
-    """Add a stage's gradients to their sums; return that of its input, on the first stage a number.
+    """Add the gradients of a stage that is not the last to their sums; return the gradient of its input.
 
-    Of a stage that is not the last; `kept` are the inputs of its pieces.
+    The first stage has no such gradient and returns a number in its stead. `kept` of the call are the inputs
+    of the blocks.
     """
 
     def __init__(
@@ -118,19 +129,19 @@ class Backward(nn.Cell):
     ) -> None:
         super().__init__(auto_prefix=False)
         self.network, self.is_first = model.model, model.part.is_first
-        pieces = [_Piece(layers) for layers in _pieces(model, keeps)]
-        self.pieces = nn.CellList(pieces, auto_prefix=False)
+        blocks = [_Block(layers) for layers in _group_layers(model, keeps)]
+        self.blocks = nn.CellList(blocks, auto_prefix=False)
         self.embed = _Embed(model)
-        places = {id(weight): place for place, weight in enumerate(weights)}
-        own = [[w for w in piece.get_parameters() if id(w) in places] for piece in pieces]
-        self.weights = tuple(ParameterTuple(each) for each in own)
-        adds = [_adding(each, places, sums, model) for each in own]
+        sum_of = {id(weight): total for weight, total in zip(weights, sums, strict=True)}
+        in_block = [[w for w in block.get_parameters() if id(w) in sum_of] for block in blocks]
+        self.weights = tuple(ParameterTuple(each) for each in in_block)
+        adds = [_make_add(each, sum_of, model.kernels) for each in in_block]
         self.adds = nn.CellList(adds, auto_prefix=False)
-        embedded = [w for w in weights if all(w is not each for part in own for each in part)]
+        embedded = [w for w in weights if all(w is not each for part in in_block for each in part)]
         self.embedded = ParameterTuple(embedded)
-        self.add_embedded = _adding(embedded, places, sums, model)
-        # Below these nothing is trained, under adapters.
-        trained = [i for i, each in enumerate(own) if each]
+        self.add_embedded = _make_add(embedded, sum_of, model.kernels)
+        # Under adapters, nothing below this block may be trained.
+        trained = [i for i, each in enumerate(in_block) if each]
         self.lowest = 0 if embedded or not self.is_first else min(trained, default=0)
         self.of_both = ops.GradOperation(get_all=True, get_by_list=True, sens_param=True)
         self.of_inputs = ops.GradOperation(get_all=True, sens_param=True)
@@ -139,14 +150,14 @@ class Backward(nn.Cell):
 
     @ms.jit
     def construct(self, grad_MD, ids_BL, position_ids_BL, segment_ids_BL, *kept):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN002, ANN201
-        plan = _plan(self.network, ids_BL, position_ids_BL, segment_ids_BL)
-        for i in range(len(self.pieces) - 1, self.lowest - 1, -1):
-            # Not before the gradient is there: all pieces at once would take the memory of all.
+        plan = _make_plan(self.network, ids_BL, position_ids_BL, segment_ids_BL)
+        for i in range(len(self.blocks) - 1, self.lowest - 1, -1):
+            # Not before the gradient is there: all blocks at once would take the memory of all.
             x_MD = ops.depend(kept[i], grad_MD)
             if len(self.weights[i]) == 0:
-                grad_MD = self.of_inputs(self.pieces[i])(x_MD, plan, grad_MD)[0]
+                grad_MD = self.of_inputs(self.blocks[i])(x_MD, plan, grad_MD)[0]
             else:
-                found = self.of_both(self.pieces[i], self.weights[i])(x_MD, plan, grad_MD)
+                found = self.of_both(self.blocks[i], self.weights[i])(x_MD, plan, grad_MD)
                 grad_MD = self.adds[i](found[1], found[0][0])
         if len(self.embedded) > 0:
             gradients = self.of_weights(self.embed, self.embedded)(ids_BL, grad_MD)
@@ -154,10 +165,11 @@ class Backward(nn.Cell):
         return self.done * 1.0 if self.is_first else grad_MD
 
 
-def _adding(
-    weights: list[Any], places: dict[int, int], sums: ParameterTuple, model: Qwen3ForCausalLM
+def _make_add(
+    weights: Sequence[Parameter], sum_of: Mapping[int, Parameter], kernels: Kernels
 ) -> AddGradients:
-    return AddGradients(ParameterTuple([sums[places[id(weight)]] for weight in weights]), model.kernels)
+    """Return what adds gradients of `weights` to their sums, which `sum_of` finds by the weight's id()."""
+    return AddGradients(ParameterTuple([sum_of[id(weight)] for weight in weights]), kernels)
 
 
 class LastBackward(nn.Cell):

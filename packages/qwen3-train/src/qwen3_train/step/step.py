@@ -1,21 +1,19 @@
-"""One optimizer step: forward, backward, clipping and AdamW in one compiled graph.
+"""One optimizer step: forward, backward, clipping and AdamW.
 
-With gradient accumulation there are two graphs: one adds a micro-batch's gradients to a sum, one applies the
-sum. A pipeline stage has graphs of its own for the first of these. What other ranks have is summed by
-`gradients`; every rank then knows loss and norm of the whole step, and `guarded_update` whether to apply it.
+`passes` runs the compiled graphs: one graph does all of a step of one micro-batch; with gradient accumulation
+or pipeline stages one adds each micro-batch's gradients to a sum, and another applies the sum. `gradients`
+adds up what the ranks have. Every rank then knows loss and norm of the whole step, by which `guarded_update`
+decides whether to apply it.
 """
 
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
-from typing import Any
 
-import mindspore as ms
 import numpy as np
-from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore import Parameter, ParameterTuple
 from numpy.typing import NDArray
 
 from qwen3_model.checkpoints.fused import MOMENTS, weight_of
-from qwen3_model.network.kernels.seam import Kernels
 from qwen3_model.network.lora import LoraDropout
 from qwen3_model.network.model import Qwen3ForCausalLM
 from qwen3_train.data.batches import Batch
@@ -23,15 +21,16 @@ from qwen3_train.loss.loss import TokenLoss, loss_arguments
 from qwen3_train.parallel.grid import Grid, single_grid
 from qwen3_train.settings.adam import AdamSettings
 from qwen3_train.settings.skip import SkipSettings
+from qwen3_train.step.passes import SinglePass, SummedPasses
 from qwen3_train.step.pipeline import PipelineStage
 from qwen3_train.step.shared_graphs import share_layer_graphs
-from qwen3_train.update.gradients import AddGradients, OwnGradients, SharedGradients, SumReplicas
-from qwen3_train.update.guarded_update import GuardedUpdate, clear, is_applied
+from qwen3_train.step.step_graphs import Finish, LossOnly, make_gradient_sum
+from qwen3_train.update.gradients import OwnGradients, SharedGradients
+from qwen3_train.update.guarded_update import GuardedUpdate, is_applied
 from qwen3_train.update.optimizer import AdamW, adam_scalars
 from qwen3_train.update.shared_adam import GatherMoments, SharedAdamW
 
 Optimizer = AdamW | SharedAdamW
-Finish = OwnGradients | SharedGradients
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,65 +59,54 @@ class TrainStep:
         shares_moments: bool = False,
         skip: SkipSettings | None = None,
     ) -> None:
-        """Make ready for steps of `num_micro_batches`.
+        """Make the optimizer and the graphs; each graph is compiled at its first call.
 
         Args:
             model: With adapters and recomputation, should it have any; its weights may come later.
-            settings: Of AdamW.
+            settings: AdamW's.
             max_norm: Clip the global norm to this; None for no clipping.
-            num_micro_batches: Of each step, on this replica.
+            num_micro_batches: Micro-batches of each step on this replica.
             grid: What this rank is; one process when left out.
             shares_moments: ZeRO-1.
             skip: Which steps not to apply; None to apply all.
         """
         self.settings, self.grid, self.skip = settings, grid or single_grid(model.config), skip
+        self.kernels = model.kernels
         self.num_skipped = 0
-        """Steps that were not applied, of the whole run; the bias correction does not count them."""
+        """Steps of the whole run that were not applied; the bias correction does not count them."""
+        self.dropout: LoraDropout | None = None
+        """The adapters' dropout; the owner of the model sets it."""
         share_layer_graphs(model)
         # What is frozen under adapters takes no gradient.
         self.weights: dict[str, Parameter] = {
             name: weight for name, weight in model.parameters_and_names() if weight.requires_grad
         }
-        self.dropout: LoraDropout | None = None
-        """Of adapters; the owner of the model sets it."""
-        self.is_alone, self.kernels = self.grid.layout.num_ranks == 1, model.kernels
-        takes_sums = num_micro_batches > 1 or self.grid.layout.pp > 1
-        sums = ParameterTuple([_sum_of_gradients(*each) for each in self.weights.items()] * takes_sums)
-        finish = (
-            OwnGradients(len(self.weights), max_norm, self.kernels)
-            if self.is_alone
-            else SharedGradients(
-                self.weights,
-                self.grid,
-                max_norm,
-                self.kernels,
-                shares_moments=shares_moments,
-                are_sums=takes_sums,
-            )
-        )
-        stays = [takes_sums and own for own in finish.hands_back]
-        if shares_moments and self.grid.replicas.size > 1:
-            self.adam: Optimizer = SharedAdamW(
-                self.weights, settings, self.grid.replicas, self.kernels, stays
-            )
-        else:
-            self.adam = AdamW(self.weights, settings, self.kernels, stays)
+        has_sums = num_micro_batches > 1 or self.grid.layout.pp > 1
+        finish = self._make_finish(max_norm, shares_moments=shares_moments, has_sums=has_sums)
+        self.adam = self._make_optimizer(finish, shares_moments=shares_moments, has_sums=has_sums)
         update = GuardedUpdate(self.adam, skip)
-        self._sums: ParameterTuple | None = None
-        self._whole: Any = None
-        self._stage: PipelineStage | None = None
-        if not takes_sums:
-            self._whole = _WholeStep(TokenLoss(model), self.adam.weights, update, finish)
-            return
-        if self.grid.layout.pp == 1:
-            self._add = _AddGradients(TokenLoss(model), self.adam.weights, sums)
+        self.passes: SinglePass | SummedPasses
+        if has_sums:
+            sums = ParameterTuple([make_gradient_sum(*each) for each in self.weights.items()])
+            self.passes = SummedPasses(
+                model, self.grid, self.weights, sums, update, finish, shares_moments=shares_moments
+            )
         else:
-            self._stage = PipelineStage(model, self.grid, sums)
-        self._sums, self._apply = sums, _ApplyGradients(update, sums, finish)
-        self._clear = _ClearSums(sums, self.kernels)
-        self._sum_replicas: Any = None
-        if self.grid.replicas.size > 1:
-            self._sum_replicas = SumReplicas(self.weights, sums, self.grid, self.kernels, shares_moments)
+            self.passes = SinglePass(model, self.adam.weights, update, finish)
+
+    def _make_finish(self, max_norm: float | None, *, shares_moments: bool, has_sums: bool) -> Finish:
+        if self.grid.layout.num_ranks == 1:
+            return OwnGradients(len(self.weights), max_norm, self.kernels)
+        return SharedGradients(
+            self.weights, self.grid, max_norm, self.kernels, shares_moments=shares_moments, are_sums=has_sums
+        )
+
+    def _make_optimizer(self, finish: Finish, *, shares_moments: bool, has_sums: bool) -> Optimizer:
+        # A sum stays until it is cleared, so the update may overwrite it.
+        stays = [has_sums and is_handed_back for is_handed_back in finish.hands_back]
+        if shares_moments and self.grid.replicas.size > 1:
+            return SharedAdamW(self.weights, self.settings, self.grid.replicas, self.kernels, stays)
+        return AdamW(self.weights, self.settings, self.kernels, stays)
 
     def run(self, micro_batches: Sequence[Batch], lr: float, step: int) -> StepResult:
         """Take one step.
@@ -133,35 +121,14 @@ class TrainStep:
         def before_pass(number: int) -> None:
             # Counted as if one process took the passes of all replicas in turn.
             if self.dropout is not None:
-                place = (step - 1) * len(micro_batches) + number
-                self.dropout.switch_on(place * self.grid.layout.dp + self.grid.replica)
+                num_before = (step - 1) * len(micro_batches) + number
+                self.dropout.switch_on(num_before * self.grid.layout.dp + self.grid.replica)
 
-        if self._whole is not None:
-            before_pass(0)
-            loss, norm = self._whole(*scalars, *loss_arguments(micro_batches[0], self.kernels))
-            return self._result(float(loss.asnumpy()), float(norm.asnumpy()))
-        # Float64 on the host: the sum then does not depend on how the step was cut.
-        total = 0.0
-        if self._stage is not None:
-            total = self._stage.train(micro_batches, before_pass)
-        else:
-            for number, batch in enumerate(micro_batches):
-                before_pass(number)
-                loss = self._add(*loss_arguments(batch, self.kernels))
-                total += float(loss.asnumpy())
-        if self._sum_replicas is not None:
-            self._sum_replicas()
-        loss, norm = self._apply(*scalars, Tensor(np.float32(total)))
-        self._clear()
-        return self._result(total if self.is_alone else float(loss.asnumpy()), float(norm.asnumpy()))
-
-    def _result(self, loss: float, norm: float) -> StepResult:
+        loss, norm = self.passes.run(micro_batches, scalars, before_pass)
         result = StepResult(loss, norm, is_applied(self.skip, loss, norm))
         if not result.is_applied:
             self.num_skipped += 1
-            if not self.kernels.clears_nan:
-                for total in self._sums or ():
-                    clear(total)
+            self.passes.forget_gradients()
         return result
 
     def moments(self) -> dict[str, Parameter]:
@@ -172,7 +139,9 @@ class TrainStep:
         }
 
     def whole_moments(self, wanted: Set[str] | None = None) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        """Yield, whole, the moments that replicas cut by elements, for a checkpoint; all ranks call this.
+        """Yield names and values of the moments that replicas cut by elements, put together for a checkpoint.
+
+        All ranks call this.
 
         Args:
             wanted: Names of those to yield; None for all.
@@ -188,89 +157,18 @@ class TrainStep:
 
 
 class Evaluation:
-    """Add up token losses without gradients."""
+    """Compute token losses without gradients."""
 
     def __init__(self, model: Qwen3ForCausalLM, grid: Grid | None = None) -> None:
-        self._stage = PipelineStage(model, grid, None) if grid and grid.layout.pp > 1 else None
         self.kernels = model.kernels
-        self._loss: Any = None if self._stage else _Forward(TokenLoss(model, has_gradients=False))
+        self._graph: PipelineStage | LossOnly
+        if grid is not None and grid.layout.pp > 1:
+            self._graph = PipelineStage(model, grid, None)
+        else:
+            self._graph = LossOnly(TokenLoss(model, has_gradients=False))
 
     def run(self, batch: Batch) -> float:
         """Return the sum of the batch's token losses times their weights; 0 on all but the last stage."""
-        if self._stage is not None:
-            return self._stage.evaluate(batch)
-        return float(self._loss(*loss_arguments(batch, self.kernels)).asnumpy())
-
-
-class _Forward(nn.Cell):
-    def __init__(self, loss: TokenLoss) -> None:
-        super().__init__(auto_prefix=False)
-        self.loss = loss
-
-    @ms.jit
-    def construct(self, ids, labels, weights, positions=None, segments=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        return self.loss(ids, labels, weights, positions, segments)
-
-
-class _WholeStep(nn.Cell):
-    def __init__(
-        self, loss: TokenLoss, weights: ParameterTuple, update: GuardedUpdate, finish: Finish
-    ) -> None:
-        super().__init__(auto_prefix=False)
-        self.update, self.finish = update, finish
-        self.loss_and_gradients = ms.value_and_grad(loss, None, weights)
-
-    @ms.jit
-    def construct(self, rate, eps, decay, step, ids, labels, weights, positions=None, segments=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202, PLR0913
-        loss, gradients = self.loss_and_gradients(ids, labels, weights, positions, segments)
-        gradients, scale, norm, loss = self.finish(gradients, loss)
-        done = self.update(rate, eps, decay, step, gradients, scale, loss, norm)
-        return ops.depend(loss, done), norm
-
-
-class _AddGradients(nn.Cell):
-    def __init__(self, loss: TokenLoss, weights: ParameterTuple, sums: ParameterTuple) -> None:
-        super().__init__(auto_prefix=False)
-        self.add = AddGradients(sums, loss.model.kernels)
-        self.loss_and_gradients = ms.value_and_grad(loss, None, weights)
-
-    @ms.jit
-    def construct(self, ids, labels, weights, positions=None, segments=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        loss, gradients = self.loss_and_gradients(ids, labels, weights, positions, segments)
-        return self.add(gradients, loss)
-
-
-class _ApplyGradients(nn.Cell):
-    """Takes the sums themselves for gradients: a copy of them is a quarter more of all that a rank has."""
-
-    def __init__(self, update: GuardedUpdate, sums: ParameterTuple, finish: Finish) -> None:
-        super().__init__(auto_prefix=False)
-        self.update, self.sums, self.finish = update, sums, finish
-
-    @ms.jit
-    def construct(self, rate, eps, decay, step, loss):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        gradients, scale, norm, loss = self.finish(self.sums, loss)
-        done = self.update(rate, eps, decay, step, gradients, scale, loss, norm)
-        return loss, ops.depend(norm, done)
-
-
-class _ClearSums(nn.Cell):
-    """A graph of its own: in one with the update MindSpore would keep copies of what that reads."""
-
-    def __init__(self, sums: ParameterTuple, kernels: Kernels) -> None:
-        super().__init__(auto_prefix=False)
-        self.sums, self.kernels, self.each = sums, kernels, ops.HyperMap()
-        self.done = Tensor(np.zeros(1, np.float32))
-
-    @ms.jit
-    def construct(self):  # type: ignore[no-untyped-def]  # noqa: ANN202
-        return ops.depend(self.done * 1.0, self.each(self._clear, self.sums))
-
-    def _clear(self, total):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        return self.kernels.clear(total)
-
-
-def _sum_of_gradients(name: str, weight: Parameter) -> Parameter:
-    return Parameter(
-        Tensor(np.zeros(weight.shape, np.float32)), name=f"accu_grads.{name}", requires_grad=False
-    )
+        if isinstance(self._graph, PipelineStage):
+            return self._graph.evaluate(batch)
+        return float(self._graph(*loss_arguments(batch, self.kernels)).asnumpy())

@@ -6,6 +6,7 @@ from pathlib import Path
 import mindspore as ms
 from mindspore.communication import init
 
+from qwen3_model.command.plain_text import counted
 from qwen3_model.device.ascend import AscendSettings, choose_device
 from qwen3_model.device.cann import CANN_DIR
 from qwen3_model.ranks.msrun.stop_signals import StopRequest
@@ -24,7 +25,7 @@ from qwen3_train.step.rank_step import make_model, make_step
 from qwen3_train.step.step import Evaluation
 from qwen3_train.trainer.adapters import start_adapters
 from qwen3_train.trainer.device_peak import Utilisation, device_peak
-from qwen3_train.trainer.loop import TrainingLoop
+from qwen3_train.trainer.loop import RunOutputs, TrainingLoop
 from qwen3_train.trainer.stopping import StopAgreement
 
 
@@ -52,8 +53,8 @@ def train(
 
     Args:
         run: What to do.
-        log: Of this rank.
-        rank: Its number.
+        log: This rank's log.
+        rank: Number of this rank.
         saves: Whether to write checkpoints.
         request: What may ask it to save and end.
         cann: Folder of CANN, which describes an NPU.
@@ -72,13 +73,13 @@ def train(
     step = make_step(settings, model, grid)
     step.dropout, done = dropout, 0
     if run.source is None:
-        told = f"{run.lora_base}, under fresh adapters" if settings.lora else start_weights(model, settings)
-        log.line(f"weights: {told}")
+        origin = f"{run.lora_base}, under fresh adapters" if settings.lora else start_weights(model, settings)
+        log.line(f"weights: {origin}")
     else:
         done = resume_weights(step, model, run.source, settings)
         log.line(f"resumed from {run.source.path(rank)} after step {done}")
     strategy = _describe(run, settings.output_dir, rank)
-    # Every rank knows the loss of all; one writes it down.
+    # Every rank knows the loss of all; the first writes it down.
     metrics = Metrics(settings.output_dir / METRICS, after_step=done) if rank == 0 else None
     world = WorldSum(grid.world)
     writer = best_writer = None
@@ -93,13 +94,13 @@ def train(
         is_first=rank == 0,
         is_alone=grid.layout.num_ranks == 1,
         exit_file=settings.exit_file,
-        checkpoint_bytes=sum(held.size * 4 for held in (step.weights | step.moments()).values()),
+        checkpoint_bytes=sum(tensor.size * 4 for tensor in (step.weights | step.moments()).values()),
     )
+    outputs = RunOutputs(log=log, metrics=metrics, writer=writer, best_writer=best_writer, strategy=strategy)
     try:
-        loop = TrainingLoop(run, step, Evaluation(model, grid), grid, world, writer, metrics, log, strategy)
-        loop.best_writer = best_writer
-        if saves:  # a dry run computes nothing
-            loop.utilisation = _utilisation(run, world, cann, log)
+        # A dry run, which saves nothing, does not compute either, so it has no speed.
+        utilisation = _make_utilisation(run, world, cann, log) if saves else None
+        loop = TrainingLoop(run, step, Evaluation(model, grid), grid, world, outputs, utilisation)
         try:
             return loop.run(done, agreement)
         finally:
@@ -111,8 +112,8 @@ def train(
             metrics.close()
 
 
-def _utilisation(run: PreparedRun, world: WorldSum, cann: Path, log: RunLog) -> Utilisation | None:
-    """Return how much of all devices' peak a speed takes; None where the peak is not known."""
+def _make_utilisation(run: PreparedRun, world: WorldSum, cann: Path, log: RunLog) -> Utilisation | None:
+    """Return what turns tokens per second into MFU; None where the devices' peak is not known."""
     settings = run.settings
     peak = device_peak(settings.device, cann)
     # All ranks take part in each sum.
@@ -122,15 +123,16 @@ def _utilisation(run: PreparedRun, world: WorldSum, cann: Path, log: RunLog) -> 
         return None
     adapters = settings.lora.num_trained if settings.lora else None
     flops = training_flops(settings.model, settings.data.seq_length, adapter_parameters=adapters)
+    devices = counted(settings.layout.num_ranks, "device")
+    reach = f"the {devices} {'reaches' if settings.layout.num_ranks == 1 else 'reach'}"
     log.line(
-        f"MFU: a token takes {flops / 1e9:.3g} GFLOP, the {settings.layout.num_ranks} device(s) reach "
-        f"{total / 1e12:.3g} TFLOP/s ({peak.source})"
+        f"MFU: a token takes {flops / 1e9:.3g} GFLOP, {reach} {total / 1e12:.3g} TFLOP/s ({peak.source})"
     )
     return Utilisation(flops, total, is_timed=peak.is_timed)
 
 
 def _describe(run: PreparedRun, folder: Path, rank: int) -> Path:
-    """Write beside the checkpoints in `folder` how they are cut, and of adapters what they belong to."""
+    """Write the strategy files of the checkpoints in `folder`, and for adapters their configuration."""
     settings = replace(run.settings, output_dir=folder)
     if settings.lora and run.lora_base and rank == 0:
         write_adapter_config(settings.lora, settings, run.lora_base)
