@@ -224,7 +224,7 @@ def test_requests_wait_in_their_order_until_there_is_room(make_request):
 def test_a_request_without_room_is_compared_again_only_once_room_was_given_back(make_request, monkeypatch):
     compared = []
     monkeypatch.setattr(
-        "qwen3_infer.schedule.scheduler.num_equal", lambda first, second: compared.append(1) or 0
+        "qwen3_infer.schedule.allocation.count_equal", lambda first, second: compared.append(1) or 0
     )
     scheduler = Scheduler(Ledger(4, 8 * ALIGN), NoText())
     for index, new_tokens in enumerate((2 * ALIGN, 4 * ALIGN)):

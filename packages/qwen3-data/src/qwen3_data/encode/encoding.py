@@ -1,4 +1,4 @@
-"""Texts to ids: long texts in pieces, and a sample of every run compared with the reference encoder."""
+"""Texts to ids: long texts are cut, and a text of each chunk is compared with a reference encoder."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +15,9 @@ from qwen3_data.write.token_writer import DOCUMENT, OPEN, SEQUENCE
 from qwen3_model.errors import FormatError
 
 Cut = Callable[[str], list[str]]
+"""Returns the sentences of a text."""
+Piece = tuple[str, int]
+"""A text, and what ends with it: OPEN, SEQUENCE or DOCUMENT."""
 
 PIECE_CHARS = 1 << 19
 """Longer texts are cut, so that all cores share them and memory stays bounded."""
@@ -28,7 +31,7 @@ SHOWN_IDS = 8
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Ids of some pieces of one key's documents."""
+    """The ids of a chunk of one key's documents."""
 
     key: str
     ids_T: NDArray[np.uint32]
@@ -41,7 +44,7 @@ class Encoded:
 
 
 class Reference(Protocol):
-    """Encodes one text at a time."""
+    """The encoder that others are compared with; it takes one text at a time."""
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text."""
@@ -49,7 +52,7 @@ class Reference(Protocol):
 
 
 class Checker:
-    """Compares one document of each batch with the reference."""
+    """Compare the ids of one text of each chunk with those of a reference encoder."""
 
     def __init__(self, reference: Reference, *, splits: bool) -> None:
         self._reference, self._splits = reference, splits
@@ -77,68 +80,80 @@ class Checker:
 def encode_batches(
     batches: Iterator[Batch], engine: Engine, *, splits: bool, checker: Checker | None, cut: Cut | None = None
 ) -> Iterator[Encoded]:
-    """Yield the ids of each batch, in pieces of at most about CHUNK_CHARS.
-
-    Nothing is given out before a sample of it equals the reference's.
+    """Yield the ids of each batch in chunks of about CHUNK_CHARS characters, then the end of the batch.
 
     Args:
-        batches: Texts.
+        batches: The documents' texts, by key.
         engine: Encodes them.
         splits: Whether long texts may be cut at borders.
-        checker: Compares samples.
-        cut: Makes the sentences of a text, each a sequence; None for one sequence per document.
+        checker: Compares a text of each chunk with the reference before the chunk is yielded; None for no
+        check.
+        cut: Splits a text into sentences, each a sequence; None for one sequence per document.
+
+    Raises:
+        FormatError: The engine's ids of a compared text differ from the reference's.
     """
     nothing = (np.empty(0, dtype=np.uint32), np.zeros(1, dtype=np.int64), np.empty(0, dtype=np.uint8))
     for batch in batches:
         for key, texts in batch.texts.items():
-            for pieces, ends in _chunks(texts, cut, splits=splits):
-                ids_T, offsets = engine.encode(pieces)
+            for chunk in _chunks(texts, cut, splits=splits):
+                ids_T, offsets = engine.encode(chunk.texts)
                 if checker is not None:
-                    checker.check(pieces, ids_T, offsets)
-                num_chars = sum(map(len, pieces))
-                yield Encoded(key, ids_T, offsets, np.array(ends, dtype=np.uint8), num_chars, None)
+                    checker.check(chunk.texts, ids_T, offsets)
+                ends = np.array(chunk.ends, dtype=np.uint8)
+                yield Encoded(key, ids_T, offsets, ends, chunk.num_chars, None)
         yield Encoded(key, *nothing, 0, batch)
 
 
-def _chunks(texts: Sequence[Text], cut: Cut | None, *, splits: bool) -> Iterator[tuple[list[str], list[int]]]:
-    pieces: list[str] = []
-    ends: list[int] = []
-    held = 0
+class _Chunk:
+    """Texts that are encoded in one call, and what ends with each: OPEN, SEQUENCE or DOCUMENT."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.ends: list[int] = []
+        self.num_chars = 0
+
+    def add(self, pieces: Sequence[Piece]) -> None:
+        """Add pieces at the end."""
+        for text, end in pieces:
+            self.texts.append(text)
+            self.ends.append(end)
+            self.num_chars += len(text)
+
+
+def _chunks(texts: Sequence[Text], cut: Cut | None, *, splits: bool) -> Iterator[_Chunk]:
+    """Yield the texts of documents in chunks of at least CHUNK_CHARS; the last one may be smaller."""
+    chunk = _Chunk()
     for text in texts:
-        if isinstance(text, LongText) and (cut is not None or not splits):
-            text = "".join(text.chunks())
-        if isinstance(text, list) or (cut is not None and isinstance(text, str)):
-            sentences = (text if isinstance(text, list) or cut is None else cut(text)) or [""]
-            pieces += sentences
-            ends += [SEQUENCE] * (len(sentences) - 1) + [DOCUMENT]
-            held += sum(map(len, sentences))
-            if held >= CHUNK_CHARS:
-                yield pieces, ends
-                pieces, ends, held = [], [], 0
-            continue
-        if isinstance(text, str) and (len(text) <= PIECE_CHARS or not splits):
-            pieces.append(text)
-            ends.append(DOCUMENT)
-            held += len(text)
-        else:
-            for piece in _pieces(text):
-                pieces.append(piece)
-                ends.append(OPEN)
-                held += len(piece)
-                if held >= CHUNK_CHARS:
-                    yield pieces, ends
-                    pieces, ends, held = [], [], 0
-            # An empty piece closes the document, whether or not its last piece went out already.
-            pieces.append("")
-            ends.append(DOCUMENT)
-        if held >= CHUNK_CHARS:
-            yield pieces, ends
-            pieces, ends, held = [], [], 0
-    if pieces:
-        yield pieces, ends
+        for pieces in _pieces(text, cut, splits=splits):
+            chunk.add(pieces)
+            if chunk.num_chars >= CHUNK_CHARS:
+                yield chunk
+                chunk = _Chunk()
+    if chunk.texts:
+        yield chunk
 
 
-def _pieces(text: str | LongText) -> Iterator[str]:
+def _pieces(text: Text, cut: Cut | None, *, splits: bool) -> Iterator[list[Piece]]:
+    """Yield the pieces of one document in groups; pieces of a group are encoded in one call."""
+    if isinstance(text, LongText) and (cut is not None or not splits):
+        text = "".join(text.chunks())
+    if isinstance(text, str) and cut is not None:
+        text = cut(text)
+    if isinstance(text, list):
+        *earlier, last = text or [""]
+        yield [*((sentence, SEQUENCE) for sentence in earlier), (last, DOCUMENT)]
+    elif isinstance(text, str) and (len(text) <= PIECE_CHARS or not splits):
+        yield [(text, DOCUMENT)]
+    else:
+        for piece in _split(text):
+            yield [(piece, OPEN)]
+        # An empty piece closes the document, for nothing says beforehand which of its pieces is the last.
+        yield [("", DOCUMENT)]
+
+
+def _split(text: str | LongText) -> Iterator[str]:
+    """Yield a long text in pieces of about PIECE_CHARS, cut at borders."""
     if isinstance(text, str):
         return split_text(text, PIECE_CHARS)
     return split_stream(text.chunks(), PIECE_CHARS)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwen3_infer.folder.model_folder import ModelFolder
+from qwen3_infer.schedule.engine import Engine
 from qwen3_infer.schedule.requests import PromptForm, Request, make_requests
-from qwen3_infer.schedule.scheduler import Engine, Scheduler
+from qwen3_infer.schedule.scheduler import Scheduler
 from qwen3_infer.settings.settings import Decoding
 from qwen3_infer.text.output import ChatOutput, Part
 from qwen3_infer.text.prompt import ends_in_thought

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Iterable, Iterator
 
+from qwen3_infer.schedule.engine import Engine
 from qwen3_infer.schedule.jobs import Completion
 from qwen3_infer.schedule.requests import Request
-from qwen3_infer.schedule.scheduler import Engine, Scheduler
+from qwen3_infer.schedule.scheduler import Scheduler
 from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
 

@@ -1,4 +1,4 @@
-"""Requests on their way: what they have got so far, and what comes of them."""
+"""Requests in work: their tokens so far, the events that report them, and the completion at the end."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,20 +15,20 @@ from qwen3_model.errors import Qwen3Error
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """How much is computed together."""
+    """How many requests and tokens are computed together."""
 
     num_requests: int
     """Most requests."""
     num_tokens: int | None = None
-    """Most tokens in the cache; None for as many as so many of the longest requests need."""
+    """Most tokens in the cache; None for as many as `num_requests` of the longest requests need."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Completion:
-    """What came of a request."""
+    """The result of a request."""
 
     request: Request
-    """What was asked."""
+    """The request that this answers."""
     ids: tuple[int, ...]
     """The tokens generated, with the end-of-text token if there was one."""
     text: str
@@ -42,12 +42,12 @@ class Completion:
 
 
 TokenLogprobs = tuple[float, tuple[tuple[int, float], ...]]
-"""A token's log-probability, and the likeliest tokens at its place with theirs."""
+"""A token's log-probability, and the likeliest tokens at its position with theirs."""
 
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """A request on its way."""
+    """A request in work."""
 
     request: Request
     rng: np.random.Generator
@@ -56,18 +56,18 @@ class Job:
     num_read: int = 0
     """Tokens of the prompt that are in the region."""
     source: Region | None = None
-    """Where the prompt's beginning is copied from, once it is there."""
+    """The region that the prompt's beginning is copied from once it is read; None where none is awaited."""
     num_shared: int = 0
-    """How much of it."""
+    """Tokens of that beginning."""
     follower: Follower | None = None
     """What the answer's grammar allows, if it has one."""
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
-    """Of each token of the prompt but the first, if asked for."""
+    """Log-probabilities of each token of the prompt but the first, if asked for."""
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
 
     def completion(self, finish_reason: str) -> Completion:
-        """Return what came of the request."""
+        """Return the request's result."""
         return Completion(
             request=self.request,
             ids=tuple(self.ids),
@@ -85,19 +85,19 @@ class Event:
     job: Job
     token: int
     piece: str
-    """The text that is now certain, often empty."""
+    """The text that no later token can change, often empty."""
     logprob: float | None = None
-    """Of the token, if asked for."""
+    """The token's log-probability, if asked for."""
     top_logprobs: tuple[tuple[int, float], ...] = ()
-    """The likeliest tokens with theirs, if asked for."""
+    """The likeliest tokens with their log-probabilities, if asked for."""
     completion: Completion | None = None
-    """With the last token."""
+    """The result, with the last token; None before."""
     error: Qwen3Error | None = None
-    """The request failed; there is no token."""
+    """Why the request failed, in which case there is no token; None where it did not."""
 
 
 def restriction(job: Job) -> Callable[[np.ndarray], np.ndarray] | None:
-    """Return what keeps tokens that may not follow from being chosen; None when all may."""
+    """Return a function that sets logits of forbidden tokens to -inf; None when all tokens may follow."""
     decoding = job.request.decoding
     is_short = len(job.ids) < decoding.min_tokens
     if not (is_short or job.follower):

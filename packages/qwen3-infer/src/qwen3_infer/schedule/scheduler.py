@@ -1,4 +1,4 @@
-"""Which request's tokens the model computes next: requests join and leave a running batch at any token.
+"""Which request's tokens the model computes next: requests join and leave the running batch at any token.
 
 Each call of the engine reads one piece of one prompt or adds one token to every running request. What a
 request gets depends on itself alone: its own prefill, its own random numbers, its own stop rules.
@@ -7,8 +7,6 @@ B requests in a batch, V vocabulary.
 """
 
 from collections import deque
-from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 
@@ -21,55 +19,22 @@ from qwen3_infer.sampling.sampling import (
     log_probability,
     make_generator,
 )
+from qwen3_infer.schedule.allocation import RegionAllocator
+from qwen3_infer.schedule.engine import Engine
 from qwen3_infer.schedule.jobs import Event, Job, restriction, tokens_needed
 from qwen3_infer.schedule.requests import Request
 from qwen3_infer.steps.pieces import PIECES, cut
-from qwen3_infer.steps.token_pool import Region, TokenPool
+from qwen3_infer.steps.token_pool import TokenPool
 from qwen3_infer.text.text_stream import TextStream
 from qwen3_model.errors import ConfigError, Qwen3Error, WeightError
 from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
-# A running request waits at most for this many tokens of prompts before its next token.
 MOST_READ_BETWEEN = 4 * PIECES[0]
-
-
-class Engine(Protocol):
-    """A model with a cache of tokens, in which each request has a region."""
-
-    num_rows: int
-    """Most requests that run at once."""
-    num_tokens: int
-    """Room of the cache."""
-    unit: int
-    """Regions begin at multiples of this and are multiples of it."""
-    pieces: tuple[int, ...]
-    """Lengths that prompts are read in, the longest first."""
-    shares_beginnings: bool
-    """Whether what was read for one prompt may be used for another that begins alike."""
-
-    def read(self, start: int, ids: Sequence[int], position: int, length: int) -> Logits:
-        """Add `ids` to the region at `start`, from `position` on, filled up to `length`.
-
-        Returns:
-            The logits after the last of `ids`.
-        """
-        ...
-
-    def read_all(self, start: int, ids: Sequence[int], position: int, length: int) -> np.ndarray:
-        """Do the same, and return the logits after each of `ids`, float32 (len(ids), V)."""
-        ...
-
-    def decode(self, starts_B: np.ndarray, tokens_B: np.ndarray, positions_B: np.ndarray) -> Sequence[Logits]:
-        """Add one token to each of B regions, at its position; return the logits after each."""
-        ...
-
-    def copy(self, source: int, target: int, num_tokens: int) -> None:
-        """Copy the first `num_tokens`, a multiple of the shortest piece, of one region to another."""
-        ...
+"""Most tokens of prompts that are read between two tokens of a running request."""
 
 
 class Scheduler:
-    """Waiting, reading and running requests of one engine."""
+    """Take requests of one engine from the queue through the reading of their prompts to their last token."""
 
     def __init__(self, engine: Engine, tokenizer: Qwen3Tokenizer) -> None:
         self._engine, self._tokenizer = engine, tokenizer
@@ -77,13 +42,17 @@ class Scheduler:
         self._sums: Sums | None = getattr(engine, "weight_sums", None)
         self.grammars = Grammars(tokenizer)
         """Compiles what answers must follow; on any thread."""
-        self.pool = TokenPool(engine.num_tokens, engine.unit)
-        self._has_no_room: tuple[Job, int] | None = None
+        self._regions = RegionAllocator(engine)
         self.waiting: deque[Job] = deque()
         self.reading: list[Job] = []
         self.running: list[Job] = []
         self._num_pieces = self._num_tokens_read = 0
-        self._owes_oldest = False
+        self._oldest_is_next = False
+
+    @property
+    def pool(self) -> TokenPool:
+        """The cache's slots, used and free."""
+        return self._regions.pool
 
     @property
     def num_rows(self) -> int:
@@ -101,11 +70,11 @@ class Scheduler:
         Raises:
             ConfigError: The whole cache has no room for it; the numbers are in the message.
         """
-        need = self.pool.size_for(tokens_needed(request))
-        if need > self.pool.num_tokens:
+        num_needed = self.pool.size_for(tokens_needed(request))
+        if num_needed > self.pool.num_tokens:
             raise ConfigError(
                 f"a prompt of {len(request.prompt_ids)} tokens with {request.max_new_tokens} new ones takes "
-                f"{need} tokens of a cache that has {self.pool.num_tokens}; shorten one of them"
+                f"{num_needed} tokens of a cache that has {self.pool.num_tokens}; shorten one of them"
             )
 
     def submit(self, request: Request) -> Job:
@@ -125,113 +94,62 @@ class Scheduler:
         return job
 
     def cancel(self, job: Job) -> None:
-        """Forget a request; one that is done already is none."""
+        """Forget a request; do nothing where it is done already."""
         for jobs in (self.waiting, self.reading, self.running):
             if job in jobs:
                 jobs.remove(job)
-        self._leave(job)
+        self._regions.release(job)
 
     def cancel_all(self) -> None:
-        """Forget every request, and what the cache holds."""
+        """Forget every request and the contents of the cache."""
         self.waiting.clear()
         self.reading.clear()
         self.running.clear()
-        self.pool = TokenPool(self._engine.num_tokens, self._engine.unit)
+        self._regions = RegionAllocator(self._engine)
 
     def advance(self) -> list[Event]:
         """Call the engine once, for one piece of a prompt or a token of each running request."""
-        self._admit()
-        reader = self._next_reader()
-        if reader and (not self.running or self._may_read()):
-            return self._read(reader)
+        self._admit_waiting()
+        reader = self._choose_reader()
+        if reader and (not self.running or self._may_read_more()):
+            return self._read_piece(reader)
         return self._decode() if self.running else []
 
-    def _admit(self) -> None:
-        """Give the first in the queue a region, as long as there is room."""
+    def _admit_waiting(self) -> None:
+        """Let the first in the queue be read, one after the other, as long as there is room."""
         while self.waiting and len(self.reading) + len(self.running) < self._engine.num_rows:
-            job = self.waiting[0]
-            if self._has_no_room == (job, self.pool.num_left):
-                return  # nothing has been given back since
-            source, shared = self._best_source(job)
-            need = tokens_needed(job.request)
-            if not (source and self._goes_on(job, source, shared)):
-                job.region = self.pool.take(need, keep=source)
-                if job.region is None:
-                    self._has_no_room = job, self.pool.num_left
-                    return
-                if source and source.is_alive:
-                    job.source, job.num_shared = source, shared
-                    self._copy_if_read(job)
-            self.waiting.popleft()
-            self.reading.append(job)
+            if not self._regions.allocate(self.waiting[0], self.reading):
+                return
+            self.reading.append(self.waiting.popleft())
 
-    def _goes_on(self, job: Job, source: Region, shared: int) -> bool:
-        """Let a job have the very region that it continues, if nobody uses it and there is room behind it."""
-        # A conversation that goes on stays where it is; a common beginning is left for others.
-        is_own = self.pool.is_left(source) and 2 * shared >= len(source.held)
-        if not (is_own and self.pool.grow(source, tokens_needed(job.request))):
-            return False
-        del source.held[shared:]
-        job.region, job.num_read, job.num_shared = source, shared, shared
-        return True
+    def _choose_reader(self) -> Job | None:
+        """Return the job whose prompt is read next; None while all wait for a prefix.
 
-    def _best_source(self, job: Job) -> tuple[Region | None, int]:
-        """Return the region that begins most like the prompt, or soon will, and how much of it."""
-        if not self._engine.shares_beginnings or job.request.decoding.prompt_logprobs is not None:
-            return None, 0  # what is not read has no logits
-        ids = job.request.prompt_ids
-        best: tuple[Region | None, int] = (None, 0)
-        promised = {other.region: other.request.prompt_ids for other in self.reading}
-        for region in self.pool.regions:
-            # The last token has to be read in any case: its logits are wanted.
-            shared = num_equal(promised.get(region, region.held), ids[:-1])
-            shared -= shared % self._engine.pieces[-1]
-            if shared > best[1]:
-                best = region, shared
-        return best
-
-    def _copy_if_read(self, job: Job) -> bool:
-        """Copy the beginning that a job waits for, if it is there; return whether the job waits no longer."""
-        source = job.source
-        if source is None:
-            return True
-        is_promised = any(other.region is source for other in self.reading)
-        if is_promised and len(source.held) < job.num_shared:
-            return False
-        assert job.region is not None
-        # Its request may have been cancelled, and its room have got another since.
-        held = num_equal(source.held, job.request.prompt_ids) if source.is_alive else 0
-        count = min(job.num_shared, held - held % self._engine.pieces[-1])
-        if count:
-            self._engine.copy(source.start, job.region.start, count)
-            job.region.held[:] = job.request.prompt_ids[:count]
-            self.pool.touch(source)
-        job.num_read = job.num_shared = count
-        job.source = None
-        return True
-
-    def _next_reader(self) -> Job | None:
-        """Return whose prompt is read next: that which is done soonest, but never twice before the oldest."""
-        ready = [job for job in self.reading if self._copy_if_read(job)]
+        It is the one with the least left to read, but after each other one the oldest has its turn.
+        """
+        for job in self.reading:
+            self._regions.copy_if_read(job, self.reading)
+        ready = [job for job in self.reading if job.source is None]
         if not ready:
             return None
-        if self._owes_oldest:
+        if self._oldest_is_next:
             return ready[0]
         return min(ready, key=lambda job: len(job.request.prompt_ids) - job.num_read)
 
-    def _may_read(self) -> bool:
-        """Return whether a piece may come before the running requests' next tokens.
+    def _may_read_more(self) -> bool:
+        """Return whether another piece may be read before the running requests' next tokens.
 
-        The more wait for their first token and the fewer run, the more pieces come in between.
+        The more requests wait for their first token and the fewer run, the more pieces are read in between.
         """
         most = -(-len(self.reading) // (len(self.running) + 1))
         return self._num_pieces < most and self._num_tokens_read < MOST_READ_BETWEEN
 
-    def _read(self, job: Job) -> list[Event]:
+    def _read_piece(self, job: Job) -> list[Event]:
+        """Read the next piece of a job's prompt; return the first token where it was the last piece."""
         ids, region = job.request.prompt_ids, job.region
         assert region is not None
         is_scored = job.request.decoding.prompt_logprobs is not None
-        # The logits of all places of a long piece would take much memory.
+        # The logits of every token of a long piece would take much memory.
         pieces = self._engine.pieces[-1:] if is_scored else self._engine.pieces
         start, length = next(cut(len(ids), job.num_read, pieces))
         piece = ids[start : start + length]
@@ -242,11 +160,11 @@ class Scheduler:
             logits = logits_LV[-1]
         else:
             logits = self._engine.read(region.start, piece, start, length)
-        region.held.extend(piece)
+        region.ids.extend(piece)
         job.num_read += len(piece)
         self._num_pieces += 1
         self._num_tokens_read += length
-        self._owes_oldest = job is not self.reading[0]
+        self._oldest_is_next = job is not self.reading[0]
         if job.num_read < len(ids):
             return []
         self.reading.remove(job)
@@ -254,13 +172,14 @@ class Scheduler:
         return [self._accept(job, logits)]
 
     def _decode(self) -> list[Event]:
+        """Return a new token of each running request."""
         self._num_pieces = self._num_tokens_read = 0
         jobs = list(self.running)
         starts, tokens, positions = zip(*map(_decode_input, jobs), strict=True)
         rows = self._engine.decode(*(np.array(each, np.int32) for each in (starts, tokens, positions)))
         for job in jobs:
             assert job.region is not None
-            job.region.held.append(job.ids[-1])
+            job.region.ids.append(job.ids[-1])
         return [self._accept(job, logits) for job, logits in zip(jobs, rows, strict=True)]
 
     def _accept(self, job: Job, logits: Logits) -> Event:
@@ -278,7 +197,7 @@ class Scheduler:
         request, decoding = job.request, job.request.decoding
         if not np.isfinite(logits_V.max()):
             if job.region:
-                job.region.held.clear()
+                job.region.ids.clear()
             error = WeightError(
                 "the model computes NaN or infinity; check its weights with qwen3-model verify"
             )
@@ -328,11 +247,6 @@ class Scheduler:
         self.cancel(job)
         return Event(job=job, token=-1, piece="", error=error)
 
-    def _leave(self, job: Job) -> None:
-        if job.region is not None:
-            self.pool.leave(job.region)
-            job.region = None
-
 
 def _decode_input(job: Job) -> tuple[int, int, int]:
     """Return where a job's region starts, its newest token and that token's position."""
@@ -341,15 +255,15 @@ def _decode_input(job: Job) -> tuple[int, int, int]:
 
 
 def score_prompt(job: Job, logits_LV: np.ndarray, start: int) -> None:
-    """Keep the log-probabilities of the tokens of a prompt that follow those from `start` on."""
+    """Append to `job.prompt_logprobs` the log-probability of each token that follows one of a piece.
+
+    Args:
+        job: Its prompt's tokens are scored.
+        logits_LV: The logits after each token of the piece.
+        start: Position of the piece's first token.
+    """
     ids, count = job.request.prompt_ids, job.request.decoding.prompt_logprobs
     assert count is not None
     for logits_V, token in zip(logits_LV, ids[start + 1 :], strict=False):
         likeliest = likeliest_log_probabilities(logits_V, count)
         job.prompt_logprobs.append((log_probability(logits_V, token), likeliest))
-
-
-def num_equal(first: Sequence[int], second: Sequence[int]) -> int:
-    """Return how many ids two sequences have in common at their beginning."""
-    pairs = zip(first, second, strict=False)
-    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))

@@ -1,7 +1,7 @@
 """Whole tensors out of the files that the ranks of a run have written, whatever its layout was.
 
-The strategy files beside a checkpoint say how each tensor was cut; a run of one process needs none. Nothing
-but headers and the run's scalars is read here; what does not fit is refused before any weight is.
+The strategy files beside a checkpoint state how each tensor was cut; a run of one process needs none. Only
+headers and the run's scalars are read here; files that do not fit are refused before any weight is read.
 """
 
 import math
@@ -27,10 +27,13 @@ from qwen3_model.checkpoints.tensors import Tensors
 from qwen3_model.errors import ConfigError, FormatError, WeightError
 
 MAX_NAMED = 8
-# Gradients that are still being accumulated belong to no checkpoint.
+"""Problems that one message states."""
 DROPPED_PREFIX = "accu_grads"
+"""Sums of gradients, which mindformers saves in the middle of a step; no checkpoint needs them."""
 COUNTERS = ("epoch_num", "step_num", "global_step")
+"""Scalars that must be equal in all files of a step."""
 Files = Mapping[int, SafetensorsFile]
+"""A step's files by rank."""
 
 
 @dataclass(slots=True)
@@ -81,7 +84,11 @@ def strategy_path(run_dir: Path, rank: int) -> Path:
 
 
 def strategy_of(files: Files, strategy: Path | None) -> Path | None:
-    """Return where the layouts of a checkpoint are said: as named, or near it; None for one process's.
+    """Return the strategy files that describe a checkpoint: those named, else those near it; None for none.
+
+    Args:
+        files: By rank.
+        strategy: As the caller names it; None to look near the files. A run of one process has none.
 
     Raises:
         ConfigError: There are several ranks, no strategy is named, and the run lacks that of a rank.
@@ -118,16 +125,16 @@ def assemble(files: Files, stages: Stages) -> Assembled:
         FormatError: The ranks do not fit the strategy's devices.
     """
     if not stages:
-        return _one_process(files)
+        return _take_whole(files)
     sizes = {stage: next(iter(layouts.values())).num_devices() for stage, layouts in stages.items()}
     _check_devices(files, stages, sizes)
     result = Assembled({}, {})
     problems: list[str] = []
     first_rank = 0
     for stage in range(max(stages) + 1):
-        held = range(first_rank, first_rank + sizes[stage])
-        members = _Stage(first_rank, {rank: file for rank, file in files.items() if rank in held})
-        problems += _scalars_and_strangers(members, stages[stage], result)
+        ranks = range(first_rank, first_rank + sizes[stage])
+        members = _Stage(first_rank, {rank: file for rank, file in files.items() if rank in ranks})
+        problems += _collect_run_state(members, stages[stage], result)
         problems += _assemble_stage(members, stages[stage], result)
         first_rank += sizes[stage]
     if problems:
@@ -141,11 +148,16 @@ def assemble(files: Files, stages: Stages) -> Assembled:
 
 @dataclass(frozen=True, slots=True)
 class _Stage:
+    """The files of one pipeline stage."""
+
     first_rank: int
+    """Number of its first rank in the whole layout."""
     files: dict[int, SafetensorsFile]
+    """By that number; a rank may be missing."""
 
 
-def _one_process(files: Files) -> Assembled:
+def _take_whole(files: Files) -> Assembled:
+    """Return the tensors of the only file, which one process wrote whole."""
     if len(files) != 1:
         raise FormatError(f"{len(files)} ranks cannot be merged without --src-strategy-dirs")
     (file,) = files.values()
@@ -158,6 +170,7 @@ def _one_process(files: Files) -> Assembled:
 
 
 def _check_devices(files: Files, stages: Stages, sizes: dict[int, int]) -> None:
+    """Raise FormatError where stages lack, disagree about their devices, or are fewer than the files need."""
     absent = [str(stage) for stage in range(max(stages) + 1) if stage not in stages]
     if absent:
         raise FormatError(
@@ -178,10 +191,10 @@ def _check_devices(files: Files, stages: Stages, sizes: dict[int, int]) -> None:
         )
 
 
-def _scalars_and_strangers(
+def _collect_run_state(
     members: _Stage, layouts: Mapping[str, TensorLayout], result: Assembled
 ) -> Iterator[str]:
-    """Collect the run's scalars; yield a sentence for each other tensor that the strategy does not know."""
+    """Put the run's scalars into `result`; yield a sentence for each other tensor without a layout."""
     seen: set[str] = set()
     for rank, file in members.files.items():
         for name, info in file.tensors.items():
@@ -201,6 +214,7 @@ def _scalars_and_strangers(
 
 
 def _assemble_stage(members: _Stage, layouts: Mapping[str, TensorLayout], result: Assembled) -> Iterator[str]:
+    """Put a stage's whole tensors into `result`; yield a sentence for each that cannot be put together."""
     for name, layout in layouts.items():
         holders = {rank: file for rank, file in members.files.items() if name in file.tensors}
         if not holders:
@@ -227,6 +241,17 @@ def _assemble_stage(members: _Stage, layouts: Mapping[str, TensorLayout], result
 def _assemble_tensor(
     name: str, layout: TensorLayout, holders: Mapping[int, SafetensorsFile], first_rank: int
 ) -> LazyTensor:
+    """Return one tensor out of its slices.
+
+    Args:
+        name: The tensor's name.
+        layout: How the strategy says it was cut.
+        holders: Files that have a slice of it, by rank.
+        first_rank: The stage's first rank, from which the layout counts its devices.
+
+    Raises:
+        WeightError: Slices are missing or differ in dtype or shape.
+    """
     first_holder, first_file = next(iter(holders.items()))
     first = first_file.tensors[name]
     for rank, file in holders.items():
@@ -241,12 +266,13 @@ def _assemble_tensor(
         raise WeightError(f"{name} has {len(first.shape)} dimensions, the strategy describes {len(splits)}")
     if any(parts > 1 for parts in splits[2:]):
         raise WeightError(f"{name} is cut along dimension 2 or beyond, which no Qwen3 weight is")
+    # Of ranks that have the same slice the first is read.
     rows_of: dict[Slice, FileRows] = {}
     for rank, file in holders.items():
         slice_ = layout.slice_of(rank - first_rank)
         if slice_ not in rows_of:
             rows_of[slice_] = FileRows(file, name)
-    source = _grid(name, layout, rows_of, first_rank)
+    source = _join_slices(name, layout, rows_of, first_rank)
     shape = list(first.shape)
     for dim, parts in enumerate(splits):
         shape[dim] *= parts * (pieces if dim == 0 else 1)
@@ -254,19 +280,25 @@ def _assemble_tensor(
 
 
 Slice = tuple[tuple[int, ...], int]
-"""Which part of each dimension, and which optimizer piece of that slice."""
+"""The number of the part along each dimension, and that of the optimizer's piece within this slice."""
 
 
-def _grid(name: str, layout: TensorLayout, rows_of: Mapping[Slice, FileRows], first_rank: int) -> RowSource:
-    """Stack the slices of dimension 0, each joined from those of dimension 1."""
+def _join_slices(
+    name: str, layout: TensorLayout, rows_of: Mapping[Slice, FileRows], first_rank: int
+) -> RowSource:
+    """Return all rows of a tensor: bands of rows one below the other, each of slices side by side.
+
+    Raises:
+        WeightError: A slice is in no file; its ranks are named.
+    """
     splits = layout.splits()
     rest = (0,) * max(len(splits) - 2, 0)
     bands: list[RowSource] = []
-    for row_part in range(splits[0] if splits else 1):
+    for row_number in range(splits[0] if splits else 1):
         for piece in range(layout.optimizer_pieces()):
             columns: list[RowSource] = []
-            for column_part in range(splits[1] if len(splits) > 1 else 1):
-                parts = ((row_part, column_part, *rest))[: len(splits)]
+            for column_number in range(splits[1] if len(splits) > 1 else 1):
+                parts = ((row_number, column_number, *rest))[: len(splits)]
                 if (parts, piece) not in rows_of:
                     owners = [r for r in range(layout.num_devices()) if layout.slice_of(r) == (parts, piece)]
                     named = " or ".join(f"rank_{first_rank + rank}" for rank in owners)
@@ -277,9 +309,9 @@ def _grid(name: str, layout: TensorLayout, rows_of: Mapping[Slice, FileRows], fi
 
 
 def cut_of(layout: TensorLayout, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return into how many parts each dimension is cut, and which of them `rank` holds.
+    """Return into how many parts each dimension is cut, and the number of the part that is `rank`'s slice.
 
-    A share among replicas counts as a cut of dimension 0; strategy files have two ways to say that.
+    Pieces of replicas count as a cut of dimension 0, which strategy files state in one of two ways.
     """
     parts, piece = layout.slice_of(rank % layout.num_devices())
     splits, pieces = layout.splits(), layout.optimizer_pieces()

@@ -42,19 +42,22 @@ class Run:
 
 
 class RowSource(Protocol):
-    """Something that gives rows of bytes."""
+    """Rows of bytes that are read when asked for."""
 
     num_rows: int
     row_bytes: int
 
     def read(self, start: int, stop: int, first: int = 0, last: int | None = None) -> Bytes:
-        """Return bytes `first` to `last` of rows `start` to `stop`; may be a read-only view."""
+        """Return bytes `first` to `last` of rows `start` to `stop`, uint8; it may be read-only."""
+        ...
 
     def ranges(self, start: int, stop: int) -> list[FileRange] | None:
-        """Return the rows whole as ranges of files, or None when they lie nowhere as they are."""
+        """Return where whole rows lie in files; None where no file has them as they are."""
+        ...
 
     def files(self) -> Iterator[tuple[SafetensorsFile, str]]:
-        """Yield the files that rows come from, and the name of the tensor in each."""
+        """Yield each file that rows are read from, and the tensor's name in it."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,8 @@ class LazyTensor:
     def pieces(self, count: Callable[[float], None] = lambda _: None) -> Iterator[Bytes | FileRange]:
         """Yield the data in order, about PIECE_BYTES at a time or as ranges of files to copy.
 
-        `count` hears of the bytes of each piece once it was used.
+        Args:
+            count: Called with the bytes of each piece once the piece was used.
         """
         ranges = self.rows.ranges(0, self.rows.num_rows)
         if ranges is not None:
@@ -85,7 +89,7 @@ class LazyTensor:
         return LazyTensor(TensorPlan(name, self.plan.dtype, self.plan.shape), self.rows)
 
     def read(self, wanted: Slices | None = None) -> NDArray[Any]:
-        """Return a part, or all, in the file's element type; see `SafetensorsFile.raw`."""
+        """Return the slices `wanted`, or all, in the file's element type; see `SafetensorsFile.raw`."""
         dtype, shape = NUMPY_DTYPES[self.plan.dtype], self.plan.shape
         if wanted is None:
             wanted = tuple(slice(0, size) for size in shape)
@@ -130,7 +134,7 @@ class FileRows:
 
 
 class ConstantRows:
-    """Rows that lie in no file."""
+    """Rows in memory."""
 
     def __init__(self, values: NDArray[Any]) -> None:
         self._bytes = np.ascontiguousarray(values).view(np.uint8)
@@ -141,18 +145,23 @@ class ConstantRows:
         return self._bytes[start:stop, first:last]
 
     def ranges(self, start: int, stop: int) -> None:
-        """Return None: there is no file."""
+        """Return None: no file has the rows."""
+        return
 
     def files(self) -> Iterator[tuple[SafetensorsFile, str]]:
-        """Yield nothing."""
-        yield from ()
+        """Return an empty iterator: no file has the rows."""
+        return iter(())
 
 
 class _Combined:
-    """Rows out of several sources."""
+    """Rows that are made of those of other sources."""
 
     def __init__(self, sources: Sequence[RowSource]) -> None:
         self._sources = sources
+
+    def ranges(self, start: int, stop: int) -> list[FileRange] | None:
+        """Return None, as most of them must: no file has the bytes of such a row in one piece."""
+        return None
 
     def files(self) -> Iterator[tuple[SafetensorsFile, str]]:
         """Yield the sources' files."""
@@ -161,7 +170,7 @@ class _Combined:
 
 
 class StackedRows(_Combined):
-    """Sources one below the other: slices along dimension 0."""
+    """The rows of each source, one source below the other: slices along dimension 0."""
 
     def __init__(self, sources: Sequence[RowSource]) -> None:
         super().__init__(sources)
@@ -174,7 +183,7 @@ class StackedRows(_Combined):
         return _joined(parts, 0) if parts else np.empty((0, len(range(self.row_bytes)[first:last])), np.uint8)
 
     def ranges(self, start: int, stop: int) -> list[FileRange] | None:
-        """Return the sources' ranges, if all have them."""
+        """Return the sources' ranges; None unless all have them."""
         return _all_ranges(source.ranges(*window) for source, window in self._windows(start, stop))
 
     def _windows(self, start: int, stop: int) -> Iterator[tuple[RowSource, tuple[int, int]]]:
@@ -187,7 +196,7 @@ class StackedRows(_Combined):
 
 
 class JoinedColumns(_Combined):
-    """Sources side by side: slices along dimension 1."""
+    """The columns of each source, side by side: slices along dimension 1."""
 
     def __init__(self, sources: Sequence[RowSource]) -> None:
         super().__init__(sources)
@@ -203,9 +212,6 @@ class JoinedColumns(_Combined):
                 parts.append(source.read(start, stop, begin, end))
             offset += source.row_bytes
         return _joined(parts, 1) if parts else np.empty((stop - start, 0), np.uint8)
-
-    def ranges(self, start: int, stop: int) -> None:
-        """Return None: no row lies in one piece."""
 
 
 class PickedRows(_Combined):
@@ -254,9 +260,6 @@ class PickedColumns(_Combined):
         last = self.row_bytes if last is None else last
         return self._source.read(start, stop, self._begin + first, self._begin + last)
 
-    def ranges(self, start: int, stop: int) -> None:
-        """Return None: a range a row would be slower than a copy."""
-
 
 class InterleavedRows(_Combined):
     """Row i of each source in turn: a0, b0, a1, b1, ..."""
@@ -272,9 +275,6 @@ class InterleavedRows(_Combined):
         begin, end = start // count, -(-stop // count)
         woven = np.stack([source.read(begin, end, first, last) for source in self._sources], axis=1)
         return woven.reshape(count * (end - begin), -1)[start - begin * count : stop - begin * count]
-
-    def ranges(self, start: int, stop: int) -> None:
-        """Return None: a range a row would be slower than a copy."""
 
 
 class CastRows(_Combined):
@@ -294,9 +294,6 @@ class CastRows(_Combined):
         raw = np.ascontiguousarray(self._source.read(start, stop, *window)).view(NUMPY_DTYPES[self._old])
         return from_float32(to_float32(raw, self._old), self._new).view(np.uint8)
 
-    def ranges(self, start: int, stop: int) -> None:
-        """Return None: the bytes change."""
-
 
 def row_windows(rows: RowSource, piece_bytes: int = PIECE_BYTES) -> Iterator[tuple[int, int]]:
     """Yield windows of rows that together cover `rows`, each of about `piece_bytes`."""
@@ -306,7 +303,7 @@ def row_windows(rows: RowSource, piece_bytes: int = PIECE_BYTES) -> Iterator[tup
 
 
 def equal_rows(left: RowSource, right: RowSource) -> bool:
-    """Compare two sources byte by byte."""
+    """Return whether two sources have the same bytes, which are read a window at a time."""
     if (left.num_rows, left.row_bytes) != (right.num_rows, right.row_bytes):
         return False
     return all(np.array_equal(left.read(*window), right.read(*window)) for window in row_windows(left))

@@ -27,19 +27,29 @@ from qwen3_model.ranks.layout import placement, shard_slices, whole_shape
 
 INITS = ("normal", "zeros", "ones", "he_uniform", "xavier_uniform", "xavier_normal")
 """Ways to start A and B, named as in MindSpore; "normal" has a standard deviation of 0.01."""
-FIRST, SECOND = 0x2C1B3C6D, 0x297A2D39
+FIRST_MULTIPLIER, SECOND_MULTIPLIER = 0x2C1B3C6D, 0x297A2D39
 """Multipliers of the integer hash prospector32 (Wellons, Prospecting for Hash Functions, 2018)."""
 PER_TICK, PER_MODULE = 7919, 65537
-"""Primes that keep ticks and modules apart in what is hashed."""
+"""Primes by which the hashed numbers of neighbouring ticks, and of neighbouring modules' columns, differ."""
 HALF_RANGE = 1 << 31
+"""One more than the largest hash."""
 
 
 class LoraDropout(nn.Cell):
-    """Drops inputs of adapters by a hash of the tick, the module, the row and the column.
+    """Drop inputs of adapters by a hash of the tick, the module, the row and the column.
 
-    It is a counter-based generator without state, of multiplications and shifts as in prospector32, whose
-    shifts are all of 15 bits here. So a resumed run drops what the unbroken one did, a recomputed forward
-    pass what the first one did, and every tensor-parallel rank what one process would.
+    The random numbers are hashes of where an input stands: prospector32, with shifts of 15 bits throughout,
+    over rows, over columns and over the sum of both hashes. There is no state. So a resumed run drops what an
+    unbroken run did, a recomputed forward pass drops what the first one did, and a tensor-parallel rank drops
+    what one process would.
+
+    Args of the call:
+        x_MD: Inputs, float.
+        salt: Number of the module in the whole model.
+        first_column: Column of the whole input with which `x_MD` begins.
+
+    Returns:
+        `x_MD`, with the dropped inputs 0 and the others divided by the share of kept ones.
     """
 
     def __init__(self, rate: float, kernels: Kernels) -> None:
@@ -50,20 +60,21 @@ class LoraDropout(nn.Cell):
         self.gain = _state("gain", np.float32(1))
 
     def switch_on(self, tick: int) -> None:
-        """Drop inputs, others for each `tick`, which counts forward passes over all replicas."""
+        """Drop inputs from now on; `tick`, which counts forward passes over all replicas, decides which."""
         ops.assign(self.tick, Tensor(np.int32(tick % HALF_RANGE)))
         ops.assign(self.lowest_kept, Tensor(np.int32(self.rate * HALF_RANGE)))
         ops.assign(self.gain, Tensor(np.float32(1 / (1 - self.rate))))
 
     def switch_off(self) -> None:
-        """Drop nothing, as in evaluation."""
+        """Drop nothing from now on, as in evaluation."""
         ops.assign(self.lowest_kept, Tensor(np.int32(0)))
         ops.assign(self.gain, Tensor(np.float32(1)))
 
     def construct(self, x_MD: Tensor, salt: int, first_column: int = 0) -> Tensor:
         m, d = x_MD.shape
         rows_M = self._mix(ops.arange(m).astype(ms.int32) + self.tick * PER_TICK + salt)
-        # Depending on the tick, it is no constant: MindSpore 2.7 folds products that overflow wrongly.
+        # The dependence keeps the columns from being constants: MindSpore 2.7 folds overflowing products
+        # wrongly.
         columns_D = ops.depend(ops.arange(d).astype(ms.int32), self.tick) + first_column
         columns_D = self._mix(columns_D * PER_MODULE + salt)
         hash_MD = self._mix(rows_M.expand_dims(1) + columns_D.expand_dims(0))
@@ -73,12 +84,12 @@ class LoraDropout(nn.Cell):
         return x_MD * is_kept_MD * self.gain.astype(x_MD.dtype)
 
     def _mix(self, x: Tensor) -> Tensor:
-        """Return one round of the hash without its first shift, int32 with overflow."""
-        return self.kernels.fold_bits(x * FIRST) * SECOND
+        """Return the hash without its first and last shift, int32 that wraps around."""
+        return self.kernels.fold_bits(x * FIRST_MULTIPLIER) * SECOND_MULTIPLIER
 
 
 class Half(nn.Cell):
-    """A or B."""
+    """One of an adapter's two matrices, A or B."""
 
     def __init__(self, shape: tuple[int, int], dtype: ms.Type) -> None:
         super().__init__()
@@ -98,7 +109,17 @@ class LoraLinear(nn.Cell):
         shard: int,
         dtype: ms.Type,
     ) -> None:
-        """Adapt `base`; of its inputs, where they are split, this rank has the part number `shard`."""
+        """Adapt `base`.
+
+        Args:
+            base: Its weight stays as it is, and is shared.
+            rank: Rank of the adapter.
+            scale: The adapter's product is multiplied by this.
+            dropout: Drops inputs of the adapter; None to drop none.
+            salt: Number of the module in the whole model.
+            shard: Number of this rank's part of the inputs, where tensor parallelism splits them; else 0.
+            dtype: Type of the adapter's weights.
+        """
         super().__init__()
         self.kernels, self.weight, self.scale = base.kernels, base.weight, scale
         # Without dropout all layers are equal, which lets a trainer compile one for all.
@@ -171,12 +192,12 @@ def add_lora(
 
     Args:
         model: Its weights stay as they are; freezing them is the caller's.
-        modules: Paths of linear layers and of the embedding, such as `model.layers.0.self_attn.q_proj`; those
+        modules: Paths of linear layers and of the embedding, such as `model.layers.0.self_attn.q_proj`; paths
             of other pipeline stages are passed over.
-        rank: Of every adapter.
+        rank: Rank of every adapter.
         alpha: The adapter is scaled by alpha / rank.
         dropout: Share of an adapter's inputs that is dropped while the returned switch is on.
-        dtype: Of the adapters; that of the weights when left out.
+        dtype: Type of the adapters' weights; that of the adapted weight when left out.
 
     Returns:
         The switch, or None where nothing is dropped.
@@ -206,7 +227,16 @@ def add_lora(
 
 
 def init_lora(model: Qwen3ForCausalLM, *, a_init: str, b_init: str, seed: int) -> None:
-    """Fill every adapter of `model`; its numbers depend on its name, the seed and the size of the whole."""
+    """Fill every adapter of `model` with its first values.
+
+    They depend on the weight's name, on the seed and on the size of the whole weight alone: on no layout.
+
+    Args:
+        model: Has adapters by `add_lora`.
+        a_init: One of `INITS`, for A.
+        b_init: One of `INITS`, for B.
+        seed: Seed of the random numbers.
+    """
     tp, shard = model.tp.size, model.tp.index
     for name, parameter in model.parameters_and_names():
         for half, init in ((".lora_A.weight", a_init), (".lora_B.weight", b_init)):
@@ -217,7 +247,10 @@ def init_lora(model: Qwen3ForCausalLM, *, a_init: str, b_init: str, seed: int) -
 
 
 def fresh_half(name: str, shape: tuple[int, ...], init: str, seed: int) -> np.ndarray:
-    """Return the first values of A or B, float32, by one of `INITS`."""
+    """Return the first values of A or B, float32, by one of `INITS`.
+
+    Random numbers are numpy's default, PCG64 seeded by `seed` and the first 64 bits of the name's SHA-256.
+    """
     rows, columns = shape
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
     rng = np.random.default_rng([seed, key])
