@@ -35,10 +35,10 @@ def dry_run(
     Args:
         command: One of our commands with its arguments; what it prints goes to stderr.
         rank: The one that is played.
-        ranks: Of the job.
+        ranks: Ranks of the job.
         soc: What the device says it is.
         cwd: Working directory; None for this process's.
-        environment: Of this process when left out.
+        environment: This process's environment when left out.
     """
     given = dict(os.environ if environment is None else environment)
     with tempfile.TemporaryDirectory(prefix="qwen3-dry-run-") as folder:

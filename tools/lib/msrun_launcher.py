@@ -62,7 +62,7 @@ def command_line(arguments: list[str], environment: dict[str, str]) -> list[str]
     """Return the command that starts the job.
 
     Args:
-        arguments: Of the launcher: the quoted command, then 0, 1, 5 or 8 more.
+        arguments: The launcher's arguments: the quoted command, then 0, 1, 5 or 8 more.
         environment: MF_LOG_SUFFIX is added to the folder of logs, behind an underscore.
 
     Raises:

@@ -18,7 +18,7 @@ class Device:
     """On a CPU: native for C++, native-bf16 for C++ that rounds inputs of products to bfloat16, portable for
     MindSpore's operators, auto for native if that works and else portable."""
     num_threads: int
-    """Of the native kernels."""
+    """Threads of the native kernels."""
     cache_dir: Path
     """Keeps the compiled kernels."""
     ascend: "AscendSettings | None" = None

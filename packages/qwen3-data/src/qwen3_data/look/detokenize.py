@@ -32,7 +32,7 @@ def detokenize(
     end-of-document id that ends a document is left out.
 
     Args:
-        prefix: Of the token file.
+        prefix: Path of the token file, without ending.
         output: The `.jsonl`.
         tokenizer: That made it.
         key: Name of the text.

@@ -81,7 +81,7 @@ def merge_tokens(
     """Write the documents of all `prefixes`, in order, to the token file `output`.
 
     Args:
-        prefixes: Of the token files.
+        prefixes: Paths of the token files, without ending.
         output: Prefix of the result.
         force: Replace an existing one.
         allow_incomplete: Shares of a run may be missing.

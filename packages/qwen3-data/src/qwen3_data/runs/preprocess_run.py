@@ -40,7 +40,7 @@ def run_preprocess(
     """Check what remains to be checked, encode the inputs and write the token files.
 
     Args:
-        settings: Of the run.
+        settings: The run's settings.
         sources: The input files.
         file: The tokenizer.
         encoders: They may still be loading.

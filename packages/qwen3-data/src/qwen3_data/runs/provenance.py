@@ -77,8 +77,8 @@ def part_manifest(whole: Manifest, index: int, count: int, counts: Mapping[str, 
     """Return the manifest of one of the parts that `split` makes of a file.
 
     Args:
-        whole: Of the file.
-        index: Of the part, from 0.
+        whole: Manifest of the whole file.
+        index: Index of the part, from 0.
         count: Number of parts.
         counts: num_documents, num_sequences and num_tokens of the part.
     """

@@ -81,7 +81,7 @@ class Workspace:
         """Make `<name>.bin`, `.json` and `.idx` of the folder visible; may be repeated after a kill.
 
         Args:
-            names: Of the token files, without ending.
+            names: Names of the token files, without ending.
         """
         for name in names:
             final = self.prefix.with_name(name)

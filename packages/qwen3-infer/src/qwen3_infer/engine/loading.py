@@ -31,10 +31,10 @@ def build_model(
     Native kernels leave bfloat16 weights as they are stored. An adapter stays beside the weights, in float32.
 
     Args:
-        config: Of the model.
+        config: The model's sizes.
         weights: Which fit it.
         adapter: LoRA's, or None.
-        kernels: Of the device.
+        kernels: The device's kernels.
         quiet: Whether progress is left out.
         tp: This rank among those that share the model out.
     """

@@ -208,7 +208,7 @@ def make_rooms(
     """Return the rooms that fit `kernels`.
 
     Args:
-        kernels: Of the model.
+        kernels: The model's kernels.
         config: With the heads that this rank has.
         num_rows: Most requests that run at once.
         context_tokens: The longest, prompt and completion together.

@@ -60,11 +60,11 @@ class Arguments:
     kernels: str = "auto"
     """On a CPU: native, portable, or auto for the first that works."""
     threads: int = 2
-    """Of the native kernels."""
+    """Threads of the native kernels."""
     cache_dir: str | None = None
     """Keeps the compiled kernels; None for ~/.cache/qwen3-infer."""
     seed: int = 0
-    """Of the random numbers of tasks that sample."""
+    """Seeds the random numbers of tasks that sample."""
 
 
 @register_model("qwen3")

@@ -24,7 +24,7 @@ class Document:
     ids: tuple[int, ...]
     """All its tokens."""
     num_bytes: int
-    """Of its text in UTF-8."""
+    """Bytes of its text in UTF-8."""
     id: str | int | None = None
     """As the JSON line has it."""
 

@@ -48,7 +48,7 @@ class Score:
     num_tokens: int
     """Tokens that were predicted."""
     num_bytes: int
-    """Of the text in UTF-8, that of a first token that was not predicted included."""
+    """Bytes of the text in UTF-8, those of a first token that was not predicted included."""
     nll: float
     """Negative log-likelihood of the predicted tokens, in nats."""
 

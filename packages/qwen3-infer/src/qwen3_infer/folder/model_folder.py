@@ -51,7 +51,7 @@ def open_model_folder(
     Args:
         path: Has config.json, the tokenizer's files and, unless `checkpoint` is given, the weights.
         checkpoint: Other weights, see `weights`.
-        strategy: Of `checkpoint`, when its strategy files are not beside it.
+        strategy: Strategy files of `checkpoint`, where they are not beside it.
         adapter: PEFT's folder or a run that trained adapters.
         fused_layout: Order of rows in mindformers' fused weights, should `checkpoint` have them.
 

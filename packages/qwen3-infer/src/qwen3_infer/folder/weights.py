@@ -49,7 +49,7 @@ def open_checkpoint_weights(
     Args:
         source: Where they are, see `open_weight_files`.
         strategy: Strategy files that are not beside them.
-        config: Of the model.
+        config: The model's sizes.
         layout: Order of rows in mindformers' fused weights, should they be such.
 
     Raises:
@@ -74,8 +74,8 @@ def open_adapter(source: Path, base: Path, config: Qwen3Config, weights: Tensors
     Args:
         source: PEFT's folder, or a run of qwen3-train that trained adapters, its checkpoint or a file of it.
         base: Where the weights under the adapter are.
-        config: Of the base.
-        weights: Of the base.
+        config: The base's sizes.
+        weights: The base's weights.
 
     Raises:
         FormatError: It is no adapter, or damaged.

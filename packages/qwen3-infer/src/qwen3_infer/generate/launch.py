@@ -29,8 +29,8 @@ def launch_generate(
         settings: What to do.
         output: Where results go and what is shown.
         launch: The workers.
-        arguments: Of the command line, which each worker reads again.
-        environment: Of this process, for the workers.
+        arguments: Arguments of the command line, which each worker reads again.
+        environment: This process's environment, which the workers get.
         truncate: Whether prompts that are too long lose their beginning.
         allow_special: Whether special tokens' text in plain prompts are tokens.
 

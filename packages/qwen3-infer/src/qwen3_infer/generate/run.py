@@ -130,7 +130,7 @@ def run_rank(
 
     Args:
         settings: What to do.
-        device: Of this rank.
+        device: Device of this rank.
         output: Where results go.
         shown: Takes what the terminal shall show; None on all ranks but the first, which also writes nothing.
         rank: This one.

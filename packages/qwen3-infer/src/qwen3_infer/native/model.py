@@ -35,7 +35,7 @@ class NativeModel:
         """Load `weights`, which fit `config`, and the adapter that goes on them.
 
         Args:
-            config: Of the model.
+            config: The model's sizes.
             weights: In files.
             adapter: LoRA's, or None.
             library: The compiled kernels.

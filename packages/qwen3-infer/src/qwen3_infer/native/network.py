@@ -43,7 +43,7 @@ class NativeNetwork:
         """Make room for `cache_tokens` of all requests together.
 
         Args:
-            config: Of the model.
+            config: The model's sizes.
             weights: Its weights.
             library: Compiled for this machine.
             rounds_inputs: Whether products with bfloat16 weights round their inputs to bfloat16.

@@ -29,7 +29,7 @@ class PlanSettings:
     num_requests: int
     """Most that run at once."""
     request_tokens: int
-    """Of the longest, prompt and completion together."""
+    """Tokens of the longest request, prompt and completion together."""
     cache_tokens: int
     """Room for all that run at once."""
     residual_bytes: int
@@ -69,7 +69,7 @@ def read_plan_settings(
         flags: By their names in Python.
         overrides: `--section.key value`.
         worker_num: Devices that share the model out; None for what the YAML says.
-        prompt_tokens: Of the longest prompt.
+        prompt_tokens: Tokens of the longest prompt.
         max_memory: Bytes of a device; None for what the YAML says.
 
     Raises:

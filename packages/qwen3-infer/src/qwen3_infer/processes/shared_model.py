@@ -34,7 +34,7 @@ class Launch:
     arguments: tuple[str, ...]
     """The command and its arguments, which each of them reads again."""
     environment: Mapping[str, str]
-    """Of this process, for theirs."""
+    """Environment of this process, which the others get."""
 
 
 Sharing = Launch | Simulation | None
@@ -54,7 +54,7 @@ def open_model(
 
     Args:
         folder: The model.
-        device: Of this process, or of each that is started.
+        device: Device of this process, or of each process that is started.
         launch: Those that share it out; None for this one alone.
         quiet: Whether progress is left out.
         note: Is told what the user should know.

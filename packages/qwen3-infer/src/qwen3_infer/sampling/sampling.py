@@ -167,7 +167,7 @@ def choose(
     Args:
         logits_V: float32, any real numbers.
         sampling: How to choose.
-        rng: Of this request alone.
+        rng: Random numbers of this request alone.
         prompt_ids: Tokens of the prompt, in any order, for the repetition penalty.
         completion_ids: Tokens generated so far, in any order, for the penalties.
         restrict: Makes the logits of tokens that may not follow minus infinity; not of all.
@@ -195,7 +195,7 @@ def choose_among(
         values_C: float32, the largest logits in any order.
         ids_C: Their ids.
         sampling: How to choose.
-        rng: Of this request alone.
+        rng: Random numbers of this request alone.
     """
     cuts = Sampling(
         temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p, min_p=sampling.min_p

@@ -29,7 +29,7 @@ class Request:
     decoding: Decoding
     """How tokens are chosen and when to stop."""
     seed: int
-    """Of the run; the request's random numbers depend on it, `index` and `sample` alone."""
+    """Seed of the run; the request's random numbers depend on it, `index` and `sample` alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +61,7 @@ def make_requests(
         folder: The model's tokenizer and context.
         decoding: How to complete.
         form: How prompts become ids.
-        seed: Of the run.
+        seed: Seed of the run.
         truncate: Whether a prompt that is too long loses its beginning instead of being refused.
         context_tokens: Room for prompt and completion; the model's context when left out.
 

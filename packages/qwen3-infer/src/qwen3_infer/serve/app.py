@@ -38,7 +38,7 @@ def make_app(
     Args:
         service: The model.
         worker: Computes; started by who runs the application.
-        limits: Of each request.
+        limits: Limits of each request.
         api_key: What clients must send, if anything.
         is_local: Whether the server is bound to this machine alone.
         is_draining: Whether the server is about to end.

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 LINES_AT_ONCE, LINES_PER_S = 2000, 50
-"""Of requests; no server that answers with a model comes near them."""
+"""Lines about requests at once, and per second; no server that answers with a model comes near them."""
 FAULTS_AT_ONCE, FAULTS_PER_S = 20, 0.2
-"""Of what went wrong outside of requests, with a traceback each."""
+"""Lines about faults outside of requests, each with a traceback, at once and per second."""
 
 
 class Throttle:

@@ -24,11 +24,11 @@ class ConnectionLimits:
     """How many connections there may be."""
 
     in_all: int
-    """Together."""
+    """Most from all addresses together."""
     of_address: int
-    """Of one client address."""
+    """Most from one client address."""
     backlog: int
-    """Accepted at once."""
+    """Most that wait to be accepted."""
 
 
 def connection_limits(wanted: int) -> ConnectionLimits:

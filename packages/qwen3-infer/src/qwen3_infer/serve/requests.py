@@ -40,7 +40,7 @@ class Service:
     grammars: Grammars
     """Compiles what answers must follow."""
     token_bytes: int
-    """Of the longest token, so that a text has at least its bytes divided by this many tokens."""
+    """Bytes of the longest token: a text has at least its bytes divided by this many tokens."""
 
     @property
     def max_prompt_bytes(self) -> int:

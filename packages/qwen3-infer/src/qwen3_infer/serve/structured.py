@@ -74,7 +74,7 @@ def write_grammar(
 
     Args:
         tokenizer: The model's; its tags are tokens where it has them.
-        schema: Of the answer's JSON, or None when it must be a call.
+        schema: Schema of the answer's JSON; None when the answer must be a call.
         tools: That may be called.
         several: Whether more than one call may follow each other.
         follows_thought: Whether white space may come first.

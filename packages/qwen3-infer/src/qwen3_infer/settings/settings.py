@@ -61,7 +61,7 @@ class RunSettings:
     ascend: AscendSettings
     """What the device is told, should it be Ascend."""
     seed: int
-    """Of all random numbers."""
+    """Seed of all random numbers."""
     chat: bool
     """Whether the chat template is put around the prompts."""
     thinking: bool
@@ -96,10 +96,10 @@ class Decoding:
     logprobs: bool = False
     """Whether the model's log-probability of each token is kept."""
     top_logprobs: int = 0
-    """Of how many of the likeliest tokens it is kept besides."""
+    """Number of likeliest tokens whose log-probabilities are kept as well."""
     prompt_logprobs: int | None = None
-    """Of how many of the likeliest tokens it is kept at each token of the prompt, beside that token's own;
-    None for neither."""
+    """Number of likeliest tokens whose log-probabilities are kept at each token of the prompt, beside that
+    token's own; None for neither."""
     min_tokens: int = 0
     """None of `stop_ids` is chosen before so many tokens."""
     grammar: Grammar | None = None
@@ -121,7 +121,7 @@ def read_settings(
         flags: By their names in Python.
         overrides: `--section.key value`.
         worker_num: Processes that the command starts; 1 for a command that runs in one alone.
-        environment: Of the process; may ask for a dry run, see `read_simulation`.
+        environment: The process's environment; may ask for a dry run, see `read_simulation`.
 
     Raises:
         UsageError: A flag or an override is no key, or something needed is not given.

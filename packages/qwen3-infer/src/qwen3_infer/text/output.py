@@ -23,7 +23,7 @@ class Part:
     text: str
     """The piece; of a call the arguments as JSON."""
     name: str = ""
-    """Of a call, the function's."""
+    """The function's name, of a call."""
 
 
 class ChatOutput:

@@ -72,7 +72,7 @@ def find_tokenizer_faults(directory: Path, num_rows: int) -> Iterator[str]:
 
     Args:
         directory: The model's folder.
-        num_rows: Of its embedding.
+        num_rows: Rows of its embedding.
     """
     found = [name for name in TOKENIZER_FILES if (directory / name).is_file()]
     for name in found:

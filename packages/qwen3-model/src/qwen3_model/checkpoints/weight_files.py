@@ -85,7 +85,7 @@ def open_checkpoint(source: Path, *, suffix: str | None = None, strategy: Path |
             checkpoint or a folder above it, mindformers' `iteration_N`, a Hugging Face folder, an adapter's,
             or a file.
         suffix: Step of a distributed checkpoint, `E_S`; the newest that is whole on every rank by default.
-        strategy: Of a distributed checkpoint, when its strategy files are not beside it: their folder, or the
+        strategy: Strategy files of a distributed checkpoint that are not beside it: their folder, or the
             file that merges them.
 
     Raises:

@@ -37,7 +37,7 @@ def compiled_library(
     Args:
         sources: Files of C++: the first is compiled, the others are what it includes.
         cache_dir: A folder of the user's own; made when missing.
-        flags: Of the compiler.
+        flags: The compiler's flags.
         compilers: Commands to look for; the first that is there counts.
         timeout_s: Seconds that the compiler may take.
 

@@ -27,7 +27,7 @@ from qwen3_model.errors import FormatError
 from qwen3_train.data.batch_plan import Start
 
 STATE_VERSION = 2
-"""Of the JSON under `qwen3_train` in a checkpoint's metadata; in version 1 `data` depended on the batch."""
+"""Version of the JSON under `qwen3_train` in a checkpoint's metadata; in 1 `data` depended on the batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +56,10 @@ class TrainState:
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What decides the data's fingerprint besides their files, in words."""
     course: str = ""
-    """Of all ranks of one start of the run the same, so that files of two starts are told apart."""
+    """Random number of the run's start, equal on all ranks, by which files of two starts differ."""
     version: int = STATE_VERSION
     skipped: int = 0
-    """Of the steps taken, those that were not applied."""
+    """Number of steps taken whose update was not applied."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Rates, betas and the like of the run, by key."""
     best: Mapping[str, Any] = field(default_factory=dict)

@@ -19,7 +19,7 @@ def find_base(settings: TrainSettings, run_dir: Path | None) -> Path:
     """Return the folder or file with the weights under the adapters.
 
     Args:
-        settings: Of the run.
+        settings: The run's settings.
         run_dir: Folder of the run that goes on; None for one that begins.
 
     Raises:

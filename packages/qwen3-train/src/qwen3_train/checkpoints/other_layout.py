@@ -22,7 +22,7 @@ def make_room_for_layout(settings: TrainSettings, notes: list[str]) -> None:
     """Put the checkpoints of another layout aside; call while no process of the run lives.
 
     Args:
-        settings: Of the run as it goes on.
+        settings: Settings with which the run is resumed.
         notes: Gets a sentence for the log.
 
     Raises:

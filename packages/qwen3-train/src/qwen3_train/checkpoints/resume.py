@@ -36,10 +36,10 @@ def continue_plan(
     """Check that a checkpoint belongs to the run, and let its plan begin where the checkpoint stands.
 
     Args:
-        settings: Of the run that is to go on.
+        settings: Settings of the run to be resumed.
         source: The checkpoint; None for a run that begins.
         plan: As if it began anew.
-        fingerprint: Of its data; see `RunData`.
+        fingerprint: Fingerprint of its data; see `RunData`.
         base: Fingerprint of the weights under adapters.
         notes: Gets sentences for the log, one for each setting that changed.
 

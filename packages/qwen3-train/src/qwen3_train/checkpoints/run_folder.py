@@ -153,7 +153,7 @@ def write_model_files(
 
     Args:
         output_dir: Folder of the run.
-        config: Of the model.
+        config: The model's sizes.
         hf_dir: Folder whose tokenizer and generation config are taken over.
         tokenizer_dir: Folder of the tokenizer, if it is another.
         stop_ids: Tokens that end an answer besides those that `hf_dir` states.

@@ -107,7 +107,7 @@ def find_source(
     """Return the checkpoint to continue from, or None where the run begins.
 
     Args:
-        settings: Of the run.
+        settings: The run's settings.
         force: Allow an older checkpoint than the newest, which a name may ask for.
         is_checked: Whether the launcher has chosen it and found it whole, so that a rank needs no look at the
             files of all others.

@@ -61,7 +61,7 @@ def resume_weights(
         step: Has the moments.
         model: Has the weights; it may be cut otherwise than those who wrote the files.
         source: The checkpoint.
-        settings: Of the run.
+        settings: The run's settings.
 
     Returns:
         The steps that the run took.

@@ -39,7 +39,7 @@ class Batch:
     """Loss mask, in the end over the unmasked tokens of the whole step."""
     position_ids_BL: NDArray[np.int32] | None
     segment_ids_BL: NDArray[np.int32] | None
-    """Of whole samples, also where the others are of parts of them (`context_part`)."""
+    """Document of each token, always of whole samples: also where the other arrays are of parts of them."""
 
 
 def step_batches(

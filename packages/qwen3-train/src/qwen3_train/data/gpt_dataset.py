@@ -104,7 +104,7 @@ class Wanted:
     num_samples: int | None
     """Samples wanted at least; None for one pass."""
     seed: int
-    """Of the order."""
+    """Seed of the samples' order."""
     cache: Path | None = None
     """Folder in which indexes are kept for other processes and starts; None to make them in memory."""
 

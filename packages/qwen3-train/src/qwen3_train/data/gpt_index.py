@@ -76,7 +76,7 @@ def fill_sample_index(
         sequences: The sequence numbers to use, of a split.
         seq_length: Input tokens of a sample.
         num_samples: Samples wanted at least; None for one pass.
-        seed: Of the shuffles, which one generator makes in order: documents, then samples.
+        seed: Seed of the shuffles, which one generator makes in order: documents, then samples.
 
     Source: Megatron-LM's documented GPTDataset behaviour; `tests/test_gpt_index.py` has it in plain Python.
     """

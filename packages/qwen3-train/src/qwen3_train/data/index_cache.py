@@ -24,7 +24,7 @@ from qwen3_model.errors import FormatError
 
 VERSION = 1
 ENDS_BYTES = 1 << 20
-"""Of a token file's index, hashed at either end."""
+"""Bytes at either end of a token file's index that are hashed."""
 WRITE_BYTES = 64 << 20
 DTYPES = {"int32": "I32", "int64": "I64", "uint32": "U32"}
 Arrays = Mapping[str, NDArray[Any]]

@@ -24,7 +24,7 @@ from qwen3_train.doctor.checks import machine_findings
 from qwen3_train.doctor.finding import FAIL, PASS, SKIPPED, Finding
 
 LOSSES, GRAD_NORM = (6.536376, 5.047460), 3.230459
-"""Of `doctor.probe`'s two steps, in nats, as float32 on a CPU gives them; the norm is the first step's."""
+"""Losses of `doctor.probe`'s two steps, in nats, and the norm of the first, in float32 on a CPU."""
 ATOL = {"CPU": 1e-3, "Ascend": 5e-2}
 """Float32 in another order; bfloat16, of which nothing was measured on the hardware."""
 PRODUCT_RTOL = {"CPU": 1e-5, "Ascend": 1e-2}
@@ -45,7 +45,7 @@ def examine(
         device: CPU or Ascend.
         launch: How many workers try the device together, and where.
         output_dir: Where runs shall be written.
-        environment: Of this process.
+        environment: This process's environment.
         time_out_s: For the workers.
     """
     failed = set()

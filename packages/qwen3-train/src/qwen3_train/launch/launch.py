@@ -56,7 +56,7 @@ def launch_run(  # noqa: C901, PLR0913
         config_path: The YAML.
         arguments: Dotted keys with values.
         make_launch: Gives the workers' settings for a run folder.
-        environment: Of this process, for the workers; may ask for a dry run, see `read_simulation`.
+        environment: This process's, which workers get; it may ask for a dry run, see `read_simulation`.
         force: Replace the run in the output folder.
         quiet: Show no steps, only warnings; the logs have all.
         stop_at_s: Time since 1970 by which the run must have saved and ended; None for no limit.

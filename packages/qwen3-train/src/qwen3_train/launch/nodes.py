@@ -39,7 +39,7 @@ class NodesRun:
     settings: TrainSettings
     launch: LaunchSettings
     environment: Mapping[str, str]
-    """Of the workers."""
+    """Environment of the workers."""
     devices: int | None
     """NPUs of this machine; None where the run needs none."""
     force: bool
@@ -108,7 +108,7 @@ class _Desk:
     def __init__(self, told: NodesRun, log: _Log, stack: ExitStack) -> None:
         self._told, self._log, self._stack = told, log, stack
         self.last_step: int | None = None
-        """Of the run that was decided on here."""
+        """Last step of the run that was decided on here."""
 
     def propose(self, nodes: Sequence[int], restarts: int) -> Start:
         """Check and write what a start needs that `nodes` can take part in; see `Start`."""

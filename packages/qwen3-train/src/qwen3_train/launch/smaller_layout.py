@@ -13,7 +13,7 @@ def smaller_layout(
     are accumulated over more passes.
 
     Args:
-        settings: Of the run on all nodes.
+        settings: Settings of the run on all nodes.
         num_left: Nodes that are there.
         num_nodes: Nodes of the whole job.
         local_worker_num: Processes of a node.

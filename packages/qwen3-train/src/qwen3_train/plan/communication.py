@@ -95,7 +95,7 @@ def _context_traffic(settings: PlanSettings, stage: int) -> list[Traffic]:
 
 
 def _partial_gradients(settings: PlanSettings, stage: int, norm_bytes: int) -> Traffic:
-    """Of weights that all shards hold whole and use in part: norms, or the uncut halves of adapters."""
+    """Return the traffic of gradients of weights that shards have whole and use in part."""
     if not settings.adapters:
         return _ring("tp", "all-reduce", "gradients of norms", 1, norm_bytes, settings.layout.tp)
     whole = [

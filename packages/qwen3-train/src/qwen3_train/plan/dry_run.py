@@ -71,10 +71,10 @@ def dry_run(
     """Run the tool for the fullest ranks of `plan`, one after the other.
 
     Args:
-        plan: Of a run whose layout divides.
+        plan: Plan of a run whose layout divides.
         config_path: Its YAML.
         overrides: Keys and values over it.
-        environment: Of this process.
+        environment: This process's environment.
         note: Takes a sentence before each, which can take minutes.
 
     Raises:

@@ -58,7 +58,7 @@ class Candidate:
 
     settings: PlanSettings
     memory_bytes: int
-    """Of the fullest stage."""
+    """Bytes that the fullest stage takes."""
     time: StepTime
 
     @property

@@ -29,7 +29,7 @@ class Plan:
     traffic: list[list[Traffic]]
     """For each stage."""
     totals: Totals | None
-    """Of the whole job; None when the layout does not divide."""
+    """Totals of the whole job; None when the layout does not divide."""
     notes: list[str]
     search: Search
 

@@ -155,7 +155,7 @@ def backward_tensors(settings: PlanSettings) -> list[SavedTensor]:
 
 
 def _context_gradients(settings: PlanSettings) -> list[SavedTensor]:
-    """Of the keys and values that the chunks have looked at, and of the sequence that these are parts of."""
+    """Return gradients of the keys and values of the chunks looked at, and of their sequence."""
     if settings.layout.cp == 1:
         return []
     model, b, c = settings.model, settings.micro_batch, settings.compute_bytes

@@ -18,11 +18,11 @@ class Totals:
     """Sums over all ranks of a job."""
 
     checkpoint_bytes: int
-    """Of one checkpoint: what every rank writes of the weights that it trains and of its moments."""
+    """Bytes of one checkpoint: what every rank writes of the weights that it trains and of its moments."""
     resume_bytes: int
     """What all ranks together read to go on from one: each its slices, of the weights every replica."""
     unique_bytes: int
-    """Of one of its replicas without ZeRO-1: what there is to save."""
+    """Bytes of one of its replicas without ZeRO-1: what there is to save."""
     sent_bytes: int
     """In a step."""
     num_groups: int

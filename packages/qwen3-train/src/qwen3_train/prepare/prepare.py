@@ -28,7 +28,7 @@ from qwen3_train.settings.token_files import DataSettings
 from qwen3_train.settings.validation import BestLoss
 
 EVALUATION_SHARE = 0.5
-"""Of the time of the steps between two evaluations, from which on one is named as long."""
+"""Share of the time of the steps between two evaluations from which on an evaluation is called long."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,13 +46,13 @@ class PreparedRun:
     """Step after which the run ends."""
     schedule: Schedule
     fingerprint: str
-    """Of the data and their order; a resumed run must have the same."""
+    """Fingerprint of the data and their order; a resumed run must have the same."""
     source: ResumeSource | None
     """Checkpoint to continue from; None for a run that begins."""
     steps_done: int
     """Steps before this start; 0 for a run that begins."""
     best: BestLoss
-    """Of its evaluations so far."""
+    """The lowest loss of its evaluations so far."""
     is_finished: bool
     """Whether that checkpoint is the run's end, which is no error where `resume_training` is auto."""
     lora_base: Path | None
@@ -75,7 +75,7 @@ def prepare_run(
     """Check a run against its files and index its data.
 
     Args:
-        settings: Of the run.
+        settings: The run's settings.
         force: Whether the output folder may hold another run.
         saves: Whether checkpoints will be written, which need space.
         is_checked: Whether the launcher has done this before, and found the checkpoint whole.

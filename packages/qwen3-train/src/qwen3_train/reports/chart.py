@@ -9,11 +9,11 @@ from itertools import pairwise
 
 WIDTH, HEIGHT, LEFT, RIGHT, BOTTOM, TOP = 620, 230, 66, 12, 30, 12
 MAX_POINTS = 600
-"""Of a curve; longer ones are averaged."""
+"""Most points of a curve; longer curves are averaged."""
 SMOOTHED_FROM = 100
 """Points from which on a curve also has a running mean, which stands out."""
 COLOURS = 6
-"""Of page.css; more runs begin anew."""
+"""Colours of page.css; further runs begin with the first again."""
 Point = tuple[int, float]
 
 

@@ -10,7 +10,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 LARGEST = 3.4028234663852886e38
-"""Of float32, which is what event files hold."""
+"""Largest float32, the type of numbers in event files."""
 
 
 class EventFile:

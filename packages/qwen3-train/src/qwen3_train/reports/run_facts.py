@@ -18,9 +18,9 @@ class Run:
     """A finished or running run."""
 
     name: str
-    """Of its folder."""
+    """Name of its folder."""
     lines: list[dict[str, Any]]
-    """Of the metrics file: steps and evaluations."""
+    """Lines of the metrics file: steps and evaluations."""
     starts: list[dict[str, Any]]
     """What each start of the run said of itself; empty for a run that says nothing."""
     configuration: str

@@ -54,7 +54,7 @@ class ChatSettings:
     empty_think: EmptyThink
     """Whether the empty thought that the template puts before an answer carries loss."""
     thoughts: Thoughts
-    """Of answers before the last: "keep", "split" (a sample per answer) or "template"."""
+    """Thoughts of answers before the last: "keep", "split" (a sample per answer) or "template"."""
     too_long: str
     """"truncate" or "drop": a conversation of more than `seq_length` tokens."""
     on_bad_record: str

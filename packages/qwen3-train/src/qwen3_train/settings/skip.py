@@ -11,7 +11,7 @@ class SkipSettings:
     """A step is skipped unless its loss is a number and the norm of its gradients is below a limit."""
 
     norm_limit: float
-    """Of the global norm before clipping; a huge one skips only what is no number."""
+    """Limit of the global norm before clipping; a huge one skips only what is no number."""
     most_in_row: int
     """The run stops at so many skipped steps one after the other."""
     stops_at_nan: bool

@@ -70,7 +70,7 @@ class SummedPasses:
             grid: What this rank is.
             weights: The trained weights, by name.
             sums: A sum of gradients for each of them, by `make_gradient_sum`.
-            update: Of the same weights.
+            update: Updates the same weights.
             finish: For the sums.
             shares_moments: ZeRO-1.
         """

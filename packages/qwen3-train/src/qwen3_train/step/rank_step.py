@@ -22,7 +22,7 @@ def make_model(
     """Return the rank's part of the model, its weights yet to be filled, and what the rank is.
 
     Args:
-        settings: Of the run.
+        settings: The run's settings.
         rank: Its number.
         say: See `training_kernels`.
         cache_dir: See `training_kernels`.
@@ -47,9 +47,9 @@ def make_step(settings: TrainSettings, model: Qwen3ForCausalLM, grid: Grid) -> T
     """Return the step of `model`, which has its adapters, should it train any.
 
     Args:
-        settings: Of the run.
+        settings: The run's settings.
         model: By `make_model`.
-        grid: Of the same rank.
+        grid: What the same rank is.
     """
     apply_recompute(model, settings.recompute, grid.stage)
     return TrainStep(

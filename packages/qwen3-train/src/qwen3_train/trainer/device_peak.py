@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 SIDE, TIMES, ENOUGH_S = 1536, 5, 0.3
-"""Of the square product that is timed, how often at most, and the seconds after which it is not repeated.
+"""Side of the square product that is timed, repetitions at most, and seconds after which there are no more.
 In a smaller product the start of threads and the copy of the result count too much."""
 PLATFORM_DIRS = ("data/platform_config", "*-linux/data/platform_config", "compiler/data/platform_config")
 """Where CANN's folder has its descriptions; it moved with the versions."""
@@ -20,7 +20,7 @@ PLATFORM_DIRS = ("data/platform_config", "*-linux/data/platform_config", "compil
 
 @dataclass(frozen=True, slots=True)
 class Peak:
-    """Of one device, in the precision that products of training run in."""
+    """The highest speed of one device, in the precision that products of training run in."""
 
     flops: float
     """Floating-point operations per second."""

@@ -42,7 +42,7 @@ class StopAgreement:
             add: Gives the sums of its arguments over all ranks, which all call it.
             is_first: Whether this is rank 0, whose clock counts.
             is_alone: Whether there are no other ranks, so that each step can be asked for.
-            checkpoint_bytes: Of this rank.
+            checkpoint_bytes: Bytes of this rank's checkpoint.
             exit_file: What rank 0 looks into, see `asks_to_exit`.
         """
         self.request, self.add, self.is_first, self.is_alone = request, add, is_first, is_alone

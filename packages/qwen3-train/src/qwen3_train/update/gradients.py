@@ -182,7 +182,7 @@ class BucketSum(nn.Cell):
         Args:
             group: Whose ranks exchange.
             chosen: Places of the tensors.
-            shapes: Of all tensors.
+            shapes: Shapes of all tensors.
             scatters: Return this rank's rows, or elements, alone.
         """
         super().__init__(auto_prefix=False)

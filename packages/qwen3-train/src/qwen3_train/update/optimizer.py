@@ -39,10 +39,10 @@ class AdamW(nn.Cell):
 
         Args:
             weights: By name.
-            settings: Of AdamW.
-            kernels: Of the device.
-            stays: Of which weights the gradient is a tensor that stays, as a sum over micro-batches does,
-                and may be overwritten; of none when left out.
+            settings: AdamW's settings.
+            kernels: The device's kernels.
+            stays: For each weight whether its gradient is a tensor that stays, such as a sum over
+                micro-batches, and may be overwritten; for none when left out.
         """
         super().__init__(auto_prefix=False)
         self.kernels = kernels
