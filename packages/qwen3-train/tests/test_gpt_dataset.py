@@ -65,7 +65,7 @@ def test_a_blend_takes_each_files_own_samples(tmp_path):
 
 
 def test_data_shorter_than_one_sample_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"train part holds 5 tokens in 1 documents, fewer than one sample"):
+    with pytest.raises(ConfigError, match=r"train part has 5 tokens in 1 document, fewer than one sample"):
         build(write_tokens(tmp_path / "a", [[2, 3, 4, 5, 1]]))
 
 

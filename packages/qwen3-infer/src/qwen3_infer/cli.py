@@ -147,7 +147,7 @@ def generate(
 @with_options(MODEL_OPTIONS)
 @with_options(SAMPLING_OPTIONS)
 @click.option("--thinking/--no-thinking", default=None, help="Think before answering, the default.")
-@click.option("--system", metavar="TEXT", help="What the model is told first.")
+@click.option("--system", metavar="TEXT", help="System message, before the conversation.")
 @click.option(
     "--context-tokens",
     type=click.IntRange(2),

@@ -22,4 +22,4 @@ class Device:
     cache_dir: Path
     """Keeps the compiled kernels."""
     ascend: "AscendSettings | None" = None
-    """What the device is told, should it be Ascend."""
+    """Settings of the device, should it be Ascend."""

@@ -80,7 +80,7 @@ def plan(
     if as_json:
         say_lines(json.dumps(values, indent=2))
     sys.stdout.flush()
-    for told in notes if not made.problem else ():
-        say(f"Note: {told}", err=True)
+    for sentence in notes if not made.problem else ():
+        say(f"Note: {sentence}", err=True)
     if made.problem:
         raise ConfigError(f"{config_path}: {made.problem}")

@@ -50,7 +50,7 @@ hf_dir_option = click.option(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HfOptions:
-    """What commands that write a Hugging Face folder are told alike."""
+    """Options that all commands have which write a Hugging Face folder."""
 
     dtype: str | None
     """BF16, F16 or F32; None to keep each tensor's."""
@@ -78,7 +78,7 @@ def hf_output_options(function: Callable[..., Any]) -> Callable[..., Any]:
         quiet: bool,
         **others: Any,
     ) -> Any:
-        told = HfOptions(
+        hf = HfOptions(
             dtype=dtype,
             layout=source_layout,
             hf_dir=hf_dir,
@@ -86,7 +86,7 @@ def hf_output_options(function: Callable[..., Any]) -> Callable[..., Any]:
             force=force,
             quiet=quiet,
         )
-        return function(hf=told, **others)
+        return function(hf=hf, **others)
 
     options: tuple[Callable[..., Any], ...] = (
         quiet_option(), force_option(), shard_option, hf_dir_option, layout_options("source"), dtype_option,
@@ -108,12 +108,12 @@ def layout_options(side: str) -> Callable[[Callable[..., Any]], Callable[..., An
 
     def add(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
-        def wrapped(**told: Any) -> Any:
+        def wrapped(**options: Any) -> Any:
             from qwen3_model.checkpoints.fused import FusedLayout
 
-            qkv, mlp = told.pop(f"{side}_qkv"), told.pop(f"{side}_mlp")
+            qkv, mlp = options.pop(f"{side}_qkv"), options.pop(f"{side}_mlp")
             return function(
-                **{f"{side}_layout": FusedLayout(qkv == "contiguous", mlp == "interleaved")}, **told
+                **{f"{side}_layout": FusedLayout(qkv == "contiguous", mlp == "interleaved")}, **options
             )
 
         mlp = click.option(

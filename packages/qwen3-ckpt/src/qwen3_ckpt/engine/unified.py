@@ -50,8 +50,8 @@ def write_parts(
         weight_map |= {tensor.plan.name: name for tensor in part}
     run_all(jobs, count, workers)
     total = sum(tensor.plan.size_bytes for tensor in tensors.values())
-    told = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / NAME_MAP).write_text(json.dumps(told, indent=4), encoding="utf-8")
+    name_map = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / NAME_MAP).write_text(json.dumps(name_map, indent=4), encoding="utf-8")
     return check.notes()
 
 

@@ -100,10 +100,10 @@ def peft_config(
     adapters: AdapterSet, config: Qwen3Config | None, base_model: str, *, is_tied: bool
 ) -> dict[str, object]:
     """Return the contents of `adapter_config.json`."""
-    told: dict[str, object] = (
+    tying: dict[str, object] = (
         {"ensure_weight_tying": True} if is_tied and EMBEDDING in adapters.modules else {}
     )
-    return told | {
+    return tying | {
         "base_model_name_or_path": base_model,
         "bias": "none",
         "fan_in_fan_out": False,

@@ -90,8 +90,8 @@ def serve(path: str, mode: str) -> None:
             _answer(str(error))
 
 
-def _answer(told: list[int] | str) -> None:
-    sys.stdout.write(json.dumps(told) + "\n")
+def _answer(answer: list[int] | str) -> None:
+    sys.stdout.write(json.dumps(answer) + "\n")
     sys.stdout.flush()
 
 

@@ -54,13 +54,13 @@ def head_of_text(text: str, size: int) -> str:
 
 def split_stream(chunks: Iterable[str], size: int) -> Iterator[str]:
     """Yield the text of `chunks` in pieces cut at borders, holding about `size` characters and one chunk."""
-    held = ""
+    rest = ""
     for chunk in chunks:
-        held += chunk
-        if len(held) <= size:
+        rest += chunk
+        if len(rest) <= size:
             continue
         # The last piece may go on in the next chunk, so it waits.
-        pieces = list(split_text(held, size))
+        pieces = list(split_text(rest, size))
         yield from pieces[:-1]
-        held = pieces[-1]
-    yield held
+        rest = pieces[-1]
+    yield rest

@@ -32,7 +32,7 @@ def read_blocks(
         start: A file's beginning or a resume point (`Block.after`).
         keys: Columns to read of parquet files; None for all.
         end: Stop at this file and byte, which is the beginning of a line.
-        max_record_bytes: A record of more bytes is refused before it is held; a row of parquet, which
+        max_record_bytes: A record of more bytes is refused before it is in memory; a row of parquet, which
             pyarrow decompresses, after.
 
     Raises:
@@ -75,30 +75,30 @@ def _lines(source: Source, index: int, start: Position, stop: int | None, longes
     offset, number = start.offset, start.record
     with open_source(source) as file:
         _skip_to(file, offset)
-        held = bytearray()
+        buffer = bytearray()
         left = math.inf if stop is None else stop - offset
         while True:
             fresh = file.read(int(min(BLOCK_BYTES, left))) if left else b""
             left -= len(fresh)
             at = fresh.rfind(b"\n") + 1
-            held += fresh[:at] if at else fresh
+            buffer += fresh[:at] if at else fresh
             if fresh and not at:
-                if len(held) > longest:
+                if len(buffer) > longest:
                     raise too_long(source, number + 1, longest)
                 continue
-            if held:
-                cut = not held.endswith(b"\n")
-                if offset == 0 and held.startswith(UTF8_BOM):
+            if buffer:
+                cut = not buffer.endswith(b"\n")
+                if offset == 0 and buffer.startswith(UTF8_BOM):
                     offset += len(UTF8_BOM)
-                    del held[: len(UTF8_BOM)]
-                offset += len(held)
-                records = _split_lines(held)
-                if len(held) > longest:
+                    del buffer[: len(UTF8_BOM)]
+                offset += len(buffer)
+                records = _split_lines(buffer)
+                if len(buffer) > longest:
                     _refuse_longer(source, records, number + 1, longest)
                 after = Position(index, offset, number + len(records))
                 yield Block(source, number + 1, records, after, 0 if source.compression else offset, cut=cut)
                 number += len(records)
-            held = bytearray(fresh[at:])
+            buffer = bytearray(fresh[at:])
             if not fresh:
                 return
 

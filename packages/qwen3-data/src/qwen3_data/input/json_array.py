@@ -22,15 +22,15 @@ def split_array(chunks: Iterable[bytes], name: str, longest: int) -> Iterator[by
     Raises:
         FormatError: The text is no array, is cut, or has an element of more than `longest` bytes.
     """
-    held, array = bytearray(), _Array()
+    buffer, array = bytearray(), _Array()
     for chunk in chunks:
-        held += chunk
-        for first, end in array.elements(held):
-            yield from _element(held[first:end], is_last=array.ended, name=name)
-        array.forget(held)
+        buffer += chunk
+        for first, end in array.elements(buffer):
+            yield from _element(buffer[first:end], is_last=array.ended, name=name)
+        array.forget(buffer)
         if array.ended:
-            _refuse_rest(held, name)
-        elif len(held) > longest:
+            _refuse_rest(buffer, name)
+        elif len(buffer) > longest:
             raise FormatError(
                 f"{name} has an element of more than {longest} bytes in its JSON array; raise "
                 "--max-record-bytes where memory for several times as much is free, or cut the element"
@@ -46,27 +46,27 @@ class _Array:
         self.depth = self.begin = self.scanned = 0
         self.begun = self.ended = self.in_string = False
 
-    def elements(self, held: bytearray) -> Iterator[tuple[int, int]]:
+    def elements(self, buffer: bytearray) -> Iterator[tuple[int, int]]:
         """Yield where the elements begin and end that are whole in `held`."""
         if self.in_string:
-            self._skip_string(held, self.scanned)
+            self._skip_string(buffer, self.scanned)
         if self.in_string or self.ended:
             return
-        for mark in MARK.finditer(held, self.scanned):
-            letter = held[mark.start()]
+        for mark in MARK.finditer(buffer, self.scanned):
+            letter = buffer[mark.start()]
             if letter == QUOTE and mark.end() - mark.start() == 1:
-                self._skip_string(held, mark.end())
+                self._skip_string(buffer, mark.end())
                 return
             if letter != QUOTE and self._ends(letter, mark.end()):
                 first, self.begin, self.ended = self.begin, mark.end(), self.depth == 0
                 yield first, mark.start()
                 if self.ended:
                     return
-        self.scanned = len(held)
+        self.scanned = len(buffer)
 
-    def forget(self, held: bytearray) -> None:
+    def forget(self, buffer: bytearray) -> None:
         """Take what was read from the front of `held`."""
-        del held[: self.begin]
+        del buffer[: self.begin]
         self.scanned, self.begin = self.scanned - self.begin, 0
 
     def _ends(self, letter: int, end: int) -> bool:
@@ -77,11 +77,11 @@ class _Array:
             return False
         return self.depth == 0 or (self.depth == 1 and letter == COMMA)
 
-    def _skip_string(self, held: bytearray, begin: int) -> None:
+    def _skip_string(self, buffer: bytearray, begin: int) -> None:
         """Read on inside of a string, from `begin`."""
-        inside = INSIDE.match(held, begin)
+        inside = INSIDE.match(buffer, begin)
         end = begin if inside is None else inside.end()
-        self.in_string = end == len(held) or held[end] != QUOTE
+        self.in_string = end == len(buffer) or buffer[end] != QUOTE
         self.scanned = end if self.in_string else end + 1
 
 
@@ -93,8 +93,8 @@ def _element(raw: bytearray, *, is_last: bool, name: str) -> Iterator[bytes]:
         raise FormatError(f"{name} has two commas in a row in its JSON array; mend it")
 
 
-def _refuse_rest(held: bytearray, name: str) -> None:
-    if held.strip():
+def _refuse_rest(buffer: bytearray, name: str) -> None:
+    if buffer.strip():
         raise FormatError(
             f"{name} goes on after the end of its JSON array; if it is JSON lines, name it .jsonl"
         )

@@ -95,7 +95,7 @@ class ArticleReader:
         self.num_dropped = 0
 
     def read(self, lines: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
-        """Yield title and cleaned paragraphs of each article that has any; one article is held at a time."""
+        """Yield title and cleaned paragraphs of each article that has any, one article at a time."""
         title, paragraphs, has_body = "", [], False
         for line in lines:
             text = line.strip()
@@ -137,21 +137,21 @@ class ArticleReader:
 
 def _sentences(text: str) -> Iterator[str]:
     """Yield the sentences of tokenised text; what stands between two quotation marks is not cut."""
-    held: list[str] = []
+    quoted: list[str] = []
     is_quoted = False
     for part in SENTENCE_END.split(text):
         rest = part
-        if is_quoted and part.startswith('"'):  # the mark that closes what was held
-            yield " ".join([*held, '"'])
-            held, is_quoted, rest = [], False, part[1:].lstrip()
+        if is_quoted and part.startswith('"'):  # the mark that closes the quotation
+            yield " ".join([*quoted, '"'])
+            quoted, is_quoted, rest = [], False, part[1:].lstrip()
         is_quoted ^= rest.count('"') % 2 == 1
         if rest:
-            held.append(rest)
-        if held and not is_quoted:
-            yield " ".join(held)
-            held = []
-    if held:
-        yield " ".join(held)
+            quoted.append(rest)
+        if quoted and not is_quoted:
+            yield " ".join(quoted)
+            quoted = []
+    if quoted:
+        yield " ".join(quoted)
 
 
 def clean(text: str) -> str:

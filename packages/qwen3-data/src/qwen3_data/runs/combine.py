@@ -18,7 +18,7 @@ from qwen3_model.errors import ConfigError, FormatError
 from qwen3_model.text.tokens import Manifest, TokenFile, manifest_json, open_tokens, read_manifest, sibling
 
 BLOCK = 1 << 20
-"""Index entries held at once."""
+"""Index entries in memory at once."""
 COPY_BYTES = 64 << 20
 
 

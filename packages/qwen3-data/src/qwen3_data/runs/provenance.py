@@ -82,9 +82,9 @@ def part_manifest(whole: Manifest, index: int, count: int, counts: Mapping[str, 
         count: Number of parts.
         counts: num_documents, num_sequences and num_tokens of the part.
     """
-    told = {name: getattr(whole, name) for name in RESTORED}
+    restored = {name: getattr(whole, name) for name in RESTORED}
     identity = hashlib.sha256(manifest_json(whole).encode()).hexdigest()
-    part = {"index": index, "of": count, "whole": told | {"sha256": identity}}
+    part = {"index": index, "of": count, "whole": restored | {"sha256": identity}}
     return replace(
         whole, **counts, settings=None, num_skipped_records=None, num_special_texts=None, part=part
     )
@@ -159,18 +159,18 @@ def _check_shares(
         if share is None:
             continue
         run, index = share
-        held = runs.setdefault(run, {})
-        if index in held:
+        shares = runs.setdefault(run, {})
+        if index in shares:
             raise ConfigError(
-                f"{prefix} and {held[index]} are both share {index} of {run[0]}; name each once"
+                f"{prefix} and {shares[index]} are both share {index} of {run[0]}; name each once"
             )
-        if held and index < max(held):
+        if shares and index < max(shares):
             raise ConfigError(
-                f"{prefix} is share {index} of {run[0]} and stands after share {max(held)}; name the shares "
-                "in order, so that the result is that of one run"
+                f"{prefix} is share {index} of {run[0]} and stands after share {max(shares)}; name the "
+                "shares in order, so that the result is that of one run"
             )
-        held[index] = prefix
-    broken = {run: held for run, held in runs.items() if len(held) < run[0]}
+        shares[index] = prefix
+    broken = {run: shares for run, shares in runs.items() if len(shares) < run[0]}
     if broken and not allow_incomplete:
         raise ConfigError(_incomplete(broken))
     return len(runs) == 1 and not broken and sum(map(len, runs.values())) == len(prefixes)
@@ -197,11 +197,11 @@ def _incomplete(broken: Mapping[tuple[Any, ...], Mapping[int, Path]]) -> str:
             f"{other[0]}, of runs with different inputs or settings, and neither is complete; merge the "
             "shares of one run, or pass --allow-incomplete"
         )
-    ((run, held),) = broken.items()
-    missing = [str(index) for index in range(run[0]) if index not in held]
+    ((run, shares),) = broken.items()
+    missing = [str(index) for index in range(run[0]) if index not in shares]
     more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
     return (
         f"of {run[0]} shares of a run, {', '.join(missing[:SHOWN])}{more} are missing beside "
-        f"{next(iter(held.values()))}; run preprocess with --shard-index {missing[0]} --num-shards {run[0]}, "
-        "or pass --allow-incomplete"
+        f"{next(iter(shares.values()))}; run preprocess with --shard-index {missing[0]} "
+        f"--num-shards {run[0]}, or pass --allow-incomplete"
     )

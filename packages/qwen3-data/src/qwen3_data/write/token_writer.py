@@ -14,7 +14,7 @@ from qwen3_model.errors import FormatError
 from qwen3_model.text.tokens import CODE_OF_DTYPE, HEADER, IDX_VERSION, MAGIC
 
 COPY_VALUES = 1 << 20
-"""Index entries held at once while the index is put together."""
+"""Index entries in memory at once while the index is put together."""
 
 INT32 = np.dtype("<i4")
 INT64 = np.dtype("<i8")

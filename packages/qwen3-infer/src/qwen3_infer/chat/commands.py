@@ -6,7 +6,7 @@ from dataclasses import dataclass
 COMMANDS = {
     "help": ("", "lists the commands"),
     "clear": ("", "forgets the conversation"),
-    "system": ("[TEXT]", "shows what the model is told first, or says something else from now on"),
+    "system": ("[TEXT]", "shows the system message, or sets another from now on"),
     "retry": ("", "asks the last question again"),
     "save": ("FILE", "writes the conversation as a line of JSON, which generate --chat reads"),
     "exit": ("", "leaves; so does Ctrl-D"),

@@ -54,7 +54,7 @@ class Conversation:
         self._seed, self._context_tokens = seed, context_tokens
         self._num_retries = 0
         self.system = system or ""
-        """What the model is told first, "" for nothing."""
+        """The system message, "" for none."""
         self.turns: list[Mapping[str, Any]] = []
         """Questions and answers."""
 

@@ -134,7 +134,7 @@ class MindSporeEngine:
 
 
 def choose_kernels(device: Device, note: Callable[[str], None]) -> Kernels:
-    """Choose `device` and return its kernels; `note` is told when native ones cannot be had."""
+    """Choose `device` and return its kernels; `note` gets a sentence where native ones cannot be had."""
     choose_device(device.target, device.ascend)
     if library := find_library(device, note):
         return NativeKernels(library, rounds_inputs=rounds_inputs(device))

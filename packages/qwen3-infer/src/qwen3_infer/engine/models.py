@@ -70,7 +70,7 @@ class MindSporeModel:
 
 
 def agreed_kernels(device: Device, tp: Tp | None, note: Callable[[str], None]) -> Kernels:
-    """Choose `device` and return the kernels that all processes can have; `note` is told of others."""
+    """Choose `device` and return kernels that all processes can have; `note` gets a sentence on others."""
     kernels = choose_kernels(device, note)
     if tp is not None and device.target == "CPU":
         is_native = isinstance(kernels, NativeKernels)

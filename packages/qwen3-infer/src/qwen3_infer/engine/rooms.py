@@ -1,7 +1,7 @@
-"""Where in a cache the tokens of requests lie, and what a compiled step is told about it.
+"""Where in a cache the tokens of requests lie, and the arguments by which a compiled step finds them.
 
-Each kind has the cache that its kernels want. Regions begin at multiples of `unit`; a piece of a prompt has
-one of the lengths `pieces`.
+Each of the three classes has the cache that its kernels want. Regions begin at multiples of `unit`; a piece
+of a prompt has one of the lengths `pieces`.
 
 B requests in a batch, R rows that are computed, L length, T tokens of a region, P blocks.
 """
@@ -25,7 +25,7 @@ LEAST_BLOCKS, MORE_BLOCKS = 4, 4
 """Blocks that the attention of a prompt's piece is compiled for: so many, then so many times as many, ..."""
 
 Batch = tuple[np.ndarray, np.ndarray, Any]
-"""Tokens and positions of the rows that are computed (R,), and what the cache is told of them."""
+"""Tokens and positions of the rows that are computed (R,), and the cache's argument for them."""
 
 
 class Rows:
@@ -52,7 +52,7 @@ class Rows:
         self.cache = kernels.make_cache(config, self.num_rows, self.unit)
 
     def piece(self, start: int, position: int, length: int) -> Any:
-        """Return what the cache is told of a piece of the region at `start`."""
+        """Return the cache's argument for a piece of the region at `start`."""
         return Tensor(np.array([start // self.unit], np.int32))
 
     def batch(self, starts_B: np.ndarray, tokens_B: np.ndarray, positions_B: np.ndarray) -> Batch:
@@ -104,7 +104,7 @@ class Pool:
         self._copy = ms.jit(CacheCopy(self.cache).construct)
 
     def piece(self, start: int, position: int, length: int) -> Any:
-        """Return what the cache is told of a piece of the region at `start`."""
+        """Return the cache's argument for a piece of the region at `start`."""
         return Tensor(np.array([start], np.int32))
 
     def batch(self, starts_B: np.ndarray, tokens_B: np.ndarray, positions_B: np.ndarray) -> Batch:
@@ -154,7 +154,7 @@ class Blocks(Pool):
         self._copy = ms.jit(BlockCopy(self.cache).construct)
 
     def piece(self, start: int, position: int, length: int) -> Any:
-        """Return what the cache is told of a piece: the blocks it fills, and those of its prompt so far."""
+        """Return the cache's argument for a piece: the blocks it fills, and those of its prompt so far."""
         first, count = start // self.unit, (position + length) // self.unit
         # What lies behind the piece is hidden from it; the region's own first block stands there as well as
         # any.

@@ -21,7 +21,7 @@ from qwen3_model.ranks.shards import Shards, Tp, Whole
 
 
 def join_ranks(device: Device, num_ranks: int, rank: int) -> Tp:
-    """Meet the other ranks, which all call this first; return this one's place among the shards."""
+    """Meet the other ranks, which all call this first; return this one's number among the shards."""
     if num_ranks == 1:
         return Whole()
     choose_device(device.target, device.ascend)
@@ -64,7 +64,7 @@ class WholeLogits(CachedQwen3):
     def construct(
         self, ids_BL: Tensor, position_ids_BL: Tensor, last_B: Tensor, rows_B: Any = None
     ) -> Tensor:
-        """Return float32 logits (B, V): of B rows, or at B places of one."""
+        """Return float32 logits (B, V): of B rows, or at B positions of one."""
         part_BV = self.network(ids_BL, position_ids_BL, None, self.cache, last_B, rows_B)
         return joined(self.group, part_BV)
 

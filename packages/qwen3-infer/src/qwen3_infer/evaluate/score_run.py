@@ -104,7 +104,7 @@ def score_document(
     stride: int,
     on_tokens: Callable[[float], None] = lambda _: None,
 ) -> Score:
-    """Return the score of one document; `on_tokens` is told how many tokens each window has predicted."""
+    """Return the score of one document; `on_tokens` gets the number of tokens that each window predicts."""
     nll, num_tokens = 0.0, 0
     for part in cut_windows(len(document.ids), window, stride):
         found = scorer.score(document.ids[part.start : part.end + 1], part.num_targets)

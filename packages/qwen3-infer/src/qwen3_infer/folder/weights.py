@@ -135,10 +135,10 @@ def _is_equal(file: SafetensorsFile, name: str, weights: Tensors, weight: str) -
     shape = file.tensors[name].shape
     if weight not in weights or weights.shape(weight) != shape:
         return False
-    held, dtype = file.raw(name), file.tensors[name].dtype
+    whole, dtype = file.raw(name), file.tensors[name].dtype
     for start in range(0, shape[0], COMPARE_ROWS):
         rows = slice(start, min(start + COMPARE_ROWS, shape[0]))
         own_dtype, own = weights.read(weight, (rows, *(slice(0, size) for size in shape[1:])))
-        if not np.array_equal(to_float32(held[rows], dtype), to_float32(own, own_dtype)):
+        if not np.array_equal(to_float32(whole[rows], dtype), to_float32(own, own_dtype)):
             return False
     return True

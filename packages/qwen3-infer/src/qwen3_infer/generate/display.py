@@ -44,7 +44,7 @@ class Display:
         self._show(text)
 
     def end(self) -> None:
-        """Show what was held back of the only request, and end its line."""
+        """Show the undecided end of the only request's text, and end its line."""
         self._show("", is_last=True)
         self._say("\n")
 

@@ -16,7 +16,7 @@ TIMEOUT_S = native_build.TIMEOUT_S
 def find_library(device: Device, note: Callable[[str], None]) -> Path | None:
     """Return the kernels' library for `device`, None where MindSpore's own operators are to be used.
 
-    `note` is told when native kernels cannot be had and nobody has asked for them.
+    `note` gets a sentence where native kernels cannot be had and nobody has asked for them.
 
     Raises:
         BuildError: They are asked for and cannot be compiled.

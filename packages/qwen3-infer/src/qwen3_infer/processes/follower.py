@@ -58,14 +58,14 @@ def _do_all(link: socket.socket, follower: "_Follower", notes: list[str] | None)
 
 
 def _shared_address(tp: Tp, driver: str) -> tuple[int, int]:
-    """Return the port and the secret that rank 0 was told, on every rank."""
+    """Return, on every rank, the port and the secret that rank 0 has."""
     parts = np.zeros(NUM_PARTS, np.float32)
     if tp.index == 0:
         port, secret = map(int, driver.split(":"))
         whole = secret << PART_BITS | port
-        parts[:] = [whole >> PART_BITS * place & (1 << PART_BITS) - 1 for place in range(NUM_PARTS)]
+        parts[:] = [whole >> PART_BITS * number & (1 << PART_BITS) - 1 for number in range(NUM_PARTS)]
     summed = ms.jit(Sum(tp.group).construct)(Tensor(parts)).asnumpy()
-    whole = sum(int(part) << PART_BITS * place for place, part in enumerate(summed))
+    whole = sum(int(part) << PART_BITS * number for number, part in enumerate(summed))
     return whole & (1 << PART_BITS) - 1, whole >> PART_BITS
 
 

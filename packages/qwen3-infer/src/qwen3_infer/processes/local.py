@@ -39,7 +39,7 @@ def open_local(
         source: A Hugging Face folder, or what `open_model_folder` has opened.
         device: Where the model runs.
         quiet: Whether progress is left out.
-        note: Is told when native kernels cannot be had.
+        note: Called with a sentence where native kernels cannot be had.
         tp: This rank among those that share the model out.
 
     Raises:

@@ -80,7 +80,7 @@ class Ranks:
 
     @property
     def has_failed(self) -> bool:
-        """Whether a process has ended before it was told to."""
+        """Whether a process has ended that nobody asked to end."""
         return self._error is not None
 
     def call(self, message: dict[str, Any]) -> tuple[dict[str, Any], list[np.ndarray]]:

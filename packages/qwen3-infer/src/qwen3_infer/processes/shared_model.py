@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 DRIVER_VARIABLE = "QWEN3_INFER_DRIVER"
 """Tells rank 0 where the command's process listens, and the secret: `PORT:SECRET`."""
 PATIENCE_S = 20.0
-"""For the processes to end once they have been told to."""
+"""Seconds that the processes have to end once they are asked to."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +57,7 @@ def open_model(
         device: Device of this process, or of each process that is started.
         launch: Those that share it out; None for this one alone.
         quiet: Whether progress is left out.
-        note: Is told what the user should know.
+        note: Called with sentences for the user.
 
     Raises:
         Qwen3Error: It cannot be loaded or shared out; within the block, a process of these has ended.

@@ -161,5 +161,5 @@ class ResponsesAnswer(Answer):
         return self._event(kind, output_index=len(self._items) - 1, item=dict(self._items[-1]))
 
     def _part_event(self, kind: str, **fields: Any) -> dict[str, Any]:
-        place = {"item_id": self._items[-1]["id"], "output_index": len(self._items) - 1, "content_index": 0}
-        return self._event(kind, **place, **fields)
+        item = {"item_id": self._items[-1]["id"], "output_index": len(self._items) - 1, "content_index": 0}
+        return self._event(kind, **item, **fields)

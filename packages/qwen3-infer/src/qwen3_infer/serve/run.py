@@ -1,4 +1,4 @@
-"""A whole run of `qwen3-infer serve`: refuse early, load, compile, answer until told to stop."""
+"""A whole run of `qwen3-infer serve`: refuse early, load, compile, answer until asked to stop."""
 
 import asyncio
 import contextlib
@@ -32,7 +32,7 @@ CHECK_S = 0.5
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServeSettings:
-    """What the server is told besides the model and the sampling."""
+    """Settings of the server besides the model and the sampling."""
 
     host: str
     """Address to bind to."""
@@ -61,7 +61,7 @@ class ServeSettings:
     send_timeout_s: float
     """For a client to take a piece of the answer."""
     drain_timeout_s: float
-    """For what runs when the server is told to stop."""
+    """Seconds that running requests have when the server is asked to stop."""
 
 
 def run_serve(
@@ -162,7 +162,7 @@ def serve_app(
     note: Callable[[str], None],
     check: Callable[[], None] = lambda: None,
 ) -> None:
-    """Answer at `door` until told to stop, then let finish what runs."""
+    """Answer at `door` until asked to stop, then let running requests finish."""
     import uvicorn
 
     from qwen3_infer.serve.app import make_app
@@ -206,8 +206,8 @@ def serve_app(
 
     async def start_with_queue(sockets: list[socket.socket] | None = None) -> None:
         await start(sockets)
-        # asyncio accepts as many at once as it lets wait, so it is told of few; the system may let more wait,
-        # so that a burst of connections does not make others ask again after a second.
+        # asyncio accepts as many at once as it lets wait, so it gets a small number; the system may let more
+        # wait, so that a burst of connections does not make others ask again after a second.
         door.listen(MOST_WAITING)
 
     server.startup = start_with_queue  # type: ignore[method-assign]

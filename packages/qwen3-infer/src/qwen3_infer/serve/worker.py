@@ -30,7 +30,7 @@ class Worker:
     """Owns the scheduler; only its thread touches it."""
 
     def __init__(self, scheduler: Scheduler, *, max_queue: int, note: Callable[[str], None]) -> None:
-        """Make a worker that lets `max_queue` jobs wait for room; `note` is told of failures."""
+        """Make a worker that lets `max_queue` jobs wait for room; `note` gets a sentence for each failure."""
         self._scheduler, self._max_queue, self._note = scheduler, max_queue, note
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._tickets: dict[Job, Ticket] = {}
@@ -41,7 +41,7 @@ class Worker:
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self.count: Callable[[Event], None] = lambda _: None
-        """Is told of each event on the thread, also when nobody waits for it any more."""
+        """Called on the thread with each event, also when nobody waits for it any more."""
         self.has_failed = False
         """Whether the model's last call raised; a call that succeeds takes it back."""
 

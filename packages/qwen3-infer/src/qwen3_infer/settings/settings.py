@@ -59,7 +59,7 @@ class RunSettings:
     device_target: str
     """CPU or Ascend."""
     ascend: AscendSettings
-    """What the device is told, should it be Ascend."""
+    """Settings of the device, should it be Ascend."""
     seed: int
     """Seed of all random numbers."""
     chat: bool

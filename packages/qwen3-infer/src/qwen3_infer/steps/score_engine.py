@@ -40,7 +40,7 @@ class Scorer:
         """Take a reader that has room for sequences of at most `max_tokens`."""
         self.max_tokens = max_tokens
         self._reader = reader
-        self._held: list[int] = []
+        self._read_ids: list[int] = []
 
     def score(self, ids: Sequence[int], num_targets: int) -> Scored:
         """Return the log-probabilities of the last `num_targets` of `ids`, each after all before it.
@@ -62,9 +62,9 @@ class Scorer:
     def _hidden(self, ids: list[int], num_last: int) -> NDArray[np.float32]:
         """Return the last hidden states (num_last, D) of the end of `ids`."""
         reader = self._reader
-        pairs = zip(self._held, ids, strict=False)
-        known = next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(self._held), len(ids)))
-        self._held = ids
+        pairs = zip(self._read_ids, ids, strict=False)
+        known = next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(self._read_ids), len(ids)))
+        self._read_ids = ids
         wanted, parts = len(ids) - num_last, []
         first = min(known, wanted)
         for start, length in cut(len(ids), first - first % reader.piece_unit, reader.pieces):

@@ -30,14 +30,14 @@ class ChatOutput:
     """Take apart one answer, piece by piece.
 
     A thought is what stands between `<think>` at the beginning and `</think>`, without the white space around
-    it; an end without a beginning ends nothing. What a tag may still become is held back.
+    it; an end without a beginning ends nothing. Text that may become a tag stays in the buffer.
     """
 
     def __init__(self, *, has_tools: bool, starts_in_thought: bool = False) -> None:
         self._has_tools = has_tools
         self._state = "start"
         self._starts_in_thought = starts_in_thought
-        self._held = ""
+        self._buffer = ""
         # Right after a tag white space belongs to neither side.
         self._skips_space = False
         self._value_end = ValueEnd()
@@ -58,66 +58,66 @@ class ChatOutput:
 
     def push(self, piece: str, *, is_last: bool = False) -> list[Part]:
         """Return the parts that are now certain."""
-        self._held += piece
+        self._buffer += piece
         parts: list[Part] = []
         state = None
-        while state != (self._state, self._held):
-            state = (self._state, self._held)
+        while state != (self._state, self._buffer):
+            state = (self._state, self._buffer)
             parts += getattr(self, f"_{self._state}")(is_last)
         return parts
 
     def _start(self, is_last: bool) -> Iterator[Part]:
-        text = self._held.lstrip()
+        text = self._buffer.lstrip()
         if text.startswith(THINK):
             self._enter("thought", text[len(THINK) :])
         elif is_last or not THINK.startswith(text):
             # A thought that the prompt began may begin with its tag once more, or without.
             if self._starts_in_thought:
-                self._enter("thought", self._held)
+                self._enter("thought", self._buffer)
             else:
                 self._state = "answer"
         return iter(())
 
     def _thought(self, is_last: bool) -> Iterator[Part]:
         self._skip_space()
-        thought, end, rest = self._held.partition(THOUGHT_END)
+        thought, end, rest = self._buffer.partition(THOUGHT_END)
         if end:
             self._enter("answer", rest)
             yield from _text("reasoning", thought.rstrip())
         else:
-            certain = len(self._held) if is_last else _certain(self._held, THOUGHT_END)
-            shown = self._held[:certain].rstrip()
-            self._held = self._held[len(shown) :]
+            certain = len(self._buffer) if is_last else _certain(self._buffer, THOUGHT_END)
+            shown = self._buffer[:certain].rstrip()
+            self._buffer = self._buffer[len(shown) :]
             yield from _text("reasoning", shown)
 
     def _answer(self, is_last: bool) -> Iterator[Part]:
         self._skip_space()
-        if self._has_tools and CALL in self._held:
-            before, _, rest = self._held.partition(CALL)
-            self._state, self._held, self._value_end = "call", rest, ValueEnd()
+        if self._has_tools and CALL in self._buffer:
+            before, _, rest = self._buffer.partition(CALL)
+            self._state, self._buffer, self._value_end = "call", rest, ValueEnd()
             text = before.rstrip()
             self._space = before[len(text) :]
             yield from _text("content", text)
             return
-        certain = len(self._held) if is_last or not self._has_tools else _certain(self._held, CALL)
-        shown = self._held[:certain]
+        certain = len(self._buffer) if is_last or not self._has_tools else _certain(self._buffer, CALL)
+        shown = self._buffer[:certain]
         if self._has_tools and not is_last:
             shown = shown.rstrip()
-        self._held = self._held[len(shown) :]
+        self._buffer = self._buffer[len(shown) :]
         yield from _text("content", shown)
 
     def _call(self, is_last: bool) -> Iterator[Part]:
-        end = self._value_end.find(self._held)
+        end = self._value_end.find(self._buffer)
         if end is None and not is_last:
             return
         if end is None or end == NO_JSON:
             yield from self._no_call()
             return
-        behind = self._held[end:].lstrip(_AFTER_VALUE)
+        behind = self._buffer[end:].lstrip(_AFTER_VALUE)
         if not is_last and any(tag.startswith(behind) and tag != behind for tag in (CALL, CALL_END)):
             return
         is_closed = behind.startswith((CALL, CALL_END)) or (is_last and not behind)
-        calls = parse_calls(self._held[:end]) if is_closed else ()
+        calls = parse_calls(self._buffer[:end]) if is_closed else ()
         if not calls:
             yield from self._no_call()
             return
@@ -132,12 +132,12 @@ class ChatOutput:
         yield Part("content", self._space + CALL)
 
     def _enter(self, state: str, rest: str) -> None:
-        self._state, self._held, self._skips_space = state, rest, True
+        self._state, self._buffer, self._skips_space = state, rest, True
 
     def _skip_space(self) -> None:
         if self._skips_space:
-            self._held = self._held.lstrip()
-            self._skips_space = not self._held
+            self._buffer = self._buffer.lstrip()
+            self._skips_space = not self._buffer
 
 
 def split_answer(

@@ -25,7 +25,7 @@ class TextStream:
         self._ids: list[int] = []
         # Tokens before `_start` are never decoded again; those up to `_read` are already text.
         self._start = self._read = 0
-        self._held = ""
+        self._buffer = ""
         self.text = ""
         """What has been given out."""
         self.is_stopped = False
@@ -67,20 +67,20 @@ class TextStream:
     def _give(self, new: str, *, is_last: bool) -> str:
         if self.is_stopped:
             return ""
-        self._held += new
-        found = [at for stop in self._stop_strings if (at := self._held.find(stop)) >= 0]
+        self._buffer += new
+        found = [at for stop in self._stop_strings if (at := self._buffer.find(stop)) >= 0]
         if found:
             self.is_stopped = True
             certain = min(found)
         else:
-            certain = len(self._held) - (0 if is_last else self._undecided())
-        given, self._held = self._held[:certain], self._held[certain:]
+            certain = len(self._buffer) - (0 if is_last else self._undecided())
+        given, self._buffer = self._buffer[:certain], self._buffer[certain:]
         self.text += given
         return given
 
     def _undecided(self) -> int:
-        """Length of the longest end of the held text that a stop string begins with."""
-        for length in range(min(len(self._held), max(map(len, self._stop_strings), default=0)), 0, -1):
-            if any(stop.startswith(self._held[-length:]) for stop in self._stop_strings):
+        """Return the length of the longest end of the buffer that a stop string begins with."""
+        for length in range(min(len(self._buffer), max(map(len, self._stop_strings), default=0)), 0, -1):
+            if any(stop.startswith(self._buffer[-length:]) for stop in self._stop_strings):
                 return length
         return 0

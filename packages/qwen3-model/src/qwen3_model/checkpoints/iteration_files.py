@@ -76,8 +76,8 @@ def run_state_of(folder: Path) -> dict[str, LazyTensor]:
 
 def _counters(folder: Path) -> dict[str, int]:
     path = folder / COMMON
-    told = read_json(path) if path.is_file() else {}
-    counters = {name: told[name] for name in COUNTERS if told.get(name) is not None}
+    meta = read_json(path) if path.is_file() else {}
+    counters = {name: meta[name] for name in COUNTERS if meta.get(name) is not None}
     for name, count in counters.items():
         if type(count) is not int or not 0 <= count < 1 << 31:
             raise FormatError(f"{path} states {name}={str(count)[:40]!r}, which counts no epochs or steps")
@@ -101,12 +101,12 @@ def open_iteration(folder: Path) -> tuple[dict[str, LazyTensor], list[Safetensor
                 f"{folder} has files of several devices but no {METADATA}, which says what they hold"
             )
         return {name: from_file(file, name) for file in files for name in file.tensors}, files
-    told = read_json(path)
+    meta = read_json(path)
     opened: dict[str, SafetensorsFile] = {}
     try:
-        storage = {ast.literal_eval(key): value for key, value in told["storage_data"].items()}
+        storage = {ast.literal_eval(key): value for key, value in meta["storage_data"].items()}
         tensors, problems = {}, []
-        for name, entry in told["state_dict_metadata"].items():
+        for name, entry in meta["state_dict_metadata"].items():
             shape, cuts = tuple(entry["global_shape"]), tuple(entry["axis_fragmentations"])
             try:
                 tensors[name] = _assemble(folder, name, shape, cuts, storage, opened)

@@ -55,11 +55,11 @@ class SourceFile:
             FormatError: Another file has taken its name.
             OSError: It cannot be opened.
         """
-        held = _DESCRIPTORS.take(self)
+        descriptor = _DESCRIPTORS.take(self)
         try:
-            yield held.number
+            yield descriptor.number
         finally:
-            _DESCRIPTORS.give_back(held)
+            _DESCRIPTORS.give_back(descriptor)
 
     def read(self, start: int, size_bytes: int) -> NDArray[np.uint8]:
         """Return `size_bytes` from `start`, a copy.
@@ -129,7 +129,7 @@ def refuse_changed(files: Iterable[SourceFile]) -> None:
 
 
 @dataclass(slots=True)
-class _Held:
+class _OpenDescriptor:
     number: int
     users: int = 0
     is_retired: bool = False
@@ -140,46 +140,46 @@ class _Descriptors:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()  # a collected SourceFile may come here from within
-        self._held: OrderedDict[int, _Held] = OrderedDict()
+        self._open: OrderedDict[int, _OpenDescriptor] = OrderedDict()
 
     def keep(self, file: SourceFile, number: int) -> None:
         """Keep an open descriptor of a file that has none."""
         with self._lock:
-            self._held[id(file)] = _Held(number)
+            self._open[id(file)] = _OpenDescriptor(number)
             self._shrink()
 
-    def take(self, file: SourceFile) -> _Held:
+    def take(self, file: SourceFile) -> _OpenDescriptor:
         """Return the file's descriptor, to be given back; opens it anew where it was closed."""
         with self._lock:
-            held = self._held.get(id(file)) or _Held(_reopen(file))
-            held.users += 1
-            self._held[id(file)] = held
-            self._held.move_to_end(id(file))
+            descriptor = self._open.get(id(file)) or _OpenDescriptor(_reopen(file))
+            descriptor.users += 1
+            self._open[id(file)] = descriptor
+            self._open.move_to_end(id(file))
             self._shrink()
-            return held
+            return descriptor
 
-    def give_back(self, held: _Held) -> None:
+    def give_back(self, descriptor: _OpenDescriptor) -> None:
         """Say that a descriptor is no longer used."""
         with self._lock:
-            held.users -= 1
-            if held.is_retired and not held.users:
-                os.close(held.number)
+            descriptor.users -= 1
+            if descriptor.is_retired and not descriptor.users:
+                os.close(descriptor.number)
 
     def forget(self, file: SourceFile) -> None:
         """Close the file's descriptor."""
         with self._lock:
-            if held := self._held.pop(id(file), None):
-                _retire(held)
+            if descriptor := self._open.pop(id(file), None):
+                _retire(descriptor)
 
     def _shrink(self) -> None:
-        while len(self._held) > MAX_OPEN_FILES:
-            _retire(self._held.popitem(last=False)[1])
+        while len(self._open) > MAX_OPEN_FILES:
+            _retire(self._open.popitem(last=False)[1])
 
 
-def _retire(held: _Held) -> None:
-    held.is_retired = True
-    if not held.users:
-        os.close(held.number)
+def _retire(descriptor: _OpenDescriptor) -> None:
+    descriptor.is_retired = True
+    if not descriptor.users:
+        os.close(descriptor.number)
 
 
 def _reopen(file: SourceFile) -> int:

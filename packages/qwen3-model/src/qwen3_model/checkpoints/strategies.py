@@ -72,8 +72,8 @@ def merged_strategy(source: Path) -> bytes:
             1,
             {
                 f"{s}-{name}": (s, layout)
-                for s, held in sorted(stages.items())
-                for name, layout in held.items()
+                for s, layouts in sorted(stages.items())
+                for name, layout in layouts.items()
             },
         )
     if ranks[0].is_merged:

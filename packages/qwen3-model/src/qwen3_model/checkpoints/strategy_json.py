@@ -17,10 +17,10 @@ from qwen3_model.errors import FormatError
 def read_json_strategy(path: Path) -> tuple[int, dict[str, TensorLayout]]:
     """Read a strategy file in JSON; returns and raises what `read_strategy` does."""
     try:
-        told = json.loads(read_small_text(path, INDEX_BYTES))
-        layouts = {name: _layout(name, item) for name, item in told["parallel_layout_item"].items()}
-        items = list(told.get("parallel_strategy_item", {}).values())
-        return int(items[0]["stage"] if items else told.get("current_stage", 0)), layouts
+        stated = json.loads(read_small_text(path, INDEX_BYTES))
+        layouts = {name: _layout(name, item) for name, item in stated["parallel_layout_item"].items()}
+        items = list(stated.get("parallel_strategy_item", {}).values())
+        return int(items[0]["stage"] if items else stated.get("current_stage", 0)), layouts
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FormatError(
             f"{path} is damaged or no strategy file of MindSpore: {type(error).__name__} {error}"

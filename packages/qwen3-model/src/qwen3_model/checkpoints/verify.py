@@ -48,11 +48,11 @@ def find_index_faults(source: Path) -> Iterator[str]:
     """Yield a sentence where an index or a map of names states another size than its tensors have."""
     for path in [path for name in (INDEX_FILE, NAME_MAP) for path in sorted(source.rglob(name))]:
         try:
-            told = read_json(path)
+            index = read_json(path)
         except FormatError as error:
             yield str(error)
             continue
-        metadata, names = told.get("metadata") or {}, told.get("weight_map")
+        metadata, names = index.get("metadata") or {}, index.get("weight_map")
         if not isinstance(metadata, dict) or "total_size" not in metadata:
             continue
         if not isinstance(names, dict) or not all(map(is_file_name, names.values())):

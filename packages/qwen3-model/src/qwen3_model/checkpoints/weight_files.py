@@ -199,8 +199,8 @@ def _open_merged(source: Path) -> Checkpoint:
 def _open_named(path: Path) -> dict[str, SafetensorsFile]:
     folder = path.parent
     try:
-        told = json.loads(read_small_text(path, INDEX_BYTES))
-        weight_map: dict[str, str] = told.get("weight_map", told)
+        index = json.loads(read_small_text(path, INDEX_BYTES))
+        weight_map: dict[str, str] = index.get("weight_map", index)
         names = sorted(set(weight_map.values()))
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise FormatError(f"{path} is no map of names to files: {error}") from None

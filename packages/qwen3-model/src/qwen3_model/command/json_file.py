@@ -11,9 +11,9 @@ from qwen3_model.errors import FormatError
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file; raise FormatError where it is none."""
     try:
-        told = json.loads(read_small_text(path, INDEX_BYTES))
+        value = json.loads(read_small_text(path, INDEX_BYTES))
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path} is not JSON: {error}") from None
-    if not isinstance(told, dict):
+    if not isinstance(value, dict):
         raise FormatError(f"{path} holds no JSON object")
-    return told
+    return value

@@ -40,9 +40,9 @@ def make_private(folder: Path) -> Path:
         SharedFileError: It is there, and is not the owner's alone.
         OSError: It cannot be made.
     """
-    missing = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
-    for place in reversed(missing):
-        place.mkdir(mode=PRIVATE, exist_ok=True)
+    missing = [each for each in (folder, *folder.parents) if not os.path.lexists(each)]
+    for each in reversed(missing):
+        each.mkdir(mode=PRIVATE, exist_ok=True)
     return require_private(folder)
 
 

@@ -26,7 +26,7 @@ def read_small(path: Path, most_bytes: int = SETTINGS_BYTES) -> bytes:
     """
     raw = bytearray()
     with path.open("rb") as file:
-        while piece := file.read(PIECE_BYTES):  # which would make room for as much as it is told
+        while piece := file.read(PIECE_BYTES):  # which would allocate as much as it is asked for
             raw += piece
             if len(raw) > most_bytes:
                 raise FormatError(

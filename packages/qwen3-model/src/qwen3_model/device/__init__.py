@@ -1,1 +1,1 @@
-"""The device a process runs on: which one, what MindSpore is told of it, what it has; compiled C++."""
+"""The device a process runs on: which one, its settings in MindSpore, what it has; compiled C++."""

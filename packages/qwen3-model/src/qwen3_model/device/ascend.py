@@ -48,7 +48,7 @@ CONTEXT_SCHEMA: Mapping[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AscendSettings:
-    """What the device is told before anything runs; None leaves MindSpore's own."""
+    """Settings of the device, made before anything runs; None leaves MindSpore's own."""
 
     device_id: int | None = None
     """Device number of one process alone; msrun gives each worker its own."""

@@ -85,8 +85,8 @@ def fill_weights(
             faults.append(f"{name} is {dtype}, only BF16, F16 and F32 can be loaded")
     if faults:
         more = f"; and {len(faults) - SHOWN_FAULTS} more" if len(faults) > SHOWN_FAULTS else ""
-        told = "; ".join(faults[:SHOWN_FAULTS])
-        raise WeightError(f"the weights of {source} do not fit the model: {told}{more}")
+        shown = "; ".join(faults[:SHOWN_FAULTS])
+        raise WeightError(f"the weights of {source} do not fit the model: {shown}{more}")
     total_bytes = sum(array.nbytes for _, array in weights.values())
     with Progress("weights", total_bytes, "B", quiet=quiet) as progress:
         for name, parameter in own.items():

@@ -96,10 +96,10 @@ def open_sft(prefix: Path) -> SftFile:
     if not path.is_file():
         raise FormatError(f"{path} is missing; make the instruction data again with qwen3-data sft")
     found = (tokens.num_documents, len(tokens.sequence_lengths), tokens.num_tokens, path.stat().st_size)
-    told = (manifest.num_packs, manifest.num_samples, manifest.num_tokens, manifest.num_tokens)
-    if found != told:
+    stated = (manifest.num_packs, manifest.num_samples, manifest.num_tokens, manifest.num_tokens)
+    if found != stated:
         raise FormatError(
-            f"{prefix}: packs, samples, tokens and mask bytes are {found}, but the manifest says {told}; "
+            f"{prefix}: packs, samples, tokens and mask bytes are {found}, but the manifest says {stated}; "
             "the files are of different runs, so make them again"
         )
     return SftFile(tokens, map_file(path, manifest.num_tokens), manifest)

@@ -111,10 +111,10 @@ class TokenFile:
     def sequence(self, index: int, offset: int = 0, length: int | None = None) -> NDArray[Any]:
         """Return `length` tokens of a sequence from `offset` on (to its end by default), without a copy."""
         begin = int(self.pointers[index]) // self.dtype.itemsize
-        held = int(self.sequence_lengths[index])
-        stop = held if length is None else offset + length
-        if not 0 <= offset <= stop <= held:
-            raise IndexError(f"tokens {offset} to {stop} of sequence {index}, which has {held}")
+        num_tokens = int(self.sequence_lengths[index])
+        stop = num_tokens if length is None else offset + length
+        if not 0 <= offset <= stop <= num_tokens:
+            raise IndexError(f"tokens {offset} to {stop} of sequence {index}, which has {num_tokens}")
         return self.ids[begin + offset : begin + stop]
 
     def read(self, index: int, offset: int = 0, length: int | None = None) -> NDArray[Any]:
@@ -126,11 +126,11 @@ class TokenFile:
         try:
             entry = slice(index, index + 1)
             begin = int(read_mapped(self.pointers[entry])[0]) // self.dtype.itemsize
-            held = int(read_mapped(self.sequence_lengths[entry])[0])
-            stop = held if length is None else offset + length
-            if not 0 <= offset <= stop <= held:
+            num_tokens = int(read_mapped(self.sequence_lengths[entry])[0])
+            stop = num_tokens if length is None else offset + length
+            if not 0 <= offset <= stop <= num_tokens:
                 self.require_whole()
-                raise IndexError(f"tokens {offset} to {stop} of sequence {index}, which has {held}")
+                raise IndexError(f"tokens {offset} to {stop} of sequence {index}, which has {num_tokens}")
             return read_mapped(self.ids[begin + offset : begin + stop])
         except EOFError:
             self.require_whole()

@@ -69,7 +69,7 @@ class TrainState:
 def save_checkpoint(
     rank_dir: Path,
     stem: str,
-    place: EpochStep,
+    epoch_step: EpochStep,
     state: TrainState,
     tensors: Iterable[FloatTensor],
     *,
@@ -80,32 +80,32 @@ def save_checkpoint(
     Args:
         rank_dir: `checkpoint/rank_R`.
         stem: `<prefix>_rank_R`.
-        place: When it is taken.
+        epoch_step: When it is taken.
         state: Step and data.
         tensors: Weights and moments.
         is_shared: Whether other ranks write what they hold as well as this one.
     """
-    path = rank_dir / f"{stem}-{place.epoch}_{place.step}.safetensors"
-    told = json.dumps(_told(state))
-    entries = _entries(place, state, tensors)
-    metadata = {"format": "ms", "qwen3_train": told}
+    path = rank_dir / f"{stem}-{epoch_step.epoch}_{epoch_step.step}.safetensors"
+    state_json = json.dumps(_state_json(state))
+    entries = _entries(epoch_step, state, tensors)
+    metadata = {"format": "ms", "qwen3_train": state_json}
     if is_shared:
         metadata["remove_redundancy"] = "True"
     write_atomically(path, lambda temporary: write_safetensors(temporary, entries, metadata))
-    meta = {"last_epoch": place.epoch, "last_step": place.step, "last_ckpt_file": path.name}
+    meta = {"last_epoch": epoch_step.epoch, "last_step": epoch_step.step, "last_ckpt_file": path.name}
     write_text_atomically(rank_dir / "meta.json", json.dumps(meta))
     return path
 
 
-def remove_old(rank_dir: Path, place: EpochStep, keep_max: int) -> None:
-    """Remove all but the newest `keep_max` checkpoints up to `place`, which is whole on every rank.
+def remove_old(rank_dir: Path, epoch_step: EpochStep, keep_max: int) -> None:
+    """Remove all but the newest `keep_max` checkpoints up to `epoch_step`, which is whole on every rank.
 
-    Later ones are of a course that was given up, damaged or by wish, when the run resumed before them.
+    Later ones are of an earlier start: the run was resumed from before them, by wish or as they were damaged.
     """
-    held = checkpoints_of(rank_dir)
-    kept = sorted((each for each in held if each <= place), reverse=True)[:keep_max]
-    for each in held.keys() - set(kept):
-        held[each].unlink()
+    paths = checkpoints_of(rank_dir)
+    kept = sorted((each for each in paths if each <= epoch_step), reverse=True)[:keep_max]
+    for each in paths.keys() - set(kept):
+        paths[each].unlink()
 
 
 def read_state(file: SafetensorsFile) -> TrainState:
@@ -143,30 +143,30 @@ def _scalar(file: SafetensorsFile, name: str) -> int:
     return int(np.asarray(file.raw(name)).reshape(-1)[0])
 
 
-def _told(state: TrainState) -> dict[str, Any]:
-    told: dict[str, Any] = {"version": STATE_VERSION, "data": state.data, "facts": dict(state.facts)}
+def _state_json(state: TrainState) -> dict[str, Any]:
+    values: dict[str, Any] = {"version": STATE_VERSION, "data": state.data, "facts": dict(state.facts)}
     if state.base:
-        told["base"] = state.base
+        values["base"] = state.base
     if state.settings:
-        told["settings"] = dict(state.settings)
+        values["settings"] = dict(state.settings)
     if state.best:
-        told["best"] = dict(state.best)
+        values["best"] = dict(state.best)
     if state.skipped:
-        told["skipped"] = state.skipped
+        values["skipped"] = state.skipped
     if state.course:
-        told["course"] = state.course
+        values["course"] = state.course
     if state.global_batch is not None:
-        told |= {"global_batch": state.global_batch, "start": asdict(state.start)}
-    return told
+        values |= {"global_batch": state.global_batch, "start": asdict(state.start)}
+    return values
 
 
 def _entries(
-    place: EpochStep, state: TrainState, tensors: Iterable[FloatTensor]
+    epoch_step: EpochStep, state: TrainState, tensors: Iterable[FloatTensor]
 ) -> Iterator[tuple[TensorPlan, Iterator[NDArray[Any]]]]:
     for tensor in tensors:
         yield TensorPlan(tensor.name, "F32", tensor.shape), _once(tensor.read)
     for name, count in (
-        ("epoch_num", place.epoch),
+        ("epoch_num", epoch_step.epoch),
         ("step_num", state.global_step),
         ("global_step", state.global_step),
     ):

@@ -39,14 +39,14 @@ def find_base(settings: TrainSettings, run_dir: Path | None) -> Path:
         else:
             remedy = "to begin adapters on its weights use --resume_training auto"
         raise ConfigError(f"{path} does not exist, so {run_dir} is no run of adapters; {remedy}")
-    held = json.loads(read_small_text(path))
-    asked = adapter_config(settings.lora, settings, Path(held["base_model_name_or_path"]))
-    changed = [key for key in asked if held.get(key) != asked[key]]
+    config = json.loads(read_small_text(path))
+    wanted = adapter_config(settings.lora, settings, Path(config["base_model_name_or_path"]))
+    changed = [key for key in wanted if config.get(key) != wanted[key]]
     if changed:
-        told = ", ".join(f"{key} {held.get(key)!r} is now {asked[key]!r}" for key in changed)
-        raise ConfigError(f"{path}: {told}; resume with the pet_config that the run began with")
+        changes = ", ".join(f"{key} {config.get(key)!r} is now {wanted[key]!r}" for key in changed)
+        raise ConfigError(f"{path}: {changes}; resume with the pet_config that the run began with")
     stated = settings.hf_dir if settings.hf_dir and any(settings.hf_dir.glob("*.safetensors")) else None
-    base = stated or Path(held["base_model_name_or_path"])
+    base = stated or Path(config["base_model_name_or_path"])
     if not base.exists():
         raise ConfigError(
             f"{base}, the base of the adapters in {path.parent}, does not exist; give pretrained_model_dir"

@@ -29,10 +29,10 @@ def open_own_slices(source: ResumeSource, settings: TrainSettings, rank: int) ->
         settings.layout, settings.model, rank, offset=settings.offset,
         shares_moments=settings.parallel_optimizer, lora=settings.lora,
     )  # fmt: skip
-    held = read_strategy(path)
-    if held[0] != wanted[0] or held[1].keys() != wanted[1].keys():
+    found = read_strategy(path)
+    if found[0] != wanted[0] or found[1].keys() != wanted[1].keys():
         return None
-    if any(cut_of(held[1][name], rank) != cut_of(cut, rank) for name, cut in wanted[1].items()):
+    if any(cut_of(found[1][name], rank) != cut_of(cut, rank) for name, cut in wanted[1].items()):
         return None
     devices = settings.layout.dp * settings.layout.tp
     first, local = rank - rank % devices, rank % devices

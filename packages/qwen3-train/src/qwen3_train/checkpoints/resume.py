@@ -107,13 +107,13 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[
         return []
     keys = dict.fromkeys((*before, *now))
     return [
-        f"{key} was {_told(before.get(key))}, is {_told(now.get(key))} from here on"
+        f"{key} was {_value_text(before.get(key))}, is {_value_text(now.get(key))} from here on"
         for key in keys
         if before.get(key) != now.get(key)
     ]
 
 
-def _told(value: Any) -> str:
+def _value_text(value: Any) -> str:
     return "not set" if value is None else str(value)
 
 

@@ -42,10 +42,10 @@ def refuse_used_folder(output_dir: Path, *, force: bool, resume: bool) -> None:
     """Raise OutputExistsError when `output_dir` holds a run that is neither replaced nor resumed."""
     if force or resume:
         return
-    held = [name for name in ARTEFACTS if _has_content(output_dir / name)]
-    if held and not _is_failed_start(output_dir):
+    artefacts = [name for name in ARTEFACTS if _has_content(output_dir / name)]
+    if artefacts and not _is_failed_start(output_dir):
         raise OutputExistsError(
-            f"{output_dir} holds a run already ({', '.join(held)}); choose another --output_dir, "
+            f"{output_dir} holds a run already ({', '.join(artefacts)}); choose another --output_dir, "
             "continue it with --resume_training auto, or pass --force to replace it"
         )
 
@@ -173,9 +173,9 @@ def write_model_files(
         ids = ("bos_token_id", "eos_token_id", "pad_token_id")
         stated = {key: raw[key] for key in ids if raw.get(key) is not None}
     if stop_ids:
-        held = stated.get("eos_token_id", [])
-        held = held if isinstance(held, list) else [held]
-        stated["eos_token_id"] = list(dict.fromkeys((*held, *stop_ids)))
+        eos_ids = stated.get("eos_token_id", [])
+        eos_ids = eos_ids if isinstance(eos_ids, list) else [eos_ids]
+        stated["eos_token_id"] = list(dict.fromkeys((*eos_ids, *stop_ids)))
     write_text_atomically(output_dir / "generation_config.json", json.dumps(stated, indent=2) + "\n")
 
 

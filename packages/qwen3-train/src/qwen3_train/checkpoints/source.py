@@ -83,8 +83,8 @@ class ResumeSource:
 
     def close(self) -> None:
         """Close the files, since the run that goes on removes older checkpoints; `open` finds them again."""
-        held = self.files.opened if isinstance(self.files, LateFiles) else self.files
-        for file in held.values():
+        opened = self.files.opened if isinstance(self.files, LateFiles) else self.files
+        for file in opened.values():
             file.close()
 
     def open(self, own_rank: int | None = None) -> Tensors:
@@ -155,12 +155,12 @@ def newest_checkpoint(run_dir: Path, notes: list[str]) -> ResumeSource | None:
     Raises:
         ConfigError: There are checkpoints and none can be read.
     """
-    held = [checkpoints_of(folder) for folder in (run_dir / "checkpoint").glob("rank_*/")]
-    if not any(held):
+    steps_of_ranks = [checkpoints_of(folder) for folder in (run_dir / "checkpoint").glob("rank_*/")]
+    if not any(steps_of_ranks):
         return None
-    common = set.intersection(*(set(places) for places in held))
-    is_unfinished = not common or len(held) < count_ranks(run_dir / "checkpoint")
-    if is_unfinished and len(set().union(*held)) <= 1:
+    common = set.intersection(*(set(steps) for steps in steps_of_ranks))
+    is_unfinished = not common or len(steps_of_ranks) < count_ranks(run_dir / "checkpoint")
+    if is_unfinished and len(set().union(*steps_of_ranks)) <= 1:
         # The first checkpoint was under way when the run ended.
         notes.append(f"no checkpoint in {run_dir} was finished on every rank, so the run begins anew")
         return None
@@ -214,12 +214,12 @@ def _other(settings: TrainSettings, source: Path, name: str | None, notes: list[
 
 
 def _is_same(source: Path, output_dir: Path) -> bool:
-    places: Sequence[Path] = (output_dir, output_dir / "checkpoint")
-    return source.resolve() in {place.resolve() for place in places}
+    folders: Sequence[Path] = (output_dir, output_dir / "checkpoint")
+    return source.resolve() in {folder.resolve() for folder in folders}
 
 
 def _is_empty(source: Path, output_dir: Path) -> bool:
-    """Say whether `source` is a place for checkpoints that has none: the run's own, or an empty folder."""
+    """Return whether `source` is a folder for checkpoints without any: the run's own, or an empty one."""
     if source.is_dir():
         return not any(path.is_file() for path in source.rglob("*.safetensors")) and (
             _is_same(source, output_dir) or not any(source.iterdir())

@@ -84,15 +84,15 @@ def refuse_other_layout(settings: TrainSettings) -> None:
     layout = settings.layout
     is_same = not paths or len(paths) == layout.num_ranks
     for rank in range(layout.num_ranks if paths and is_same else 0):
-        held_stage, held = read_strategy(strategy_path(folder, rank))
+        found_stage, found = read_strategy(strategy_path(folder, rank))
         stage, wanted = rank_layouts(
             layout, settings.model, rank, offset=settings.offset,
             shares_moments=settings.parallel_optimizer, lora=settings.lora,
         )  # fmt: skip
         # A run of adapters beside one of the whole model has other names, which is found later.
-        both = wanted.keys() & held.keys()
-        is_same &= stage == held_stage and (not both or wanted.keys() == held.keys())
-        is_same &= all(cut_of(held[name], rank) == cut_of(wanted[name], rank) for name in both)
+        both = wanted.keys() & found.keys()
+        is_same &= stage == found_stage and (not both or wanted.keys() == found.keys())
+        is_same &= all(cut_of(found[name], rank) == cut_of(wanted[name], rank) for name in both)
     if not is_same:
         raise ConfigError(
             f"{folder} holds a run of another layout ({len(paths)} ranks); to go on under this one give a "

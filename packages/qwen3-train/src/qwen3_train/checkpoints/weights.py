@@ -71,8 +71,9 @@ def resume_weights(
     """
     own, parameters = open_own_slices(source, settings, step.grid.rank), step.weights | step.moments()
     if own is not None and all(
-        name in own and own[name].plan.shape in (tuple(held.shape), tuple(parameters[weight_of(name)].shape))
-        for name, held in parameters.items()
+        name in own
+        and own[name].plan.shape in (tuple(parameter.shape), tuple(parameters[weight_of(name)].shape))
+        for name, parameter in parameters.items()
     ):
         for name, parameter in parameters.items():
             _put(parameter, own[name].plan.dtype, TensorPart(own[name]), step.grid.replica)
@@ -88,29 +89,29 @@ def resume_weights(
 def _assign(
     model: Qwen3ForCausalLM, parameters: Mapping[str, Parameter], tensors: Tensors, replica: int
 ) -> None:
-    problems, places = [], {}
+    problems, parts = [], {}
     for name, parameter in parameters.items():
         if name not in tensors:
             problems.append(f"{name} is missing")
             continue
         weight = weight_of(name)
-        held = tensors.shape(name)
+        shape = tensors.shape(name)
         # Moments may be a replica's rows or elements of what the weight is.
         wanted = whole_shape(weight, tuple(parameters[weight].shape), model.tp.size)
-        if held != wanted:
-            problems.append(f"{name} has shape {held}, the model's has {wanted}")
+        if shape != wanted:
+            problems.append(f"{name} has shape {shape}, the model's has {wanted}")
         else:
-            places[name] = _part(weight, parameter, parameters[weight], held, model, replica)
+            parts[name] = _part_of(weight, parameter, parameters[weight], shape, model, replica)
     if problems:
         more = f"; and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
         raise WeightError(
             f"{tensors.first.path} does not fit the model: {'; '.join(problems[:SHOWN_PROBLEMS])}{more}"
         )
     for name, parameter in parameters.items():
-        _put(parameter, *tensors.part(name, places[name]), replica)
+        _put(parameter, *tensors.part(name, parts[name]), replica)
 
 
-def _part(
+def _part_of(
     weight: str,
     parameter: Parameter,
     whole: Parameter,
@@ -123,11 +124,11 @@ def _part(
     Where `parameter` has a replica's elements, the shard that they are of.
     """
     part = shard_slices(weight, shape, tp=model.tp.size, shard=model.tp.index)
-    rows, held = part[0].stop - part[0].start, parameter.shape[0]
-    if held == rows or tuple(parameter.shape[1:]) != tuple(whole.shape[1:]):
+    rows, own_rows = part[0].stop - part[0].start, parameter.shape[0]
+    if own_rows == rows or tuple(parameter.shape[1:]) != tuple(whole.shape[1:]):
         return part
-    first = part[0].start + replica * held
-    return (slice(first, first + held), *part[1:])
+    first = part[0].start + replica * own_rows
+    return (slice(first, first + own_rows), *part[1:])
 
 
 def _put(parameter: Parameter, dtype: str, part: TensorPart, replica: int) -> None:

@@ -47,25 +47,25 @@ class CheckpointWriter:
         self.on_whole: Callable[[], object] | None = None
         """Called when a checkpoint is whole on every rank."""
         self._thread: Thread | None = None
-        self._place: EpochStep | None = None
+        self._epoch_step: EpochStep | None = None
         self._failure: Exception | None = None
 
-    def save(self, place: EpochStep, state: TrainState, tensors: Iterable[FloatTensor]) -> None:
+    def save(self, epoch_step: EpochStep, state: TrainState, tensors: Iterable[FloatTensor]) -> None:
         """Write a checkpoint, or begin to; waits for the one before.
 
         Raises:
             Qwen3Error: The one before has failed, or this one, where it is written at once.
         """
         self.finish()
-        self._place = place
+        self._epoch_step = epoch_step
         if self.share is not None:
             tensors = [tensor for tensor in tensors if tensor.name in self.share]
         if not self.in_thread:
-            self._write(place, state, tensors)
+            self._write(epoch_step, state, tensors)
             self.finish()
             return
-        held = [_copied(tensor) for tensor in tensors]
-        self._thread = Thread(target=self._write, args=(place, state, held), name="checkpoint")
+        copies = [_copied(tensor) for tensor in tensors]
+        self._thread = Thread(target=self._write, args=(epoch_step, state, copies), name="checkpoint")
         self._thread.start()
 
     def check(self) -> None:
@@ -87,11 +87,11 @@ class CheckpointWriter:
         """
         self.close()
         self.check()
-        if self._place is not None:
+        if self._epoch_step is not None:
             self.wait_for_others()
-            place, self._place = self._place, None
+            epoch_step, self._epoch_step = self._epoch_step, None
             try:
-                remove_old(self.rank_dir, place, self.keep_max)
+                remove_old(self.rank_dir, epoch_step, self.keep_max)
                 if self.on_whole is not None:
                     self.on_whole()
             except OSError as error:
@@ -104,10 +104,10 @@ class CheckpointWriter:
             self._thread.join()
             self._thread = None
 
-    def _write(self, place: EpochStep, state: TrainState, tensors: Iterable[FloatTensor]) -> None:
+    def _write(self, epoch_step: EpochStep, state: TrainState, tensors: Iterable[FloatTensor]) -> None:
         try:
             path = save_checkpoint(
-                self.rank_dir, self.stem, place, state, tensors, is_shared=self.share is not None
+                self.rank_dir, self.stem, epoch_step, state, tensors, is_shared=self.share is not None
             )
         except Exception as error:
             # `check` raises it, in the thread that trains.
@@ -118,5 +118,5 @@ class CheckpointWriter:
 
 def _copied(tensor: FloatTensor) -> FloatTensor:
     # On a CPU the array is the parameter's own memory, which the next step changes.
-    held: NDArray[np.float32] = np.array(tensor.read())
-    return FloatTensor(tensor.name, tensor.shape, lambda: held)
+    values: NDArray[np.float32] = np.array(tensor.read())
+    return FloatTensor(tensor.name, tensor.shape, lambda: values)

@@ -61,17 +61,17 @@ class BatchPlan:
 
     def epoch_and_step(self, step: int) -> tuple[int, int]:
         """Return the epoch of the `step`-th step and its number there, all counted from 1."""
-        epoch, _, within = self._place(step)
+        epoch, _, within = self._locate(step)
         return epoch + 1, within + 1
 
     def samples(self, step: int) -> range:
         """Return the sample numbers of the `step`-th step, counted from 1."""
-        _, first, _ = self._place(step)
+        _, first, _ = self._locate(step)
         return range(first, first + self.global_batch)
 
     def after(self, step: int) -> Start:
         """Return where a run stands after a step."""
-        epoch, first, within = self._place(step)
+        epoch, first, within = self._locate(step)
         return Start(step, epoch, first + self.global_batch, within + 1)
 
     @property
@@ -79,8 +79,8 @@ class BatchPlan:
         """Steps of the epoch in which the plan begins."""
         return (self.num_samples - self.start.samples) // self.global_batch
 
-    def _place(self, step: int) -> tuple[int, int, int]:
-        """Epoch, first sample and place in the epoch, all counted from 0."""
+    def _locate(self, step: int) -> tuple[int, int, int]:
+        """Return the epoch, its first sample and the step's number in the epoch, all counted from 0."""
         ahead = step - 1 - self.start.steps
         if ahead < self._steps_left:
             first = self.start.samples + ahead * self.global_batch

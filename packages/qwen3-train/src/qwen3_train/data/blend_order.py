@@ -87,23 +87,23 @@ def _serve_chunk(
     begins = first + BLOCK * np.arange(num_blocks, dtype=np.int64)
     # Early enough that every file has been served since, and no block begins below zero.
     warm = min(BLOCK, 4 * len(shares) + 16)
-    held = _near(shares, left, begins - warm)
+    before = _near(shares, left, begins - warm)
     for step in range(warm):
-        _step(shares, left, held, begins - warm + step)
-    held[0] = served
+        _step(shares, left, before, begins - warm + step)
+    before[0] = served
     files = np.zeros((BLOCK, num_blocks), dtype=np.int32)
     numbers = np.zeros((BLOCK, num_blocks), dtype=np.int64)
-    ends = held.copy()
+    ends = before.copy()
     wrong = np.arange(num_blocks)
     for _ in range(MAX_ROUNDS):
-        counts = held[wrong]
+        counts = before[wrong]
         for step in range(BLOCK):
             files[step, wrong], numbers[step, wrong] = _step(shares, left, counts, begins[wrong] + step)
         ends[wrong] = counts
-        wrong = 1 + np.flatnonzero((held[1:] != ends[:-1]).any(axis=1))
+        wrong = 1 + np.flatnonzero((before[1:] != ends[:-1]).any(axis=1))
         if not len(wrong):
             break
-        held[wrong] = ends[wrong - 1]
+        before[wrong] = ends[wrong - 1]
     files_N, numbers_N = files.T.reshape(-1)[:count], numbers.T.reshape(-1)[:count]
     if len(wrong):
         done = int(wrong[0]) * BLOCK
@@ -138,6 +138,6 @@ def _near(
     exact = shares * np.maximum(samples, 0)[:, None]
     counts = np.floor(exact).astype(np.int64)
     missing = np.maximum(samples, 0) - counts.sum(axis=1)
-    places = np.argsort(np.argsort(-(exact - counts), axis=1, kind="stable"), axis=1, kind="stable")
-    counts += places < missing[:, None]
+    ranking = np.argsort(np.argsort(-(exact - counts), axis=1, kind="stable"), axis=1, kind="stable")
+    counts += ranking < missing[:, None]
     return counts if left is None else np.minimum(counts, left)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen3_model.command.plain_text import counted
 from qwen3_model.errors import ConfigError
 from qwen3_model.text.tokens import TokenFile, check_index, open_tokens
 from qwen3_train.data.blend_order import exhaustive_pieces, weighted_pieces
@@ -57,8 +58,8 @@ class GptDataset:
 
     def text(self, number: int) -> NDArray[np.int64]:
         """Return the `seq_length + 1` ids of a sample."""
-        place = int(self.index.order[number])
-        (first, begin), (last, end) = self.index.starts[place : place + 2].tolist()
+        index = int(self.index.order[number])
+        (first, begin), (last, end) = self.index.starts[index : index + 2].tolist()
         text_T = np.empty(self.seq_length + 1, dtype=np.int64)
         filled = 0
         for at in range(first, last + 1):
@@ -183,12 +184,12 @@ def _sample_index(
     def make(room: Room) -> None:
         # Who finds the index made looks at neither lengths nor pointers, which are as many as documents.
         check_index(tokens)
-        held = count_tokens(tokens.sequence_lengths, sequences)
-        if held < seq_length + 1:
+        num_tokens = count_tokens(tokens.sequence_lengths, sequences)
+        if num_tokens < seq_length + 1:
             raise ConfigError(
-                f"{tokens.prefix}: its {wanted.part} part holds {held} tokens in {len(sequences)} documents, "
-                f"fewer than one sample of seq_length + 1 = {seq_length + 1}; shorten seq_length, change "
-                "split or add data"
+                f"{tokens.prefix}: its {wanted.part} part has {counted(num_tokens, 'token')} in "
+                f"{counted(len(sequences), 'document')}, fewer than one sample of seq_length + 1 = "
+                f"{seq_length + 1}; shorten seq_length, change split or add data"
             )
         fill_sample_index(room, tokens.sequence_lengths, sequences, seq_length, num_samples, wanted.seed)
 

@@ -28,7 +28,7 @@ class SampleIndex:
     documents: NDArray[np.int32]
     """Sequence numbers in the order in which their tokens are read, every epoch's."""
     starts: NDArray[np.int64]
-    """[n + 1, 2]: for each sample and for the end, a place in `documents` and an offset in that sequence."""
+    """[n + 1, 2]: for each sample and for the end, an index into `documents` and an offset therein."""
     order: NDArray[Any]
     """Sample numbers in the order in which they are served, uint32 or int64."""
     num_epochs: int
@@ -101,8 +101,10 @@ def fill_sample_index(
 
 def count_tokens(lengths: NDArray[np.int32], sequences: NDArray[np.int32] | range) -> int:
     """Return how many tokens the sequences hold together."""
-    held = lengths[sequences.start : sequences.stop] if isinstance(sequences, range) else lengths[sequences]
-    return int(held.sum(dtype=np.int64))
+    own_lengths = (
+        lengths[sequences.start : sequences.stop] if isinstance(sequences, range) else lengths[sequences]
+    )
+    return int(own_lengths.sum(dtype=np.int64))
 
 
 def _num_epochs(tokens_per_epoch: int, seq_length: int, num_samples: int | None) -> int:
@@ -156,9 +158,9 @@ def _put_starts(
         upto = min(total + 1, -(-int(ends[-1]) // seq_length))  # samples that start before the block's end
         for start in range(done, upto, BLOCK_SAMPLES):
             tokens = np.arange(start, min(start + BLOCK_SAMPLES, upto), dtype=np.int64) * seq_length
-            places = np.searchsorted(ends, tokens, side="right")
-            begins = np.where(places > 0, ends[places - 1], base)
-            room.put("starts", start, np.stack([places + first, tokens - begins], axis=1))
+            indices = np.searchsorted(ends, tokens, side="right")
+            begins = np.where(indices > 0, ends[indices - 1], base)
+            room.put("starts", start, np.stack([indices + first, tokens - begins], axis=1))
         done = max(done, upto)
         base = int(ends[-1])
 

@@ -203,12 +203,12 @@ def _load(datasets: Any, data: HfDataSettings) -> Any:
     except Exception as error:  # datasets raises whatever its readers raise
         if broken := _broken_json(data):
             raise FormatError(f"{LOADER}.data_files: {broken}; mend or delete it") from error
-        told = f"{type(error).__name__}: {str(error).strip() or error.__cause__}".splitlines()[0][:300]
+        what = f"{type(error).__name__}: {str(error).strip() or error.__cause__}".splitlines()[0][:300]
         cause = error.__cause__
         why = f" ({type(cause).__name__}: {str(cause).splitlines()[0][:300]})" if cause and str(cause) else ""
         raise FormatError(
             f"{LOADER}: datasets cannot load path={data.path}, data_files={data.data_files}, "
-            f"split={data.split}: {told}{why}{_advice(data)}"
+            f"split={data.split}: {what}{why}{_advice(data)}"
         ) from error
 
 

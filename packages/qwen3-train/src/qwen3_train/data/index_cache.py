@@ -53,7 +53,7 @@ class FileRoom:
     def __init__(self, descriptor: int) -> None:
         """Take a new file, open for writing."""
         self._descriptor = descriptor
-        self._places: dict[str, tuple[int, np.dtype[Any], int]] = {}
+        self._arrays: dict[str, tuple[int, np.dtype[Any], int]] = {}
 
     def lay_out(self, shapes: Shapes) -> None:
         """Make room, once, before anything is put."""
@@ -64,13 +64,13 @@ class FileRoom:
         position = len(header)
         os.pwrite(self._descriptor, header, 0)
         for plan, (dtype, shape) in zip(plans, shapes.values(), strict=True):
-            self._places[plan.name] = position, np.dtype(dtype), math.prod(shape[1:])
+            self._arrays[plan.name] = position, np.dtype(dtype), math.prod(shape[1:])
             position += plan.size_bytes
         os.ftruncate(self._descriptor, position)
 
     def put(self, name: str, first: int, rows: NDArray[Any]) -> None:
         """Put rows of an array where they belong."""
-        start, dtype, width = self._places[name]
+        start, dtype, width = self._arrays[name]
         data = np.ascontiguousarray(rows, dtype).reshape(-1).view(np.uint8).data
         at = start + first * width * dtype.itemsize
         while data:

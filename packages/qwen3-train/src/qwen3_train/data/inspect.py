@@ -127,10 +127,10 @@ def _rows(sample: Sample, begin: int, end: int, tokenizer: Qwen3Tokenizer | None
     yield f"{'place':>6} {'position':>8} {'id':>7} {'label':>7} token"
     for at in range(begin, end):
         token, label = int(sample.input_ids_L[at]), int(sample.labels_L[at])
-        told, shown = "-", _shown(token, tokenizer)
+        target, shown = "-", _shown(token, tokenizer)
         if sample.loss_mask_L[at]:
-            told, shown = str(label), f"{shown} -> {_shown(label, tokenizer)}"
-        yield f"{at:>6} {sample.position_ids_L[at]:>8} {token:>7} {told:>7} {shown}"
+            target, shown = str(label), f"{shown} -> {_shown(label, tokenizer)}"
+        yield f"{at:>6} {sample.position_ids_L[at]:>8} {token:>7} {target:>7} {shown}"
 
 
 def _shown(token: int, tokenizer: Qwen3Tokenizer | None) -> str:

@@ -56,9 +56,9 @@ def _dataset(
         return tokenizer, SftDataset(samples, data.seq_length, tokenizer.pad_id, seed), samples.digest()
     made = []
     for number, part in enumerate(data.parts):
-        told: list[str] = []
-        made.append(_samples(settings, part, told))
-        notes += [f"datasets.{number}: {sentence}" for sentence in told]
+        own_notes: list[str] = []
+        made.append(_samples(settings, part, own_notes))
+        notes += [f"datasets.{number}: {sentence}" for sentence in own_notes]
         if made[-1][0].sha256 != made[0][0].sha256:
             raise ConfigError(
                 f"datasets.{number} uses another tokenizer ({made[-1][0].name}) than datasets.0 "
@@ -83,8 +83,8 @@ def _samples(
     if isinstance(data, SftFileSettings):
         return open_samples(data, settings.tokenizer_dir)
     tokenizer = _tokenizer(data.tokenizer_dir or settings.tokenizer_dir)
-    samples, told = make_samples(data, tokenizer)
-    notes += told
+    samples, own_notes = make_samples(data, tokenizer)
+    notes += own_notes
     return tokenizer, samples
 
 
@@ -92,9 +92,9 @@ def _valid(
     settings: TrainSettings, data: Conversations, tokenizer: Qwen3Tokenizer, notes: list[str]
 ) -> SftDataset | SftBlend:
     """Return the held-out conversations in the order of the data."""
-    told: list[str] = []
-    own, valid, _ = _dataset(settings, data, told, None)
-    notes += [f"eval_dataset: {sentence}" for sentence in told]
+    own_notes: list[str] = []
+    own, valid, _ = _dataset(settings, data, own_notes, None)
+    notes += [f"eval_dataset: {sentence}" for sentence in own_notes]
     if own.sha256 != tokenizer.sha256:
         raise ConfigError(
             f"eval_dataset uses another tokenizer ({own.name}) than train_dataset; name the same one in both"
@@ -105,8 +105,8 @@ def _valid(
 def _fingerprint(digest: str, data: Conversations, global_batch: int | None) -> str:
     seed = data.seed if data.shuffle else None
     order = f"{seed} anew" if seed is not None else seed
-    told = f"{digest} {data.seq_length} {order} {global_batch}"
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+    facts = f"{digest} {data.seq_length} {order} {global_batch}"
+    return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
 
 def _tokenizer(directory: Path | None) -> Qwen3Tokenizer:

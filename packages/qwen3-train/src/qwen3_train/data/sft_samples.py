@@ -72,8 +72,8 @@ def make_samples(
     records = load_records(data)
     key = _key(records, data.chat, tokenizer)
     cache = (data.cache_dir or Path.home() / ".cache/qwen3-train") / "sft" / f"{key}.npz"
-    if (held := _read_cache(cache)) is not None:
-        samples, counts = held
+    if (found := _read_cache(cache)) is not None:
+        samples, counts = found
         return samples, [f"samples of an earlier run: {cache}", *counts.notes(data.chat.seq_length)]
     counts = SampleCounts()
     with Progress("tokenising", len(records), "records", quiet=quiet) as progress:
@@ -125,11 +125,11 @@ def _encode(
     encode, special_ids = encode_with(tokenizer), tokenizer.special_tokens
     limit = None if chat.pack_strategy == "truncate" else chat.seq_length
 
-    def encoded(waiting: list[list[Piece]], places: list[str]) -> Iterator[ChatSample]:
+    def encoded(waiting: list[list[Piece]], origins: list[str]) -> Iterator[ChatSample]:
         samples = encode_samples(waiting, encode, special_ids)
-        yield from fit_samples(samples, places, counts.fit, limit=limit, drop=chat.too_long == "drop")
+        yield from fit_samples(samples, origins, counts.fit, limit=limit, drop=chat.too_long == "drop")
 
-    places: list[str] = []
+    origins: list[str] = []
     waiting: list[list[Piece]] = []
     for number, record in enumerate(read_rows(records)):
         try:
@@ -144,12 +144,12 @@ def _encode(
                 counts.bad.append(f"record {number} {error}")
             continue
         waiting += found
-        places += [f"record {number}"] * len(found)
+        origins += [f"record {number}"] * len(found)
         if len(waiting) >= BLOCK_RECORDS:
-            yield from encoded(waiting, places)
-            waiting, places = [], []
+            yield from encoded(waiting, origins)
+            waiting, origins = [], []
             progress.advance(number + 1 - progress.done)
-    yield from encoded(waiting, places)
+    yield from encoded(waiting, origins)
     counts.num_without_thought = style.num_without_thought
     progress.advance(len(records) - progress.done)
 
@@ -184,10 +184,12 @@ def _write_cache(path: Path, samples: SftSamples, counts: SampleCounts) -> None:
 
 def _read_cache(path: Path) -> tuple[SftSamples, SampleCounts] | None:
     try:
-        with np.load(path) as held:
-            told = json.loads(str(held["counts"]))
-            counts = SampleCounts(**{**told, "fit": FitCounts(**told["fit"])})
-            return SftSamples(held["ids_T"], held["mask_T"], held["lengths_S"], held["firsts_P"]), counts
+        with np.load(path) as arrays:
+            stated = json.loads(str(arrays["counts"]))
+            counts = SampleCounts(**{**stated, "fit": FitCounts(**stated["fit"])})
+            return SftSamples(
+                arrays["ids_T"], arrays["mask_T"], arrays["lengths_S"], arrays["firsts_P"]
+            ), counts
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
         return None  # not there, or damaged: made again
 
@@ -196,6 +198,6 @@ def _join(parts: list[Any], dtype: type) -> Any:
     return np.concatenate(parts) if parts else np.empty(0, dtype)
 
 
-def _first(places: list[str], count: int) -> str:
-    more = f" and {count - len(places)} more" if count > len(places) else ""
-    return ", ".join(places) + more
+def _first(origins: list[str], count: int) -> str:
+    more = f" and {count - len(origins)} more" if count > len(origins) else ""
+    return ", ".join(origins) + more

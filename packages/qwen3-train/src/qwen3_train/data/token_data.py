@@ -180,8 +180,8 @@ def _fingerprint(data: DataSettings, global_batch: int | None) -> str:
 
 
 def _facts(data: DataSettings, global_batch: int | None) -> tuple[object, object]:
-    told = (data.train.weights, data.split, data.seq_length, data.num_train, data.seed, global_batch)
-    return told, (data.pad, data.eod_mask_loss, data.reset_position_ids, data.separate_documents)
+    facts = (data.train.weights, data.split, data.seq_length, data.num_train, data.seed, global_batch)
+    return facts, (data.pad, data.eod_mask_loss, data.reset_position_ids, data.separate_documents)
 
 
 def _hash(data: DataSettings, global_batch: int | None) -> str:

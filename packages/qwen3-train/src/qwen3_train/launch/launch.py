@@ -87,7 +87,7 @@ def launch_run(  # noqa: C901, PLR0913
     owns_folder = launch.node_rank == 0
     if owns_folder:
         refuse_live_run(settings.output_dir)
-    told = {} if stop_at_s is None else {STOP_AT_VARIABLE: f"{stop_at_s}"}
+    stop_variable = {} if stop_at_s is None else {STOP_AT_VARIABLE: f"{stop_at_s}"}
     if not is_alone and launch.num_nodes > 1 and launch.join:
         rules = Rules(first_s=launch.cluster_time_out, again_s=lost_node_s, max_restarts=max_restarts)
         return launch_on_nodes(
@@ -96,7 +96,7 @@ def launch_run(  # noqa: C901, PLR0913
                 arguments=arguments,
                 settings=settings,
                 launch=launch,
-                environment={**environment, **told},
+                environment={**environment, **stop_variable},
                 devices=devices,
                 force=force,
                 quiet=quiet,
@@ -129,7 +129,7 @@ def launch_run(  # noqa: C901, PLR0913
         def start(run: PreparedRun) -> str:
             job = Job(
                 argv=[*words, *pinned(run)],
-                environment={**environment, **told},
+                environment={**environment, **stop_variable},
                 status=status_of(settings.output_dir / METRICS, run.last_step) if owns_folder else str,
                 quiet=quiet,
                 is_stoppable=settings.graceful_exit,

@@ -32,7 +32,7 @@ MEETING = "nodes"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NodesRun:
-    """What one of the launchers was told."""
+    """A run on several nodes, as one of their launchers is to start it."""
 
     config_path: Path
     arguments: Sequence[str]
@@ -49,40 +49,40 @@ class NodesRun:
     rules: Rules
 
 
-def launch_on_nodes(told: NodesRun) -> str:
+def launch_on_nodes(node_run: NodesRun) -> str:
     """Train on all nodes of the job; return why the run ended before its last step, or "".
 
     Raises:
         Qwen3Error: The run cannot start or go on, on whichever node.
     """
-    launch, output_dir = told.launch, told.settings.output_dir
-    check_launch(launch, num_devices=told.devices)
+    launch, output_dir = node_run.launch, node_run.settings.output_dir
+    check_launch(launch, num_devices=node_run.devices)
     is_first = launch.node_rank == 0
     address = launch.master_addr if is_first else own_address(launch.master_addr, launch.master_port)
     with ExitStack() as stack:
         if is_first:
             stack.enter_context(only_run(output_dir))
-        log = _Log(launch.log_dir / log_name(launch), stack, quiet=told.quiet)
-        desk = _Desk(told, log, stack)
+        log = _Log(launch.log_dir / log_name(launch), stack, quiet=node_run.quiet)
+        desk = _Desk(node_run, log, stack)
         folder = output_dir / MEETING
         meeting = stack.enter_context(
-            Meeting(folder, launch.node_rank, launch.num_nodes, address, told.rules)
+            Meeting(folder, launch.node_rank, launch.num_nodes, address, node_run.rules)
         )
         with suppress(Qwen3Error, OSError):  # whoever decides says what is wrong with the data
-            index_share_of_run(told.settings, launch.node_rank, launch.num_nodes)
+            index_share_of_run(node_run.settings, launch.node_rank, launch.num_nodes)
         while True:
             agreed = meeting.agree(desk.propose, log.say)
             if isinstance(agreed, End):
                 return agreed.reason
             if agreed.is_finished:
                 return meeting.finish("").reason
-            end = _take_part(told, meeting, agreed, desk.last_step)
+            end = _take_part(node_run, meeting, agreed, desk.last_step)
             if end.state in ENDED:
                 log.say(last_words(end.reason, output_dir), "WARNING" if end.reason else "INFO")
                 return end.reason
             if end.is_final:
                 raise Qwen3Error(end.reason)
-            again = f"starting again, {agreed.restarts + 1} of at most {told.rules.max_restarts} times"
+            again = f"starting again, {agreed.restarts + 1} of at most {node_run.rules.max_restarts} times"
             log.say(f"{end.reason}; {again}", "WARNING")
 
 
@@ -105,39 +105,39 @@ class _Log:
 class _Desk:
     """Where a start is decided on."""
 
-    def __init__(self, told: NodesRun, log: _Log, stack: ExitStack) -> None:
-        self._told, self._log, self._stack = told, log, stack
+    def __init__(self, node_run: NodesRun, log: _Log, stack: ExitStack) -> None:
+        self._node_run, self._log, self._stack = node_run, log, stack
         self.last_step: int | None = None
         """Last step of the run that was decided on here."""
 
     def propose(self, nodes: Sequence[int], restarts: int) -> Start:
         """Check and write what a start needs that `nodes` can take part in; see `Start`."""
-        told, launch = self._told, self._told.launch
+        node_run, launch = self._node_run, self._node_run.launch
         members, changes = tuple(nodes), list[str]()
         if len(nodes) < launch.num_nodes:
             count, changes = smaller_layout(
-                told.settings, len(nodes), launch.num_nodes, launch.local_worker_num
+                node_run.settings, len(nodes), launch.num_nodes, launch.local_worker_num
             )
             members = members[:count]
-        config = read_config(told.config_path, [*told.arguments, *changes])
+        config = read_config(node_run.config_path, [*node_run.arguments, *changes])
         settings = read_settings(config, worker_num=len(members) * launch.local_worker_num)
-        if told.force and settings.resume.mode == "auto":
+        if node_run.force and settings.resume.mode == "auto":
             settings = replace(settings, resume=ResumeSettings(mode="never"))
         run = prepare_run(
-            settings, force=told.force or restarts > 0, takes_other_layout=told.rules.max_restarts > 0
+            settings, force=node_run.force or restarts > 0, takes_other_layout=node_run.rules.max_restarts > 0
         )
         self.last_step = run.last_step
         if run.is_finished:
             say_finished(run)
             return Start(members=members, port=launch.master_port, is_finished=True)
-        if told.force and not settings.resume.is_on and settings.output_dir.exists() and restarts == 0:
+        if node_run.force and not settings.resume.is_on and settings.output_dir.exists() and restarts == 0:
             self._stack.enter_context(replaced_run(settings.output_dir))
         log = self._log.open(append=run.source is not None or restarts > 0)
         if len(members) < launch.num_nodes:
             away = [node for node in range(launch.num_nodes) if node not in members]
             log.line(f"without node {', '.join(map(str, away))}: {' '.join(changes)}", "WARNING")
         write_run(run, config, log)
-        append_start(run, told.command)
+        append_start(run, node_run.command)
         return Start(
             members=members,
             port=usable_port(_own_address(launch, members[0]), launch.master_port),
@@ -149,28 +149,28 @@ def _own_address(launch: LaunchSettings, node: int) -> str:
     return launch.master_addr if node == 0 else own_address(launch.master_addr, launch.master_port)
 
 
-def _take_part(told: NodesRun, meeting: Meeting, start: Round, last_step: int | None) -> End:
+def _take_part(node_run: NodesRun, meeting: Meeting, start: Round, last_step: int | None) -> End:
     """Run this node's workers until all nodes have ended; say how they have."""
     launch = replace(
-        told.launch,
-        worker_num=len(start.members) * told.launch.local_worker_num,
-        node_rank=start.members.index(told.launch.node_rank),
+        node_run.launch,
+        worker_num=len(start.members) * node_run.launch.local_worker_num,
+        node_rank=start.members.index(node_run.launch.node_rank),
         master_addr=start.address,
         master_port=start.port,
     )
     status: Callable[[], str] = str
     if launch.node_rank == 0:
-        status = status_of(told.settings.output_dir / METRICS, last_step)
-    words = ["-m", "qwen3_train.cli_rank", "--config", str(told.config_path), *told.arguments]
+        status = status_of(node_run.settings.output_dir / METRICS, last_step)
+    words = ["-m", "qwen3_train.cli_rank", "--config", str(node_run.config_path), *node_run.arguments]
     job = Job(
         argv=[*words, *start.arguments],
-        environment=told.environment,
+        environment=node_run.environment,
         status=status,
-        quiet=told.quiet,
+        quiet=node_run.quiet,
         is_over=meeting.check,
-        is_stoppable=told.settings.graceful_exit,
+        is_stoppable=node_run.settings.graceful_exit,
     )
     try:
-        return meeting.finish(launch_workers(job, launch, num_devices=told.devices))
+        return meeting.finish(launch_workers(job, launch, num_devices=node_run.devices))
     except Qwen3Error as error:
-        return meeting.fail(f"node {told.launch.node_rank}: {error}")
+        return meeting.fail(f"node {node_run.launch.node_rank}: {error}")

@@ -81,7 +81,7 @@ def pipeline_problems(config: Qwen3Config, pp: int, offset: Sequence[int], micro
 
 
 def process_problems(layout: Layout, worker_num: int | None) -> list[str]:
-    """Say when the grid has another number of places than there are processes."""
+    """Return a sentence where the layout needs another number of processes than there are; else nothing."""
     if worker_num is None or worker_num == layout.num_ranks:
         return []
     alone = ", or --use_parallel False for one process" if worker_num == 1 else ""

@@ -79,10 +79,10 @@ def target_modules(config: Qwen3Config, pattern: str) -> list[str]:
         if not matched:
             unable = sorted({path.rpartition(".")[2] for path in paths if _means(wanted, path)})
             known = ", ".join((*FUSED, *FUSED_NAME))
-            told = (
+            fault = (
                 f"means {', '.join(unable)}, which cannot carry an adapter" if unable else "matches nothing"
             )
-            raise ConfigError(f"pet_config.target_modules: {part!r} {told}; modules that can are {known}")
+            raise ConfigError(f"pet_config.target_modules: {part!r} {fault}; modules that can are {known}")
         found |= matched
     return [path for path in able if path in found]
 

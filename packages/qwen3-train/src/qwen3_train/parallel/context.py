@@ -23,7 +23,7 @@ from qwen3_model.ranks.collectives import Group
 from qwen3_train.data.context_part import ContextPart
 
 CAUSAL_FROM_THE_END = 3
-"""FlashAttentionScore's sparse mode in which the last query is at the place of the last key."""
+"""FlashAttentionScore's sparse mode in which the last query is at the position of the last key."""
 
 
 def context_kernels(device: str, group: Group, *, float32_residual: bool) -> Kernels:
@@ -63,7 +63,7 @@ class _Sequence:
         self.counts = tuple(chunk + 1 for chunk in ContextPart(group.index, size).chunks)
         # Gathered are the chunks of rank 0, those of rank 1, ...
         order = [chunk for rank in range(size) for chunk in ContextPart(rank, size).chunks]
-        self.places = tuple(order.index(chunk) for chunk in range(2 * size))
+        self.piece_of_chunk = tuple(order.index(chunk) for chunk in range(2 * size))
         self._split, self._chunks = ops.auto_generate.SplitWithSize(), ops.Concat(1)
         self._pair, self._rows = ops.Concat(-1), ops.Concat(0)
 
@@ -77,7 +77,7 @@ class _Sequence:
         for count in self.counts:
             parts: tuple[Tensor, ...] = ()
             for i in range(count):
-                parts = (*parts, pieces[self.places[i]].reshape(num_samples, -1, 2 * width))
+                parts = (*parts, pieces[self.piece_of_chunk[i]].reshape(num_samples, -1, 2 * width))
             whole_BSW = parts[0] if count == 1 else self._chunks(parts)
             found = (*found, self._split(whole_BSW, (width, width), 2))
         return found

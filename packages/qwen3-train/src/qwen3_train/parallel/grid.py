@@ -1,4 +1,4 @@
-"""This rank's place in the grid and the groups in which it exchanges."""
+"""This rank's coordinates and the groups in which it exchanges."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from qwen3_train.layout.stages import PAIR_BUFFER_MIB, stage_layers
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """A rank's place, its groups and its neighbours in the pipeline."""
+    """A rank's coordinates, its groups and its neighbours in the pipeline."""
 
     layout: Layout
     rank: int

@@ -63,7 +63,7 @@ class Candidate:
 
     @property
     def reason(self) -> str:
-        """What decides its place."""
+        """Key by which layouts are sorted, the best first."""
         time = self.time
         shares = {
             "recomputation": time.repeated_s,

@@ -149,7 +149,7 @@ def _stage_memory(settings: PlanSettings, stage: int) -> StageMemory:
     }
     moments = {WHOLE: sum(parts.values())}
     if settings.is_fused:
-        held = sum(parts[part] for part in ("parameters", "optimizer", "gradient_sums", "updated_rows"))
+        lasting = sum(parts[part] for part in ("parameters", "optimizer", "gradient_sums", "updated_rows"))
         shared = _bytes(shared_tensors(settings))
         kept = _bytes(tensor for tensor in layer_tensors(settings) if tensor.is_kept(settings.recompute))
         # The embedding's gradient is the last one; of a tied one the head's part is the first.
@@ -160,15 +160,15 @@ def _stage_memory(settings: PlanSettings, stage: int) -> StageMemory:
         # Inputs of a graph stay until it has ended.
         inputs = _waiting(settings, stage) if _keeps_layer_inputs(settings, stage) else 0
         moments = {
-            LOSS: held + parts["weight_copies"] + parts["activations"] + parts["logits"],
-            FIRST_LAYER: held + shared + before + max(kept, inputs) + parts["working"],
-            EMBEDDING_GRADIENT: held
+            LOSS: lasting + parts["weight_copies"] + parts["activations"] + parts["logits"],
+            FIRST_LAYER: lasting + shared + before + max(kept, inputs) + parts["working"],
+            EMBEDDING_GRADIENT: lasting
             + shared
             + inputs
             + parts["gradients"]
             + parts["gradient_work"]
             + parts["communication"],
-            UPDATE: held + shared + _fullest_update(settings, trained, dp),
+            UPDATE: lasting + shared + _fullest_update(settings, trained, dp),
         }
     return StageMemory(
         **parts,

@@ -35,7 +35,7 @@ class Plan:
 
 
 def make_plan(settings: PlanSettings, *, num_devices: int | None, memory_bytes: int | None) -> Plan:
-    """Plan the run's own layout and search the layouts of `num_devices`, its own number unless told."""
+    """Plan the run's own layout and search the layouts of `num_devices`, its own number when None."""
     devices = num_devices or settings.layout.num_ranks
     search = search_layouts(settings, devices, memory_bytes)
     stages: list[StageMemory] = []

@@ -205,10 +205,10 @@ def _check_weights(settings: TrainSettings, *, is_start: bool) -> None:
         raise ConfigError(
             f"{source} does not exist; give a Hugging Face folder or a checkpoint to start from"
         )
-    if source is not None and source.is_dir() and (told := size_differences(settings.model, source)):
+    if source is not None and source.is_dir() and (differences := size_differences(settings.model, source)):
         raise ConfigError(
-            f"the weights of {source} do not fit model.model_config: {told}; take the YAML file of that "
-            "size, or leave these keys out"
+            f"the weights of {source} do not fit model.model_config: {differences}; take the YAML file of "
+            "that size, or leave these keys out"
         )
     if source is not None and not is_hf_folder(source):
         open_weight_files(source, settings.strategy_from)

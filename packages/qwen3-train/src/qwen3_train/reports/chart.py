@@ -87,44 +87,45 @@ def draw(series: Sequence[Series]) -> str:
     # Steps before the first and after the last are no part of the run.
     across = Axis(first, max(last, first + 1), across.ticks, across.labels)
 
-    def place(point: tuple[float, float]) -> tuple[float, float]:
+    def to_pixels(point: tuple[float, float]) -> tuple[float, float]:
         x = LEFT + (point[0] - across.low) / (across.high - across.low) * (WIDTH - LEFT - RIGHT)
         y = TOP + (along.high - point[1]) / (along.high - along.low) * (HEIGHT - TOP - BOTTOM)
         return round(x, 1), round(y, 1)
 
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">', *_grid(across, along, place)]
-    told = []
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">', *_grid(across, along, to_pixels)]
+    drawn = []
     for each, points in kept:
         colour = f"c{each.colour % COLOURS}"
         means = _running_mean(points)
         if each.is_held_out:
-            parts.append(_polyline(f"held {colour}", points, place))
+            parts.append(_polyline(f"held {colour}", points, to_pixels))
             parts += [
-                f'<circle class="held {colour}" cx="{x}" cy="{y}" r="2.6"/>' for x, y in map(place, points)
+                f'<circle class="held {colour}" cx="{x}" cy="{y}" r="2.6"/>'
+                for x, y in map(to_pixels, points)
             ]
         else:
-            parts.append(_polyline(f"{'raw ' if means else ''}line {colour}", points, place))
+            parts.append(_polyline(f"{'raw ' if means else ''}line {colour}", points, to_pixels))
             if means:
-                parts.append(_polyline(f"line {colour}", means, place))
-        told.append(
+                parts.append(_polyline(f"line {colour}", means, to_pixels))
+        drawn.append(
             {"name": each.name, "colour": each.colour % COLOURS,
-             "points": [[step, value, *place((step, value))] for step, value in points]}
+             "points": [[step, value, *to_pixels((step, value))] for step, value in points]}
         )  # fmt: skip
     parts.append(f'<line class="cursor" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
-    parts += [f'<circle class="mark c{each["colour"]}" r="3.5"/>' for each in told]
-    data = html.escape(json.dumps(told), quote=True)
+    parts += [f'<circle class="mark c{each["colour"]}" r="3.5"/>' for each in drawn]
+    data = html.escape(json.dumps(drawn), quote=True)
     return f'{_legend(kept)}<div class="chart" data-series="{data}">{"".join(parts)}</svg></div>'
 
 
-def _grid(across: Axis, along: Axis, place) -> list[str]:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def _grid(across: Axis, along: Axis, to_pixels) -> list[str]:  # type: ignore[no-untyped-def]  # noqa: ANN001
     parts = []
     for tick, label in zip(along.ticks, along.labels, strict=True):
-        _, y = place((across.low, tick))
+        _, y = to_pixels((across.low, tick))
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{label}</text>')
     for tick, label in zip(across.ticks, across.labels, strict=True):
         if across.low <= tick <= across.high:
-            x, _ = place((tick, along.low))
+            x, _ = to_pixels((tick, along.low))
             parts.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
             parts.append(f'<text x="{x}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{label}</text>')
     parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 2}" text-anchor="end">step</text>')
@@ -140,8 +141,8 @@ def _legend(kept: Sequence[tuple[Series, Sequence[Point]]]) -> str:
     return f'<ul class="legend">{"".join(entries)}</ul>'
 
 
-def _polyline(kind: str, points: Sequence[Point], place) -> str:  # type: ignore[no-untyped-def]  # noqa: ANN001
-    return f'<polyline class="{kind}" points="{" ".join(f"{x},{y}" for x, y in map(place, points))}"/>'
+def _polyline(kind: str, points: Sequence[Point], to_pixels) -> str:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    return f'<polyline class="{kind}" points="{" ".join(f"{x},{y}" for x, y in map(to_pixels, points))}"/>'
 
 
 def _running_mean(points: Sequence[Point]) -> list[Point]:

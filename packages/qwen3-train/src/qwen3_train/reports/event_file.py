@@ -32,8 +32,8 @@ class EventFile:
         """Write the values of a step, at once; what is beyond float32 becomes its largest number."""
         for tag, value in scalars.items():
             if not math.isnan(value):
-                told = scalar(tag, max(-LARGEST, min(LARGEST, value)))
-                self._writer.write_event(Event(wall_time=time.time(), step=step, summary=told))
+                summary = scalar(tag, max(-LARGEST, min(LARGEST, value)))
+                self._writer.write_event(Event(wall_time=time.time(), step=step, summary=summary))
         self._writer.flush()
 
     def close(self) -> None:

@@ -54,8 +54,8 @@ def _series(run: Run, number: int, key: str, held_out: str | None, *, is_alone: 
     name = "training" if is_alone and held_out else run.name
     found = [Series(name=name, colour=number, points=points)]
     if held_out and (others := [(line["step"], line[held_out]) for line in run.lines if held_out in line]):
-        told, colour = ("held out", 1) if is_alone else (f"{run.name}, held out", number)
-        found.append(Series(name=told, colour=colour, points=others, is_held_out=True))
+        label, colour = ("held out", 1) if is_alone else (f"{run.name}, held out", number)
+        found.append(Series(name=label, colour=colour, points=others, is_held_out=True))
     return found
 
 

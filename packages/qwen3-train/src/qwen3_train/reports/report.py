@@ -26,18 +26,18 @@ def write_report(run_dirs: Sequence[Path], width: int, output: Path | None = Non
         FormatError: A folder has no metrics file, or no step in it yet.
     """
     runs, is_alone = [read_run(run_dir) for run_dir in run_dirs], len(run_dirs) == 1
-    told = []
+    lines = []
     for run_dir, run in zip(run_dirs, runs, strict=True):
         curve = draw_curve([line["step"] for line in run.steps], [line["loss"] for line in run.steps], width)
         summary = [f"{name:<11} {value}" for name, value in run.summary()]
-        told += [*([] if is_alone else [f"{run_dir}:"]), *summary, "", curve, ""]
+        lines += [*([] if is_alone else [f"{run_dir}:"]), *summary, "", curve, ""]
     if is_alone:
         picture = run_dirs[0] / "loss.png"
         write_atomically(picture, partial(_draw_png, runs[0]))
-        told.append(f"picture: {picture}")
+        lines.append(f"picture: {picture}")
     page = output or (run_dirs[0] / "report.html" if is_alone else Path("comparison.html"))
     write_text_atomically(page, report_page(runs))
-    return "\n".join([*told, f"page:    {page}"])
+    return "\n".join([*lines, f"page:    {page}"])
 
 
 def draw_curve(steps: Sequence[int], values: Sequence[float], width: int) -> str:

@@ -40,13 +40,13 @@ class RunLog:
         to_terminal = to_terminal and not (self._quiet and level == "INFO")
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
         # Names of strangers begin no line that looks like ours.
-        told = f"{stamp} - {level} - {without_controls(text)}".replace("\n", "\n  ") + "\n"
+        line = f"{stamp} - {level} - {without_controls(text)}".replace("\n", "\n  ") + "\n"
         if to_terminal:
-            self._stream.write(told)
+            self._stream.write(line)
             self._stream.flush()
         if self._file is not None:
             with _named(self._file):
-                self._file.write(told)
+                self._file.write(line)
                 self._file.flush()
 
     def close(self) -> None:
@@ -61,8 +61,8 @@ class Metrics:
 
     def __init__(self, path: Path, *, after_step: int) -> None:
         """Open `path`, keeping the lines of a resumed run up to `after_step`; 0 starts anew."""
-        held = read_metrics(path) if after_step > 0 and path.is_file() else []
-        kept = [line for line in held if line["step"] <= after_step]
+        earlier = read_metrics(path) if after_step > 0 and path.is_file() else []
+        kept = [line for line in earlier if line["step"] <= after_step]
         write_text_atomically(path, "".join(f"{json.dumps(line)}\n" for line in kept))
         self._file = path.open("a", encoding="utf-8")
         self._events = EventFile(path.parent / EVENTS, after_step=after_step)

@@ -21,10 +21,10 @@ def read_exit_file(config: RunConfig) -> Path | None:
 def asks_to_exit(path: Path) -> bool:
     """Say whether the file has GracefulExit of 1; one that is missing or half written asks for nothing."""
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(told, dict) and told.get(KEY) in (1, "1")
+    return isinstance(value, dict) and value.get(KEY) in (1, "1")
 
 
 def refuse_exit_request(path: Path | None) -> None:

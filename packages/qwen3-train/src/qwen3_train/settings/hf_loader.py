@@ -85,7 +85,7 @@ class HfDataSettings:
     """Shuffle the samples, after packing, anew for every epoch."""
     seed: int
     cache_dir: Path | None
-    """Where `datasets` and the tokenised samples are kept; None for their places under the home folder."""
+    """Folder for `datasets` and the tokenised samples; None for their own under the home folder."""
 
     @property
     def seq_length(self) -> int:
@@ -175,36 +175,36 @@ def _handlers(
     chat: Mapping[str, Any] | None = None
     packing: Mapping[str, Any] | None = None
     for index, handler in enumerate(handlers or ()):
-        kind, place = handler.get("type"), f"{LOADER}.handler.{index}"
+        kind, key = handler.get("type"), f"{LOADER}.handler.{index}"
         values = {key: value for key, value in handler.items() if key != "type" and value is not None}
         if kind == CHAT_HANDLER and chat is None and packing is None:
-            _check_keys(place, CHAT_HANDLER, values, CHAT_KEYS)
+            _check_keys(key, CHAT_HANDLER, values, CHAT_KEYS)
             chat = values
         elif kind == PACKING_HANDLER and packing is None and chat is not None:
-            _check_keys(place, PACKING_HANDLER, values, PACKING_KEYS)
+            _check_keys(key, PACKING_HANDLER, values, PACKING_KEYS)
             packing = values
         elif kind in METHODS and chat is None:
-            _check_keys(place, kind, values, METHODS[kind])
+            _check_keys(key, kind, values, METHODS[kind])
             steps.append((kind, values))
         elif kind in (*METHODS, CHAT_HANDLER, PACKING_HANDLER):
             raise ConfigError(
-                f"{place}.type={kind!r} is out of place: the dataset's own methods come first, then one "
+                f"{key}.type={kind!r} is out of place: the dataset's own methods come first, then one "
                 f"{CHAT_HANDLER}, then at most one {PACKING_HANDLER}"
             )
         else:
             known = (CHAT_HANDLER, PACKING_HANDLER, *METHODS)
             close = difflib.get_close_matches(str(kind), known, n=1)
             hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
-            raise ConfigError(f"{place}.type={kind!r} is not implemented; {hint}")
+            raise ConfigError(f"{key}.type={kind!r} is not implemented; {hint}")
     if chat is None:
         raise ConfigError(f"{LOADER}.handler has no {CHAT_HANDLER}, which turns records into tokens; add it")
     return steps, chat, packing
 
 
-def _check_keys(place: str, kind: str, values: Mapping[str, Any], known: Sequence[str]) -> None:
+def _check_keys(key: str, kind: str, values: Mapping[str, Any], known: Sequence[str]) -> None:
     unknown = sorted(values.keys() - set(known))
     if unknown:
-        raise ConfigError(f"{place} ({kind}) does not take {', '.join(unknown)}; it takes {', '.join(known)}")
+        raise ConfigError(f"{key} ({kind}) does not take {', '.join(unknown)}; it takes {', '.join(known)}")
 
 
 def _chat(chat: Mapping[str, Any], packing: Mapping[str, Any] | None) -> ChatSettings:

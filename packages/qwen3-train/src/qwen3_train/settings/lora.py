@@ -91,10 +91,10 @@ def stage_trained(
     lora: LoraSettings, config: Qwen3Config, layout: Layout, offset: Sequence[int], stage: int
 ) -> dict[str, tuple[int, ...]]:
     """Return the names of what trains on a stage, with the shape that one tensor-parallel shard holds."""
-    held = set(stage_names(config, layout.pp, offset, stage))
+    own_names = set(stage_names(config, layout.pp, offset, stage))
     local = {}
     for name, shape in lora.trained.items():
-        if re.sub(r"\.lora_[AB]\.weight$", ".weight", name) in held:
+        if re.sub(r"\.lora_[AB]\.weight$", ".weight", name) in own_names:
             slices = shard_slices(name, shape, tp=layout.tp, shard=0)
             local[name] = tuple(part.stop - part.start for part in slices)
     return local

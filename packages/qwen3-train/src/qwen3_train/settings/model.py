@@ -93,10 +93,10 @@ def size_differences(model: Qwen3Config, folder: Path) -> str:
     """Say which sizes of `model` are not those of a config.json in `folder`; "" where all are."""
     if not (folder / "config.json").is_file():
         return ""
-    held = Qwen3Config.from_dir(folder)
+    in_folder = Qwen3Config.from_dir(folder)
     parts = []
     for name in SIZES:
-        ours, theirs = getattr(model, name), getattr(held, name)
+        ours, theirs = getattr(model, name), getattr(in_folder, name)
         if ours != theirs:
             key = next(key for key, field in FIELDS.items() if field == name)
             parts.append(f"{key}={ours} where {folder / 'config.json'} has {theirs}")

@@ -1,4 +1,4 @@
-"""The model and the step of one rank, as its place in the layout and the run's settings say."""
+"""The model and the step of one rank, as its coordinates and the run's settings decide."""
 
 from collections.abc import Callable
 from pathlib import Path

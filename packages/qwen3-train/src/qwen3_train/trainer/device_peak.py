@@ -69,11 +69,13 @@ def ascend_peak(chip: str, cann: Path) -> Peak | None:
     path = next((path for name in names for path in cann.glob(name)), None)
     if path is None:
         return None
-    told = configparser.ConfigParser(strict=False, interpolation=None)
+    description = configparser.ConfigParser(strict=False, interpolation=None)
     try:
-        told.read(path, encoding="utf-8")
-        cores = told.getint("SoCInfo", "cube_core_cnt", fallback=0) or told.getint("SoCInfo", "ai_core_cnt")
-        spec = told["AICoreSpec"]
+        description.read(path, encoding="utf-8")
+        cores = description.getint("SoCInfo", "cube_core_cnt", fallback=0) or description.getint(
+            "SoCInfo", "ai_core_cnt"
+        )
+        spec = description["AICoreSpec"]
         megahertz, *sides = (int(spec[f"cube_{key}"]) for key in ("freq", "m_size", "n_size", "k_size"))
     except (configparser.Error, KeyError, ValueError, UnicodeDecodeError):
         return None

@@ -1,4 +1,4 @@
-"""The most memory that a process, or its device, has held so far."""
+"""The peak of memory of a process, or of its device, so far."""
 
 import resource
 

@@ -19,12 +19,12 @@ class SkippedSteps:
         Raises:
             Qwen3Error: The loss or the norm is no number, or too many steps were skipped.
         """
-        told = f"the loss is {result.loss} and the gradients' norm {result.grad_norm}"
+        values = f"the loss is {result.loss} and the gradients' norm {result.grad_norm}"
         is_number = math.isfinite(result.loss) and math.isfinite(result.grad_norm)
         if not is_number and (self.skip is None or self.skip.stops_at_nan):
             spoilt = ", so the weights are spoilt and were not saved" if self.skip is None else ""
             raise Qwen3Error(
-                f"step {number}: {told}{spoilt}; "
+                f"step {number}: {values}{spoilt}; "
                 "lower lr_schedule.learning_rate or turn on runner_wrapper.use_clip_grad, then continue from "
                 "the last checkpoint with --resume_training True"
             )
@@ -34,7 +34,7 @@ class SkippedSteps:
         assert self.skip is not None
         self.in_row += 1
         limit, most = f"global_norm_spike_threshold={self.skip.norm_limit:g}", self.skip.most_in_row
-        why = f"{told}, not below {limit}" if is_number else told
+        why = f"{values}, not below {limit}" if is_number else values
         if self.in_row >= most:
             raise Qwen3Error(
                 f"step {number}: {why}; {self.in_row} steps in a row were skipped, as many as "

@@ -68,8 +68,8 @@ class StopAgreement:
         by = self.request.by
         asked = self.is_first and self.exit_file is not None and asks_to_exit(self.exit_file)
         mine = (by == signal.SIGTERM, by == signal.SIGUSR1, self._is_late(pause_s + step_time_s), asked)
-        told = [float(each) for each in mine] + [step_time_s if self.is_first else 0.0]
-        terminated, user, late, asked_of_all, common_s = told if self.is_alone else self.add(*told)
+        values = [float(each) for each in mine] + [step_time_s if self.is_first else 0.0]
+        terminated, user, late, asked_of_all, common_s = values if self.is_alone else self.add(*values)
         self._next = step + max(1, int(CHECK_S / common_s) if common_s > 0 else 1)
         if terminated:
             return "SIGTERM"

@@ -103,7 +103,7 @@ class SharedGradients(nn.Cell):
 
 
 class SumReplicas(nn.Cell):
-    """Put the sums over replicas in the place of sums over micro-batches, but for those that are shared out.
+    """Replace sums over micro-batches by their sums over replicas, but for those that are shared out.
 
     A graph of its own, in which no more than a bucket of them is there twice.
     """
@@ -177,11 +177,11 @@ class BucketSum(nn.Cell):
         *,
         scatters: bool = False,
     ) -> None:
-        """Choose tensors by their places, in the order of their exchange.
+        """Choose tensors by their indices, in the order of their exchange.
 
         Args:
             group: Whose ranks exchange.
-            chosen: Places of the tensors.
+            chosen: Indices of the tensors.
             shapes: Shapes of all tensors.
             scatters: Return this rank's rows, or elements, alone.
         """
@@ -192,7 +192,7 @@ class BucketSum(nn.Cell):
         self.pieces = group.size if scatters else 1
         self.sizes = tuple(tuple(sizes[i] // self.pieces for i in bucket) for bucket in self.buckets)
         self.shapes = tuple(piece_shape(shape, self.pieces) for shape in shapes)
-        self.where = tuple(_place(self.buckets, i) for i in range(len(shapes)))
+        self.where = tuple(_find_in_buckets(self.buckets, i) for i in range(len(shapes)))
         self.join, self.split = ops.Concat(1), ops.auto_generate.SplitWithSize()
 
     def construct(self, tensors: tuple[Tensor, ...], last: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -240,13 +240,13 @@ class BucketSum(nn.Cell):
     ) -> tuple[Tensor, ...]:
         results: tuple[Tensor, ...] = ()
         for i in range(len(tensors)):
-            number, place = self.where[first + i]
-            results = (*results, tensors[i] if number < 0 else sums[number][place])
+            number, k = self.where[first + i]
+            results = (*results, tensors[i] if number < 0 else sums[number][k])
         return results
 
 
 def make_buckets(chosen: Sequence[int], sizes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    """Return the chosen places in groups of at most `BUCKET_BYTES` of float32, in their order."""
+    """Return the chosen indices in groups of at most `BUCKET_BYTES` of float32, in their order."""
     buckets: list[list[int]] = []
     filled = BUCKET_BYTES
     for i in chosen:
@@ -258,8 +258,8 @@ def make_buckets(chosen: Sequence[int], sizes: Sequence[int]) -> tuple[tuple[int
     return tuple(tuple(bucket) for bucket in buckets)
 
 
-def _place(buckets: Sequence[Sequence[int]], i: int) -> tuple[int, int]:
-    """The bucket of tensor `i` and its place there; -1 for none."""
+def _find_in_buckets(buckets: Sequence[Sequence[int]], i: int) -> tuple[int, int]:
+    """Return the number of the bucket of tensor `i` and the tensor's index there; -1 where none has it."""
     for number, bucket in enumerate(buckets):
         if i in bucket:
             return number, bucket.index(i)

@@ -106,7 +106,7 @@ class AdamW(nn.Cell):
 
 
 def _chosen(each: Any, block: tuple[int, ...]) -> tuple[Any, ...]:
-    """Those at the places of a block, in its order."""
+    """Return the items whose indices a block lists, in its order."""
     chosen: tuple[Any, ...] = ()
     for i in block:
         chosen = (*chosen, each[i])
@@ -114,7 +114,7 @@ def _chosen(each: Any, block: tuple[int, ...]) -> tuple[Any, ...]:
 
 
 class SumOfSquares(nn.Cell):
-    """Add up the squares of all elements of those tensors whose place is counted, float32 of one element."""
+    """Return the sum of squares over the elements of those tensors that count, float32 of one element."""
 
     def __init__(self, counts: Sequence[bool], kernels: Kernels) -> None:
         super().__init__(auto_prefix=False)

@@ -186,7 +186,7 @@ def _watch(
         all_done = sum(record.state in ENDED for record in workers) == settings.local_worker_num
         stopped = next((record.error for record in workers if record.state == STOPPED), "")
         if stopped and request.by is not None:
-            stopped = request.by.name  # what the workers were told is not what came
+            stopped = request.by.name  # the signal that workers got is not the one that came
         failed = [record for record in records.values() if _has_failed(settings.log_dir, record)]
         before, suspended = suspended, {each.name: each for each in workers if is_suspended(each.pid)}
         if failed and not all_done and (failure := _first_failure(settings, failed, suspended or before)):

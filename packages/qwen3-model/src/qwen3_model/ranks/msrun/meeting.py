@@ -63,7 +63,7 @@ class Start:
     port: int
     """A free one of its own."""
     arguments: tuple[str, ...] = ()
-    """What the workers are told besides the command line."""
+    """Variables that the workers get besides the command line."""
     is_finished: bool = False
     """There is nothing left to do."""
 
@@ -108,7 +108,7 @@ class Meeting:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None and self._round is not None:
-            # Nobody else may wait for a node that was told to end.
+            # Nobody else may wait for a node that was asked to end.
             reason = f"node {self.node} has left the job: {error or type(error).__name__}"
             with suppress(OSError):
                 self._say_end(End(state=FAILED, reason=reason, is_final=True))
@@ -270,8 +270,8 @@ class Meeting:
     def _is(self, watch: NodeWatch, state: str, number: int) -> bool:
         if watch.number == self.node:
             return state == WAITING
-        held = watch.state
-        return watch.is_alive and held is not None and (held.round, held.state) == (number, state)
+        beat = watch.state
+        return watch.is_alive and beat is not None and (beat.round, beat.state) == (number, state)
 
     def _is_missing(self, neighbour: NodeWatch) -> str:
         """Say how a neighbour has gone; "" where it is there, or has ended well."""

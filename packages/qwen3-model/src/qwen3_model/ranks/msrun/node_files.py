@@ -52,7 +52,7 @@ class Round:
     restarts: int
     """Starts of this job before it."""
     arguments: tuple[str, ...] = ()
-    """What the workers are told besides the command line."""
+    """Variables that the workers get besides the command line."""
     is_finished: bool = False
     """There is nothing left to do."""
 

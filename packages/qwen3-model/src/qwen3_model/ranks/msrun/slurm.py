@@ -63,12 +63,12 @@ def node_address(name: str) -> str:
         socket.getaddrinfo(name, None)
     except OSError:
         try:
-            told = subprocess.run(
+            description = subprocess.run(
                 ["scontrol", "show", "node", name],
                 capture_output=True, text=True, check=False, timeout=SCONTROL_S,
             ).stdout  # fmt: skip
         except (OSError, subprocess.TimeoutExpired):
             return name
-        if match := re.search(r"NodeAddr=(\S+)", told):
+        if match := re.search(r"NodeAddr=(\S+)", description):
             return match[1]
     return name

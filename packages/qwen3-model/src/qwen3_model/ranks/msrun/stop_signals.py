@@ -76,10 +76,10 @@ def watch_stop_signals(put: Callable[[int], None]) -> None:
 
     def wait() -> None:
         while True:
-            told = signal.sigwaitinfo(STOP_SIGNALS)
-            if told.si_pid == os.getpid():
+            info = signal.sigwaitinfo(STOP_SIGNALS)
+            if info.si_pid == os.getpid():
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
                 os.kill(os.getpid(), signal.SIGTERM)
-            put(told.si_signo)
+            put(info.si_signo)
 
     Thread(target=wait, name="stop signals", daemon=True).start()
