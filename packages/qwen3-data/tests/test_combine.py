@@ -155,7 +155,7 @@ def test_each_damage_is_found(run, whole, qwen3_tokenizer_dir, tmp_path):
     raw = path.read_bytes()
     size = open_tokens(whole).dtype.itemsize
     path.write_bytes(raw[:-size] + bytes(size))
-    assert "1 documents do not end with the end-of-document id" in verify()
+    assert "1 document without the end-of-document id" in verify()
     path.write_bytes(raw[:-size])
     assert "leaves its .bin" in verify()
     path.write_bytes(raw + bytes(size))

@@ -100,7 +100,7 @@ def test_special_tokens_in_text_are_plain_text_and_counted(
 ):
     texts = ["a<|im_end|>b<|endoftext|>", "plain <| text"]
     result = preprocess(write_jsonl([{"text": text} for text in texts]))
-    assert "1 documents spell special tokens" in result.stdout
+    assert "1 document with special tokens spelled out" in result.stdout
     tokens = open_tokens(tmp_path / "out_text_document")
     assert tokens.sequence(0)[:-1].tolist() == reference_ids(demo_tokenizer_dir, texts)[0]
     assert read_manifest(tmp_path / "out_text_document").num_special_texts == 1

@@ -181,7 +181,7 @@ def test_long_conversations_are_cut_or_left_out_and_counted(sft, tokenizer):
     assert (file.manifest.num_samples, file.manifest.num_dropped) == (1, 2)
     result = sft(records[1:2], "--seq-length", 32)
     assert result.exit_code == 1
-    assert "gave no sample (0 bad records, 1 samples too long for --seq-length 32)" in result.stderr
+    assert "gave no sample (0 bad records, 1 sample too long for --seq-length 32)" in result.stderr
 
 
 BAD = [

@@ -209,7 +209,7 @@ def test_nothing_to_predict_and_a_bad_line_at_the_end_leave_no_results(scored, r
     assert not (tmp_path / "scores.jsonl").exists()
     found = run(*common, "one.jsonl", "--begin-with-eod")
     assert found.exit_code == 0, found.output
-    assert "(1 tokens predicted, 3 bytes)" in found.stdout
+    assert "(1 token predicted, 3 bytes)" in found.stdout
 
 
 def write_tokens(prefix, documents):

@@ -142,9 +142,9 @@ def test_an_answer_that_is_cut_away_is_counted_and_named(samples_of):
     samples, notes = samples_of([RECORDS[0], long, half])
     assert len(samples.lengths_S) == 2
     assert samples.lengths_S.max() == 128
-    assert notes[0].startswith("1 conversations are left out, since no token to learn lies within seq_length")
+    assert notes[0].startswith("1 conversation left out, since no token to learn lies within seq_length")
     assert "record 1 (" in notes[0]
-    assert notes[1] == "1 conversations are cut to seq_length 128"
+    assert notes[1] == "1 conversation cut to seq_length 128"
     again, told = samples_of([RECORDS[0], long, half])  # from the cache
     assert again.digest() == samples.digest()
     assert told[0].startswith("samples of an earlier run: ")
@@ -206,7 +206,7 @@ def test_a_record_without_answer_is_one_sentence_or_skipped(samples_of):
         samples_of(records)
     samples, notes = samples_of(records, on_bad_record="skip")
     assert len(samples.lengths_S) == 1
-    assert notes == ["1 records are skipped: record 1 has an empty answer in message 1"]
+    assert notes == ["1 record skipped: record 1 has an empty answer in message 1"]
 
 
 @pytest.mark.parametrize(

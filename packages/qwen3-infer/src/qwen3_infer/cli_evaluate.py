@@ -13,6 +13,7 @@ from qwen3_infer.cli_options import MODEL_OPTIONS, ArgumentKeeper, make_device, 
 from qwen3_model.command.base import CONTEXT, force_option, note, quiet_option, say
 from qwen3_model.command.options import limit_option
 from qwen3_model.command.parsing import Option
+from qwen3_model.command.plain_text import counted
 from qwen3_model.ranks.msrun.checks import LaunchSettings
 from qwen3_model.ranks.msrun.cli_options import launch_options
 
@@ -118,7 +119,7 @@ def score(
     else:
         say(
             f"perplexity {total.perplexity:.4f}, {total.bits_per_byte:.4f} bits per byte "
-            f"({total.num_tokens} tokens predicted, {total.num_bytes} bytes)"
+            f"({counted(total.num_tokens, 'token')} predicted, {counted(total.num_bytes, 'byte')})"
         )
 
 

@@ -78,7 +78,7 @@ def count_command(
         with_ends = found.num_tokens + found.num_with_tokens
         say(
             f"{key}: {counted(found.num_documents, 'document', ',')} ({num_empty:,} empty), "
-            f"{found.num_chars:,} characters, {found.num_tokens:,} tokens; "
+            f"{counted(found.num_chars, 'character', ',')}, {counted(found.num_tokens, 'token', ',')}; "
             f"{with_ends:,} with end-of-document ids"
         )
     if count.num_skipped:

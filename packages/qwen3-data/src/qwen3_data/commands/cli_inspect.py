@@ -9,6 +9,7 @@ import click
 from qwen3_model.command.base import say
 from qwen3_model.command.options import limit_option, start_option
 from qwen3_model.command.parsing import Command, Option
+from qwen3_model.command.plain_text import counted
 
 
 def strip_ending(ctx: click.Context, parameter: click.Parameter, value: Path) -> Path:
@@ -93,7 +94,7 @@ def _inspect_tokens(
             break
         length = int(tokens.sequence_lengths[number])
         ids = tokens.sequence(number, 0, min(shown, length)).tolist()
-        say(f"sequence {number} ({length} tokens): {' '.join(map(str, ids))}")
+        say(f"sequence {number} ({counted(length, 'token')}): {' '.join(map(str, ids))}")
         if decode is not None:
             say(f"  {decode(ids)!r}")
 

@@ -91,7 +91,8 @@ def sft_command(workers: int | None, **options: Any) -> None:
     fill = manifest.num_tokens / (manifest.num_packs * manifest.seq_length)
     say(
         f"{counted(manifest.num_samples, 'conversation')} in {counted(manifest.num_packs, 'sequence')}, "
-        f"{manifest.num_tokens} tokens, {manifest.num_loss_tokens} with loss; sequences are {fill:.1%} full"
+        f"{counted(manifest.num_tokens, 'token')}, {manifest.num_loss_tokens} with loss; sequences are "
+        f"{fill:.1%} full"
     )
     if manifest.num_truncated:
         say(f"{counted(manifest.num_truncated, 'conversation')} cut to {manifest.seq_length} tokens")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from qwen3_data.look.inspect import Inspection
 from qwen3_model.command.files import write_atomically
+from qwen3_model.command.plain_text import counted
 from qwen3_model.errors import ConfigError
 
 
@@ -29,5 +30,5 @@ def draw_lengths(inspection: Inspection, path: Path) -> None:
         axes.set_yscale("log")
     axes.set_xlabel("tokens of a sequence")
     axes.set_ylabel("sequences")
-    axes.set_title(f"{inspection.tokens.prefix.name}: {inspection.tokens.num_tokens:,} tokens")
+    axes.set_title(f"{inspection.tokens.prefix.name}: {counted(inspection.tokens.num_tokens, 'token', ',')}")
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))

@@ -16,7 +16,8 @@ def describe_sft(file: SftFile) -> list[str]:
     fill = manifest.num_tokens / max(1, manifest.num_packs * manifest.seq_length)
     return [
         f"{file.tokens.prefix}",
-        f"  sequences      {manifest.num_packs:,} of at most {manifest.seq_length:,} tokens, {fill:.1%} full",
+        f"  sequences      {manifest.num_packs:,} of at most {counted(manifest.seq_length, 'token', ',')}, "
+        f"{fill:.1%} full",
         f"  conversations  {manifest.num_samples:,} ({manifest.num_truncated:,} cut, "
         f"{manifest.num_dropped:,} left out, {manifest.num_skipped_records:,} bad records skipped)",
         f"  tokens         {manifest.num_tokens:,}, {share:.1%} carry loss ({manifest.loss_on} answers, "
@@ -38,7 +39,7 @@ def show_pack(file: SftFile, index: int, tokenizer: Qwen3Tokenizer | None) -> It
         begin += length
         spans = _spans(labels_L[part].tolist())
         ids = ids_L[part].tolist()
-        yield f"-- conversation {number}, {length} tokens"
+        yield f"-- conversation {number}, {counted(length, 'token')}"
         text = ""
         for first, last, is_learned in spans:
             if tokenizer is None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from qwen3_data.runs.combine import find_gap
+from qwen3_model.command.plain_text import counted
 from qwen3_model.errors import FormatError
 from qwen3_model.text.sft import SftFile, open_sft
 from qwen3_model.text.tokenizer import Qwen3Tokenizer
@@ -65,7 +66,10 @@ def _lengths(file: SftFile) -> Iterator[str]:
     ends = np.concatenate([[0], np.cumsum(lengths)])
     packs = np.diff(ends[tokens.document_indices])
     if len(packs) and packs.max() > limit:
-        yield f"sequence {int(packs.argmax())} has {packs.max()} tokens, more than seq_length {limit}"
+        yield (
+            f"sequence {int(packs.argmax())} has {counted(packs.max(), 'token')}, more than seq_length "
+            f"{limit}"
+        )
     if len(packs) and packs.min() == 0:
         yield f"sequence {int(packs.argmin())} holds no conversation"
     begins = ends[:-1][lengths > 0]

@@ -7,6 +7,7 @@ import numpy as np
 
 from qwen3_data.encode.tokenizer_facts import read_tokenizer
 from qwen3_data.runs.combine import find_gap
+from qwen3_model.command.plain_text import counted
 from qwen3_model.command.progress import Progress
 from qwen3_model.errors import FormatError
 from qwen3_model.text.tokens import Manifest, TokenFile, open_tokens, read_manifest
@@ -65,8 +66,9 @@ def _missing_ends(tokens: TokenFile, manifest: Manifest, prefix: Path) -> Iterat
     if len(wrong):
         shown = stops[wrong[:SHOWN]].tolist()
         yield (
-            f"{prefix}: {len(wrong)} documents do not end with the end-of-document id {manifest.eod_id}, the "
-            f"first are sequences {shown}"
+            f"{prefix}: {counted(len(wrong), 'document')} without the end-of-document id {manifest.eod_id} "
+            "at the "
+            f"end; the first end with sequences {shown}"
         )
 
 

@@ -14,6 +14,7 @@ from qwen3_data.runs.provenance import joint_manifest, part_manifest
 from qwen3_data.write.token_writer import idx_header
 from qwen3_data.write.workspace import Workspace, refuse_existing_outputs
 from qwen3_model.command.files import require_free_space
+from qwen3_model.command.plain_text import counted
 from qwen3_model.errors import ConfigError, FormatError
 from qwen3_model.text.tokens import Manifest, TokenFile, manifest_json, open_tokens, read_manifest, sibling
 
@@ -124,7 +125,7 @@ def split_tokens(prefix: Path, output: Path, weights: Sequence[float], *, force:
         if first == last:
             raise ConfigError(
                 f"part {number} of {len(weights)} would hold no document; {prefix} has "
-                f"{tokens.num_documents} documents, so ask for fewer or more equal parts"
+                f"{counted(tokens.num_documents, 'document')}, so ask for fewer or more equal parts"
             )
     outputs = [output.with_name(f"{output.name}_{number:05d}") for number in range(len(weights))]
     refuse_existing_outputs(outputs, force=force)

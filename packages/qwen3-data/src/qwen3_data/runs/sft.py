@@ -25,6 +25,7 @@ from qwen3_data.input.sources import Source, find_sources, input_size, refuse_ch
 from qwen3_data.write.token_writer import TokenWriter, choose_dtype
 from qwen3_data.write.workspace import Workspace, check_rejects, refuse_existing_outputs, refuse_inputs
 from qwen3_model.command.files import write_text_atomically
+from qwen3_model.command.plain_text import counted
 from qwen3_model.command.progress import Progress
 from qwen3_model.errors import FormatError
 from qwen3_model.text.chat_encoding import FitCounts, encode_samples, fit_samples
@@ -186,7 +187,8 @@ class _SftRun:
     def _nothing_left(self) -> str:
         totals = self.totals
         what = (
-            f"{len(totals.rejects)} bad records, {totals.fit.num_dropped} samples too long for --seq-length"
+            f"{len(totals.rejects)} bad records, {counted(totals.fit.num_dropped, 'sample')} too long for "
+            "--seq-length"
         )
         names = ", ".join(source.name for source in self.sources[:3])
         return f"{names} gave no sample ({what} {self.settings.seq_length}); check the input"

@@ -10,6 +10,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen3_model.command.plain_text import counted
 from qwen3_model.errors import FormatError
 from qwen3_model.text.tokens import CODE_OF_DTYPE, HEADER, IDX_VERSION, MAGIC
 
@@ -107,7 +108,8 @@ class TokenWriter:
             lengths[last] += 1
         if len(lengths) and lengths.max() > MAX_SEQUENCE:
             raise FormatError(
-                f"document {self.num_documents + int(lengths.argmax())} has {lengths.max()} tokens, more "
+                f"document {self.num_documents + int(lengths.argmax())} has "
+                f"{counted(lengths.max(), 'token')}, more "
                 f"than the {MAX_SEQUENCE} that an index can hold; cut it in two"
             )
         self._append(ids_T, lengths[holds_text], np.cumsum(holds_text, dtype=INT64)[closes])

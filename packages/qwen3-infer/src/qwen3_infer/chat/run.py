@@ -13,6 +13,7 @@ from qwen3_infer.processes.shared_model import Sharing, open_model
 from qwen3_infer.settings.settings import RunSettings, make_decoding, open_run_folder
 from qwen3_infer.text.output import Part
 from qwen3_model.command.files import refuse_existing, write_text_atomically
+from qwen3_model.command.plain_text import counted
 from qwen3_model.errors import ConfigError, Qwen3Error
 
 
@@ -106,7 +107,10 @@ class Chat:
         if not self._terminal.quiet:
             speed = answer.num_tokens / max(answer.seconds, 1e-6)
             ends = {"length": ", cut at the longest length", "interrupted": ", stopped"}
-            facts = f"{answer.num_tokens} tokens, {speed:.1f} tokens/s{ends.get(answer.finish_reason, '')}"
+            facts = (
+                f"{counted(answer.num_tokens, 'token')}, {speed:.1f} "
+                f"tokens/s{ends.get(answer.finish_reason, '')}"
+            )
             self._terminal.note(facts)
 
 
@@ -148,7 +152,7 @@ def run_chat(
         if not terminal.quiet:
             thinks = "thinks first" if settings.thinking else "answers at once"
             terminal.note(
-                f"{folder.path.resolve().name}, {thinks}, {context_tokens} tokens of context. "
+                f"{folder.path.resolve().name}, {thinks}, {counted(context_tokens, 'token')} of context. "
                 "/help lists the commands, Ctrl-C stops an answer, Ctrl-D or /exit leaves."
             )
         Chat(conversation, terminal, model.check).run()

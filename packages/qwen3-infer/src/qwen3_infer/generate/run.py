@@ -17,6 +17,7 @@ from qwen3_infer.schedule.requests import PromptForm, Request, make_requests, sp
 from qwen3_infer.settings.settings import DEFAULT_RESULT, RunSettings, make_decoding, open_run_folder
 from qwen3_infer.text.prompts import read_prompts
 from qwen3_model.command.files import refuse_existing, require_writable
+from qwen3_model.command.plain_text import counted
 from qwen3_model.command.progress import Progress
 from qwen3_model.errors import ConfigError, UsageError
 from qwen3_model.ranks.layout_checks import split_problems
@@ -92,7 +93,8 @@ def _refuse_too_long(requests: list[Request], max_tokens: int | None) -> None:
     longest = max(requests, key=tokens_needed)
     if max_tokens is not None and tokens_needed(longest) > max_tokens:
         raise ConfigError(
-            f"{longest.prompt.where} with its completion needs {tokens_needed(longest)} tokens of the cache, "
+            f"{longest.prompt.where} with its completion needs {counted(tokens_needed(longest), 'token')} "
+            "of the cache, "
             f"more than --max-tokens-in-cache {max_tokens}; raise that, or lower --max-new-tokens"
         )
 
@@ -218,7 +220,7 @@ def _generate_all(
 def _speed(completions: list[Completion], elapsed_s: float) -> str:
     num_tokens = sum(len(completion.ids) for completion in completions)
     speed = num_tokens / elapsed_s
-    return f"{num_tokens} tokens in {elapsed_s:.1f} s, compilation included: {speed:.1f} tokens/s"
+    return f"{counted(num_tokens, 'token')} in {elapsed_s:.1f} s, compilation included: {speed:.1f} tokens/s"
 
 
 def _join(device: Device, num_ranks: int, rank: int) -> "Tp | None":

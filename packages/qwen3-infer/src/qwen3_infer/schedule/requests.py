@@ -8,6 +8,7 @@ from qwen3_infer.settings.settings import Decoding
 from qwen3_infer.text.messages import read_messages
 from qwen3_infer.text.prompt import encode_conversation
 from qwen3_infer.text.prompts import Prompt
+from qwen3_model.command.plain_text import counted
 from qwen3_model.errors import ConfigError, FormatError
 from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
@@ -130,8 +131,10 @@ def _fit(
     if len(ids) + wanted > context:
         if not truncate:
             raise ConfigError(
-                f"{where} has {len(ids)} tokens, which with {wanted} new ones exceeds the context of "
-                f"{context}; shorten it or pass --truncate to keep its last {context - wanted} tokens"
+                f"{where} has {counted(len(ids), 'token')}, which with {wanted} new ones exceeds the "
+                "context of "
+                f"{context}; shorten it or pass --truncate to keep its last "
+                f"{counted(context - wanted, 'token')}"
             )
         ids = ids[len(ids) + wanted - context :]
     return ids, min(decoding.max_new_tokens, context - len(ids))

@@ -26,6 +26,7 @@ from qwen3_infer.schedule.requests import Request
 from qwen3_infer.steps.pieces import PIECES, cut
 from qwen3_infer.steps.token_pool import TokenPool
 from qwen3_infer.text.text_stream import TextStream
+from qwen3_model.command.plain_text import counted
 from qwen3_model.errors import ConfigError, Qwen3Error, WeightError
 from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
@@ -73,8 +74,10 @@ class Scheduler:
         num_needed = self.pool.size_for(tokens_needed(request))
         if num_needed > self.pool.num_tokens:
             raise ConfigError(
-                f"a prompt of {len(request.prompt_ids)} tokens with {request.max_new_tokens} new ones takes "
-                f"{num_needed} tokens of a cache that has {self.pool.num_tokens}; shorten one of them"
+                f"a prompt of {counted(len(request.prompt_ids), 'token')} with {request.max_new_tokens} new "
+                "ones takes "
+                f"{counted(num_needed, 'token')} of a cache that has {self.pool.num_tokens}; shorten one of "
+                "them"
             )
 
     def submit(self, request: Request) -> Job:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from qwen3_infer.device import Device
 from qwen3_infer.processes.shared_model import Sharing, open_model
 from qwen3_infer.settings.settings import RunSettings, make_decoding, open_run_folder
-from qwen3_model.command.plain_text import one_line
+from qwen3_model.command.plain_text import counted, one_line
 from qwen3_model.errors import Qwen3Error, UsageError
 
 if TYPE_CHECKING:
@@ -110,7 +110,8 @@ def run_serve(
         )
         worker = Worker(scheduler, max_queue=serve.max_queue, note=note)
         note(
-            f"{service.name}: {engine.num_rows} requests at once, {engine.num_tokens} tokens in the cache, "
+            f"{service.name}: {counted(engine.num_rows, 'request')} at once, "
+            f"{counted(engine.num_tokens, 'token')} in the cache, "
             f"{context_tokens} of one request"
         )
         serve_app(service, worker, serve, door, note, model.check)

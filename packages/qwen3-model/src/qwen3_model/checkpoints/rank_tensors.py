@@ -24,6 +24,7 @@ from qwen3_model.checkpoints.safetensors_file import SafetensorsFile, TensorPlan
 from qwen3_model.checkpoints.strategies import MERGED_FILES, Stages, find_strategy, read_stages
 from qwen3_model.checkpoints.strategy import TensorLayout
 from qwen3_model.checkpoints.tensors import Tensors
+from qwen3_model.command.plain_text import counted
 from qwen3_model.errors import ConfigError, FormatError, WeightError
 
 MAX_NAMED = 8
@@ -180,13 +181,14 @@ def _check_devices(files: Files, stages: Stages, sizes: dict[int, int]) -> None:
         uneven = [name for name, layout in layouts.items() if layout.num_devices() != sizes[stage]]
         if uneven:
             raise FormatError(
-                f"stage {stage} of the strategy has {sizes[stage]} devices, but not for {uneven[0]}"
+                f"stage {stage} of the strategy has {counted(sizes[stage], 'device')}, but not for "
+                f"{uneven[0]}"
             )
     total = sum(sizes.values())
     beyond = [rank for rank in files if rank >= total]
     if beyond:
         raise FormatError(
-            f"the strategy is for {total} devices, but there is a rank_{beyond[0]}; "
+            f"the strategy is for {counted(total, 'device')}, but there is a rank_{beyond[0]}; "
             "it is of another run or lacks stages"
         )
 

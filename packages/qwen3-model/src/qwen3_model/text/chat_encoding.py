@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen3_model.command.plain_text import counted
 from qwen3_model.text.chat_pieces import Piece
 from qwen3_model.text.packing import ChatSample
 from qwen3_model.text.tokenizer import Qwen3Tokenizer
@@ -88,7 +89,7 @@ def fit_samples(
             if drop or not sample.mask_L[1:limit].any():
                 counts.num_dropped += 1
                 if len(counts.dropped) < SHOWN:
-                    counts.dropped.append(f"{origin} ({length} tokens)")
+                    counts.dropped.append(f"{origin} ({counted(length, 'token')})")
                 continue
             counts.num_truncated += 1
             fitted = ChatSample(sample.ids_L[:limit], sample.mask_L[:limit])

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3_model.command.file_map import map_file, read_mapped
+from qwen3_model.command.plain_text import counted
 from qwen3_model.command.small_files import read_small_text
 from qwen3_model.errors import ConfigError, FormatError
 
@@ -184,8 +185,9 @@ def open_tokens(prefix: Path, *, checks: bool = True) -> TokenFile:
     # A multimodal index has one mode byte per sequence behind the rest.
     if idx_bytes not in (end, end + num_sequences):
         raise FormatError(
-            f"{idx_path} has {idx_bytes} bytes, but its header promises {end} ({num_sequences} sequences, "
-            f"{num_indices - 1} documents); it was cut or damaged, so make it again"
+            f"{idx_path} has {counted(idx_bytes, 'byte')}, but its header promises {end} "
+            f"({counted(num_sequences, 'sequence')}, "
+            f"{counted(num_indices - 1, 'document')}); it was cut or damaged, so make it again"
         )
     bin_bytes = bin_path.stat().st_size
     if bin_bytes % dtype.itemsize:
@@ -254,7 +256,8 @@ def check_index(tokens: TokenFile) -> None:
         if bad.any():
             sequence = first + int(np.argmax(bad))
             raise FormatError(
-                f"{path}: sequence {sequence} ({tokens.sequence_lengths[sequence]} tokens from byte "
+                f"{path}: sequence {sequence} ({counted(tokens.sequence_lengths[sequence], 'token')} from "
+                "byte "
                 f"{tokens.pointers[sequence]}) leaves its .bin of {bin_bytes} bytes; the two files are of "
                 "different runs or one was cut"
             )
@@ -289,8 +292,10 @@ def read_manifest(prefix: Path) -> Manifest | None:
         found = (num_sequences, num_indices - 1, bin_path.stat().st_size // dtype.itemsize)
         if found != (manifest.num_sequences, manifest.num_documents, manifest.num_tokens):
             raise FormatError(
-                f"{path} speaks of {manifest.num_documents} documents, {manifest.num_tokens} tokens, but the "
-                f"files beside it hold {found[1]} documents, {found[2]} tokens; they are of different runs, "
+                f"{path} speaks of {counted(manifest.num_documents, 'document')}, "
+                f"{counted(manifest.num_tokens, 'token')}, but the "
+                f"files beside it hold {counted(found[1], 'document')}, {counted(found[2], 'token')}; they "
+                "are of different runs, "
                 "so preprocess again"
             )
     return manifest

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from qwen3_model.command.plain_text import counted
 from qwen3_model.errors import ConfigError
 from qwen3_train.checkpoints.checkpoint import TrainState, read_epoch, read_state
 from qwen3_train.checkpoints.source import ResumeSource
@@ -75,7 +76,8 @@ def continue_plan(
         changed = _other_data(plan, state.global_step, epoch, settings.resume.data_skip_steps)
         notes.append(
             f"ignore_data_skip: the data are others{difference}; epoch {changed.start.epoch + 1} begins with "
-            f"their sample {changed.start.samples}, and the run will have {changed.num_steps} steps"
+            f"their sample {changed.start.samples}, and the run will have "
+            f"{counted(changed.num_steps, 'step')}"
         )
         return Resumed(plan=changed, steps_done=state.global_step, best=best)
     return Resumed(plan=_continued(plan, state, notes), steps_done=state.global_step, best=best)
@@ -152,7 +154,7 @@ def _other_data(plan: BatchPlan, steps: int, epochs: int, skip: int) -> BatchPla
     start = Start(steps, epochs, samples=skip * plan.global_batch)
     if start.samples >= plan.num_samples:
         raise ConfigError(
-            f"data_skip_steps={skip} leaves nothing of {plan.num_samples} samples in steps of "
+            f"data_skip_steps={skip} leaves nothing of {counted(plan.num_samples, 'sample')} in steps of "
             f"{plan.global_batch}"
         )
     if start.epoch >= plan.num_epochs:
@@ -175,9 +177,11 @@ def _continued(plan: BatchPlan, state: TrainState, notes: list[str]) -> BatchPla
         return replace(plan, start=state.start)
     changed = replace(plan, start=before.after(state.global_step))
     notes.append(
-        f"the global batch is {plan.global_batch} samples where it was {before.global_batch}: the run goes "
+        f"the global batch is {counted(plan.global_batch, 'sample')} where it was {before.global_batch}: "
+        "the run goes "
         f"on after sample {changed.start.samples} of epoch {changed.start.epoch + 1}, so that each sample "
-        f"still comes once an epoch; it will have {changed.num_steps} steps instead of {before.num_steps}, "
+        f"still comes once an epoch; it will have {counted(changed.num_steps, 'step')} instead of "
+        f"{before.num_steps}, "
         "and the learning rate follows the number of the step"
     )
     return changed

@@ -7,6 +7,7 @@ from pathlib import Path
 from qwen3_model.checkpoints.fused import MOMENTS
 from qwen3_model.checkpoints.rank_tensors import cut_of, strategy_path
 from qwen3_model.checkpoints.strategy import TensorLayout, read_strategy, write_strategy
+from qwen3_model.command.plain_text import counted
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError
 from qwen3_model.ranks.layout import Layout, placement
@@ -95,7 +96,8 @@ def refuse_other_layout(settings: TrainSettings) -> None:
         is_same &= all(cut_of(found[name], rank) == cut_of(wanted[name], rank) for name in both)
     if not is_same:
         raise ConfigError(
-            f"{folder} holds a run of another layout ({len(paths)} ranks); to go on under this one give a "
+            f"{folder} holds a run of another layout ({counted(len(paths), 'rank')}); to go on under this "
+            "one give a "
             f"new --output_dir and --load_checkpoint {folder}"
         )
 

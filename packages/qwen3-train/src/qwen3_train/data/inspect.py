@@ -56,7 +56,7 @@ def inspect_data(
     if tokenizer is None:
         yield "no tokenizer (give --pretrained_model_dir), so ids are shown"
     samples = counted(len(data.train), "sample")
-    yield f"{samples} of {settings.data.seq_length} tokens{_choices(settings.data)}"
+    yield f"{samples} of {counted(settings.data.seq_length, 'token')}{_choices(settings.data)}"
     for number in range(first, min(first + count, len(data.train))):
         yield from show_sample(data, number, tokenizer, table=table, color=color)
 
@@ -91,7 +91,7 @@ def show_sample(
     for begin, end in pairwise(borders):
         positions = sample.position_ids_L[begin:end]
         if data.stop_ids and end == len(sample.input_ids_L) and _is_padding(sample, begin):
-            yield f"-- {end - begin} tokens of padding"
+            yield f"-- {counted(end - begin, 'token')} of padding"
             continue
         yield (
             f"-- document {sample.document_ids_L[begin]}: places {begin} to {end - 1}, positions "

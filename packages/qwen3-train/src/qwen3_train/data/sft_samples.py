@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from qwen3_model.command.files import write_atomically
+from qwen3_model.command.plain_text import counted
 from qwen3_model.command.progress import Progress
 from qwen3_model.errors import FormatError
 from qwen3_model.text.chat_encoding import FitCounts, encode_samples, encode_with, fit_samples
@@ -46,13 +47,14 @@ class SampleCounts:
         notes = []
         if self.fit.num_dropped:
             notes.append(
-                f"{self.fit.num_dropped} conversations are left out, since no token to learn lies within "
+                f"{counted(self.fit.num_dropped, 'conversation')} left out, since no token to learn lies "
+                "within "
                 f"seq_length {seq_length}: {_first(self.fit.dropped, self.fit.num_dropped)}"
             )
         if self.fit.num_truncated:
-            notes.append(f"{self.fit.num_truncated} conversations are cut to seq_length {seq_length}")
+            notes.append(f"{counted(self.fit.num_truncated, 'conversation')} cut to seq_length {seq_length}")
         if self.num_bad:
-            notes.append(f"{self.num_bad} records are skipped: {_first(self.bad, self.num_bad)}")
+            notes.append(f"{counted(self.num_bad, 'record')} skipped: {_first(self.bad, self.num_bad)}")
         if self.num_without_thought:
             notes.append(
                 f"{self.num_without_thought} answers are learned without the thought of their record, which "

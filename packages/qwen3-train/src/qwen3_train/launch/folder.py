@@ -58,7 +58,7 @@ def write_run(run: PreparedRun, config: RunConfig, log: RunLog) -> None:
     epochs, each = counted(plan.num_epochs, "epoch"), counted(plan.steps_per_epoch, "step")
     log.line(
         f"model of {settings.model.num_parameters():,} parameters; {steps} of {samples} of "
-        f"{settings.data.seq_length} tokens ({epochs} of {each})"
+        f"{counted(settings.data.seq_length, 'token')} ({epochs} of {each})"
     )
     if settings.layout.num_ranks > 1:
         log.line(f"{settings.layout.num_ranks} processes: {_layout_words(settings)}")

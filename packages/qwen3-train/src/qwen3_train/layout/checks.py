@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from qwen3_model.command.plain_text import counted
 from qwen3_model.config import Qwen3Config
 from qwen3_model.ranks.layout import Layout
 from qwen3_model.ranks.layout_checks import TP, near_divisors, split_problems
@@ -100,7 +101,8 @@ def batch_problems(dp: int, batch_size: int, passes: int, num_samples: int | Non
     global_batch = dp * batch_size * passes
     if num_samples is not None and not problems and global_batch > num_samples:
         problems.append(
-            f"a step takes {global_batch} samples (batch_size {batch_size} x {passes} forward passes x "
+            f"a step takes {counted(global_batch, 'sample')} (batch_size {batch_size} x {passes} forward "
+            "passes x "
             f"data_parallel {dp}) but an epoch has {num_samples}; use a smaller batch or more data"
         )
     return problems

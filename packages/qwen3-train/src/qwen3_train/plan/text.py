@@ -25,15 +25,17 @@ def _head(plan: Plan) -> list[str]:
     passes = f"rows {settings.micro_batch} x forward passes {settings.passes} x dp {layout.data_parallel}"
     steps = settings.steps_per_epoch
     epochs = (
-        f"{steps:,} steps in an epoch, {steps * settings.epochs:,} in all"
+        f"{counted(steps, 'step', ',')} in an epoch, {steps * settings.epochs:,} in all"
         if steps is not None
         else "steps: the data decide"
     )
     return [
-        f"Model    {model.num_parameters():,} parameters, {model.num_layers} layers, vocabulary "
+        f"Model    {counted(model.num_parameters(), 'parameter', ',')}, "
+        f"{counted(model.num_layers, 'layer')}, vocabulary "
         f"{model.vocab_size}",
         f"Layout   {_layout(settings)} = {_devices(layout.num_ranks)}, recomputation {settings.recompute}",
-        f"Batch    {settings.global_batch:,} samples = {passes}; {settings.tokens_per_step:,} tokens; "
+        f"Batch    {counted(settings.global_batch, 'sample', ',')} = {passes}; "
+        f"{counted(settings.tokens_per_step, 'token', ',')}; "
         f"{epochs}",
     ]
 

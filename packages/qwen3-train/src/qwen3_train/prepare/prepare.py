@@ -8,6 +8,7 @@ from qwen3_model.checkpoints.adapters import base_fingerprint
 from qwen3_model.checkpoints.checkpoint_files import is_hf_folder
 from qwen3_model.checkpoints.weight_files import open_weight_files
 from qwen3_model.command.files import require_free_space
+from qwen3_model.command.plain_text import counted
 from qwen3_model.errors import ConfigError
 from qwen3_train.checkpoints.lora_base import find_base
 from qwen3_train.checkpoints.other_layout import make_room_for_layout
@@ -165,7 +166,8 @@ def _adapter_notes(settings: TrainSettings) -> Iterator[str]:
 def _step_notes(settings: TrainSettings, plan: BatchPlan, last_step: int) -> Iterator[str]:
     if (warmup := warmup_length(settings.lr_schedule, plan.num_steps)) > last_step:
         yield (
-            f"the warm-up takes {warmup} steps and the run {last_step}, so the learning rate is never reached"
+            f"the warm-up takes {counted(warmup, 'step')} and the run {last_step}, so the learning rate is "
+            "never reached"
         )
     left = plan.num_samples % plan.global_batch
     if left and not isinstance(settings.data, DataSettings):
@@ -189,7 +191,8 @@ def _evaluation_notes(settings: TrainSettings, plan: BatchPlan, num_valid: int) 
 def _finished(resumed: Resumed, last_step: int) -> str:
     if resumed.steps_done < last_step:
         return (
-            f"was ended by EarlyStopping, {resumed.best.waited} evaluations after the lowest loss; raise its "
+            f"was ended by EarlyStopping, {counted(resumed.best.waited, 'evaluation')} after the lowest "
+            "loss; raise its "
             "patience to train longer"
         )
     if last_step < resumed.plan.num_steps:
@@ -239,7 +242,7 @@ def _plan(settings: TrainSettings, train: Dataset) -> BatchPlan:
     )
     if plan.num_steps < 1:
         raise ConfigError(
-            f"one step takes {plan.global_batch} samples (batch_size {settings.batch_size} x "
+            f"one step takes {counted(plan.global_batch, 'sample')} (batch_size {settings.batch_size} x "
             f"{settings.passes} forward passes x data_parallel {plan.num_replicas}) but the data give "
             f"{num_samples} of seq_length {settings.data.seq_length}; {_smaller(settings, num_samples)}"
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qwen3_model.command.plain_text import counted
 from qwen3_model.command.progress import clock
 from qwen3_model.errors import FormatError
 from qwen3_train.checkpoints.run_folder import METRICS, RESOLVED_CONFIG, STARTS
@@ -72,7 +73,7 @@ class Run:
         total_s = sum(line["step_time_s"] for line in steps)
         yield "time", f"{clock(total_s)} in steps, {first['step_time_s']:.1f} s for the first"
         if skipped := sum("skipped_in_row" in line for line in self.lines):
-            yield "skipped", f"{skipped} steps whose gradients were not usable"
+            yield "skipped", f"{counted(skipped, 'step')} whose gradients were not usable"
         if "memory_gb" in last:
             yield "memory", f"{last['memory_gb']:.2f} GB at the most"
         if evaluations:

@@ -151,7 +151,7 @@ class TrainingLoop:
         self._finish_writing()
         self.log.line(
             f"EarlyStopping: eval_loss was lowest at step {self.best.step} ({self.best.loss:.6f}), "
-            f"{self.best.waited} evaluations ago; the run ends after step {number}"
+            f"{counted(self.best.waited, 'evaluation')} ago; the run ends after step {number}"
         )
 
     def _finish_writing(self) -> None:

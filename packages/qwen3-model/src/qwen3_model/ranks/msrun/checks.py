@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from qwen3_model.command.plain_text import counted
 from qwen3_model.errors import ConfigError
 
 PORTS = range(1024, 65536)
@@ -59,7 +60,8 @@ def check_launch(settings: LaunchSettings, *, num_devices: int | None = None) ->
     problems = _number_problems(settings)
     if num_devices is not None and settings.local_worker_num > num_devices:
         problems.append(
-            f"--local-worker-num {settings.local_worker_num} exceeds the {num_devices} devices of this "
+            f"--local-worker-num {settings.local_worker_num} exceeds the {counted(num_devices, 'device')} "
+            "of this "
             "machine; start fewer workers here or use more nodes"
         )
     if not problems:
