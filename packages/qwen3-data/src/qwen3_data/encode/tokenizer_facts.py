@@ -90,7 +90,7 @@ class TokenizerFile:
 
 
 def _is_sound(parsed: dict[str, Any]) -> bool:
-    """Say whether what is read here has the form that `tokenizers` demands, which says so a second later."""
+    """Return whether what is read here has the form that `tokenizers` demands, a second earlier than it."""
     added = parsed.setdefault("added_tokens", [])
     if not isinstance(added, list) or not all(isinstance(entry, dict) for entry in added):
         return False

@@ -176,7 +176,7 @@ def rank_steps(checkpoint_dir: Path) -> dict[int, list[EpochStep]]:
 
 
 def is_hf_folder(source: Path) -> bool:
-    """Say whether weights are a Hugging Face folder; a run has its config.json, too."""
+    """Return whether weights are a Hugging Face folder; a run has its config.json, too."""
     return (source / "config.json").is_file() and not (source / "checkpoint").is_dir()
 
 

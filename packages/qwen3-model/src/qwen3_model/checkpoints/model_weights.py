@@ -58,7 +58,7 @@ def find_weights(
 
 
 def _is_run_state(name: str, tensor: LazyTensor) -> bool:
-    """Say whether a tensor is a moment, or a counter such as global_step."""
+    """Return whether a tensor is a moment, or a counter such as global_step."""
     return name.startswith(MOMENTS) or ("." not in name and math.prod(tensor.plan.shape) == 1)
 
 

@@ -110,7 +110,7 @@ def count_non_finite(tensor: LazyTensor, count: Callable[[float], None] = lambda
 
 
 def is_finite(raw: np.ndarray, dtype: str) -> bool:
-    """Say whether raw F32, F16 or BF16 data hold neither NaN nor infinity; allocates nothing."""
+    """Return whether raw F32, F16 or BF16 data hold neither NaN nor infinity; allocates nothing."""
     unsigned, mask = EXPONENT[dtype]
     bits = np.ascontiguousarray(raw).view(unsigned)
     if not bits.size:

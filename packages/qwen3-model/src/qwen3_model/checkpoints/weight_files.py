@@ -118,12 +118,12 @@ def open_checkpoint(source: Path, *, suffix: str | None = None, strategy: Path |
 
 
 def is_distributed(source: Path) -> bool:
-    """Say whether a folder holds `rank_0`, ..., itself or in its `checkpoint` folder."""
+    """Return whether a folder holds `rank_0`, ..., itself or in its `checkpoint` folder."""
     return rank_parent(source) is not None
 
 
 def is_no_model_folder(source: Path) -> bool:
-    """Say whether a folder holds weights in another form than a Hugging Face model folder."""
+    """Return whether a folder holds weights in another form than a Hugging Face model folder."""
     if any((source / name).exists() for name in (SINGLE_FILE, INDEX_FILE)):
         return False
     merged = any(found for depth in ("", "*/", "*/*/") for found in source.glob(f"{depth}{NAME_MAP}"))

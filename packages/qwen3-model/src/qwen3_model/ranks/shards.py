@@ -41,7 +41,7 @@ class Whole:
         return x_MD
 
     def is_partial(self, name: str) -> bool:
-        """Say whether the gradient of `name` is only this rank's part."""
+        """Return whether the gradient of `name` is only this rank's part."""
         return False
 
 
@@ -63,7 +63,7 @@ class Shards:
         return self.group.scatter_rows(x_MD) if self.splits_rows else self._reduce(x_MD)
 
     def is_partial(self, name: str) -> bool:
-        """Say whether the gradient of `name` is only this rank's part."""
+        """Return whether the gradient of `name` is only this rank's part."""
         if fnmatchcase(name, ADAPTER):
             return "tp" not in placement(name)
         patterns = (ROW_WISE,) if self.splits_rows else ALWAYS_PARTIAL

@@ -55,7 +55,7 @@ def _has_content(path: Path) -> bool:
 
 
 def _is_failed_start(output_dir: Path) -> bool:
-    """Say whether a start of a run has left its description alone: no step and no checkpoint."""
+    """Return whether a start of a run has left its description alone: no step and no checkpoint."""
     metrics = output_dir / METRICS
     has_steps = metrics.exists() and metrics.stat().st_size > 0
     return (output_dir / RESOLVED_CONFIG).is_file() and not has_steps and not _has_checkpoint(output_dir)

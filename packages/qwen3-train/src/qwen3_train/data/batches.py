@@ -86,7 +86,7 @@ def weighted(batches: list[Batch], counted: int) -> list[Batch]:
 
 
 def all_tokens_count(dataset: Dataset, options: DocumentOptions) -> bool:
-    """Say whether every token carries loss, so that a step's count is known without reading it."""
+    """Return whether every token carries loss, so that a step's count is known without reading it."""
     is_text = isinstance(dataset, GptDataset | BlendedDataset)
     return is_text and options.pad < 0 and not options.eod_mask_loss
 

@@ -68,12 +68,12 @@ def stage_names(config: Qwen3Config, pp: int, offset: Sequence[int], stage: int)
 
 
 def is_shared_out(shape: tuple[int, ...], num_replicas: int) -> bool:
-    """Say whether the moments of a weight are cut, of `shape` on this rank."""
+    """Return whether the moments of a weight are cut, of `shape` on this rank."""
     return num_replicas > 1 and math.prod(shape) % num_replicas == 0
 
 
 def is_cut_by_rows(shape: tuple[int, ...], num_replicas: int) -> bool:
-    """Say whether each replica's moments of a weight are rows of it, as strategy files can say it.
+    """Return whether each replica's moments of a weight are rows of it, as strategy files can say it.
 
     Else they are cut by elements, in the order in which they lie in memory, and checkpoints have them whole.
     """

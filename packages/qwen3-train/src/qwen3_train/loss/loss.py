@@ -111,7 +111,7 @@ class TiedLookup(nn.Cell):
 
 
 def _trains_table(model: Qwen3ForCausalLM) -> bool:
-    """Say whether the embedding itself takes gradients; under adapters it is frozen, or another cell."""
+    """Return whether the embedding itself takes gradients; under adapters it is frozen, or another cell."""
     embedding = model.model.embed_tokens
     return type(embedding) is Embedding and embedding.weight.requires_grad
 

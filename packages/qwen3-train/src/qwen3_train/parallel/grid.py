@@ -49,7 +49,7 @@ class Grid:
         return self.layout.coordinates(self.rank)[2]
 
     def counts(self, name: str, *, is_cut: bool = False) -> bool:
-        """Say whether this rank counts what it has of the weight `name` in sums over all ranks.
+        """Return whether this rank counts what it has of the weight `name` in sums over all ranks.
 
         Each is counted once; where `is_cut`, each replica counts rows of its own.
         """
@@ -60,7 +60,7 @@ class Grid:
         return self.ends.index == 0 or "embed_tokens" not in name
 
     def has_loss(self) -> bool:
-        """Say whether this rank counts its replica's loss."""
+        """Return whether this rank counts its replica's loss."""
         return self.part.is_last and self.shard == 0
 
 

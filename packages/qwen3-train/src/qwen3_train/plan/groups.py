@@ -34,7 +34,7 @@ def groups_of_stage(settings: PlanSettings, stage: int) -> tuple[str, ...]:
 
 
 def is_own(settings: PlanSettings, size: int) -> bool:
-    """Say whether ranks of such a number make a group of their own."""
+    """Return whether ranks of such a number make a group of their own."""
     return size > 1 and not (settings.is_fused and size == settings.layout.num_ranks)
 
 

@@ -240,7 +240,7 @@ def _waiting(settings: PlanSettings, stage: int) -> int:
 
 
 def _keeps_layer_inputs(settings: PlanSettings, stage: int) -> bool:
-    """Say whether layers that are recomputed whole take their inputs from the forward pass of their stage."""
+    """Return whether layers that are recomputed whole have their inputs from their stage's forward pass."""
     return settings.is_fused and settings.recompute == "full" and stage < settings.layout.pp - 1
 
 

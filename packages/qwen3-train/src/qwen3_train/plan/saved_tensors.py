@@ -52,7 +52,7 @@ class SavedTensor:
         return math.prod(self.shape) * self.item_bytes
 
     def is_kept(self, recompute: str) -> bool:
-        """Say whether it survives `recompute`, one of none, selective, full."""
+        """Return whether it survives `recompute`, one of none, selective, full."""
         if recompute == "none" or not self.dropped_by:
             return True
         return recompute == "selective" and self.dropped_by == "full"

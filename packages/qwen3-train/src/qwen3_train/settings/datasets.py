@@ -82,7 +82,7 @@ def read_samples(config: RunConfig) -> Samples:
 
 
 def _names_data(section: Mapping[str, Any]) -> bool:
-    """Say whether a section names data whose length does not stand in a file of theirs."""
+    """Return whether a section names data whose length does not stand in a file of theirs."""
     loader = section.get("data_loader") or {}
     entries = loader.get("datasets") or [loader]
     if SFT_FILE in (loader.get("type"), *(entry.get("type") for entry in entries)):

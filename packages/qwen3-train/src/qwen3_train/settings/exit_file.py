@@ -19,7 +19,7 @@ def read_exit_file(config: RunConfig) -> Path | None:
 
 
 def asks_to_exit(path: Path) -> bool:
-    """Say whether the file has GracefulExit of 1; one that is missing or half written asks for nothing."""
+    """Return whether the file has GracefulExit of 1; one that is missing or half written asks for nothing."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -47,7 +47,7 @@ class Recompute:
         return "selective" if is_selective else None
 
     def is_whole(self, stage: int, layer: int) -> bool:
-        """Say whether a layer, counted within its stage, is recomputed whole."""
+        """Return whether a layer, counted within its stage, is recomputed whole."""
         return _covers(self.whole, stage, layer)
 
     def parts_of(self, stage: int, layer: int) -> frozenset[str]:

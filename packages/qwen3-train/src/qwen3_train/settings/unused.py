@@ -189,5 +189,5 @@ def _callbacks(config: RunConfig) -> Iterator[str]:
 
 
 def _says_something(value: Any) -> bool:
-    """Say whether a value would change anything; mindformers' YAMLs state many that switch something off."""
+    """Return whether a value would change anything; in mindformers' YAMLs many switch something off."""
     return value not in (None, False, 0, "", [], {})

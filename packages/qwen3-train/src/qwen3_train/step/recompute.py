@@ -63,7 +63,7 @@ def _apply_to_parts(
 
 
 def is_recomputed(layer: nn.Cell) -> bool:
-    """Say whether all of a layer is computed again; on a CPU none is."""
+    """Return whether all of a layer is computed again; on a CPU none is."""
     return getattr(layer, "is_recomputed", False)
 
 

@@ -50,7 +50,7 @@ class StepProfiler:
 
 
 def _is_asked(settings: ProfileSettings, grid: Grid) -> bool:
-    """Say whether a rank records: all do, unless some are named, one of each stage is wanted, or both."""
+    """Return whether a rank records: all do, unless some are named, one of each stage is wanted, or both."""
     if settings.rank_ids is None and not settings.one_of_each_stage:
         return True
     is_first_of_stage = grid.replica == 0 and grid.shard == 0

@@ -33,7 +33,7 @@ class LiveLine:
             sys.stderr.write("\n")
 
     def is_due(self) -> bool:
-        """Say whether it is time for a new text, which may cost a read of a shared file; never when quiet."""
+        """Return whether a new text is due, which may cost a read of a shared file; False when quiet."""
         wait_s = REFRESH_S if self._is_terminal or not self._text else PLAIN_S
         if self._quiet or time.monotonic() - self._asked_s < wait_s:
             return False

@@ -53,12 +53,12 @@ def end_job(job: str, *, patience_s: float = PATIENCE_S) -> int:
 
 
 def is_alive(pid: int) -> bool:
-    """Say whether `pid` runs; a zombie does not."""
+    """Return whether `pid` runs; a zombie does not."""
     return _state(pid) not in ("", "Z", "X")
 
 
 def is_suspended(pid: int) -> bool:
-    """Say whether `pid` stands still by SIGSTOP or a debugger."""
+    """Return whether `pid` stands still by SIGSTOP or a debugger."""
     return _state(pid) in ("T", "t")
 
 
