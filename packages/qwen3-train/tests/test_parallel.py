@@ -34,61 +34,53 @@ STEPS, HALF = 20, 10
 LONGEST_S = 1200
 
 TP2, DP2, CP2 = {"model_parallel": 2}, {"data_parallel": 2}, {"context_parallel": 2}
+SP = {"use_seq_parallel": True}
 PP2 = {"pipeline_stage": 2, "micro_batch_num": 4}
-# name: layout, and keys besides; the moments are shared out under "zero1".
-LAYOUTS = {
+# Compiling is most of a run, and a graph for evaluation costs as much as one of a step. So a layout has both
+# kinds of model where its ranks exchange other things for each, keys that do not touch each other share a
+# run, and each way to evaluate is compared once.
+ACCUMULATED = {"runner_config__gradient_accumulation_steps": 2}
+SHARED = {"callbacks__1__remove_redundancy": True}
+SELECT = {"recompute_config": {"recompute": [1, 0], "select_recompute": True}}
+# name, with its kind of model at its end: layout, and keys besides; the moments are shared out under "zero1".
+RUNS = {
     2: {
-        "tp2": (TP2, {}),
-        "tp2 sp": (TP2 | {"use_seq_parallel": True}, {}),
-        "dp2": (DP2, {}),
-        "dp2 zero1": (DP2, {}),
-        "dp2 shared": (DP2, {"callbacks__1__remove_redundancy": True}),
-        "pp2": (PP2, {}),
-        "cp2": (CP2, {}),
+        "tp2 tied": (TP2, {}),
+        "tp2 mindformers untied": (TP2, {"load_checkpoint": "mindformers"}),
+        "tp2 sp recompute untied": (TP2 | SP, {"recompute_config": {"recompute": True}}),
+        "dp2 tied": (DP2, {}),
+        "dp2 zero1 tied": (DP2, {}),
+        "dp2 zero1 untied": (DP2, {}),
+        "dp2 shared tied": (DP2, SHARED),
+        "pp2 accumulated tied": (PP2 | {"micro_batch_num": 2}, ACCUMULATED),
+        "pp2 select tied": (PP2, SELECT),
+        "pp2 untied": (PP2, {}),
+        "cp2 tied": (CP2, {}),
     },
     4: {
-        "tp2 pp2": (TP2 | PP2, {}),
-        "dp2 tp2 sp zero1": (
-            DP2 | TP2 | {"use_seq_parallel": True},
-            {"runner_config__gradient_accumulation_steps": 2},
-        ),
-        "dp2 pp2": (DP2 | PP2 | {"micro_batch_num": 2}, {}),
-        "cp2 tp2 sp zero1": (CP2 | TP2 | {"use_seq_parallel": True}, {}),
+        "tp2 pp2 tied": (TP2 | PP2, {}),
+        "tp2 pp2 chunks untied": (TP2 | PP2, {}),
+        "dp2 tp2 sp zero1 tied": (DP2 | TP2 | SP, ACCUMULATED),
+        "dp2 pp2 untied": (DP2 | PP2 | {"micro_batch_num": 2}, {}),
+        "cp2 tp2 sp zero1 untied": (CP2 | TP2 | SP, {}),
     },
 }
-ONCE = {
-    "tp2 accumulated": (TP2, {"runner_config__gradient_accumulation_steps": 2}),
-    "pp2 accumulated": (PP2 | {"micro_batch_num": 2}, {"runner_config__gradient_accumulation_steps": 2}),
-    "tp2 recompute": (TP2, {"recompute_config": {"recompute": True}}),
-    "pp2 select": (PP2, {"recompute_config": {"recompute": [1, 0], "select_recompute": True}}),
-}
+SINGLE = ("single tied", "single untied")
+EVALUATED = ("tp2 tied", "pp2 untied", "dp2 zero1 untied", "tp2 pp2 tied", "cp2 tp2 sp zero1 untied")
 # name: layout, run whose middle is gone on from, arguments
 RESUMED = {
     2: {
         "tp2 again": ("tp2", "tp2", ()),
         "tp2 from dp2 zero1": ("tp2", "dp2 zero1", ()),
-        "pp2 from dp2 zero1": ("pp2", "dp2 zero1", ()),
-        "cp2 from dp2 zero1": ("cp2", "dp2 zero1", ()),
-        "tp2 from one process": ("tp2", "single", ()),
+        "pp2 from dp2 shared": ("pp2 select", "dp2 shared", ()),
+        "cp2 from one process": ("cp2", "single", ()),
         "dp2 shared again": ("dp2 shared", "dp2 shared", ()),
-        "tp2 from dp2 shared": ("tp2", "dp2 shared", ()),
         # Two replicas of the old batch: 16 samples a step where there were 8.
         "dp2 of twice the batch": ("dp2", "tp2", ("--runner_config.batch_size", "8")),
     },
     4: {"dp2 tp2 sp zero1 from tp2 pp2": ("dp2 tp2 sp zero1", "tp2 pp2", ())},
 }
 MOVED = [name for runs in RESUMED.values() for name, (_, _, arguments) in runs.items() if not arguments]
-RUNS = {
-    worker_num: {
-        f"{name} {kind}": (kind, parallel, changes)
-        for name, (parallel, changes) in layouts.items()
-        for kind in ("tied", "untied")
-    }
-    for worker_num, layouts in LAYOUTS.items()
-}
-RUNS[2] |= {f"{name} tied": ("tied", parallel, changes) for name, (parallel, changes) in ONCE.items()}
-RUNS[4]["tp2 pp2 chunks untied"] = ("untied", TP2 | PP2, {})
-RUNS[2]["tp2 mindformers untied"] = ("untied", TP2, {"load_checkpoint": "mindformers"})
 ALL = [name for runs in RUNS.values() for name in runs]
 
 
@@ -135,11 +127,13 @@ def values_of(folder, hf_dir):
     """Return a function that gives a run's YAML."""
     prefix = write_tokens(folder / "tiny_text_document", counting_documents(260), eod_id=1)
 
-    def values(name, kind, parallel, changes):
+    def values(name, parallel, changes):
+        kind = name.split()[-1]
         passes = parallel.get("micro_batch_num", 1) * parallel.get("data_parallel", 1)
         passes *= changes.get("runner_config__gradient_accumulation_steps", 1)
         own = {
-            "use_parallel": bool(parallel), "parallel_config": parallel, "do_eval": True,
+            "use_parallel": bool(parallel), "parallel_config": parallel,
+            "do_eval": name in SINGLE + EVALUATED,
             "eval_step_interval": HALF, "runner_config__batch_size": 8 // passes,
             "parallel": {"enable_parallel_optimizer": "zero1" in name},
             "callbacks__1__save_checkpoint_steps": HALF,
@@ -164,7 +158,7 @@ def single(folder, values_of):
     def run(kind, *arguments, name="single"):
         out = f"{name} {kind}"
         if out not in finished:
-            config = write_yaml(folder / f"{out}.yaml", values_of(out, kind, {}, {}))
+            config = write_yaml(folder / f"{out}.yaml", values_of(out, {}, {}))
             result = CliRunner().invoke(main, ["launch", "--config", str(config), *arguments])
             assert result.exit_code == 0, result.output
             finished.add(out)
@@ -239,7 +233,7 @@ def assert_same_run(run_dir: Path, single: Path, after: int = 0, last: int = STE
         }
         for each in (run_dir, single)
     ]
-    assert evaluations[0].keys() == ({last} if after else {0, HALF, last})
+    assert evaluations[0].keys() == ({0, HALF, last} if run_dir.name in EVALUATED else set())
     for step, value in evaluations[0].items():
         assert value == pytest.approx(evaluations[1][step], abs=LOSS_ATOL)
     tensors, whole = tensors_of(run_dir), tensors_of(single)
@@ -275,13 +269,13 @@ def test_replicas_that_share_out_the_writing_write_each_tensor_once(train):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in ALL if "shared" not in name])
 def test_each_rank_holds_what_the_planner_counts(train, name):
-    kind, parallel, _ = next(runs[name] for runs in RUNS.values() if name in runs)
+    parallel, _ = next(runs[name] for runs in RUNS.values() if name in runs)
     cp = parallel.get("context_parallel", 1)
     layout = Layout(
         dp=parallel.get("data_parallel", 1) * cp, cp=cp, tp=parallel.get("model_parallel", 1),
         pp=parallel.get("pipeline_stage", 1),
     )  # fmt: skip
-    model = read_model(TINY_MODEL | {"hidden_size": 32, "tie_word_embeddings": kind == "tied"}, None)
+    model = read_model(TINY_MODEL | {"hidden_size": 32, "tie_word_embeddings": name.endswith(" tied")}, None)
     settings = make_settings(model=model, layout=layout, parallel_optimizer="zero1" in name)
     stages = plan_memory(settings)
     files = choose_checkpoint(train(name), layout.num_ranks, None)[0]
@@ -329,7 +323,7 @@ def test_strategies_that_lie_elsewhere_are_named(train, single, folder, values_o
     arguments = [*from_half(folder / "moved"), "--src_strategy_path_or_dir"]
     moved = single("tied", *arguments, str(source / "strategy"), name="single from moved")
     assert_same_run(moved, single("tied"), HALF)
-    config = write_yaml(folder / "lost.yaml", values_of("lost", "tied", {}, {}))
+    config = write_yaml(folder / "lost.yaml", values_of("lost tied", {}, {}))
     refused = CliRunner().invoke(main, ["launch", "--config", str(config), *arguments, str(folder)])
     assert refused.exit_code == 1
     assert "holds no strategy file (*.ckpt or *.json), such as ckpt_strategy_rank_0.ckpt" in refused.output
