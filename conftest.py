@@ -18,6 +18,12 @@ os.environ.setdefault("GLOG_v", "3")  # MindSpore: errors only
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files with slow tests first, those across packages before others, so that workers end together."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path not in slow, ROOT / "tests" not in item.path.parents))
+
+
 @pytest.fixture(scope="session")
 def demo_tokenizer_dir() -> Path:
     """Return the folder of the demo's tokenizer: Qwen3's in everything but the vocabulary, which has 4096."""

@@ -43,6 +43,7 @@ def inputs(tmp_path_factory):
     return Inputs(tmp_path_factory.mktemp("inputs"))
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_mindspores_backend_takes_the_graphs_of(case: Case, inputs, tmp_path):
@@ -69,6 +70,7 @@ def assert_no_forward_pass_too_many(graph, *, is_full):
             assert kernels["MatMul"] == layers * (6 + 14)
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_mindspore_calls_functions_of_the_list(inputs, tmp_path):
     """Which it calls for an operator, the log of a dry run does not say."""

@@ -37,6 +37,7 @@ def last_weights(output_dir):
     return {name: np.array(file.raw(name)) for name in file.tensors}
 
 
+@pytest.mark.slow
 def test_a_run_leaves_everything_that_the_next_tools_need(tmp_path, prefix):
     out = tmp_path / "out"
     result = launch(tmp_path, tiny_run(out, prefix, do_eval=True, eval_step_interval=3))
@@ -73,6 +74,7 @@ def test_a_run_leaves_everything_that_the_next_tools_need(tmp_path, prefix):
         np.testing.assert_array_equal(value, weights[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tmp_path, prefix):
     # Two epochs, accumulation and clipping; the break comes inside the second epoch.
     changes = {
@@ -108,6 +110,7 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tmp_path, prefix):
     assert ": seed was 1234, is 5)" in result.output
 
 
+@pytest.mark.slow
 def test_a_run_resumed_with_another_batch_goes_on_after_the_samples_that_it_had(tmp_path, prefix):
     out = tmp_path / "out"
     stopping = tiny_run(out, prefix)
@@ -133,6 +136,7 @@ def test_a_run_resumed_with_another_batch_goes_on_after_the_samples_that_it_had(
         np.testing.assert_array_equal(value, whole[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_weights_come_from_a_checkpoint_and_a_failed_force_keeps_the_run(tmp_path, prefix):
     first = tmp_path / "first"
     assert launch(tmp_path, tiny_run(first, prefix)).exit_code == 0
