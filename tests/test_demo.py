@@ -1,5 +1,7 @@
-"""The figures that tools/demo computes itself."""
+"""The figures that tools/demo computes itself, and what its last run left behind."""
 
+import ast
+import json
 import math
 import struct
 import sys
@@ -7,6 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
+from tokenizers import Tokenizer
+
+from qwen3_model.text.tokens import open_tokens
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools/lib"))
 
@@ -38,3 +44,41 @@ def test_each_demo_gets_the_next_number(tmp_path):
     for name in ("1", "9", "10", "notes"):
         (tmp_path / "demo" / name).mkdir(parents=True)
     assert demo._next_folder(tmp_path / "demo").name == "11"
+
+
+@pytest.fixture(scope="module")
+def made():
+    """Return the folder of the newest whole demo of this checkout."""
+    whole = [path.parent for path in demo.ROOT.glob("demo/*/text_generation_result.txt")]
+    if not whole:
+        pytest.skip("tools/demo has not run in this checkout")
+    return max(whole, key=lambda folder: folder.stat().st_mtime)
+
+
+def test_the_demos_tokens_are_those_of_its_tokenizer(made):
+    tokens = open_tokens(made / "tokens/plays_text_document")
+    lines = (demo.DATA / "shakespeare.jsonl").read_text(encoding="utf-8").splitlines()
+    end = json.loads((made / "tokens/plays_text_document.json").read_text(encoding="utf-8"))["eod_id"]
+    encode = Tokenizer.from_file(str(demo.DATA / "tokenizer/tokenizer.json")).encode
+    assert len(tokens.sequence_lengths) == len(lines)
+    for number in range(0, len(lines), max(1, len(lines) // 20)):
+        ids = tokens.sequence(number, 0, int(tokens.sequence_lengths[number])).tolist()
+        assert ids == [*encode(json.loads(lines[number])["text"]).ids, end]
+
+
+def test_the_demos_model_has_the_weights_of_its_last_checkpoint(made):
+    files = (made / "run/checkpoint/rank_0").glob("*.safetensors")
+    trained = load_file(max(files, key=lambda path: int(path.stem.rpartition("_")[2])))
+    model = load_file(made / "model/model.safetensors")
+    assert model.keys() == {name for name in trained if name.startswith("model.")}
+    for name, value in model.items():
+        np.testing.assert_array_equal(value, trained[name], err_msg=name)
+
+
+def test_the_demos_texts_go_on_from_its_prompts(made):
+    (written,) = ast.literal_eval((made / "text_generation_result.txt").read_text(encoding="utf-8"))
+    texts = written["text_generation_text"]
+    assert len(texts) == len(demo.PROMPTS)
+    for text, prompt in zip(texts, demo.PROMPTS, strict=True):
+        assert text.startswith(prompt)
+        assert len(text) > len(prompt) + 40
