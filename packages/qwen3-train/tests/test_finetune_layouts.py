@@ -46,7 +46,6 @@ RUNS = {
     4: {
         "tp2 pp2": ("tied", {"model_parallel": 2, "pipeline_stage": 2, "micro_batch_num": 2}),
         "sft cp2 pp2": ("sft", {"context_parallel": 2, "pipeline_stage": 2, "micro_batch_num": 4}),
-        "sft tp2 pp2": ("sft", {"model_parallel": 2, "pipeline_stage": 2, "micro_batch_num": 4}),
     },
 }
 ALL = {name: kind for runs in RUNS.values() for name, (kind, _) in runs.items()}
