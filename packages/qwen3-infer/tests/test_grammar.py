@@ -35,7 +35,9 @@ def follow(tokenizer):
 
 def allowed(follower, ends):
     """Return the allowed ids."""
-    return set(np.flatnonzero(np.isfinite(follower.restrict(np.zeros(ROWS, np.float32), ends))).tolist())
+    return set(
+        np.flatnonzero(np.isfinite(follower.restriction(ends).apply(np.zeros(ROWS, np.float32)))).tolist()
+    )
 
 
 def test_digits_then_every_end_and_never_a_row_without_a_token(follow, tokenizer):
@@ -85,7 +87,7 @@ def test_random_choices_make_the_schema(follow, tokenizer):
     for _ in range(20):
         follower, ids = follow(schema), []
         while True:
-            token = int(follower.restrict(rng.standard_normal(ROWS).astype(np.float32), ends).argmax())
+            token = int(follower.restriction(ends).apply(rng.standard_normal(ROWS, np.float32)).argmax())
             if token in ends:
                 break
             follower.accept(token, ends)

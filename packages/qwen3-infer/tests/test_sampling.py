@@ -1,19 +1,20 @@
 import numpy as np
 import pytest
 
-from qwen3_infer.sampling.sampling import (
-    Sampling,
-    choose,
-    distribution,
-    log_probability,
-    make_generator,
-    penalise,
-)
+from qwen3_infer.sampling.penalties import Penalties
+from qwen3_infer.sampling.sampling import Sampling, choose, distribution, log_probability, make_generator
 from qwen3_model.errors import ConfigError
 
 # Probabilities 1/2, 1/4, 1/8, 1/16, 1/16 of tokens 2, 0, 4, 1, 3.
 LOGITS = np.log(np.array([4, 1, 8, 1, 2], np.float32))
 RTOL_F32 = 1e-5  # float32 logits
+
+
+def penalise(logits, sampling, prompt_ids, completion_ids):
+    penalties = Penalties(sampling, prompt_ids)
+    for token in completion_ids:
+        penalties.add(token)
+    return penalties.apply(logits)
 
 
 def probs(**sampling):
@@ -84,6 +85,15 @@ def test_presence_penalty_counts_only_what_was_generated_and_once():
     logits = np.array([2.0, -2.0, 3.0], np.float32)
     found = penalise(logits, Sampling(presence_penalty=0.5), [0], [1, 1, 2])
     np.testing.assert_array_equal(found, np.array([2.0, -2.5, 2.5], np.float32))
+
+
+def test_frequency_penalty_counts_each_time_and_biases_come_first():
+    logits, sampling = (
+        np.array([2.0, -2.0, 3.0], np.float32),
+        Sampling(frequency_penalty=0.25, repetition_penalty=2.0, logit_bias=((0, 4.0), (2, -5.0))),
+    )
+    found = penalise(logits, sampling, [1], [2, 1, 2, 2])
+    np.testing.assert_array_equal(found, np.array([6.0, -4.25, -4.75], np.float32))
 
 
 def test_temperature_zero_takes_the_likeliest_whatever_the_generator():

@@ -16,8 +16,8 @@ from qwen3_infer.engine.device_step import WithLikeliest
 from qwen3_infer.engine.rooms import make_rooms
 from qwen3_infer.engine.tensor_parallel import WholeLogits, shard_config
 from qwen3_infer.native.build import find_library, rounds_inputs
+from qwen3_infer.native.chooser import NativeChooser
 from qwen3_infer.native.kernels import NativeKernels
-from qwen3_infer.native.sums import NativeSums
 from qwen3_infer.sampling.logits import LikeliestRows, Logits
 from qwen3_model.device.ascend import choose_device
 from qwen3_model.network.kernels.ascend import AscendKernels
@@ -57,8 +57,8 @@ class MindSporeEngine:
             isinstance(model.kernels, NativeKernels) if shares_beginnings is None else shares_beginnings
         )
         kernels = model.kernels
-        self.weight_sums = NativeSums(kernels.library) if isinstance(kernels, NativeKernels) else None
-        """What adds up weights of tokens in less time than numpy."""
+        self.chooser = NativeChooser(kernels.library) if isinstance(kernels, NativeKernels) else None
+        """What chooses tokens in less time than numpy."""
         config = shard_config(model.config, model.tp)
         self._rooms = make_rooms(model.kernels, config, num_rows, context_tokens, num_tokens)
         self.unit, self.pieces = self._rooms.unit, self._rooms.pieces

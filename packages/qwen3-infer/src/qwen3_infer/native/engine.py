@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen3_infer.native.chooser import NativeChooser
 from qwen3_infer.native.network import NativeNetwork
-from qwen3_infer.native.sums import NativeSums
 from qwen3_infer.steps.pieces import ALIGN, PIECES, round_up
 
 
@@ -25,10 +25,10 @@ class NativeEngine:
     """What was read for one prompt is used for the next: bits do not depend on how a prompt was cut."""
 
     def __init__(
-        self, network: NativeNetwork, weight_sums: NativeSums, num_rows: int, num_tokens: int
+        self, network: NativeNetwork, chooser: NativeChooser, num_rows: int, num_tokens: int
     ) -> None:
         """Take a network with a cache of `num_tokens`, for `num_rows` requests at once."""
-        self._network, self.weight_sums = network, weight_sums
+        self._network, self.chooser = network, chooser
         self.num_rows, self.num_tokens = num_rows, num_tokens
         self.longest = num_tokens
         """Most tokens of one request."""

@@ -9,8 +9,8 @@
 //
 // M rows, K inputs, O outputs, B batch, L length, N query heads, J key/value heads, H head_dim.
 
+#include "choose.h"
 #include "model.h"
-#include "sums.h"
 
 namespace {
 
@@ -112,20 +112,9 @@ int qwen3_use_tiles(int allowed) {
   return allowed && has_tiles();
 }
 
-// Sums for sampling, see sums.h; one for each `block` of `size` logits.
-void qwen3_block_sums(const float* logits, int64_t size, float highest, float temperature, int64_t block,
-                      double* sums) {
-  block_sums(logits, size, highest, temperature, block, sums);
-}
-
-// The largest of each of the 16 groups of every `block` of `size` logits, see sums.h.
-void qwen3_group_maxima(const float* logits, int64_t size, int64_t block, float* maxima) {
-  group_maxima(logits, size, block, maxima);
-}
-
-// The ids of the logits that reach `floor`, see sums.h; returns their number.
-int64_t qwen3_above(const float* logits, int64_t size, float floor, int64_t* ids) {
-  return above(logits, size, floor, ids);
+// The next tokens of some requests, see choose.h. `loop` and `data` are those of numpy.exp for float32, or null.
+void qwen3_choose(Row* rows, int64_t num_rows, void* loop, void* data) {
+  choose_rows(rows, num_rows, {reinterpret_cast<Loop>(loop), data});
 }
 
 // weight (V, D), ids (M,) to (M, D).

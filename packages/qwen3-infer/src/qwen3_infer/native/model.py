@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from qwen3_infer.native.chooser import NativeChooser
 from qwen3_infer.native.engine import NativeEngine, cache_tokens
 from qwen3_infer.native.network import NativeNetwork
 from qwen3_infer.native.reader import NativeReader
-from qwen3_infer.native.sums import NativeSums
 from qwen3_infer.native.weights import load_weights
 from qwen3_infer.steps.pieces import ALIGN
 from qwen3_infer.steps.score_engine import Scorer
@@ -51,7 +51,7 @@ class NativeModel:
     def engine(self, num_rows: int, context_tokens: int, num_tokens: int | None = None) -> NativeEngine:
         """Make room for `num_rows` requests of up to `context_tokens`, or for `num_tokens` of all of them."""
         num_tokens = cache_tokens(num_rows, context_tokens, num_tokens)
-        return NativeEngine(self._network(num_tokens), NativeSums(self._library), num_rows, num_tokens)
+        return NativeEngine(self._network(num_tokens), NativeChooser(self._library), num_rows, num_tokens)
 
     def chat_engine(self, context_tokens: int) -> NativeEngine:
         """Make room for one conversation."""

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from qwen3_infer.sampling.restriction import Restriction
 from qwen3_model.errors import FormatError, Qwen3Error
 from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
@@ -97,32 +97,29 @@ class Follower:
         self._thought_end = thought_end
         self._is_thinking = grammar.starts_in_thought and thought_end is not None
         self._has_begun = self._is_thinking
-        self._bits = np.zeros(-(-tokenizer.vocab_size // 32), np.int32)
+        self._num_words = -(-tokenizer.vocab_size // 32)
 
-    def restrict(self, logits_V: NDArray[np.float32], stop_ids: Collection[int]) -> NDArray[np.float32]:
-        """Return the logits with minus infinity for all tokens that may not follow; the input is not changed.
+    def restriction(self, stop_ids: Collection[int]) -> Restriction:
+        """Return what may not follow.
 
         Raises:
             GrammarError: The grammar has become too complex.
         """
-        ends = sorted(stop_ids)
         if self._is_thinking:  # to end here would leave the answer out
-            logits_V = logits_V.copy()
-            logits_V[ends] = -np.inf
-            return logits_V
-        self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
+            return Restriction(forbidden=tuple(stop_ids))
+        free = (self._think,) if self._think is not None and not self._has_begun else ()
+        most = max(self._eos_id, *stop_ids, *free)
+        allowed = np.zeros(max(self._num_words, most // 32 + 1), np.uint32)
+        self._matcher.unsafe_compute_mask_ptr(allowed.ctypes.data, 4 * self._num_words)
         if self._matcher.is_error():
             raise GrammarError(f"the grammar failed: {_reason(self._matcher.get_error())}")
-        bits = np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: len(logits_V)]
-        is_allowed_V = np.zeros(len(logits_V), np.bool_)
-        is_allowed_V[: len(bits)] = bits
-        is_allowed_V[ends] |= is_allowed_V[self._eos_id]
-        if self._think is not None and not self._has_begun:
-            is_allowed_V[self._think] = True
-        return np.where(is_allowed_V, logits_V, np.float32(-np.inf))
+        may_end = allowed[self._eos_id // 32] >> np.uint32(self._eos_id % 32) & np.uint32(1)
+        for token in (*free, *(stop_ids if may_end else ())):
+            allowed[token // 32] |= np.uint32(1 << token % 32)
+        return Restriction(allowed=allowed)
 
     def accept(self, token: int, stop_ids: Collection[int]) -> None:
-        """Go on behind a token that `restrict` allowed."""
+        """Go on behind a token that `restriction` allows."""
         if self._is_thinking:
             self._is_thinking = token != self._thought_end
         elif token == self._think and not self._has_begun:

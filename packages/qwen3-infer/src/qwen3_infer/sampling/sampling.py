@@ -4,9 +4,7 @@ V vocabulary.
 """
 
 import math
-from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
-from typing import Protocol
 
 import numpy as np
 
@@ -15,81 +13,12 @@ from qwen3_model.errors import ConfigError
 CANDIDATES = (256, 1024, 4096)
 """Likeliest tokens that are sorted at first where top_p alone cuts, and next."""
 BLOCK = 512
-MARGIN = 1e-6
-"""Most relative error of `Sums.weights`: some units in the last place of a float32 exponential."""
-GROUPS = 16
-"""Groups of a BLOCK of logits, of each of which the largest is known when the likeliest are looked for."""
 GROUP = 32
 """Logits of which the largest stands for all when a floor of the likeliest is looked for."""
 LONG_ROW = 4096
 """Logits from which on it pays to sort them as whole numbers."""
 MOST_PENALTY = 1e6
 """Beyond it penalised logits would leave float32."""
-
-
-class Sums(Protocol):
-    """Compiled passes over all logits (V,), none of them NaN; no choice depends on their rounding."""
-
-    def weights(self, logits_V: np.ndarray, highest: float, temperature: float) -> np.ndarray:
-        """Return the sums of exp((logit - highest) / temperature), float64, one for each BLOCK, to MARGIN."""
-        ...
-
-    def maxima(self, logits_V: np.ndarray) -> np.ndarray:
-        """Return the largest of each of the GROUPS of every BLOCK of logits, float32.
-
-        Group i of a block has its logits i, i + GROUPS, i + 2 GROUPS, ...; one without any has -inf.
-        """
-        ...
-
-    def above(self, logits_V: np.ndarray, floor: float) -> np.ndarray:
-        """Return the ids of the logits that reach a floor, a float32, int64 in their order."""
-        ...
-
-
-class _Row:
-    """The logits of a row, and what compiled passes say of them, should there be such."""
-
-    def __init__(self, logits_V: np.ndarray, sums: Sums | None) -> None:
-        self.logits_V, self.sums = logits_V, sums
-        self.maxima = None if sums is None else sums.maxima(logits_V)
-        self.highest: np.float32 = (logits_V if self.maxima is None else self.maxima).max()
-
-    def above(self, floor: np.float32) -> np.ndarray:
-        """Return the ids of the logits that reach a floor, in their order."""
-        if self.sums is None:
-            return np.flatnonzero(self.logits_V >= floor)
-        return self.sums.above(self.logits_V, float(floor))
-
-    def floor(self, count: int) -> np.float32:
-        """Return a value that at least `count` logits reach, and not many more."""
-        if self.maxima is not None and len(self.maxima) >= 2 * count:
-            return np.partition(self.maxima, -count)[-count]
-        num_groups = len(self.logits_V) // GROUP
-        if num_groups < 2 * count:
-            return np.partition(self.logits_V, -count)[-count]
-        # The largest of so many groups are so many logits.
-        largest = self.logits_V[: num_groups * GROUP].reshape(GROUP, num_groups).max(0)
-        return np.partition(largest, -count)[-count]
-
-    def likeliest_first(self, count: int) -> np.ndarray:
-        """Return the `count` likeliest ids, likeliest first and equals by id; all of them for 0."""
-        if not 0 < count < len(self.logits_V):
-            return _likeliest_order(self.logits_V)
-        # A whole sort of 150,000 logits costs a hundred times as much as finding those above a floor first.
-        candidates = self.above(self.floor(count))
-        return candidates[_likeliest_order(self.logits_V[candidates])][:count]
-
-
-def _likeliest_order(logits: np.ndarray) -> np.ndarray:
-    """Return the places of float32 logits, none NaN, likeliest first and equals in their order."""
-    if len(logits) < LONG_ROW:
-        return np.argsort(-logits, kind="stable")
-    # Numbers of a float32's order, its place below: numpy sorts whole numbers several times as fast.
-    bits = (logits + np.float32(0)).view(np.int32)  # -0 is 0
-    ascending = np.where(bits < 0, ~bits, bits | np.int32(-(1 << 31))).view(np.uint32)
-    keys = (~ascending).astype(np.uint64) << np.uint64(32) | np.arange(len(logits), dtype=np.uint64)
-    keys.sort()
-    return (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,35 +81,24 @@ def make_generator(seed: int, index: int, sample: int = 0) -> np.random.Generato
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index, sample])))
 
 
-def choose(
-    logits_V: np.ndarray,
-    sampling: Sampling,
-    rng: np.random.Generator,
-    prompt_ids: Collection[int] = (),
-    completion_ids: Collection[int] = (),
-    restrict: Callable[[np.ndarray], np.ndarray] | None = None,
-    *,
-    sums: Sums | None = None,
-) -> int:
+def choose(logits_V: np.ndarray, sampling: Sampling, rng: np.random.Generator) -> int:
     """Return the next token; exactly one random number is drawn unless the choice is greedy.
 
     Args:
-        logits_V: float32, any real numbers.
-        sampling: How to choose.
+        logits_V: float32, any real numbers, of which the largest is finite.
+        sampling: How to choose; penalties are not for here.
         rng: Random numbers of this request alone.
-        prompt_ids: Tokens of the prompt, in any order, for the repetition penalty.
-        completion_ids: Tokens generated so far, in any order, for the penalties.
-        restrict: Makes the logits of tokens that may not follow minus infinity; not of all.
-        sums: Adds up the weights of all tokens in less time, if there is such; the same token in any case.
     """
-    logits_V = penalise(logits_V, sampling, prompt_ids, completion_ids)
-    if restrict is not None:
-        logits_V = restrict(logits_V)
+    return choose_by(logits_V, sampling, 0.0 if sampling.is_greedy else rng.random())
+
+
+def choose_by(logits_V: np.ndarray, sampling: Sampling, number: float) -> int:
+    """Do the same by a random number, from 0 to below 1."""
     if sampling.is_greedy:
         return int(logits_V.argmax())
     if not (sampling.top_k or sampling.min_p) and sampling.top_p == 1:
-        return _draw_of_all(logits_V, sampling.temperature, rng.random(), sums)
-    return _draw(*distribution(logits_V, sampling, sums), rng)
+        return _draw_of_all(logits_V, sampling.temperature, number)
+    return _draw(*distribution(logits_V, sampling), number)
 
 
 def choose_among(
@@ -210,19 +128,17 @@ def choose_among(
     if sampling.is_greedy:
         return int(ids_C[0])
     places, probs = distribution(values_C, sampling)
-    return int(ids_C[_draw(places, probs, rng)])
+    return int(ids_C[_draw(places, probs, rng.random())])
 
 
-def _draw(ids: np.ndarray, probs: np.ndarray, rng: np.random.Generator) -> int:
+def _draw(ids: np.ndarray, probs: np.ndarray, number: float) -> int:
     cumulative = np.cumsum(probs)
-    place = np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")
+    place = np.searchsorted(cumulative, number * cumulative[-1], side="right")
     return int(ids[min(int(place), len(ids) - 1)])
 
 
-def _draw_of_all(logits_V: np.ndarray, temperature: float, number: float, sums: Sums | None) -> int:
+def _draw_of_all(logits_V: np.ndarray, temperature: float, number: float) -> int:
     """Draw without any cut, in the order of ids: first a block of them, then one of it."""
-    if sums is not None and (token := _draw_by_sums(logits_V, temperature, number, sums)) is not None:
-        return token
     with np.errstate(over="ignore"):
         weights_V = np.exp((logits_V - logits_V.max()) / np.float32(temperature))
     starts = np.arange(0, len(weights_V), BLOCK)
@@ -236,63 +152,17 @@ def _draw_of_all(logits_V: np.ndarray, temperature: float, number: float, sums: 
     return int(starts[block]) + min(place, last)
 
 
-def _draw_by_sums(logits_V: np.ndarray, temperature: float, number: float, sums: Sums) -> int | None:
-    """Return what `_draw_of_all` draws, or None where the margin of the sums may decide."""
-    highest = sums.maxima(logits_V).max()
-    ends = np.cumsum(sums.weights(logits_V, float(highest), temperature))
-    wanted, slack = number * ends[-1], 2 * MARGIN * ends[-1]
-    block = min(int(np.searchsorted(ends, wanted, side="right")), len(ends) - 1)
-    begin = ends[block - 1] if block else 0.0
-    if not (ends[block] - wanted > slack and (block == 0 or wanted - begin > slack)):
-        return None
-    part = logits_V[block * BLOCK : (block + 1) * BLOCK]
-    with np.errstate(over="ignore"):
-        weights = np.exp((part - highest) / np.float32(temperature))
-    within = np.cumsum(weights, dtype=np.float64)
-    first, last = np.searchsorted(within, (wanted - begin - slack, wanted - begin + slack), side="right")
-    return block * BLOCK + int(first) if first == last < len(part) else None
-
-
-def penalise(
-    logits_V: np.ndarray, sampling: Sampling, prompt_ids: Collection[int], completion_ids: Collection[int]
-) -> np.ndarray:
-    """Return the logits after the penalties for tokens that are already there; the input is not changed.
-
-    Sources: Keskar et al. 2019 (CTRL), section 4.1, with transformers' treatment of negative logits; OpenAI's
-    reference for the other two.
-    """
-    has_repetition = sampling.repetition_penalty != 1
-    counts = sampling.presence_penalty != 0 or sampling.frequency_penalty != 0
-    if not (has_repetition or counts or sampling.logit_bias):
-        return logits_V
-    logits_V = logits_V.copy()
-    for token, bias in sampling.logit_bias:
-        logits_V[token] += np.float32(bias)
-    if has_repetition:
-        seen = np.array(sorted({*prompt_ids, *completion_ids}), np.int64)
-        found = logits_V[seen]
-        penalty = np.float32(sampling.repetition_penalty)
-        logits_V[seen] = np.where(found > 0, found / penalty, found * penalty)
-    if counts:
-        there, times = np.unique(np.array(list(completion_ids), np.int64), return_counts=True)
-        penalties = sampling.presence_penalty + sampling.frequency_penalty * times
-        logits_V[there] -= penalties.astype(np.float32)
-    return logits_V
-
-
-def distribution(
-    logits_V: np.ndarray, sampling: Sampling, sums: Sums | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+def distribution(logits_V: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
     """Return the ids that may follow, likeliest first and equals by id, with their probabilities.
 
     Cuts in transformers' order, each on the renormalised rest of the one before: top_k, top_p, min_p.
     """
-    row = _Row(logits_V, sums)
+    highest = logits_V.max()
     if sampling.top_k == 0 and sampling.top_p < 1:
-        ids, weights = _nucleus(row, sampling)
+        ids, weights = _nucleus(logits_V, highest, sampling)
     else:
-        ids = row.likeliest_first(sampling.top_k or _num_above(row, sampling))
-        weights = _weights(logits_V[ids], row.highest, sampling.temperature)
+        ids = _likeliest_first(logits_V, sampling.top_k or _num_above(logits_V, highest, sampling))
+        weights = _weights(logits_V[ids], highest, sampling.temperature)
         if sampling.top_p < 1:
             weights = weights[_before(weights) < sampling.top_p * weights.sum()]
     if sampling.min_p > 0:
@@ -300,45 +170,60 @@ def distribution(
     return ids[: len(weights)], weights / weights.sum()
 
 
-def _nucleus(row: _Row, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
-    """Return the likeliest ids that together reach top_p of all, with their weights."""
-    if row.sums is not None:
-        parts = row.sums.weights(row.logits_V, float(row.highest), sampling.temperature)
-        total = float(parts.sum())
-        low, high = (sampling.top_p * total * (1 + side * MARGIN) for side in (-1, 1))
-        found = _reaching(row, sampling.temperature, low, high)
-        if found is not None:
-            return found
-    least = sampling.top_p * _total(row.logits_V, row.highest, sampling.temperature)
-    found = _reaching(row, sampling.temperature, least, least)
-    assert found is not None, "one sum leaves no doubt"
-    return found
-
-
-def _reaching(row: _Row, temperature: float, low: float, high: float) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the likeliest ids whose weights reach a sum, and these; None where `low` and `high` differ.
+def _nucleus(logits_V: np.ndarray, highest: np.float32, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
+    """Return the likeliest ids that together reach top_p of all, with their weights.
 
     Most often few do, so that no more are sorted than it takes.
     """
-    size = len(row.logits_V)
+    least = sampling.top_p * _total(logits_V, highest, sampling.temperature)
+    size = len(logits_V)
     ids, weights = np.empty(0, np.int64), np.empty(0)
     for count in (*CANDIDATES, size):
-        ids = row.likeliest_first(count)
-        weights = _weights(row.logits_V[ids], row.highest, temperature)
-        if len(ids) == size or weights.sum() >= high:
+        ids = _likeliest_first(logits_V, count)
+        weights = _weights(logits_V[ids], highest, sampling.temperature)
+        if len(ids) == size or weights.sum() >= least:
             break
-    before = _before(weights)
-    is_below = before < low
-    return (ids, weights[is_below]) if np.array_equal(is_below, before < high) else None
+    return ids, weights[_before(weights) < least]
 
 
-def _num_above(row: _Row, sampling: Sampling) -> int:
+def _num_above(logits_V: np.ndarray, highest: np.float32, sampling: Sampling) -> int:
     """Return how many tokens `min_p` may keep; 0 for all."""
     if not sampling.min_p:
         return 0
     margin = 1 + 1e-3 * sampling.temperature  # far more than rounding; what is too much is cut afterwards
-    floor = float(row.highest) + sampling.temperature * math.log(sampling.min_p) - margin
-    return len(row.above(np.float32(floor)))
+    floor = float(highest) + sampling.temperature * math.log(sampling.min_p) - margin
+    return int(np.count_nonzero(logits_V >= np.float32(floor)))
+
+
+def _likeliest_first(logits_V: np.ndarray, count: int) -> np.ndarray:
+    """Return the `count` likeliest ids, likeliest first and equals by id; all of them for 0."""
+    if not 0 < count < len(logits_V):
+        return _likeliest_order(logits_V)
+    # A whole sort of 150,000 logits costs a hundred times as much as finding those above a floor first.
+    candidates = np.flatnonzero(logits_V >= _floor(logits_V, count))
+    return candidates[_likeliest_order(logits_V[candidates])][:count]
+
+
+def _floor(logits_V: np.ndarray, count: int) -> np.float32:
+    """Return a value that at least `count` logits reach, and not many more."""
+    num_groups = len(logits_V) // GROUP
+    if num_groups < 2 * count:
+        return np.partition(logits_V, -count)[-count]
+    # The largest of so many groups are so many logits.
+    largest = logits_V[: num_groups * GROUP].reshape(GROUP, num_groups).max(0)
+    return np.partition(largest, -count)[-count]
+
+
+def _likeliest_order(logits: np.ndarray) -> np.ndarray:
+    """Return the places of float32 logits, none NaN, likeliest first and equals in their order."""
+    if len(logits) < LONG_ROW:
+        return np.argsort(-logits, kind="stable")
+    # Numbers of a float32's order, its place below: numpy sorts whole numbers several times as fast.
+    bits = (logits + np.float32(0)).view(np.int32)  # -0 is 0
+    ascending = np.where(bits < 0, ~bits, bits | np.int32(-(1 << 31))).view(np.uint32)
+    keys = (~ascending).astype(np.uint64) << np.uint64(32) | np.arange(len(logits), dtype=np.uint64)
+    keys.sort()
+    return (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
 
 
 def _weights(logits: np.ndarray, highest: np.float32, temperature: float) -> np.ndarray:
@@ -362,7 +247,7 @@ def likeliest_log_probabilities(logits_V: np.ndarray, count: int) -> tuple[tuple
     """Return the `count` likeliest tokens, likeliest first, each with its natural log-probability."""
     if count == 0:
         return ()
-    tokens = _Row(logits_V, None).likeliest_first(count)
+    tokens = _likeliest_first(logits_V, count)
     wide_V = logits_V.astype(np.float64)
     highest = wide_V.max()
     total = np.log(np.exp(wide_V - highest).sum())

@@ -1,11 +1,12 @@
 """Requests in work: their tokens so far, the events that report them, and the completion at the end."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from qwen3_infer.sampling.grammar import Follower
+from qwen3_infer.sampling.penalties import Penalties
+from qwen3_infer.sampling.restriction import Restriction
 from qwen3_infer.schedule.requests import Request
 from qwen3_infer.steps.pieces import ALIGN, round_up
 from qwen3_infer.steps.token_pool import Region
@@ -52,6 +53,8 @@ class Job:
     request: Request
     rng: np.random.Generator
     stream: TextStream
+    penalties: Penalties
+    """The settings of sampling, with the tokens that are there already."""
     region: Region | None = None
     num_read: int = 0
     """Tokens of the prompt that are in the region."""
@@ -96,25 +99,18 @@ class Event:
     """Why the request failed, in which case there is no token; None where it did not."""
 
 
-def restriction(job: Job) -> Callable[[np.ndarray], np.ndarray] | None:
-    """Return a function that sets logits of forbidden tokens to -inf; None when all tokens may follow."""
+def restriction(job: Job) -> Restriction | None:
+    """Return which tokens may not follow; None when all may.
+
+    Raises:
+        GrammarError: The answer's grammar has become too complex.
+    """
     decoding = job.request.decoding
-    is_short = len(job.ids) < decoding.min_tokens
-    if not (is_short or job.follower):
-        return None
-
-    def restrict(logits_V: np.ndarray) -> np.ndarray:
-        if job.follower:
-            logits_V = job.follower.restrict(logits_V, decoding.stop_ids)
-        if is_short:
-            longer_V = logits_V.copy()
-            longer_V[sorted(decoding.stop_ids)] = -np.inf
-            # A grammar that allows nothing but the end goes before.
-            if np.isfinite(longer_V.max()):
-                logits_V = longer_V
-        return logits_V
-
-    return restrict
+    found = job.follower.restriction(decoding.stop_ids) if job.follower else None
+    if len(job.ids) >= decoding.min_tokens:
+        return found
+    # A grammar that allows nothing but the end goes before.
+    return Restriction(allowed=found.allowed if found else None, forbidden=tuple(decoding.stop_ids))
 
 
 def tokens_needed(request: Request) -> int:

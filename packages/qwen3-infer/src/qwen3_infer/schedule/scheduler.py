@@ -7,18 +7,15 @@ B requests in a batch, V vocabulary.
 """
 
 from collections import deque
+from collections.abc import Sequence
 
 import numpy as np
 
 from qwen3_infer.sampling.grammar import GrammarError, Grammars
 from qwen3_infer.sampling.logits import Likeliest, Logits
-from qwen3_infer.sampling.sampling import (
-    Sums,
-    choose,
-    likeliest_log_probabilities,
-    log_probability,
-    make_generator,
-)
+from qwen3_infer.sampling.penalties import Penalties
+from qwen3_infer.sampling.rows import Chooser, Chosen, Row, choose_rows
+from qwen3_infer.sampling.sampling import likeliest_log_probabilities, log_probability, make_generator
 from qwen3_infer.schedule.allocation import RegionAllocator
 from qwen3_infer.schedule.engine import Engine
 from qwen3_infer.schedule.jobs import Event, Job, restriction, tokens_needed
@@ -40,7 +37,7 @@ class Scheduler:
     def __init__(self, engine: Engine, tokenizer: Qwen3Tokenizer) -> None:
         self._engine, self._tokenizer = engine, tokenizer
         # Only native kernels bring it.
-        self._sums: Sums | None = getattr(engine, "weight_sums", None)
+        self._chooser: Chooser | None = getattr(engine, "chooser", None)
         self.grammars = Grammars(tokenizer)
         """Compiles what answers must follow; on any thread."""
         self._regions = RegionAllocator(engine)
@@ -91,7 +88,9 @@ class Scheduler:
         grammar = request.decoding.grammar
         follower = self.grammars.follow(grammar) if grammar else None
         stream = TextStream(self._tokenizer, request.decoding.stop_strings)
-        job = Job(request, make_generator(request.seed, request.index, request.sample), stream)
+        rng = make_generator(request.seed, request.index, request.sample)
+        penalties = Penalties(request.decoding.sampling, request.prompt_ids)
+        job = Job(request, rng, stream, penalties)
         job.follower = follower
         self.waiting.append(job)
         return job
@@ -172,7 +171,7 @@ class Scheduler:
             return []
         self.reading.remove(job)
         self.running.append(job)
-        return [self._accept(job, logits)]
+        return self._accept([job], [logits])
 
     def _decode(self) -> list[Event]:
         """Return a new token of each running request."""
@@ -183,49 +182,37 @@ class Scheduler:
         for job in jobs:
             assert job.region is not None
             job.region.ids.append(job.ids[-1])
-        return [self._accept(job, logits) for job, logits in zip(jobs, rows, strict=True)]
+        return self._accept(jobs, rows)
 
-    def _accept(self, job: Job, logits: Logits) -> Event:
-        """Choose the job's next token; a job that is done gives its region back."""
-        decoding = job.request.decoding
-        if isinstance(logits, Likeliest):
-            wants_all = decoding.logprobs or decoding.top_logprobs or restriction(job)
-            token = None if wants_all else logits.choose(decoding.sampling, job.rng)
-            if token is not None:
-                return self._add(job, token)
-            logits = logits.whole()
-        return self._accept_whole(job, logits)
+    def _accept(self, jobs: Sequence[Job], logits: Sequence[Logits]) -> list[Event]:
+        """Choose the next token of each job; a job that is done gives its region back."""
+        found: dict[Job, Chosen | Qwen3Error] = {}
+        rows: dict[Job, Row] = {}
+        for job, each in zip(jobs, logits, strict=True):
+            try:
+                row = _row(job, each)
+            except GrammarError as error:
+                found[job] = error
+                continue
+            if isinstance(row, Row):
+                rows[job] = row
+            else:
+                found[job] = Chosen(row)
+        for job, chosen in zip(rows, choose_rows(list(rows.values()), self._chooser), strict=True):
+            found[job] = chosen or _no_numbers(job)
+        return [self._go_on(job, found[job]) for job in jobs]
 
-    def _accept_whole(self, job: Job, logits_V: np.ndarray) -> Event:
-        request, decoding = job.request, job.request.decoding
-        if not np.isfinite(logits_V.max()):
-            if job.region:
-                job.region.ids.clear()
-            error = WeightError(
-                "the model computes NaN or infinity; check its weights with qwen3-model verify"
-            )
-            return self._fail(job, error)
-        try:
-            token = choose(
-                logits_V, decoding.sampling, job.rng, request.prompt_ids, job.ids, restriction(job),
-                sums=self._sums,
-            )  # fmt: skip
-        except GrammarError as error:
-            return self._fail(job, error)
-        logprob = log_probability(logits_V, token) if decoding.logprobs else None
-        if logprob is not None:
-            job.logprobs.append(logprob)
-        return self._add(job, token, logprob, likeliest_log_probabilities(logits_V, decoding.top_logprobs))
+    def _go_on(self, job: Job, chosen: Chosen | Qwen3Error) -> Event:
+        if isinstance(chosen, Qwen3Error):
+            return self._fail(job, chosen)
+        if chosen.logprob is not None:
+            job.logprobs.append(chosen.logprob)
+        return self._add(job, chosen)
 
-    def _add(
-        self,
-        job: Job,
-        token: int,
-        logprob: float | None = None,
-        top_logprobs: tuple[tuple[int, float], ...] = (),
-    ) -> Event:
-        decoding = job.request.decoding
+    def _add(self, job: Job, chosen: Chosen) -> Event:
+        decoding, token = job.request.decoding, chosen.token
         job.ids.append(token)
+        job.penalties.add(token)
         if job.follower:
             job.follower.accept(token, decoding.stop_ids)
         is_end = token in decoding.stop_ids
@@ -240,8 +227,8 @@ class Scheduler:
             job=job,
             token=token,
             piece=piece,
-            logprob=logprob,
-            top_logprobs=top_logprobs,
+            logprob=chosen.logprob,
+            top_logprobs=chosen.top,
             completion=job.completion("stop" if is_end else "length") if is_last else None,
         )
 
@@ -255,6 +242,35 @@ def _decode_input(job: Job) -> tuple[int, int, int]:
     """Return where a job's region starts, its newest token and that token's position."""
     assert job.region is not None
     return job.region.start, job.ids[-1], len(job.request.prompt_ids) + len(job.ids) - 1
+
+
+def _row(job: Job, logits: Logits) -> Row | int:
+    """Return what is to be chosen from, or the token where the likeliest logits are enough.
+
+    Raises:
+        GrammarError: The answer's grammar has become too complex.
+    """
+    decoding, restricted = job.request.decoding, restriction(job)
+    if isinstance(logits, Likeliest):
+        wants_all = decoding.logprobs or decoding.top_logprobs or restricted
+        token = None if wants_all else logits.choose(decoding.sampling, job.rng)
+        if token is not None:
+            return token
+        logits = logits.whole()
+    return Row(
+        logits_V=logits,
+        penalties=job.penalties,
+        number=0.0 if decoding.sampling.is_greedy else job.rng.random(),
+        restriction=restricted,
+        logprob=decoding.logprobs,
+        num_top=decoding.top_logprobs,
+    )
+
+
+def _no_numbers(job: Job) -> WeightError:
+    if job.region:
+        job.region.ids.clear()
+    return WeightError("the model computes NaN or infinity; check its weights with qwen3-model verify")
 
 
 def score_prompt(job: Job, logits_LV: np.ndarray, start: int) -> None:
