@@ -7,14 +7,13 @@ transformers reads it.
 
 import difflib
 import functools
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qwen3_model.command.json_file import read_json
 from qwen3_model.command.plain_text import without_controls
-from qwen3_model.command.small_files import read_small_text
 from qwen3_model.errors import ConfigError
 from qwen3_model.rope_scaling import YarnScaling, read_rope
 
@@ -192,12 +191,7 @@ class Qwen3Config:
             ConfigError: The file is not JSON, or does not describe a model of this kind.
             OSError: The file cannot be read.
         """
-        try:
-            raw = json.loads(read_small_text(path))
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{path} is not JSON: {error}") from None
-        if not isinstance(raw, dict):
-            raise ConfigError(f"{path} holds no JSON object")
+        raw = read_json(path, error=ConfigError)
         try:
             config = cls.from_hf(raw)
         except ConfigError as error:

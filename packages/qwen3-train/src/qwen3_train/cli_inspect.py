@@ -45,7 +45,8 @@ def inspect_data(
     from qwen3_train.data.inspect import inspect_data as lines_of
     from qwen3_train.launch.run_arguments import read_overrides, refuse_other_files
 
-    refuse_other_files(config_path, read_overrides(overrides))
+    pairs = read_overrides(overrides)
+    refuse_other_files(config_path, pairs)
     is_colored = sys.stdout.isatty() if color is None else color
-    for line in lines_of(config_path, overrides, first=start, count=samples, table=table, color=is_colored):
+    for line in lines_of(config_path, pairs, first=start, count=samples, table=table, color=is_colored):
         click.echo(line, color=is_colored)

@@ -50,7 +50,7 @@ def plan(
       qwen3-train plan --config my.yaml --parallel_config.model_parallel 8
       qwen3-train plan --config my.yaml --dry-run
     """
-    from qwen3_model.command.spellings import parse_memory
+    from qwen3_model.device.memory import read_memory_limit
     from qwen3_train.launch.run_arguments import read_config, read_overrides
     from qwen3_train.plan.dry_run import dry_run, dry_run_text, find_tool
     from qwen3_train.plan.plan import make_plan, plan_values
@@ -62,11 +62,10 @@ def plan(
         find_tool()
     config = read_config(config_path, overrides)
     notes = [*config.notes, *unused_keys(config)]
-    limit = config.get("context.max_device_memory")
     made = make_plan(
         read_plan_settings(config),
         num_devices=devices,
-        memory_bytes=max_device_memory or (parse_memory(str(limit)) if limit else None),
+        memory_bytes=read_memory_limit(config, max_device_memory),
     )
     values = plan_values(made) | {"keys": notes}
     if not as_json:

@@ -15,6 +15,7 @@ from qwen3_model.checkpoints.verify import count_non_finite, find_index_faults, 
 from qwen3_model.checkpoints.weight_files import ADAPTER_FILE, open_checkpoint
 from qwen3_model.command.files import is_file_name, write_text_atomically
 from qwen3_model.command.json_file import read_json
+from qwen3_model.command.small_files import INDEX_BYTES
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import FormatError, Qwen3Error
 
@@ -71,7 +72,7 @@ def manifest_faults(source: Path) -> Iterator[str]:
     path = _folder(source) / MANIFEST
     if not path.is_file():
         return
-    hashes = read_json(path)
+    hashes = read_json(path, INDEX_BYTES)
     for name, expected in sorted(hashes.items()):
         if not all(map(is_file_name, name.split("/"))):
             raise FormatError(f"{path} is no manifest: {name:.80} is outside of its folder")

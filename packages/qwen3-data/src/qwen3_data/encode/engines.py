@@ -17,7 +17,6 @@ if TYPE_CHECKING:  # numpy takes a tenth of a second to import, in which an enco
     import numpy as np
     from numpy.typing import NDArray
 
-ENGINES = ("auto", "fastokens", "tokenizers")
 WORTH_LOADING_BYTES = 1 << 20
 """Smaller inputs are encoded by tokenizers before fastokens has loaded."""
 
@@ -100,7 +99,7 @@ def choose_engine(name: str, input_bytes: int | None) -> str:
     """Return "fastokens" or "tokenizers" for what `--engine` says.
 
     Args:
-        name: One of ENGINES; "auto" takes fastokens where it is installed and worth the time that it loads.
+        name: auto, fastokens or tokenizers; "auto" takes fastokens where it is installed and worth the time that it loads.
         input_bytes: Text to encode, None where it is not known.
 
     Raises:

@@ -1,13 +1,12 @@
 """The defaults that come with a model: its `generation_config.json`."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qwen3_infer.sampling.sampling import SAMPLING_TYPES, Sampling
-from qwen3_model.command.small_files import read_small_text
+from qwen3_model.command.json_file import read_json
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError
 
@@ -49,14 +48,7 @@ def read_generation_config(directory: Path, config: Qwen3Config) -> GenerationCo
         ConfigError: The file is damaged, or asks for something that is not implemented.
     """
     path = directory / "generation_config.json"
-    raw: Any = {}
-    if path.exists():
-        try:
-            raw = json.loads(read_small_text(path))
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{path} is not JSON: {error}") from None
-        if not isinstance(raw, dict):
-            raise ConfigError(f"{path} holds no JSON object")
+    raw = read_json(path, error=ConfigError) if path.exists() else {}
     raw = {key: value for key, value in raw.items() if value is not None}
     _refuse_unimplemented(raw, path)
     do_sample = raw.get("do_sample", False)

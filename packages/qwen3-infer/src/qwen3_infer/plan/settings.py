@@ -9,9 +9,9 @@ from qwen3_infer.settings.schema import FLAG_KEYS
 from qwen3_infer.settings.settings import DEFAULT_NEW_TOKENS, MODEL_PARALLEL, read_run_config
 from qwen3_infer.steps.pieces import DEVICE_PIECES, batch_size, round_up
 from qwen3_model.checkpoints.describe import find_config
-from qwen3_model.command.spellings import parse_memory
 from qwen3_model.config import Qwen3Config
 from qwen3_model.device.ascend import has_float32_residual
+from qwen3_model.device.memory import read_memory_limit
 from qwen3_model.errors import ConfigError, UsageError
 from qwen3_model.ranks.layout_checks import split_problems
 
@@ -100,7 +100,6 @@ def read_plan_settings(
         )
     room = round_up(request_tokens, BLOCK_TOKENS)
     cache_tokens = value_of("max_tokens_in_cache", None)
-    limit = run.get("context.max_device_memory")
     return PlanSettings(
         model=model,
         tp=tp,
@@ -108,5 +107,5 @@ def read_plan_settings(
         request_tokens=request_tokens,
         cache_tokens=max(room, round_up(cache_tokens, BLOCK_TOKENS) if cache_tokens else num_requests * room),
         residual_bytes=4 if has_float32_residual(run) else 2,
-        memory_bytes=max_memory or (parse_memory(str(limit)) if limit else None),
+        memory_bytes=read_memory_limit(run, max_memory),
     )

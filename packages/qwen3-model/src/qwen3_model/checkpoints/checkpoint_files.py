@@ -180,19 +180,6 @@ def is_hf_folder(source: Path) -> bool:
     return (source / "config.json").is_file() and not (source / "checkpoint").is_dir()
 
 
-def checkpoint_files(source: Path) -> dict[int, Path]:
-    """Return each rank's file of a run's newest step, of the step of a file of it, or one file alone.
-
-    Raises:
-        ConfigError: No step is whole on every rank.
-    """
-    if not source.is_file():
-        return choose_checkpoint(source, None, None)[0]
-    if NAME.fullmatch(source.name) and source.parent.name.startswith("rank_"):
-        return choose_checkpoint(source.parent.parent, None, source.name)[0]
-    return {0: source}
-
-
 def count_ranks(checkpoint_dir: Path) -> int:
     """Return how many ranks the run had, by their folders and strategy files; at least 1."""
     strategies = (checkpoint_dir.parent / "strategy").glob("ckpt_strategy_rank_*.ckpt")

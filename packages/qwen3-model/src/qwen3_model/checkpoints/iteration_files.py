@@ -29,7 +29,7 @@ from qwen3_model.checkpoints.rows import (
 from qwen3_model.checkpoints.safetensors_file import SafetensorsFile, TensorPlan, open_safetensors
 from qwen3_model.command.files import is_file_name
 from qwen3_model.command.json_file import read_json
-from qwen3_model.command.small_files import read_small_text
+from qwen3_model.command.small_files import INDEX_BYTES, read_small_text
 from qwen3_model.errors import FormatError, WeightError
 
 COUNTERS = ("epoch_num", "step_num", "global_step")
@@ -76,7 +76,7 @@ def run_state_of(folder: Path) -> dict[str, LazyTensor]:
 
 def _counters(folder: Path) -> dict[str, int]:
     path = folder / COMMON
-    meta = read_json(path) if path.is_file() else {}
+    meta = read_json(path, INDEX_BYTES) if path.is_file() else {}
     counters = {name: meta[name] for name in COUNTERS if meta.get(name) is not None}
     for name, count in counters.items():
         if type(count) is not int or not 0 <= count < 1 << 31:
@@ -101,7 +101,7 @@ def open_iteration(folder: Path) -> tuple[dict[str, LazyTensor], list[Safetensor
                 f"{folder} has files of several devices but no {METADATA}, which says what they hold"
             )
         return {name: from_file(file, name) for file in files for name in file.tensors}, files
-    meta = read_json(path)
+    meta = read_json(path, INDEX_BYTES)
     opened: dict[str, SafetensorsFile] = {}
     try:
         storage = {ast.literal_eval(key): value for key, value in meta["storage_data"].items()}

@@ -14,6 +14,7 @@ from qwen3_model.checkpoints.weight_files import NAME_MAP
 from qwen3_model.command.files import is_file_name
 from qwen3_model.command.json_file import read_json
 from qwen3_model.command.progress import Progress
+from qwen3_model.command.small_files import INDEX_BYTES
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError, FormatError, WeightError
 from qwen3_model.text.tokenizer import TOKENIZER_FILES, Qwen3Tokenizer
@@ -48,7 +49,7 @@ def find_index_faults(source: Path) -> Iterator[str]:
     """Yield a sentence where an index or a map of names states another size than its tensors have."""
     for path in [path for name in (INDEX_FILE, NAME_MAP) for path in sorted(source.rglob(name))]:
         try:
-            index = read_json(path)
+            index = read_json(path, INDEX_BYTES)
         except FormatError as error:
             yield str(error)
             continue
@@ -78,7 +79,7 @@ def find_tokenizer_faults(directory: Path, num_rows: int) -> Iterator[str]:
     for name in found:
         if name.endswith(".json") and name != "tokenizer.json":
             try:
-                read_json(directory / name)
+                read_json(directory / name, INDEX_BYTES)
             except FormatError as error:
                 yield str(error)
     if "tokenizer.json" not in found:

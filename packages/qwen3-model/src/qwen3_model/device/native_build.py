@@ -12,6 +12,7 @@ from pathlib import Path
 
 from qwen3_model.command.files import write_atomically
 from qwen3_model.command.private_files import PRIVATE, make_private, require_private
+from qwen3_model.device.processor import processor_features
 from qwen3_model.errors import Qwen3Error
 
 COMPILERS = ("c++", "g++", "clang++")
@@ -95,15 +96,6 @@ def _fingerprint(sources: Sequence[Path], flags: Sequence[str]) -> str:
     content = hashlib.sha256(" ".join(flags).encode())
     for path in sources:
         content.update(path.read_bytes())
-    content.update(f"{platform.machine()} {_processor_features()}".encode())
+    # A home folder may be shared by different machines.
+    content.update(f"{platform.machine()} {processor_features()}".encode())
     return content.hexdigest()[:16]
-
-
-def _processor_features() -> str:
-    """Return what tells processors apart, since a home folder may be shared by different machines."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    wanted = ("model name", "flags", "Features", "CPU part")
-    return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))

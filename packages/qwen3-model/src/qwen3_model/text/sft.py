@@ -4,7 +4,6 @@ docs/formats/sft.md describes the files.
 """
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3_model.command.file_map import map_file
-from qwen3_model.command.small_files import read_small_text
+from qwen3_model.command.json_file import read_json
 from qwen3_model.errors import FormatError
 from qwen3_model.text.tokens import TokenFile, open_tokens, sibling
 
@@ -113,11 +112,8 @@ def read_sft_manifest(path: Path) -> SftManifest:
     """
     if not path.is_file():
         raise FormatError(f"{path} is missing; make the instruction data again with qwen3-data sft")
-    try:
-        raw = json.loads(read_small_text(path))
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path} is no JSON ({error}); make the instruction data again") from error
-    if not isinstance(raw, dict) or raw.get("kind") != KIND:
+    raw = read_json(path, remedy="make the instruction data again")
+    if raw.get("kind") != KIND:
         raise FormatError(f"{path} is no manifest of instruction data")
     if raw.get("version") not in range(1, SFT_VERSION + 1):
         raise FormatError(

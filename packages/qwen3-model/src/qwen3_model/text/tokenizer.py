@@ -1,7 +1,6 @@
 """Qwen3's tokenizer and chat template, from the files of a Hugging Face folder."""
 
 import hashlib
-import json
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, Self
 
 from tokenizers import Tokenizer
 
+from qwen3_model.command.json_file import read_json
 from qwen3_model.command.small_files import INDEX_BYTES, read_small, read_small_text
 from qwen3_model.errors import FormatError
 from qwen3_model.text.byte_level import letter_bytes
@@ -221,15 +221,7 @@ class Qwen3Tokenizer:
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        settings = json.loads(read_small_text(path))
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path} is no JSON: {error}") from error
-    if not isinstance(settings, dict):
-        raise FormatError(f"{path} holds no JSON object")
-    return settings
+    return read_json(path) if path.is_file() else {}
 
 
 def _read_template(directory: Path, settings: Mapping[str, Any]) -> str | None:

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3_model.command.file_map import map_file, read_mapped
+from qwen3_model.command.json_file import read_json
 from qwen3_model.command.plain_text import counted
-from qwen3_model.command.small_files import read_small_text
 from qwen3_model.errors import ConfigError, FormatError
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -281,10 +281,7 @@ def read_manifest(prefix: Path) -> Manifest | None:
     path = sibling(prefix, ".json")
     if not path.is_file():
         return None
-    try:
-        raw = json.loads(read_small_text(path))
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path} is no JSON ({error}); preprocess again or remove it") from error
+    raw = read_json(path, remedy="preprocess again or remove it")
     manifest = _parse_manifest(raw, path)
     idx_path, bin_path = sibling(prefix, ".idx"), sibling(prefix, ".bin")
     if idx_path.is_file() and bin_path.is_file():

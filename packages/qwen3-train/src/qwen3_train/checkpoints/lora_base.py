@@ -9,8 +9,8 @@ from typing import Any
 
 from qwen3_model.checkpoints.adapter_config import CONFIG_FILE
 from qwen3_model.command.files import write_text_atomically
-from qwen3_model.command.small_files import read_small_text
-from qwen3_model.errors import ConfigError
+from qwen3_model.command.json_file import read_json
+from qwen3_model.errors import ConfigError, FormatError
 from qwen3_train.settings.lora import LoraSettings, peft_targets
 from qwen3_train.settings.run import TrainSettings
 
@@ -39,7 +39,9 @@ def find_base(settings: TrainSettings, run_dir: Path | None) -> Path:
         else:
             remedy = "to begin adapters on its weights use --resume_training auto"
         raise ConfigError(f"{path} does not exist, so {run_dir} is no run of adapters; {remedy}")
-    config = json.loads(read_small_text(path))
+    config = read_json(path)
+    if not isinstance(config.get("base_model_name_or_path"), str):
+        raise FormatError(f"{path} does not name the adapters' base; put the run's own file back")
     wanted = adapter_config(settings.lora, settings, Path(config["base_model_name_or_path"]))
     changed = [key for key in wanted if config.get(key) != wanted[key]]
     if changed:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3_model.command.files import write_atomically, write_text_atomically
-from qwen3_model.command.small_files import read_small_text
+from qwen3_model.command.json_file import read_json
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import OutputExistsError
 from qwen3_model.text.tokenizer import TOKENIZER_FILES
@@ -167,7 +167,7 @@ def write_model_files(
         if not stop_ids:
             _copy(hf_dir, output_dir, "generation_config.json")
             return
-        stated = json.loads(read_small_text(hf_dir / "generation_config.json"))
+        stated = read_json(hf_dir / "generation_config.json")
     else:
         raw = config.to_hf()
         ids = ("bos_token_id", "eos_token_id", "pad_token_id")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from qwen3_model.command.plain_text import counted, without_controls
-from qwen3_model.command.run_config import load_run_config, parse_dotted
+from qwen3_model.command.run_config import load_run_config
 from qwen3_model.errors import ConfigError
 from qwen3_model.text.sft import read_sft_manifest
 from qwen3_model.text.tokenizer import Qwen3Tokenizer
@@ -23,24 +23,37 @@ from qwen3_train.data.token_data import prepare_tokens
 from qwen3_train.settings.conversation_blend import BlendSettings
 from qwen3_train.settings.hf_loader import HfDataSettings, SftFileSettings
 from qwen3_train.settings.run import read_settings
-from qwen3_train.settings.schema import FLAG_ALIASES, TRAIN
+from qwen3_train.settings.schema import TRAIN
 from qwen3_train.settings.token_files import DataSettings
 
 LEARNED, PLAIN, RESET = "\033[32m", "\033[2m", "\033[0m"
-# What is asked of the machine and of weights does not matter here.
 HERE = (("use_parallel", "False"), ("context.device_target", "CPU"), ("run_mode", "train"))
+"""Overrides after which neither the machine nor weights are checked, which samples do not depend on."""
 
 
 def inspect_data(
-    config_path: Path, arguments: Sequence[str], *, first: int, count: int, table: bool, color: bool
+    config_path: Path,
+    overrides: Sequence[tuple[str, str]],
+    *,
+    first: int,
+    count: int,
+    table: bool,
+    color: bool,
 ) -> Iterator[str]:
-    """Yield lines about `count` samples of a run's data, from number `first` of the training order.
+    """Yield lines about samples of a run's data.
+
+    Args:
+        config_path: The run's YAML.
+        overrides: Keys and values of the command line.
+        first: Number of the first sample in the order of training, from 0.
+        count: Samples to show.
+        table: Whether to show a line per token, in place of the text.
+        color: Whether to mark learned tokens by colours, in place of brackets.
 
     Raises:
         Qwen3Error: The data cannot be used, or there is no such sample.
     """
-    pairs = [(FLAG_ALIASES.get(key, key), value) for key, value in parse_dotted(arguments)]
-    settings = read_settings(load_run_config(config_path, [*pairs, *HERE], TRAIN))
+    settings = read_settings(load_run_config(config_path, [*overrides, *HERE], TRAIN))
     notes: list[str] = []
     if isinstance(settings.data, DataSettings):
         data = prepare_tokens(settings, settings.data, notes)

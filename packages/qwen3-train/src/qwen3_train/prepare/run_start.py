@@ -7,8 +7,9 @@ import socket
 from collections.abc import Sequence
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
+from qwen3_model.command.plain_text import counted
+from qwen3_model.device.processor import processor_name
 from qwen3_train import __version__
 from qwen3_train.checkpoints.run_folder import STARTS
 from qwen3_train.prepare.prepare import PreparedRun
@@ -43,11 +44,5 @@ def _versions() -> dict[str, str]:
 
 
 def _processor() -> str:
-    """Return the processor's name, where Linux states one, and the cores that this process may use."""
-    name = platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    stated = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return f"{next(stated, name)}, {len(os.sched_getaffinity(0))} cores"
+    """Return the processor's name and the cores that this process may use."""
+    return f"{processor_name()}, {counted(len(os.sched_getaffinity(0)), 'core')}"
