@@ -272,6 +272,12 @@ def test_a_command_that_is_none_names_the_one_that_was_meant():
     assert "generate" in result.stderr
 
 
+def test_a_command_that_is_looked_for_without_its_group_is_named_with_it():
+    result = CliRunner().invoke(program("qwen3-ckpt"), ["fuse", "base", "adapter", "out"])
+    assert result.exit_code == 2
+    assert "No such command 'fuse'. Did you mean 'lora fuse'?" in result.stderr
+
+
 def test_launch_says_first_how_to_go_on_and_then_what_most_commands_give():
     text = ALL["qwen3-train launch"].help
     keys = ("resume_training", "output_dir", "pretrained_model_dir", "load_checkpoint", "device",

@@ -92,7 +92,7 @@ def _generate(out: Path, model_dir: Path) -> Path:
     flags = [
         "--pretrained-model-dir",
         model_dir,
-        "--predict-data",
+        "--input",
         prompts,
         "--predict-batch-size",
         len(PROMPTS),

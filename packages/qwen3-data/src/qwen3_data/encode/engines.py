@@ -99,7 +99,8 @@ def choose_engine(name: str, input_bytes: int | None) -> str:
     """Return "fastokens" or "tokenizers" for what `--engine` says.
 
     Args:
-        name: auto, fastokens or tokenizers; "auto" takes fastokens where it is installed and worth the time that it loads.
+        name: auto, fastokens or tokenizers; "auto" takes fastokens where it is installed and worth the time
+            that it loads.
         input_bytes: Text to encode, None where it is not known.
 
     Raises:

@@ -5,7 +5,6 @@ whatever the prompts' lengths and however many run. B requests in a batch, L len
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -20,6 +19,7 @@ from qwen3_infer.native.chooser import NativeChooser
 from qwen3_infer.native.kernels import NativeKernels
 from qwen3_infer.sampling.logits import LikeliestRows, Logits
 from qwen3_model.device.ascend import choose_device
+from qwen3_model.network.cache import Rows as CacheRows
 from qwen3_model.network.kernels.ascend import AscendKernels
 from qwen3_model.network.kernels.choice import make_kernels
 from qwen3_model.network.kernels.seam import Kernels
@@ -104,7 +104,7 @@ class MindSporeEngine:
         rows = self._rows(Tensor(tokens_R[:, None]), Tensor(positions_R[:, None]), last_R, where)
         return [rows[row] for row in self._rooms.picked(starts_B)]
 
-    def _rows(self, *arguments: Any) -> np.ndarray | LikeliestRows:
+    def _rows(self, *arguments: CacheRows) -> np.ndarray | LikeliestRows:
         """Return each row's logits; from a device only the likeliest come at once."""
         if not self._is_device:
             return self._step(*arguments).asnumpy()

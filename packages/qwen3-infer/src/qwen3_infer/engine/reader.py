@@ -4,7 +4,6 @@ B batch (1), L length, D hidden, V vocabulary, M rows.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from qwen3_infer.engine.rooms import make_rooms
 from qwen3_infer.engine.tensor_parallel import joined, shard_config
 from qwen3_infer.steps.pieces import ALIGN
-from qwen3_model.network.cache import KVCache
+from qwen3_model.network.cache import KVCache, Rows
 from qwen3_model.network.model import Qwen3ForCausalLM, name_parameters
 
 HEAD_ROWS = 32
@@ -57,7 +56,7 @@ class _Reader(nn.Cell):
         super().__init__()
         self.network, self.cache = network, cache
 
-    def construct(self, ids_BL: Tensor, position_ids_BL: Tensor, rows_B: Any) -> Tensor:
+    def construct(self, ids_BL: Tensor, position_ids_BL: Tensor, rows_B: Rows) -> Tensor:
         return self.network.model(ids_BL, position_ids_BL, None, self.cache, rows_B).astype(ms.float32)
 
 

@@ -7,7 +7,6 @@ B requests in a batch, R rows that are computed, L length, T tokens of a region,
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -18,13 +17,14 @@ from qwen3_infer.native.kernels import NativeKernels
 from qwen3_infer.steps.pieces import ALIGN, DEVICE_PIECES, PIECES, batch_size, round_up
 from qwen3_model.config import Qwen3Config
 from qwen3_model.network.cache import BLOCK_TOKENS, BlockCache
+from qwen3_model.network.cache import Rows as CacheRows
 from qwen3_model.network.kernels.ascend import AscendKernels
 from qwen3_model.network.kernels.seam import Kernels
 
 LEAST_BLOCKS, MORE_BLOCKS = 4, 4
 """Blocks that the attention of a prompt's piece is compiled for: so many, then so many times as many, ..."""
 
-Batch = tuple[np.ndarray, np.ndarray, Any]
+Batch = tuple[np.ndarray, np.ndarray, CacheRows]
 """Tokens and positions of the rows that are computed (R,), and the cache's argument for them."""
 
 
@@ -51,7 +51,7 @@ class Rows:
         self.longest = self.unit - 1
         self.cache = kernels.make_cache(config, self.num_rows, self.unit)
 
-    def piece(self, start: int, position: int, length: int) -> Any:
+    def piece(self, start: int, position: int, length: int) -> CacheRows:
         """Return the cache's argument for a piece of the region at `start`."""
         return Tensor(np.array([start // self.unit], np.int32))
 
@@ -103,7 +103,7 @@ class Pool:
         self.cache = PooledCache(config, self.num_tokens + self.unit, kernels.compute_dtype)
         self._copy = ms.jit(CacheCopy(self.cache).construct)
 
-    def piece(self, start: int, position: int, length: int) -> Any:
+    def piece(self, start: int, position: int, length: int) -> CacheRows:
         """Return the cache's argument for a piece of the region at `start`."""
         return Tensor(np.array([start], np.int32))
 
@@ -153,7 +153,7 @@ class Blocks(Pool):
         self._most_blocks = round_up(context_tokens, self.unit) // self.unit
         self._copy = ms.jit(BlockCopy(self.cache).construct)
 
-    def piece(self, start: int, position: int, length: int) -> Any:
+    def piece(self, start: int, position: int, length: int) -> CacheRows:
         """Return the cache's argument for a piece: the blocks it fills, and those of its prompt so far."""
         first, count = start // self.unit, (position + length) // self.unit
         # What lies behind the piece is hidden from it; the region's own first block stands there as well as

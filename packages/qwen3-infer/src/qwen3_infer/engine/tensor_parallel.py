@@ -4,7 +4,6 @@ B rows, L new tokens a row, V vocabulary, T ranks.
 """
 
 from dataclasses import replace
-from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -14,7 +13,7 @@ from mindspore.communication import init
 from qwen3_infer.device import Device
 from qwen3_model.config import Qwen3Config
 from qwen3_model.device.ascend import choose_device
-from qwen3_model.network.cache import KVCache
+from qwen3_model.network.cache import KVCache, Rows
 from qwen3_model.network.model import CachedQwen3, Qwen3ForCausalLM
 from qwen3_model.ranks.collectives import Group, make_group
 from qwen3_model.ranks.shards import Shards, Tp, Whole
@@ -62,7 +61,7 @@ class WholeLogits(CachedQwen3):
         self.group = network.tp.group
 
     def construct(
-        self, ids_BL: Tensor, position_ids_BL: Tensor, last_B: Tensor, rows_B: Any = None
+        self, ids_BL: Tensor, position_ids_BL: Tensor, last_B: Tensor, rows_B: Rows = None
     ) -> Tensor:
         """Return float32 logits (B, V): of B rows, or at B positions of one."""
         part_BV = self.network(ids_BL, position_ids_BL, None, self.cache, last_B, rows_B)

@@ -7,8 +7,8 @@ M rows, O outputs, D width, F feed-forward, B batch, L length, N query heads, J 
 R head rows (M * N or M * J).
 """
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import mindspore as ms
 from mindspore import Tensor, ops
@@ -36,7 +36,7 @@ class NativeKernels(PortableKernels):
         super().__init__()
         self.rounds_inputs, self.library = rounds_inputs, str(library)
 
-        def function(name: str, out_shape: Any) -> ops.Custom:
+        def function(name: str, out_shape: Callable[..., object]) -> ops.Custom:
             return ops.Custom(f"{library}:{name}", out_shape, lambda *_: ms.float32, func_type="aot")
 
         self._embed = function("qwen3_embed", lambda w, ids: [ids[0], w[1]])

@@ -1,6 +1,7 @@
 """One of the processes that share a model out: it does what the process of the command says, on its shard."""
 
 import socket
+from collections.abc import Sequence
 from typing import Any
 
 import mindspore as ms
@@ -15,7 +16,7 @@ from qwen3_infer.folder.model_folder import ModelFolder
 from qwen3_infer.processes import wire
 from qwen3_infer.processes.local import open_local
 from qwen3_infer.processes.rank import Rank
-from qwen3_infer.sampling.logits import Likeliest
+from qwen3_infer.sampling.logits import Likeliest, Logits
 from qwen3_infer.steps.score_engine import Scorer
 from qwen3_model.errors import Qwen3Error, WeightError
 from qwen3_model.ranks.shards import Tp
@@ -76,7 +77,7 @@ class _Follower:
         self._model = model
         self._engine: MindSporeEngine | None = None
         self._scorer: Scorer | None = None
-        self._rows: Any = ()
+        self._rows: Sequence[Logits] = ()
 
     def do(self, name: str, values: list[Any]) -> tuple[dict[str, Any], list[np.ndarray]]:
         """Do what is asked and return the answer."""
@@ -99,7 +100,7 @@ class _Follower:
                 return {"error": str(error)}, []
             return {}, [found.log_probs_T, found.is_likeliest_T]
         if name == "whole":
-            return {}, [np.stack([row.whole() for row in self._rows])]
+            return {}, [np.stack([row.whole() for row in self._rows if isinstance(row, Likeliest)])]
         assert self._engine is not None
         if name == "copy":
             self._engine.copy(*values)
@@ -115,9 +116,9 @@ class _Follower:
         return {}, _arrays(self._rows)
 
 
-def _arrays(rows: Any) -> list[np.ndarray]:
-    """All logits of each row, or from a device the likeliest of each and their ids."""
-    if not isinstance(rows[0], Likeliest):
-        return [np.stack(rows)]
-    found = [row.likeliest() for row in rows]
+def _arrays(rows: Sequence[Logits]) -> list[np.ndarray]:
+    """Return all logits of each row, or, where all rows are a device's, the likeliest and their ids."""
+    if whole := [row for row in rows if not isinstance(row, Likeliest)]:
+        return [np.stack(whole)]
+    found = [row.likeliest() for row in rows if isinstance(row, Likeliest)]
     return [np.stack(each) for each in zip(*found, strict=True)]

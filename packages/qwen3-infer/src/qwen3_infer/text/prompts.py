@@ -31,7 +31,7 @@ class Prompt:
 
 
 def read_prompts(data: Sequence[str]) -> list[Prompt]:
-    """Read every value of `--predict-data`: names of .txt or .jsonl files, or texts.
+    """Read every value of `--input`: names of .txt or .jsonl files, or texts.
 
     In a text and in a .txt file, backslash and n stand for a new line, as in mindformers.
 

@@ -50,7 +50,8 @@ def find_weights(
     if adapters := [name for name in weights if ADAPTER.fullmatch(name)]:
         raise WeightError(
             f"the checkpoint holds adapters, such as {adapters[0]}, not a whole model; add them to their "
-            "base with `qwen3-ckpt lora fuse`, or give them to PEFT with `qwen3-ckpt lora export`"
+            "base with `qwen3-ckpt lora fuse BASE ADAPTER OUTPUT`, or give them to PEFT with "
+            "`qwen3-ckpt lora export SOURCE OUTPUT`, where ADAPTER and SOURCE are what was named here"
         )
     shapes = config.weight_shapes()
     problems = list(_problems(weights, config, shapes))

@@ -39,6 +39,15 @@ class Commands(click.Group):
             _complete_options(cmd)
         super().add_command(cmd, name)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command as click does; name the group of a command that is looked for without it."""
+        for group in self.commands.values():
+            if isinstance(group, click.Group) and args[0] in group.commands and args[0] not in self.commands:
+                ctx.fail(f"No such command {args[0]!r}. Did you mean '{group.name} {args[0]}'?")
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: click.Context) -> object:
         before = signal.signal(signal.SIGTERM, _exit_cleanly)
         try:

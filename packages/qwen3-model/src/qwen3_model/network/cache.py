@@ -8,17 +8,18 @@ B rows, T slots, K key/value heads, H head_dim, L new tokens a row, R head rows 
 row, W writes.
 """
 
-from typing import Any, Final
+from typing import Final, TypeAlias
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, mint, nn, ops
 
 from qwen3_model.config import Qwen3Config
+from qwen3_model.network.forms import DeviceForm
 
 BLOCK_TOKENS = 128
 """Tokens of a block of an accelerator's cache: what the documentation of its attention recommends."""
-Rows = Any
+Rows: TypeAlias = DeviceForm
 """Which rows of a cache are continued, in the form that the cache takes; None for all."""
 Slots = tuple[Tensor, ...]
 """Where new tokens are written and what they see, as `slots` of a cache returns it."""

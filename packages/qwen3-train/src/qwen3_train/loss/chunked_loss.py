@@ -9,8 +9,6 @@ A head is one product, or two where it has an adapter: logits = x W^T + low B^T.
 M rows, D hidden, R rank of an adapter, V this rank's share of the vocabulary, C rows of a chunk.
 """
 
-from typing import Any
-
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
@@ -97,7 +95,7 @@ class _Chunks(nn.Cell):
         super().__init__(auto_prefix=False)
         self.kernels, self.trained, self.most, self.has_gradients = kernels, trained, most, has_gradients
         is_plain = tp.size == 1 and not isinstance(kernels, AscendKernels)
-        self.entropy: Any = _PlainCrossEntropy(kernels) if is_plain else SplitCrossEntropy(tp, kernels)
+        self.entropy: nn.Cell = _PlainCrossEntropy(kernels) if is_plain else SplitCrossEntropy(tp, kernels)
         self.join, self.sum = ops.Concat(0), ops.auto_generate.SumExt()
         # Primitives of its own: what a graph and its gradient both call by a function is lost in one of them.
         self.logits, self.rows, self.columns = (
@@ -112,7 +110,7 @@ class _Chunks(nn.Cell):
         for k in range(len(factors)):
             copies = (*copies, factors[k].astype(inputs[k].dtype))
         step = rows_of_chunk(num_rows, factors[0].shape[0], self.most)
-        total: Any = None
+        total: Tensor | None = None
         pieces: tuple = ((),) * len(inputs)
         sums: tuple = (None,) * len(inputs)
         for first in range(0, num_rows, step):
@@ -151,7 +149,7 @@ class _Chunks(nn.Cell):
         logits_CV = self.logits(own[0], copies[0])
         return logits_CV if len(own) == 1 else logits_CV + self.logits(own[1], copies[1])
 
-    def _add(self, sums: tuple, slopes_CV: Tensor, own: tuple[Tensor, ...], scale_C1: Any) -> tuple:
+    def _add(self, sums: tuple, slopes_CV: Tensor, own: tuple[Tensor, ...], scale_C1: Tensor | None) -> tuple:
         """Add a chunk's part to the gradients of the factors that take one."""
         added: tuple = ()
         for k in range(len(own)):
@@ -166,7 +164,9 @@ class _Chunks(nn.Cell):
                 added = (*added, self.kernels.accumulate(sums[k], part_VD))
         return added
 
-    def _append(self, pieces: tuple, slopes_CV: Tensor, copies: tuple[Tensor, ...], scale_C1: Any) -> tuple:
+    def _append(
+        self, pieces: tuple, slopes_CV: Tensor, copies: tuple[Tensor, ...], scale_C1: Tensor | None
+    ) -> tuple:
         """Append a chunk's gradients of the inputs to those before."""
         appended: tuple = ()
         for k in range(len(copies)):

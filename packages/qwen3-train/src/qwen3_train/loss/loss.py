@@ -3,13 +3,11 @@
 B batch, L length, M = B * L, D hidden, V vocabulary.
 """
 
-from typing import Any
-
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
 from qwen3_model.network.kernels.portable import PortableKernels
-from qwen3_model.network.kernels.seam import Kernels
+from qwen3_model.network.kernels.seam import Kernels, Segments
 from qwen3_model.network.layers import Embedding
 from qwen3_model.network.model import Qwen3ForCausalLM
 from qwen3_train.data.batches import Batch
@@ -116,7 +114,7 @@ def _trains_table(model: Qwen3ForCausalLM) -> bool:
     return type(embedding) is Embedding and embedding.weight.requires_grad
 
 
-def loss_arguments(batch: Batch, kernels: Kernels) -> list[Any]:
+def loss_arguments(batch: Batch, kernels: Kernels) -> list[Tensor | Segments | None]:
     """Return the first five arguments of `TokenLoss`."""
     parts = (
         batch.input_ids_BL,

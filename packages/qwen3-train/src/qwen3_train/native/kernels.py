@@ -1,7 +1,6 @@
 """The portable kernels with AdamW and the sum of a tied embedding's gradients in C++."""
 
 from pathlib import Path
-from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -48,6 +47,6 @@ class NativeTrainingKernels(PortableKernels):
         rate = ops.depend(rate, step)
         return self._adamw(weight, m, v, gradient, rate, eps, share, factor, Tensor(betas, ms.float32))
 
-    def add_rows(self, table_VD: Tensor, ids_M: Tensor, rows_MD: Tensor) -> Any:
+    def add_rows(self, table_VD: Tensor, ids_M: Tensor, rows_MD: Tensor) -> Tensor:
         """Add each row to the table's row of its id, in place."""
         return ops.depend(table_VD, self._add_rows(table_VD, ids_M, rows_MD))

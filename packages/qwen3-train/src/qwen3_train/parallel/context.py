@@ -10,7 +10,7 @@ B samples, L tokens of a sample, C = L / (2 T) of a chunk, T ranks of the group,
 N query heads, K key/value heads, H head_dim, R head rows, W = 2 * K * H.
 """
 
-from typing import Any
+from collections.abc import Callable
 
 import mindspore as ms
 import numpy as np
@@ -92,23 +92,32 @@ class _Sequence:
         return self._rows(outs)
 
 
+Attend = Callable[[Tensor, Tensor, Tensor, Plan], Tensor]
+"""Attention of a chunk: queries, keys and values as head rows, and the plan; it may be a cell."""
+
+
 @ms.jit_class
 class ContextPortableKernels(PortableKernels):
     """The plain kernels of a rank that has a part of the sequence."""
 
-    def __init__(self, group: Group, attend: Any = None) -> None:
+    def __init__(self, group: Group, attend: Attend | None = None) -> None:
         """Take the ranks that share the sequence, and what stands for the attention of a chunk."""
         super().__init__()
         self.group, self.sequence = group, _Sequence(group)
         self.plain = PortableKernels()
         self.attend = self.plain.attention if attend is None else attend
 
-    def with_attention(self, attend: Any) -> "ContextPortableKernels":
+    def with_attention(self, attend: Attend) -> "ContextPortableKernels":
         """Return the same with another attention of a chunk's queries."""
         return ContextPortableKernels(self.group, attend)
 
     def plan(
-        self, cos_BLH: Tensor, sin_BLH: Tensor, visible_BLS: Any, num_heads: int, num_kv_heads: int
+        self,
+        cos_BLH: Tensor,
+        sin_BLH: Tensor,
+        visible_BLS: tuple[Tensor, ...] | None,
+        num_heads: int,
+        num_kv_heads: int,
     ) -> Plan:
         """Return sizes, turns, and a plan for the queries of each chunk.
 

@@ -4,11 +4,11 @@ Both classes have the same `run`; `step.TrainStep` chooses one of them once.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor
 
+from qwen3_model.network.kernels.seam import Scalar
 from qwen3_model.network.model import Qwen3ForCausalLM
 from qwen3_train.data.batches import Batch
 from qwen3_train.loss.loss import TokenLoss, loss_arguments
@@ -32,7 +32,7 @@ class SinglePass:
         self._graph = WholeStep(TokenLoss(model), weights, update, finish)
 
     def run(
-        self, micro_batches: Sequence[Batch], scalars: Sequence[Any], before_pass: BeforePass
+        self, micro_batches: Sequence[Batch], scalars: Sequence[Scalar], before_pass: BeforePass
     ) -> tuple[float, float]:
         """Update the weights by the only micro-batch; return loss and norm, see `StepResult`.
 
@@ -87,7 +87,7 @@ class SummedPasses:
             self._sum_replicas = SumReplicas(weights, sums, grid, model.kernels, shares_moments)
 
     def run(
-        self, micro_batches: Sequence[Batch], scalars: Sequence[Any], before_pass: BeforePass
+        self, micro_batches: Sequence[Batch], scalars: Sequence[Scalar], before_pass: BeforePass
     ) -> tuple[float, float]:
         """Update the weights by all micro-batches; return loss and norm, see `StepResult`.
 

@@ -13,8 +13,6 @@ M rows (B * L), R head rows (M * heads), B batch, K key/value heads, X query row
 H head_dim, F feed-forward, D hidden.
 """
 
-from typing import Any
-
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
@@ -48,7 +46,7 @@ def _apply_to_parts(
     model: Qwen3ForCausalLM, kernels: PortableKernels, recompute: Recompute, stage: int
 ) -> None:
     # One of each for all layers, so that equal layers stay equal.
-    attention: Any = _AttentionAgain(kernels)
+    attention: _AttentionAgain | ContextPortableKernels = _AttentionAgain(kernels)
     if isinstance(kernels, ContextPortableKernels):
         attention = kernels.with_attention(_RecomputedAttention(kernels.plain))
     pair, down = _PairOnly(), _RecomputedDown(kernels)
@@ -122,7 +120,7 @@ class _RecomputedAttention(nn.Cell):
         # Nothing asks for the plan's gradient; it must only have the plan's form.
         return q_grad_RH * (h**-0.5), k_grad_RH, v_grad_RH, plan
 
-    def _order(self, x_RH: Tensor, order: Any) -> Tensor:
+    def _order(self, x_RH: Tensor, order: Tensor | None) -> Tensor:
         return x_RH if order is None else self.gather(x_RH, order, 0)
 
 

@@ -2,10 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from qwen3_train.parallel.grid import Grid
 from qwen3_train.settings.profiling import ProfileSettings
+
+if TYPE_CHECKING:  # it takes a second to import
+    from mindspore.profiler import profile
 
 
 class StepProfiler:
@@ -24,7 +27,7 @@ class StepProfiler:
         self.device, self.say = device, say
         folder = settings.output if settings and settings.output else output_dir
         self.folder = folder / "profile" / f"rank_{grid.rank}"
-        self._profiler: Any = None
+        self._profiler: profile | None = None
 
     def before(self, step: int) -> None:
         """Begin where the window does, or within it where this start of the run does."""
@@ -57,7 +60,7 @@ def _is_asked(settings: ProfileSettings, grid: Grid) -> bool:
     return grid.rank in (settings.rank_ids or ()) or (settings.one_of_each_stage and is_first_of_stage)
 
 
-def _make_profiler(settings: ProfileSettings, steps: int, folder: Path, device: str) -> Any:
+def _make_profiler(settings: ProfileSettings, steps: int, folder: Path, device: str) -> "profile":
     from mindspore.profiler import (
         ProfilerActivity,
         ProfilerLevel,

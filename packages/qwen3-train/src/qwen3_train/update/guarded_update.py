@@ -5,11 +5,11 @@ norm are those of all ranks, so that all decide alike.
 """
 
 import math
-from typing import Any
 
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
+from qwen3_model.network.kernels.seam import Scalar
 from qwen3_train.settings.skip import SkipSettings
 
 
@@ -19,15 +19,15 @@ class GuardedUpdate(nn.Cell):
     Args of the call: the optimizer's, then loss and norm, float32 scalars.
     """
 
-    def __init__(self, adam: Any, skip: SkipSettings | None) -> None:
+    def __init__(self, adam: nn.Cell, skip: SkipSettings | None) -> None:
         super().__init__(auto_prefix=False)
         self.adam, self.limit = adam, None if skip is None else skip.norm_limit
 
     def construct(  # noqa: PLR0913
         self,
-        rate: Any,
-        eps: Any,
-        decay: Any,
+        rate: Scalar,
+        eps: Scalar,
+        decay: Scalar,
         step: Tensor,
         gradients: tuple[Tensor, ...],
         scale: Tensor | None,

@@ -4,15 +4,16 @@ Norm weights do not decay, matrices and the embedding do: the rule of mindformer
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypeVar
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from qwen3_model.network.kernels.seam import Kernels
+from qwen3_model.network.kernels.seam import Kernels, Scalar
 from qwen3_train.settings.adam import AdamSettings
 
+Item = TypeVar("Item")
 BLOCK = 12
 """Weights that are updated side by side: about a layer's."""
 
@@ -61,9 +62,9 @@ class AdamW(nn.Cell):
 
     def construct(
         self,
-        rate: Any,
-        eps: Any,
-        decay: Any,
+        rate: Scalar,
+        eps: Scalar,
+        decay: Scalar,
         step: Tensor,
         gradients: tuple[Tensor, ...],
         scale: Tensor | None = None,
@@ -87,9 +88,9 @@ class AdamW(nn.Cell):
 
     def _update_one(  # noqa: PLR0913
         self,
-        rate: Any,
-        eps: Any,
-        decay: Any,
+        rate: Scalar,
+        eps: Scalar,
+        decay: Scalar,
         step: Tensor,
         scale: Tensor | None,
         is_decayed: bool,
@@ -98,16 +99,16 @@ class AdamW(nn.Cell):
         m: Tensor,
         v: Tensor,
         gradient: Tensor,
-    ) -> Any:
+    ) -> Tensor:
         own_decay = decay if is_decayed else None
         if scale is not None and stays:
             gradient, scale = self.kernels.scale(gradient, scale), None
         return self.kernels.adamw(weight, m, v, gradient, rate, eps, own_decay, step, self.betas, scale)
 
 
-def _chosen(each: Any, block: tuple[int, ...]) -> tuple[Any, ...]:
+def _chosen(each: Sequence[Item], block: tuple[int, ...]) -> tuple[Item, ...]:
     """Return the items whose indices a block lists, in its order."""
-    chosen: tuple[Any, ...] = ()
+    chosen: tuple[Item, ...] = ()
     for i in block:
         chosen = (*chosen, each[i])
     return chosen
@@ -145,11 +146,11 @@ class ClipScale(nn.Cell):
         return ops.minimum(self.max_norm / (norm + 1e-6), self.one)
 
 
-def adam_scalars(kernels: Kernels, settings: AdamSettings, lr: float, step: int) -> tuple[Any, ...]:
+def adam_scalars(kernels: Kernels, settings: AdamSettings, lr: float, step: int) -> tuple[Scalar, ...]:
     """Return what the update of a step, counted from 1, takes first; a new value compiles nothing anew."""
     betas = settings.beta1, settings.beta2
     return kernels.adam_scalars(lr, step, settings.eps, settings.weight_decay, betas)
 
 
-def _moment(name: str, weight: Any) -> Parameter:
+def _moment(name: str, weight: Parameter) -> Parameter:
     return Parameter(Tensor(np.zeros(weight.shape, np.float32)), name=name, requires_grad=False)

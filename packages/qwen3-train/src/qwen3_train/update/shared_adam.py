@@ -6,12 +6,11 @@ A weight whose rows do not divide is cut by elements; one whose elements do not 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from qwen3_model.network.kernels.seam import Kernels
+from qwen3_model.network.kernels.seam import Kernels, Scalar
 from qwen3_model.ranks.collectives import Group
 from qwen3_train.layout.stages import is_cut_by_rows, is_shared_out, piece_shape
 from qwen3_train.settings.adam import AdamSettings
@@ -54,9 +53,9 @@ class SharedAdamW(nn.Cell):
 
     def construct(
         self,
-        rate: Any,
-        eps: Any,
-        decay: Any,
+        rate: Scalar,
+        eps: Scalar,
+        decay: Scalar,
         step: Tensor,
         gradients: tuple[Tensor, ...],
         scale: Tensor | None = None,
@@ -67,7 +66,7 @@ class SharedAdamW(nn.Cell):
             done = ops.depend(done, self._hand_round(bucket, done))
         return done
 
-    def _take(self, is_cut: bool, is_flat: bool, piece: Tensor, weight: Tensor) -> Any:
+    def _take(self, is_cut: bool, is_flat: bool, piece: Tensor, weight: Tensor) -> Tensor:
         """Put this replica's rows or elements of a weight into its piece."""
         if not is_cut:
             return piece

@@ -13,7 +13,7 @@ B batch, L query length, S key length, N query heads, K key/value heads, H head_
 vocabulary, M rows (B * L), R head rows (B * L * N or B * L * K), D width.
 """
 
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 import mindspore as ms
 import numpy as np
@@ -21,12 +21,13 @@ from mindspore import Parameter, Tensor
 
 from qwen3_model.config import Qwen3Config
 from qwen3_model.network.cache import KVCache, LayerCache
+from qwen3_model.network.forms import DeviceForm
 
 Sizes = tuple[int, int, int, int]
 """B, L, N and K of a call."""
 Turns = tuple[Tensor, Tensor]
 """Cosine and sine by which heads are rotated, in the form that the device's `rotate_*` takes."""
-Own = Any
+Own: TypeAlias = DeviceForm
 """What the device alone reads: orders of rows, ends of documents, plans of chunks."""
 Plan = tuple[Sizes, Turns, Turns, Tensor, Own]
 """Sizes; turns of queries; turns of keys; what hides keys, in the device's form, or None; the device's
@@ -36,6 +37,8 @@ QUERY_TURNS: Final = 1
 KEY_TURNS: Final = 2
 MASK: Final = 3
 OWN: Final = 4
+Scalar: TypeAlias = DeviceForm
+"""A number of the optimizer's update: a tensor of one element on a CPU, a float on Ascend."""
 Segments: TypeAlias = Tensor | tuple[int, ...]
 """Which tokens are of one document: numbers (B, L), visible keys (B, L, S), or the ends of documents."""
 
@@ -111,7 +114,7 @@ class Kernels(Protocol):
 
     def adam_scalars(
         self, lr: float, step: int, eps: float, decay: float, betas: tuple[float, float]
-    ) -> tuple[float | Tensor, float | Tensor, float | Tensor, Tensor]:
+    ) -> tuple[Scalar, Scalar, Scalar, Tensor]:
         """Return rate, eps, decay and step as `adamw` takes them for the `step`-th update, counted from 1."""
 
     def adamw(  # noqa: PLR0913
@@ -120,9 +123,9 @@ class Kernels(Protocol):
         m: Parameter,
         v: Parameter,
         gradient: Tensor,
-        rate: Tensor,
-        eps: Tensor,
-        decay: Tensor | None,
+        rate: Scalar,
+        eps: Scalar,
+        decay: Scalar | None,
         step: Tensor,
         betas: tuple[float, float],
         scale: Tensor | None = None,
