@@ -95,11 +95,11 @@ def read_settings(
     device = config.get("context.device_target") or available
     output_dir = Path(config.get("output_dir") or "./output")
     problems += _mode_problems(config, available)
-    ascend = collect(problems, _ascend, config, device, worker_num, output_dir)
+    ascend = collect(problems, _read_ascend, config, device, worker_num, output_dir)
     if common is not None:
         problems += _process_problems(config, common.layout, worker_num)
     if common is not None and data is not None:
-        problems += _fit_problems(common, data.seq_length)
+        problems += _length_problems(common, data.seq_length)
     if problems:
         raise ConfigError("; ".join(problems))
     assert data is not None
@@ -107,42 +107,59 @@ def read_settings(
     assert ascend is not None
     if common.lora is not None:
         refuse_empty_stages(common.lora, common.model, common.layout, common.offset)
-    monitor = callback_of(config, "CheckpointMonitor")
-    wrapper = config.get("runner_wrapper") or {}
-    shared = {field.name: getattr(common, field.name) for field in fields(CommonSettings)}
-    shared["parallel_optimizer"] = common.parallel_optimizer and common.layout.dp > 1
     return TrainSettings(
-        **shared,
+        **_shared_values(common),
+        **_log_and_checkpoint_values(config),
         seed=config.get("seed", 0),
         output_dir=output_dir,
         device=device,
         ascend=ascend,
-        weights_from=_weights(config, common.hf_dir, common.resume),
-        strategy_from=_path(config.get("src_strategy_path_or_dir")),
+        weights_from=_weights_source(config, common.hf_dir, common.resume),
+        strategy_from=_path_or_none(config.get("src_strategy_path_or_dir")),
         fused_layout=read_fused_layout(config),
         stop_step=callback_of(config, "TrainCallBack").get("stop_step"),
         adam=read_adam(config.get("optimizer") or {}),
         lr_schedule=lr_section(config),
-        max_grad_norm=float(wrapper.get("max_grad_norm") or 1.0) if wrapper.get("use_clip_grad") else None,
+        max_grad_norm=_clipping_norm(config),
         data=data,
         eval_data=eval_data,
         do_eval=bool(config.get("do_eval", False)),
-        eval_every=_positive(config.get("eval_step_interval")),
-        log_every=callback_of(config, "MFLossMonitor").get("per_print_times") or 1,
-        prefix=monitor.get("prefix") or "qwen3",
-        save_every=_positive(monitor.get("save_checkpoint_steps")),
-        keep_max=monitor.get("keep_checkpoint_max") or 1,
+        eval_every=_count_or_none(config.get("eval_step_interval")),
         graceful_exit=bool(config.get("use_graceful_exit", True)),
         exit_file=read_exit_file(config),
-        async_save=bool(monitor.get("async_save")),
     )
 
 
-def _ascend(config: RunConfig, device: str, worker_num: int, output_dir: Path) -> AscendSettings:
+def _shared_values(common: CommonSettings) -> dict[str, Any]:
+    """Return the fields that a run shares with its plan; with one replica there is nothing to share out."""
+    values = {field.name: getattr(common, field.name) for field in fields(CommonSettings)}
+    return values | {"parallel_optimizer": common.parallel_optimizer and common.layout.dp > 1}
+
+
+def _log_and_checkpoint_values(config: RunConfig) -> dict[str, Any]:
+    """Return the fields that mindformers' callbacks state: how often to log, which checkpoints to write."""
+    monitor = callback_of(config, "CheckpointMonitor")
+    return {
+        "log_every": callback_of(config, "MFLossMonitor").get("per_print_times") or 1,
+        "prefix": monitor.get("prefix") or "qwen3",
+        "save_every": _count_or_none(monitor.get("save_checkpoint_steps")),
+        "keep_max": monitor.get("keep_checkpoint_max") or 1,
+        "async_save": bool(monitor.get("async_save")),
+    }
+
+
+def _clipping_norm(config: RunConfig) -> float | None:
+    """Return the norm that gradients are clipped to, 1 unless stated; None where clipping is off."""
+    wrapper = config.get("runner_wrapper") or {}
+    return float(wrapper.get("max_grad_norm") or 1.0) if wrapper.get("use_clip_grad") else None
+
+
+def _read_ascend(config: RunConfig, device: str, worker_num: int, output_dir: Path) -> AscendSettings:
     return read_ascend_settings(config, device, worker_num, work_dir=output_dir / "mindspore")
 
 
 def _process_problems(config: RunConfig, layout: Layout, worker_num: int) -> list[str]:
+    """Return a sentence where the layout is for another number of processes than the job has."""
     if config.get("use_parallel", False):
         return process_problems(layout, worker_num)
     if worker_num == 1:
@@ -153,7 +170,8 @@ def _process_problems(config: RunConfig, layout: Layout, worker_num: int) -> lis
     ]
 
 
-def _fit_problems(common: CommonSettings, seq_length: int) -> list[str]:
+def _length_problems(common: CommonSettings, seq_length: int) -> list[str]:
+    """Return sentences on why rows of `seq_length` tokens do not fit the model or the layout."""
     return length_problems(seq_length, common.model) + layout_problems(
         common.model,
         common.layout,
@@ -164,6 +182,7 @@ def _fit_problems(common: CommonSettings, seq_length: int) -> list[str]:
 
 
 def _mode_problems(config: RunConfig, available: str) -> list[str]:
+    """Return sentences on a mode that is not training or lacks weights, and on a device that is not there."""
     problems = []
     mode = config.get("run_mode", "train")
     if mode not in ("train", "finetune"):
@@ -179,18 +198,20 @@ def _mode_problems(config: RunConfig, available: str) -> list[str]:
     return problems
 
 
-def _weights(config: RunConfig, hf_dir: Path | None, resume: ResumeSettings) -> Path | None:
-    # What is to be resumed has the state of a run, not only weights to begin with.
+def _weights_source(config: RunConfig, hf_dir: Path | None, resume: ResumeSettings) -> Path | None:
+    """Return the folder or checkpoint whose weights the run starts from; None for random weights."""
+    # A checkpoint that is resumed has the state of a run; it is no source of weights alone.
     if config.get("load_checkpoint") and resume.mode != "always":
-        return _path(config.get("load_checkpoint"))
+        return _path_or_none(config.get("load_checkpoint"))
     # As in mindformers: a run from scratch takes the folder's config and tokenizer only.
     wanted = config.get("run_mode", "train") == "finetune" or config.get("auto_trans_ckpt", False)
     return hf_dir if wanted else None
 
 
-def _positive(value: int | None) -> int | None:
+def _count_or_none(value: int | None) -> int | None:
+    """Return a number of steps; None where it is left out, or 0 or -1, as mindformers writes never."""
     return value if value is not None and value > 0 else None
 
 
-def _path(text: str | None) -> Path | None:
+def _path_or_none(text: str | None) -> Path | None:
     return Path(text) if text else None
