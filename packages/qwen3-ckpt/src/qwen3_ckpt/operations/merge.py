@@ -62,7 +62,7 @@ class Prepared:
     request: MergeRequest
     checkpoint: Checkpoint
     tensors: dict[str, LazyTensor]
-    """Those of the checkpoint that are wanted."""
+    """The checkpoint's tensors that are wanted."""
     model: ModelFiles | None
     sources: Sources
     notes: tuple[str, ...]

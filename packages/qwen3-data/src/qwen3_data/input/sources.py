@@ -33,7 +33,7 @@ class Source:
     path: Path
     kind: Kind
     compression: str
-    """Its ending, or "" for none."""
+    """Ending of a compressed file, or "" for none."""
     size_bytes: int
     """On disk; 0 for stdin."""
     changed_ns: int = 0
@@ -41,7 +41,7 @@ class Source:
 
     @property
     def name(self) -> str:
-        """Its path as text that any file can hold; bytes that are no UTF-8 come as escapes."""
+        """The path as text that any file can hold; bytes that are no UTF-8 come as escapes."""
         return os.fsencode(self.path).decode("utf-8", "backslashreplace")
 
     @property

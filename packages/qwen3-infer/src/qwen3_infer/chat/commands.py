@@ -11,7 +11,7 @@ COMMANDS = {
     "save": ("FILE", "writes the conversation as a line of JSON, which generate --chat reads"),
     "exit": ("", "leaves; so does Ctrl-D"),
 }
-"""By their names: what follows, and what they do."""
+"""The commands by name: the arguments that follow, and what the command does."""
 _COMMAND = re.compile(r"/([A-Za-z]+)(?:\s+(.*))?", re.DOTALL)
 
 

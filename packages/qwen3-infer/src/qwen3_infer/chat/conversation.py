@@ -25,7 +25,7 @@ class Answer:
     """What the model has said to a question."""
 
     text: str
-    """With its thought, as the model wrote it."""
+    """The answer with its thought, as the model wrote it."""
     num_tokens: int
     """Generated."""
     seconds: float

@@ -52,7 +52,7 @@ class Arguments:
     max_length: int | None = None
     """Tokens of a sequence at most; None for the model's context."""
     enable_thinking: bool = True
-    """For the chat template."""
+    """Whether the chat template asks for a thought."""
     think_end_token: str | None = None
     """Text up to which a completion is a thought that does not count, such as `</think>`."""
     device_target: str = "CPU"

@@ -26,7 +26,7 @@ class Document:
     num_bytes: int
     """Bytes of its text in UTF-8."""
     id: str | int | None = None
-    """As the JSON line has it."""
+    """Value of `id` in the JSON line; None where it has none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

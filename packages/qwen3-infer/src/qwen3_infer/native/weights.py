@@ -36,9 +36,9 @@ class NativeWeights:
     """All weights of a model, and its adapter beside them."""
 
     arrays: dict[str, NDArray[np.generic]]
-    """By name: norms in float32; all matrices as the bits of bfloat16 in uint16, or all in float32."""
+    """Weights by name: norms in float32; all matrices as bits of bfloat16 in uint16, or all in float32."""
     adapters: dict[str, NativeAdapter]
-    """By module, such as `model.layers.0.self_attn.q_proj`; `model.embed_tokens` and `lm_head` among them."""
+    """Adapters by module, such as `model.layers.0.self_attn.q_proj`, `model.embed_tokens` or `lm_head`."""
     is_bfloat16: bool
     """Whether the matrices are."""
 

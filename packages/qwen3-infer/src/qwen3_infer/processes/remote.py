@@ -20,7 +20,7 @@ from qwen3_model.errors import Qwen3Error, WeightError
 
 LOOK_S = 0.2
 VERDICT_S = 8.0
-"""For the launcher, which sees those of its node, to say which process ended once a connection is gone."""
+"""Seconds that the launcher of this node has to say which process ended, once a connection is gone."""
 
 
 class Ranks:

@@ -33,7 +33,7 @@ class Completion:
     ids: tuple[int, ...]
     """The tokens generated, with the end-of-text token if there was one."""
     text: str
-    """Their text, up to the stop string or the end-of-text token."""
+    """The tokens' text, up to the stop string or the end-of-text token."""
     finish_reason: str
     """"stop" for an end-of-text token or a stop string, "length" otherwise."""
     logprobs: tuple[float, ...] = ()

@@ -18,11 +18,11 @@ class Request:
     """One prompt and how to complete it."""
 
     index: int
-    """Its index in the input, from 0."""
+    """Index of the prompt in the input, from 0."""
     sample: int = 0
     """Which of the completions of that prompt."""
     prompt: Prompt
-    """As the user wrote it."""
+    """The prompt's text as the user wrote it."""
     prompt_ids: tuple[int, ...]
     """What the model reads."""
     max_new_tokens: int

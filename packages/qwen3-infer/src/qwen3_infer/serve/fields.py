@@ -20,7 +20,7 @@ class Field:
     rule: str
     accepts: Callable[[Any], bool] = lambda _: True
     schema: Mapping[str, Any] = field(default_factory=dict)
-    """As far as JSON Schema can say it."""
+    """The field's JSON Schema, as far as that can state what is accepted."""
 
 
 def _number(low: float, high: float) -> Field:

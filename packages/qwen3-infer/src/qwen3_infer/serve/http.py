@@ -40,13 +40,13 @@ class Limits:
     max_body_bytes: int
     """Largest body."""
     body_timeout_s: float
-    """For sending it."""
+    """Longest time in which a client sends its body."""
     send_timeout_s: float
-    """For taking a piece of the answer."""
+    """Longest time in which a client takes a piece of the answer."""
     request_timeout_s: float
-    """For the whole answer."""
+    """Longest time of a whole answer."""
     queue_timeout_s: float
-    """For waiting until there is room in the cache."""
+    """Longest time that a request waits for room in the cache."""
 
 
 @dataclass(eq=False, slots=True)

@@ -13,7 +13,7 @@ from qwen3_model.errors import UsageError
 MOST_BACKLOG = 128
 """Connections that are accepted at once."""
 OWN_DESCRIPTORS = 32
-"""For files that the process opens besides those open already."""
+"""Descriptors kept for files that the process opens besides those open already."""
 TURNED_AWAY = (
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from qwen3_infer.serve.worker import Worker
 
 HEAD_TIMEOUT_S = 10.0
-"""For the head of a request; `send_timeout_s` when that is shorter."""
+"""Longest time in which a client sends a request's head; `send_timeout_s` when that is shorter."""
 
 
 MOST_WAITING = 1024
@@ -43,7 +43,7 @@ class ServeSettings:
     insecure: bool
     """Whether others than this machine may come without a key."""
     model_name: str | None
-    """For clients; the folder's name when None."""
+    """Name of the model for clients; the folder's name when None."""
     max_requests: int
     """Sequences that are computed together."""
     max_tokens_in_cache: int
@@ -55,11 +55,11 @@ class ServeSettings:
     max_body_bytes: int
     """Largest body of a request."""
     request_timeout_s: float
-    """For a whole answer."""
+    """Longest time of a whole answer."""
     queue_timeout_s: float
-    """For waiting until there is room."""
+    """Longest time that a request waits for room."""
     send_timeout_s: float
-    """For a client to take a piece of the answer."""
+    """Longest time in which a client takes a piece of the answer."""
     drain_timeout_s: float
     """Seconds that running requests have when the server is asked to stop."""
 

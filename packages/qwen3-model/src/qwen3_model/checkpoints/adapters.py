@@ -54,13 +54,13 @@ class AdapterSet:
     """All adapters of a model and their common scale."""
 
     modules: dict[str, Adapter]
-    """By module, such as `model.layers.0.self_attn.q_proj`."""
+    """The adapters by module, such as `model.layers.0.self_attn.q_proj`."""
     alpha: float
     """Scale is alpha / rank."""
     base_copies: dict[str, tuple[SafetensorsFile, str]] = field(default_factory=dict)
-    """By module, weights of the base that lie beside its adapter: their file and their name in it."""
+    """Weights of the base that lie beside its adapter, by module: their file and their name in it."""
     saved: dict[str, tuple[SafetensorsFile, str]] = field(default_factory=dict)
-    """By module, whole weights that take the place of the base's (PEFT's modules_to_save)."""
+    """Whole weights that replace the base's, by module (PEFT's modules_to_save)."""
     ties_head: bool = True
     """Whether an adapter of the embedding is a tied head's, too; PEFT's own rarely are."""
     base: str = ""

@@ -154,7 +154,7 @@ class _Stage:
     first_rank: int
     """Number of its first rank in the whole layout."""
     files: dict[int, SafetensorsFile]
-    """By that number; a rank may be missing."""
+    """The files by that number; a rank may be missing."""
 
 
 def _take_whole(files: Files) -> Assembled:

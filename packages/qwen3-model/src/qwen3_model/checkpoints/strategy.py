@@ -34,7 +34,7 @@ class TensorLayout:
     dev_matrix: tuple[int, ...]
     """Devices of the stage as a grid; the last axis runs fastest over local ranks."""
     tensor_map: tuple[int, ...]
-    """For each dimension -1 (whole) or the grid axis that cuts it, counted from the right."""
+    """Axis of the device matrix that cuts each dimension, counted from the right; -1 where it is whole."""
     opt_shard_step: int = 0
     """Distance in local ranks between neighbours that share out a slice again."""
     opt_shard_size: int = 0

@@ -22,7 +22,7 @@ MOST_SECONDS = 10.0
 MOST_BITS = 4096
 """Limit of the bits of an integer."""
 WIDEST = 10_000
-"""For widths, precisions and counts that make a text or list longer."""
+"""Limit of widths, precisions and counts that make a text or list longer."""
 
 STEPS_PER_LOOK = 64 - 1
 LETTERS_PER_LOOK = 100_000

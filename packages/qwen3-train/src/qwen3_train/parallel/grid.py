@@ -25,7 +25,7 @@ class Grid:
     replicas: Group
     """Ranks that hold the same weights and take other samples, or other parts of them."""
     context: Group
-    """Those of them that take parts of the same samples; else this rank alone."""
+    """The replicas that take parts of the same samples; else this rank alone."""
     world: Group
     ends: Group
     """First and last stage, where a tied embedding is on both; else this rank alone."""

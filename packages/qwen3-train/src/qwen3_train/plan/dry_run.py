@@ -30,9 +30,9 @@ class DryRank:
     rank: int
     stage: int
     planned_bytes: int
-    """By `plan`."""
+    """Bytes that `plan` counts."""
     peak_bytes: int
-    """By MindSpore's backend."""
+    """Bytes that MindSpore's backend allocates."""
 
 
 def find_tool() -> Path:

@@ -6,7 +6,7 @@ from qwen3_train.plan.settings import PlanSettings
 
 ALL, BEFORE, AFTER, ENDS = "all", "stage before", "stage after", "tied embedding"
 BUFFERS = dict.fromkeys((BEFORE, AFTER, ENDS), 2 * PAIR_BUFFER_MIB * 2**20)
-"""Those of groups that set their own."""
+"""Bytes of buffers of the groups that set their own."""
 
 
 def groups_of_stage(settings: PlanSettings, stage: int) -> tuple[str, ...]:

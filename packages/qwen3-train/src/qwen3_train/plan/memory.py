@@ -61,7 +61,7 @@ class StageMemory:
     optimizer: int
     """AdamW's two moments, float32, shared among the replicas with enable_parallel_optimizer."""
     updated_rows: int
-    """With enable_parallel_optimizer the rows of the weights that a replica updates, once more."""
+    """Rows of the weights that a replica updates, once more, with enable_parallel_optimizer."""
     weight_copies: int
     """Matrices in the compute type, where that is not float32 and they are not made again."""
     activations: int

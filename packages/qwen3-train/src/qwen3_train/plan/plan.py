@@ -27,7 +27,7 @@ class Plan:
     stages: list[StageMemory]
     """Empty when the layout does not divide."""
     traffic: list[list[Traffic]]
-    """For each stage."""
+    """Exchanges of each stage."""
     totals: Totals | None
     """Totals of the whole job; None when the layout does not divide."""
     notes: list[str]

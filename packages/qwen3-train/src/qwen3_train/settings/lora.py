@@ -14,7 +14,7 @@ from qwen3_train.layout.stages import stage_names
 
 SECTION = "model.model_config.pet_config"
 INITS = ("normal", "zeros", "ones", "he_uniform", "xavier_uniform", "xavier_normal")
-"""As in `qwen3_model.network.lora`, which needs MindSpore."""
+"""The same as in `qwen3_model.network.lora`, which needs MindSpore."""
 SPELLINGS = {"zero": "zeros", "one": "ones"}
 
 

@@ -17,7 +17,7 @@ class ValidationSettings:
     patience: int | None
     """End the run after so many evaluations without a lower loss; None for never."""
     min_delta: float
-    """By how much a loss must be lower to count."""
+    """Amount by which a loss must be lower to count."""
 
 
 @dataclass(slots=True)

@@ -217,7 +217,7 @@ class BucketSum(nn.Cell):
         return self.group.scatter_rows(joined) if self.scatters else self.group.sum(joined)
 
     def _joined(self, bucket: tuple[int, ...], tensors: tuple[Tensor, ...], last: Tensor) -> Tensor:
-        """Those of a bucket side by side, a row for each rank that gets one.
+        """Return the tensors of a bucket side by side, a row for each rank that gets one.
 
         Not before `last`: of sums, which stay, the copies of all buckets would be made at once.
         """

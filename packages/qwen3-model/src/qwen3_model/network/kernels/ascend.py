@@ -20,7 +20,7 @@ from qwen3_model.network.kernels.seam import KEY_TURNS, QUERY_TURNS, SIZES, Plan
 # FlashAttentionScore's compressed causal mask has this fixed size whatever the sequence length.
 COMPRESSED_MASK = 2048
 FULL_MASK, COMPRESSED_CAUSAL, CAUSAL_IN_EACH = 0, 2, 3
-"""Its sparse modes: the whole (L, S) as a mask, the causal order, and the causal order in each document."""
+"""Sparse modes of FlashAttentionScore: the whole (L, S) as a mask; causal order; the same per document."""
 FEWEST_ENDS = 128
 """Documents of a batch are filled up to this many, or a power of two: each number is a graph of its own."""
 MOST_ENDS = 2048

@@ -69,7 +69,7 @@ class Job:
     is_over: Callable[[], bool] = lambda: False
     """Says whether the workers may be ended, finished or not."""
     is_stoppable: bool = False
-    """Its workers save and end when they are asked to (`stop_signals`)."""
+    """Whether the workers save and end when they are asked to (`stop_signals`)."""
 
 
 def launch_workers(

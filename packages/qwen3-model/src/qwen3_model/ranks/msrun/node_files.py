@@ -33,7 +33,7 @@ class NodeState:
     """Number of the start that it takes part in, or waits for."""
     state: str = WAITING
     address: str = ""
-    """By which the others reach it."""
+    """Address by which the others reach this node."""
     reason: str = ""
     """What asked for a stop; for `STOPPED` only."""
 
@@ -46,7 +46,7 @@ class Round:
     members: tuple[int, ...]
     """Nodes that take part; the first has the scheduler and the run's first rank."""
     starts: tuple[str, ...]
-    """Their processes; see `NodeState.start`."""
+    """The start of each node's processes; see `NodeState.start`."""
     address: str
     port: int
     restarts: int
