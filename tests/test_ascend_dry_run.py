@@ -21,12 +21,10 @@ from ascend_inputs import Inputs  # noqa: E402
 from ascend_matrix import functions_of, run_case  # noqa: E402
 
 ELSEWHERE = (
-    "sequence parallel, full recomputation",  # the functions that it calls are looked at below
     "packed conversations, sequence parallel",  # context parallel has them, other cases sequence parallel
     f"prefill and decode of small, 1 ranks, {A2}",  # as on an A3
-    "resumed under another layout",  # the graphs of tensor parallel runs
 )
-"""Cases of --small whose graphs the others have: half a minute of the processor each."""
+"""Cases of --small whose graphs the others have."""
 CASES = [case for case in small_cases() if case.name not in ELSEWHERE]
 MISSING = ascend_stand_in.missing_tools()
 needs_compiler = pytest.mark.skipif(bool(MISSING), reason=f"needs {' and '.join(MISSING)}")

@@ -22,6 +22,7 @@ from qwen3_model.command.private_files import SharedFileError, cache_home, make_
 TOOLS = {"gcc": "gcc", "g++": "g++", "nm": "binutils", "strings": "binutils", "readelf": "binutils"}
 """Programs that are needed and the Debian package that has each."""
 SOURCE = Path(__file__).with_name("ascend_stand_in.cc")
+IDLE, IDLE_LIBRARY = SOURCE.with_name("ascend_idle.cc"), "libqwen3_idle.so"
 OPENED = (
     "opapi", "opapi_nn", "opapi_math", "opapi_transformer", "cust_opapi", "acl_op_compiler",
     "acl_tdt_channel", "acl_tdt_queue", "ascend_hal", "runtime", "nnopbase", "profapi", "msprof", "dcmi",
@@ -74,7 +75,7 @@ def stand_in() -> Path:
 
 
 def _stand_in(cache: Path) -> Path:
-    sources = SOURCE.read_bytes() + Path(__file__).read_bytes()
+    sources = SOURCE.read_bytes() + IDLE.read_bytes() + Path(__file__).read_bytes()
     version = importlib.metadata.version("mindspore")
     folder = cache / f"{version}-{platform.machine()}-{hashlib.sha256(sources).hexdigest()[:12]}"
     if folder.is_dir():
@@ -103,6 +104,7 @@ def stand_in_environment(folder: Path, mindspore: Path) -> dict[str, str]:
     )
     return {
         "LD_LIBRARY_PATH": ":".join(map(str, libraries)),
+        "LD_PRELOAD": str(folder / "cann/lib64" / IDLE_LIBRARY),
         "PYTHONPATH": str(folder / "python"),
         "ASCEND_HOME_PATH": str(folder / "cann"),
         "ASCEND_OPP_PATH": str(folder / "cann/opp"),
@@ -118,6 +120,7 @@ def _build(folder: Path, libraries: Path) -> None:
     # The wheel is built with the older layout of std::string.
     compiler = ("g++", "-shared", "-fPIC", "-w", "-O0", "-D_GLIBCXX_USE_CXX11_ABI=0")
     _run(*compiler, SOURCE, generated, "-o", target / "libascendcl.so", "-Wl,-soname,libascendcl.so")
+    _run("g++", "-shared", "-fPIC", "-O1", IDLE, "-o", target / IDLE_LIBRARY)
     for name in sorted(_linked(libraries, users) | {f"lib{name}.so" for name in OPENED}):
         _run(
             "gcc", "-shared", "-fPIC", "-x", "c", os.devnull, "-o", target / name, "-L", target,
