@@ -11,6 +11,9 @@ from qwen3_infer.schedule.engine import Engine
 from qwen3_infer.schedule.jobs import Job, tokens_needed
 from qwen3_infer.steps.token_pool import Region, TokenPool
 
+COMPARED = 256
+"""Ids of two sequences that are compared at once."""
+
 
 class RegionAllocator:
     """Allocate a region for each request of one engine, with the prefix that an earlier one has read."""
@@ -106,5 +109,11 @@ class RegionAllocator:
 
 def count_equal(first: Sequence[int], second: Sequence[int]) -> int:
     """Return how many ids two sequences have in common at their beginning."""
-    pairs = zip(first, second, strict=False)
-    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
+    length = min(len(first), len(second))
+    for start in range(0, length, COMPARED):
+        # Slices compare in C; only the one that differs is looked through here.
+        ours, theirs = tuple(first[start : start + COMPARED]), tuple(second[start : start + COMPARED])
+        if ours != theirs:
+            pairs = enumerate(zip(ours, theirs, strict=False), start)
+            return next((at for at, (a, b) in pairs if a != b), length)
+    return length

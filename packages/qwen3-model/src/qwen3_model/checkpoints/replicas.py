@@ -49,7 +49,10 @@ def check_samples(files: Mapping[int, SafetensorsFile], stages: Stages) -> None:
         WeightError: Most slices of two ranks differ, so the strategy is of another layout.
     """
     compared: dict[tuple[Path, Path], list[tuple[str, bool]]] = {}
-    for name, first, file in _pairs(files, {stage: _some(layouts) for stage, layouts in stages.items()}):
+    pairs = _pairs(files, {stage: _some(layouts) for stage, layouts in stages.items()})
+    order = {file.path: number for number, file in enumerate(files.values())}
+    # File by file: more of them than may be open would else be opened again for each tensor.
+    for name, first, file in sorted(pairs, key=lambda pair: order[pair[2].path]):
         is_equal = np.array_equal(_sample(name, first), _sample(name, file))
         compared.setdefault((first.path, file.path), []).append((name, is_equal))
     for (first_path, path), slices in compared.items():
