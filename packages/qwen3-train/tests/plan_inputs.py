@@ -22,6 +22,10 @@ def make_settings(size="0.6B", **changes):
         "compute_bytes": 2,
         "adapters": None,
         "shares_writing": False,
+        "broadcasts": False,
+        "reads_weights": False,
+        "num_files": 1,
+        "keeps_indexes": False,
         "separate_documents": False,
     }
     values |= changes

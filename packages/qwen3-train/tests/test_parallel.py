@@ -135,7 +135,10 @@ def values_of(folder, hf_dir):
             "use_parallel": bool(parallel), "parallel_config": parallel,
             "do_eval": name in SINGLE + EVALUATED,
             "eval_step_interval": HALF, "runner_config__batch_size": 8 // passes,
-            "parallel": {"enable_parallel_optimizer": "zero1" in name},
+            "parallel": {
+                "enable_parallel_optimizer": "zero1" in name,
+                "parameter_broadcast": "shared" in name or "zero1" in name,
+            },
             "callbacks__1__save_checkpoint_steps": HALF,
             "model__model_config": TINY_MODEL | {"hidden_size": 32},
         }  # fmt: skip
@@ -252,8 +255,9 @@ def test_a_layout_trains_as_one_process_does(train, single, name):
 
 
 @pytest.mark.slow
-def test_replicas_that_share_out_the_writing_write_each_tensor_once(train):
-    shared, whole = train("dp2 shared tied"), train("dp2 tied")
+@pytest.mark.parametrize("kind", ["tied", "untied"])
+def test_replicas_write_each_tensor_once_and_read_each_weight_once_to_the_same_bits(train, kind):
+    shared, whole = train(f"dp2 shared {kind}"), train(f"dp2 {kind}")
     written = [
         [set(open_safetensors(path).tensors) for path in choose_checkpoint(run_dir, 2, None)[0].values()]
         for run_dir in (shared, whole)

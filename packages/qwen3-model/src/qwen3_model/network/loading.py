@@ -4,7 +4,7 @@ On a CPU the values are read some rows at a time and converted into the paramete
 never a second copy of a tensor, let alone of the model. A graph that was compiled earlier sees them, too.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import mindspore as ms
@@ -22,10 +22,18 @@ from qwen3_model.ranks.layout import shard_slices
 STORED_AS = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32}
 SHOWN_FAULTS = 5
 """Faults of weights that one sentence names."""
+Put = Callable[[Parameter, str, Values], None]
+"""Fills a parameter from values of a safetensors dtype."""
 
 
-def load_hf(model: Qwen3ForCausalLM, directory: Path, *, quiet: bool = True) -> None:
+def load_hf(model: Qwen3ForCausalLM, directory: Path, *, quiet: bool = True, put: Put | None = None) -> None:
     """Fill every weight of `model` from the safetensors files of `directory`; of split ones its slice.
+
+    Args:
+        model: What to fill.
+        directory: A Hugging Face folder.
+        quiet: Show no progress.
+        put: Called for each weight in the model's order; `fill` when left out.
 
     Raises:
         WeightError: A weight is missing, left over, misshapen or of a dtype that is not a float.
@@ -33,7 +41,7 @@ def load_hf(model: Qwen3ForCausalLM, directory: Path, *, quiet: bool = True) -> 
     """
     folder = open_hf_folder(directory)
     weights = {name: folder.tensors.part(name) for name in folder.tensors.names()}
-    fill_weights(model, own_part(model, weights), str(directory), quiet=quiet)
+    fill_weights(model, own_part(model, weights), str(directory), quiet=quiet, put=put)
 
 
 def init_model(model: Qwen3ForCausalLM, seed: int) -> None:
@@ -66,9 +74,16 @@ def own_part(
 
 
 def fill_weights(
-    model: nn.Cell, weights: Mapping[str, tuple[str, Values]], source: str, *, quiet: bool = True
+    model: nn.Cell,
+    weights: Mapping[str, tuple[str, Values]],
+    source: str,
+    *,
+    quiet: bool = True,
+    put: Put | None = None,
 ) -> None:
     """Fill every weight of `model` from (safetensors dtype, values), BF16 as its bits in uint16.
+
+    `put` is that of `load_hf`.
 
     Raises:
         FormatError: A file has become shorter, or cannot be read.
@@ -91,7 +106,7 @@ def fill_weights(
     with Progress("weights", total_bytes, "B", quiet=quiet) as progress:
         for name, parameter in own.items():
             dtype, array = weights[name]
-            fill(parameter, dtype, array)
+            (put or fill)(parameter, dtype, array)
             progress.advance(array.nbytes)
 
 

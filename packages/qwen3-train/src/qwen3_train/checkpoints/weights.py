@@ -8,6 +8,7 @@ from mindspore import Parameter
 
 from qwen3_model.checkpoints.checkpoint_files import is_hf_folder
 from qwen3_model.checkpoints.fused import unfused, weight_of
+from qwen3_model.checkpoints.rows import from_file
 from qwen3_model.checkpoints.tensors import TensorPart, Tensors
 from qwen3_model.checkpoints.weight_files import open_weight_files
 from qwen3_model.errors import WeightError
@@ -15,7 +16,8 @@ from qwen3_model.network.loading import fill, init_model, load_hf
 from qwen3_model.network.model import Qwen3ForCausalLM
 from qwen3_model.ranks.layout import shard_slices, whole_shape
 from qwen3_train.checkpoints.checkpoint import read_state
-from qwen3_train.checkpoints.own_slices import open_own_slices
+from qwen3_train.checkpoints.one_reader import OneReader
+from qwen3_train.checkpoints.own_slices import find_slices, own_cuts
 from qwen3_train.checkpoints.source import ResumeSource
 from qwen3_train.settings.run import TrainSettings
 from qwen3_train.step.step import TrainStep
@@ -23,8 +25,10 @@ from qwen3_train.step.step import TrainStep
 SHOWN_PROBLEMS = 5
 
 
-def start_weights(model: Qwen3ForCausalLM, settings: TrainSettings) -> str:
+def start_weights(model: Qwen3ForCausalLM, settings: TrainSettings, reader: OneReader | None) -> str:
     """Fill the model as the settings say, before anything is compiled, and say from where.
+
+    Replicas read all of it each, or with a `reader` a part each.
 
     Raises:
         WeightError: The weights do not fit the model.
@@ -33,25 +37,31 @@ def start_weights(model: Qwen3ForCausalLM, settings: TrainSettings) -> str:
     if source is None:
         init_model(model, settings.seed)
         return f"random, seed {settings.seed}"
-    return load_weights(model, source, settings)
+    return load_weights(model, source, settings, reader)
 
 
-def load_weights(model: Qwen3ForCausalLM, source: Path, settings: TrainSettings) -> str:
+def load_weights(
+    model: Qwen3ForCausalLM, source: Path, settings: TrainSettings, reader: OneReader | None
+) -> str:
     """Fill the model from a Hugging Face folder, a run, a merged checkpoint or a file, and say from where.
 
     Raises:
         WeightError: The weights do not fit the model.
     """
     if is_hf_folder(source):
-        load_hf(model, source)
+        load_hf(model, source, put=reader.put if reader else None)
         return str(source)
     tensors = unfused(open_weight_files(source, settings.strategy_from), model.config, settings.fused_layout)
-    _assign(model, dict(model.parameters_and_names()), tensors, 0)
+    _assign(model, dict(model.parameters_and_names()), tensors, 0, reader)
     return str(tensors.first.path)
 
 
 def resume_weights(
-    step: TrainStep, model: Qwen3ForCausalLM, source: ResumeSource, settings: TrainSettings
+    step: TrainStep,
+    model: Qwen3ForCausalLM,
+    source: ResumeSource,
+    settings: TrainSettings,
+    reader: OneReader | None,
 ) -> int:
     """Fill weights and moments from a checkpoint, before anything is compiled.
 
@@ -62,6 +72,7 @@ def resume_weights(
         model: Has the weights; it may be cut otherwise than those who wrote the files.
         source: The checkpoint.
         settings: The run's settings.
+        reader: Lets replicas read a part each of what they all hold; None where each reads all.
 
     Returns:
         The steps that the run took.
@@ -69,25 +80,74 @@ def resume_weights(
     Raises:
         WeightError: The checkpoint does not fit the model.
     """
-    own, parameters = open_own_slices(source, settings, step.grid.rank), step.weights | step.moments()
-    if own is not None and all(
-        name in own
-        and own[name].plan.shape in (tuple(parameter.shape), tuple(parameters[weight_of(name)].shape))
-        for name, parameter in parameters.items()
-    ):
-        for name, parameter in parameters.items():
-            _put(parameter, own[name].plan.dtype, TensorPart(own[name]), step.grid.replica)
-    else:
+    parameters = step.weights | step.moments()
+    if not _resume_own(parameters, step, source, settings, reader):
         tensors = unfused(source.open(step.grid.rank), model.config, settings.fused_layout)
-        _assign(model, parameters, tensors, step.grid.replica)
+        _assign(model, parameters, tensors, step.grid.replica, reader)
     state = read_state(source.first_file)
     step.num_skipped = state.skipped
     source.close()
     return state.global_step
 
 
+def _resume_own(
+    parameters: Mapping[str, Parameter],
+    step: TrainStep,
+    source: ResumeSource,
+    settings: TrainSettings,
+    reader: OneReader | None,
+) -> bool:
+    """Fill all from a checkpoint of the same layout; False, and nothing is filled, where it is of another.
+
+    With a `reader` all replicas do the one or the other.
+    """
+    rank = step.grid.rank
+    cuts, holders = own_cuts(source, settings, rank), {}
+    if reader is not None:
+        own = source.files[rank].tensors if cuts is not None else {}
+        alike = [name for name, parameter in parameters.items() if _is_alike(name, parameter, parameters)]
+        found = reader.holders([cuts is not None, *(name in own for name in alike)])
+        if not found[:, 0].all():
+            return False
+        holders = {name: found[:, at] for at, name in enumerate(alike, 1) if found[:, at].any()}
+    if cuts is None:
+        return False
+    slices = find_slices(source, cuts, (name for name in parameters if name not in holders), rank)
+    fits = slices is not None
+    if slices is not None:
+        held = source.files[rank]
+        slices |= {name: from_file(held, name) for name in holders if name in held.tensors}
+        fits = all(_fits(slice_.plan.shape, name, parameters) for name, slice_ in slices.items())
+    if reader is not None:
+        fits = bool(reader.holders([fits]).all())
+    if not fits or slices is None:
+        return False
+    for name, parameter in parameters.items():
+        slice_ = slices.get(name)
+        if reader is not None and name in holders:
+            dtype, values = (slice_.plan.dtype, TensorPart(slice_)) if slice_ else ("", None)
+            reader.put(parameter, dtype, values, holders[name])
+        elif slice_ is not None:
+            _put(parameter, slice_.plan.dtype, TensorPart(slice_), step.grid.replica)
+    return True
+
+
+def _is_alike(name: str, parameter: Parameter, parameters: Mapping[str, Parameter]) -> bool:
+    """Return whether all replicas hold the same of it: weights, and moments that are not shared out."""
+    return tuple(parameter.shape) == tuple(parameters[weight_of(name)].shape)
+
+
+def _fits(shape: tuple[int, ...], name: str, parameters: Mapping[str, Parameter]) -> bool:
+    """Return whether a slice is what the parameter is, or what it has elements of."""
+    return shape in (tuple(parameters[name].shape), tuple(parameters[weight_of(name)].shape))
+
+
 def _assign(
-    model: Qwen3ForCausalLM, parameters: Mapping[str, Parameter], tensors: Tensors, replica: int
+    model: Qwen3ForCausalLM,
+    parameters: Mapping[str, Parameter],
+    tensors: Tensors,
+    replica: int,
+    reader: OneReader | None,
 ) -> None:
     problems, parts = [], {}
     for name, parameter in parameters.items():
@@ -108,7 +168,10 @@ def _assign(
             f"{tensors.first.path} does not fit the model: {'; '.join(problems[:SHOWN_PROBLEMS])}{more}"
         )
     for name, parameter in parameters.items():
-        _put(parameter, *tensors.part(name, parts[name]), replica)
+        if reader is not None and _is_alike(name, parameter, parameters):
+            reader.put(parameter, *tensors.part(name, parts[name]))
+        else:
+            _put(parameter, *tensors.part(name, parts[name]), replica)
 
 
 def _part_of(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
+from numpy.typing import NDArray
 
 from qwen3_model.config import Qwen3Config
 from qwen3_model.ranks.collectives import Alone, Group, Link, make_group, make_link
@@ -125,7 +126,7 @@ def make_grid(
 
 
 class WorldSum(nn.Cell):
-    """Add up a vector over all ranks, for the host."""
+    """Add up a vector over all ranks, or those of another group, for the host."""
 
     def __init__(self, world: Group) -> None:
         super().__init__(auto_prefix=False)
@@ -139,4 +140,9 @@ class WorldSum(nn.Cell):
         """Return the sum of each value over the ranks, in float32; all ranks wait for each other here."""
         if self.world.size == 1:
             return list(values)
-        return [float(total) for total in self(Tensor(np.array(values, np.float32))).asnumpy()]
+        return [float(total) for total in self.add_array(np.array(values, np.float32))]
+
+    def add_array(self, values_N: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the sum of an array over the ranks; one graph is compiled for each length."""
+        total: NDArray[np.float32] = self(Tensor(values_N)).asnumpy()
+        return total

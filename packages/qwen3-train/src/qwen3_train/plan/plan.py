@@ -11,6 +11,7 @@ from qwen3_train.plan.memory import StageMemory, plan_memory
 from qwen3_train.plan.notes import plan_notes
 from qwen3_train.plan.saved_tensors import layer_tensors
 from qwen3_train.plan.settings import PlanSettings
+from qwen3_train.plan.startup import StartUp, plan_startup
 from qwen3_train.plan.totals import Totals, count_totals
 
 
@@ -30,6 +31,8 @@ class Plan:
     """Exchanges of each stage."""
     totals: Totals | None
     """Totals of the whole job; None when the layout does not divide."""
+    start: StartUp | None
+    """Seconds of a start; None when the layout does not divide."""
     notes: list[str]
     search: Search
 
@@ -41,6 +44,7 @@ def make_plan(settings: PlanSettings, *, num_devices: int | None, memory_bytes: 
     stages: list[StageMemory] = []
     traffic: list[list[Traffic]] = []
     totals: Totals | None = None
+    start: StartUp | None = None
     notes: list[str] = []
     problems = layout_problems(
         settings.model,
@@ -58,6 +62,7 @@ def make_plan(settings: PlanSettings, *, num_devices: int | None, memory_bytes: 
         stages = plan_memory(settings)
         traffic = [plan_traffic(settings, stage) for stage in range(settings.layout.pp)]
         totals = count_totals(settings, stages, traffic)
+        start = plan_startup(settings)
         notes = plan_notes(settings, memory_bytes)
         fullest = max(stage.total for stage in stages)
         if memory_bytes is not None and fullest > memory_bytes:
@@ -68,7 +73,7 @@ def make_plan(settings: PlanSettings, *, num_devices: int | None, memory_bytes: 
     problem = "; ".join(problems)
     return Plan(
         settings=settings, problem=problem, memory_bytes=memory_bytes, num_devices=devices, stages=stages,
-        traffic=traffic, totals=totals, notes=notes, search=search,
+        traffic=traffic, totals=totals, start=start, notes=notes, search=search,
     )  # fmt: skip
 
 
@@ -88,6 +93,7 @@ def plan_values(plan: Plan) -> dict[str, Any]:
         "stages": [asdict(stage) | {"total": stage.total, "fullest": stage.fullest} for stage in plan.stages],
         "traffic": [[asdict(item) for item in items] for items in plan.traffic],
         "totals": _totals(plan.totals) if plan.totals else None,
+        "start": asdict(plan.start) if plan.start else None,
         "layer_tensors": [
             {
                 "name": tensor.name,

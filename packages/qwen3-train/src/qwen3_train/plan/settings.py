@@ -10,6 +10,8 @@ from qwen3_model.ranks.layout import Layout
 from qwen3_train.layout.lora_shapes import Adapters
 from qwen3_train.settings.common import collect, length_problems, read_common
 from qwen3_train.settings.datasets import read_samples
+from qwen3_train.settings.layout import reads_once
+from qwen3_train.settings.run import weights_source
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -47,6 +49,14 @@ class PlanSettings:
     """LoRA adapters, which then alone are trained."""
     shares_writing: bool
     """Whether ranks that hold equal slices share out the writing of a checkpoint (remove_redundancy)."""
+    broadcasts: bool
+    """One of the replicas reads a weight from its file and sends it to the others."""
+    reads_weights: bool
+    """Whether the run begins with weights of a folder or file, not with random ones."""
+    num_files: int
+    """Token files; 0 for conversations."""
+    keeps_indexes: bool
+    """Whether indexes of samples are kept for other processes and starts (path_to_cache)."""
     separate_documents: bool
     """No attention from one document or conversation of a row to another."""
 
@@ -134,5 +144,10 @@ def read_plan_settings(config: RunConfig) -> PlanSettings:
         residual_bytes=4 if has_float32_residual(config) else compute_bytes,
         adapters=None if lora is None else Adapters(lora.rank, lora.target_modules),
         shares_writing=common.shares_writing,
+        broadcasts=reads_once(config, config.get("context.device_target", "Ascend")),
+        reads_weights=config.get("run_mode") == "finetune"
+        or weights_source(config, common.hf_dir, common.resume) is not None,
+        num_files=samples.num_files,
+        keeps_indexes=samples.keeps_indexes,
         separate_documents=samples.separate_documents,
     )

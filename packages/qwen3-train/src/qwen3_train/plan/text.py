@@ -114,7 +114,25 @@ def _totals(plan: Plan) -> list[str]:
             f"All devices: {totals.sent_bytes / 2**30:,.1f} GiB sent in a step, {totals.num_groups} "
             f"communication groups, {totals.idle_share:.0%} of a step idle in the pipeline"
         )
-    return ["", *lines]
+    return ["", *lines, *_start(plan)]
+
+
+def _start(plan: Plan) -> list[str]:
+    """What a start takes before processes meet and graphs are compiled."""
+    start = plan.start
+    if start is None:
+        return []
+    parts = []
+    if start.first_data_s is not None and start.later_data_s is not None:
+        again = f", later {start.later_data_s:,.1f} s" if plan.settings.keeps_indexes else " in each process"
+        parts.append(f"indexes of samples {start.first_data_s:,.1f} s{again}")
+    if start.weights_bytes:
+        parts.append(f"{start.weights_bytes / 1e9:,.1f} GB of weights {start.weights_s:,.1f} s")
+    else:
+        parts.append(f"random weights {start.weights_s:,.1f} s")
+    if start.look_s:
+        parts.append(f"to resume, a look at every rank's file {start.look_s:,.1f} s")
+    return [f"Start: {'; '.join(parts)} (computed from rates of docs/scale.md)"]
 
 
 def _files(number: int) -> str:

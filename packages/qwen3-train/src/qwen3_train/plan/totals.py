@@ -20,7 +20,8 @@ class Totals:
     checkpoint_bytes: int
     """Bytes of one checkpoint: what every rank writes of the weights that it trains and of its moments."""
     resume_bytes: int
-    """What all ranks together read to go on from one: each its slices, of the weights every replica."""
+    """What all ranks together read to go on from one: each its slices, where replicas do not send each other
+    what they all hold."""
     unique_bytes: int
     """Bytes of one of its replicas without ZeRO-1: what there is to save."""
     sent_bytes: int
@@ -52,7 +53,9 @@ def count_totals(settings: PlanSettings, stages: list[StageMemory], traffic: lis
     written = ranks_of_stage * (sum(trained) + moments)
     return Totals(
         checkpoint_bytes=unique if settings.shares_writing else written,
-        resume_bytes=ranks_of_stage * (sum(trained) + sum(stage.optimizer for stage in stages)),
+        resume_bytes=unique
+        if settings.broadcasts
+        else ranks_of_stage * (sum(trained) + sum(stage.optimizer for stage in stages)),
         unique_bytes=unique,
         sent_bytes=ranks_of_stage * sum(item.sent_bytes for items in traffic for item in items),
         num_groups=_num_groups(settings),

@@ -50,6 +50,10 @@ class Samples:
     """Samples of an epoch; None where only the data know."""
     separate_documents: bool
     """No attention from one document or conversation of a sample to another."""
+    num_files: int
+    """Token files; 0 for conversations."""
+    keeps_indexes: bool
+    """Whether indexes of samples are kept for other processes and starts (path_to_cache)."""
 
 
 def read_samples(config: RunConfig) -> Samples:
@@ -64,8 +68,14 @@ def read_samples(config: RunConfig) -> Samples:
     section = config.get("train_dataset") or {}
     if _names_data(section):
         data = read_dataset(section)
-        separate = data.separate_documents if isinstance(data, DataSettings) else True
-        return Samples(seq_length=data.seq_length, num_train=data.num_train, separate_documents=separate)
+        files = data if isinstance(data, DataSettings) else None
+        return Samples(
+            seq_length=data.seq_length,
+            num_train=data.num_train,
+            separate_documents=files.separate_documents if files else True,
+            num_files=len(files.train.prefixes) if files else 0,
+            keeps_indexes=files is not None and files.cache is not None,
+        )
     loader = section.get("data_loader") or {}
     keys = loader.get("config") or {}
     handlers = (handler.get("seq_length") for handler in loader.get("handler") or [])
@@ -73,11 +83,14 @@ def read_samples(config: RunConfig) -> Samples:
     seq_length = next((length for length in lengths if length is not None), None)
     if not seq_length or seq_length < 1:
         raise ConfigError(f"train_dataset.data_loader.config.seq_length={seq_length} must be at least 1")
+    is_text = (loader.get("type") or TOKENS) == TOKENS
     is_masked = bool(keys.get("reset_attention_mask") or keys.get("create_compressed_eod_mask"))
     return Samples(
         seq_length=seq_length,
         num_train=read_sizes(loader.get("sizes"))[0],
-        separate_documents=is_masked or (loader.get("type") or TOKENS) != TOKENS,
+        separate_documents=is_masked or not is_text,
+        num_files=int(is_text),
+        keeps_indexes=is_text and bool(keys.get("path_to_cache")),
     )
 
 

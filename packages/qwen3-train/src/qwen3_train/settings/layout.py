@@ -33,6 +33,16 @@ def read_layout(config: RunConfig) -> Layout:
     )
 
 
+def reads_once(config: RunConfig, device: str) -> bool:
+    """Return whether one replica reads a weight and sends it to the others.
+
+    `parallel.parameter_broadcast` decides; where it is left out, Ascend does, and a CPU, with sums slower
+    than its files, does not.
+    """
+    told = config.get("parallel.parameter_broadcast")
+    return bool(device == "Ascend" if told is None else told)
+
+
 def _refuse_numbers_below_one(section: Mapping[str, Any]) -> None:
     keys = ("data_parallel", "model_parallel", "pipeline_stage", "context_parallel", "micro_batch_num")
     values = ((key, section.get(key)) for key in keys)

@@ -18,6 +18,7 @@ from qwen3_train.settings.conversation_blend import BlendSettings
 from qwen3_train.settings.datasets import Conversations, read_dataset, read_eval_dataset
 from qwen3_train.settings.exit_file import read_exit_file
 from qwen3_train.settings.hf_loader import HfDataSettings
+from qwen3_train.settings.layout import reads_once
 from qwen3_train.settings.lora import refuse_empty_stages
 from qwen3_train.settings.resume import ResumeSettings
 from qwen3_train.settings.token_files import DataSettings
@@ -64,6 +65,8 @@ class TrainSettings(CommonSettings):
     """Save and end when SIGTERM or SIGUSR1 asks for it; else end at once."""
     exit_file: Path | None
     """JSON file that asks the run to save and end; None for none."""
+    broadcasts: bool
+    """One of the replicas reads a weight from its file and sends it to the others."""
     async_save: bool
     """Write checkpoints in a thread while training goes on."""
 
@@ -114,7 +117,7 @@ def read_settings(
         output_dir=output_dir,
         device=device,
         ascend=ascend,
-        weights_from=_weights_source(config, common.hf_dir, common.resume),
+        weights_from=weights_source(config, common.hf_dir, common.resume),
         strategy_from=_path_or_none(config.get("src_strategy_path_or_dir")),
         fused_layout=read_fused_layout(config),
         stop_step=callback_of(config, "TrainCallBack").get("stop_step"),
@@ -127,6 +130,7 @@ def read_settings(
         eval_every=_count_or_none(config.get("eval_step_interval")),
         graceful_exit=bool(config.get("use_graceful_exit", True)),
         exit_file=read_exit_file(config),
+        broadcasts=reads_once(config, device),
     )
 
 
@@ -198,7 +202,7 @@ def _mode_problems(config: RunConfig, available: str) -> list[str]:
     return problems
 
 
-def _weights_source(config: RunConfig, hf_dir: Path | None, resume: ResumeSettings) -> Path | None:
+def weights_source(config: RunConfig, hf_dir: Path | None, resume: ResumeSettings) -> Path | None:
     """Return the folder or checkpoint whose weights the run starts from; None for random weights."""
     # A checkpoint that is resumed has the state of a run; it is no source of weights alone.
     if config.get("load_checkpoint") and resume.mode != "always":

@@ -170,7 +170,8 @@ TRAIN: dict[str, Any] = {
     },
     "micro_batch_interleave_num": NO_EFFECT,
     "parallel": {
-        "enable_parallel_optimizer": FLAG, "parallel_mode": NO_EFFECT, "full_batch": NO_EFFECT,
+        "enable_parallel_optimizer": FLAG, "parameter_broadcast": FLAG,
+        "parallel_mode": NO_EFFECT, "full_batch": NO_EFFECT,
         "dataset_strategy": NO_EFFECT, "enable_alltoall": NO_EFFECT, "search_mode": NO_EFFECT,
         "gradients_mean": NO_EFFECT, "parallel_optimizer_config": NO_EFFECT,
         "strategy_ckpt_config": {"save_file": NO_EFFECT, "only_trainable_params": NO_EFFECT},

@@ -91,15 +91,16 @@ def _parallel(config: RunConfig) -> Iterator[Rule]:
         "micro_batch_num",
         "use_seq_parallel",
     )
+    of_replicas = ("parallel.enable_parallel_optimizer", "parallel.parameter_broadcast")
     yield (
         not is_parallel,
         "use_parallel is not True, so parallel_config is not used",
-        (*(f"parallel_config.{key}" for key in grid), "parallel.enable_parallel_optimizer"),
+        (*(f"parallel_config.{key}" for key in grid), *of_replicas),
     )
     if is_parallel:
         yield size("model_parallel") == 1, "model_parallel is 1", ("parallel_config.use_seq_parallel",)
         replicas = size("data_parallel") * size("context_parallel")
-        yield replicas == 1, "data_parallel is 1", ("parallel.enable_parallel_optimizer",)
+        yield replicas == 1, "data_parallel is 1", of_replicas
         yield size("pipeline_stage") == 1, "pipeline_stage is 1", ("parallel_config.micro_batch_num",)
     yield (
         size("context_parallel") == 1,

@@ -2,12 +2,13 @@
 
 from qwen3_model.network.lora import LoraDropout, add_lora, init_lora
 from qwen3_model.network.model import Qwen3ForCausalLM
+from qwen3_train.checkpoints.one_reader import OneReader
 from qwen3_train.checkpoints.weights import load_weights
 from qwen3_train.prepare.prepare import PreparedRun
 from qwen3_train.settings.lora import LoraSettings
 
 
-def start_adapters(model: Qwen3ForCausalLM, run: PreparedRun) -> LoraDropout | None:
+def start_adapters(model: Qwen3ForCausalLM, run: PreparedRun, reader: OneReader | None) -> LoraDropout | None:
     """Fill the base, add fresh adapters, freeze what does not train; before anything is compiled.
 
     Returns:
@@ -19,7 +20,7 @@ def start_adapters(model: Qwen3ForCausalLM, run: PreparedRun) -> LoraDropout | N
     settings, lora = run.settings, run.settings.lora
     assert lora is not None
     assert run.lora_base is not None
-    load_weights(model, run.lora_base, settings)
+    load_weights(model, run.lora_base, settings, reader)
     switch = add_adapters(model, lora)
     init_lora(model, a_init=lora.a_init, b_init=lora.b_init, seed=settings.seed)
     return switch

@@ -11,6 +11,7 @@ from qwen3_model.device.ascend import AscendSettings, choose_device
 from qwen3_model.device.cann import CANN_DIR
 from qwen3_model.ranks.msrun.stop_signals import StopRequest
 from qwen3_train.checkpoints.lora_base import write_adapter_config
+from qwen3_train.checkpoints.one_reader import OneReader
 from qwen3_train.checkpoints.other_layout import forget_earlier
 from qwen3_train.checkpoints.run_folder import BEST, METRICS
 from qwen3_train.checkpoints.shared_writing import own_share
@@ -18,9 +19,10 @@ from qwen3_train.checkpoints.strategy_files import write_strategies
 from qwen3_train.checkpoints.weights import resume_weights, start_weights
 from qwen3_train.checkpoints.writer import CheckpointWriter
 from qwen3_train.layout.flops import training_flops
-from qwen3_train.parallel.grid import WorldSum
+from qwen3_train.parallel.grid import Grid, WorldSum
 from qwen3_train.prepare.prepare import PreparedRun
 from qwen3_train.reports.run_log import Metrics, RunLog
+from qwen3_train.settings.run import TrainSettings
 from qwen3_train.step.rank_step import make_model, make_step
 from qwen3_train.step.step import Evaluation
 from qwen3_train.trainer.adapters import start_adapters
@@ -69,14 +71,15 @@ def train(
     """
     settings = run.settings
     model, grid = make_model(settings, rank, log.line, cache_dir)
-    dropout = start_adapters(model, run) if settings.lora else None
+    reader = _one_reader(settings, grid)
+    dropout = start_adapters(model, run, reader) if settings.lora else None
     step = make_step(settings, model, grid)
     step.dropout, done = dropout, 0
     if run.source is None:
-        origin = f"{run.lora_base}, under fresh adapters" if settings.lora else start_weights(model, settings)
-        log.line(f"weights: {origin}")
+        origin = f"{run.lora_base}, under fresh adapters"
+        log.line(f"weights: {origin if settings.lora else start_weights(model, settings, reader)}")
     else:
-        done = resume_weights(step, model, run.source, settings)
+        done = resume_weights(step, model, run.source, settings, reader)
         log.line(f"resumed from {run.source.path(rank)} after step {done}")
     strategy = _describe(run, settings.output_dir, rank)
     # Every rank knows the loss of all; the first writes it down.
@@ -110,6 +113,13 @@ def train(
             writer.close()
         if metrics is not None:
             metrics.close()
+
+
+def _one_reader(settings: TrainSettings, grid: Grid) -> OneReader | None:
+    """Return what lets replicas read a part each of the weights; None where each reads all."""
+    if not settings.broadcasts or grid.replicas.size == 1:
+        return None
+    return OneReader(WorldSum(grid.replicas).add_array, grid.replica, grid.replicas.size)
 
 
 def _make_utilisation(run: PreparedRun, world: WorldSum, cann: Path, log: RunLog) -> Utilisation | None:
