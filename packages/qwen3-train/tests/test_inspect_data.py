@@ -20,7 +20,7 @@ def test_answers_are_marked_and_documents_and_padding_told_apart(tmp_path, demo_
     assert result.exit_code == 0, result.output
     answer = "<think>\n\n</think>\n\none, as you wish.<|im_end|>"
     assert f"user\nSay one.<|im_end|>\n<|im_start|>assistant\n[[{answer}]]\n" in result.output
-    assert "-- document 1: places " in result.output
+    assert "-- document 1: tokens " in result.output
     assert "tokens of padding" in result.output
     coloured = inspect(tmp_path, values, "--color", "--samples", "1")
     assert f"{LEARNED}{answer}{RESET}" in coloured.output

@@ -94,7 +94,7 @@ def merge(  # noqa: PLR0913 - the flags of the tool that it replaces
 ) -> None:
     """Merge a distributed checkpoint into whole tensors.
 
-    SOURCE is the run's folder or its folder `checkpoint`. mindformers' options in their place do the same.
+    SOURCE is the run's folder or its folder `checkpoint`. mindformers' options do the same.
 
     \b
     Examples:

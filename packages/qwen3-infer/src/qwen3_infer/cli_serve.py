@@ -42,7 +42,7 @@ DEFAULT_TOKENS = 8192
 )  # fmt: skip
 @click.option(
     "--max-queue", type=click.IntRange(0), default=256, show_default=True,
-    help="Completions that wait for room; more are told to come again.",
+    help="Completions that wait for room; more get 429, to try again.",
 )  # fmt: skip
 @click.option(
     "--queue-timeout",

@@ -197,7 +197,7 @@ def export_lora(source: AdapterSource, output_dir: Path, base_model: str, *, for
         check_fits(adapters, config)
     elif EMBEDDING in adapters.modules:
         raise ConfigError(
-            "whether the head is tied to the adapted embedding decides what PEFT must be told: name the "
+            "whether the head is tied to the adapted embedding decides what PEFT must know: name the "
             "base's folder with --hf-dir"
         )
     sources = [path for path in (source.path, source.hf_dir) if path] + [file.path for file in files]

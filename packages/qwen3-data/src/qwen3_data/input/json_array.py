@@ -47,7 +47,7 @@ class _Array:
         self.begun = self.ended = self.in_string = False
 
     def elements(self, buffer: bytearray) -> Iterator[tuple[int, int]]:
-        """Yield where the elements begin and end that are whole in `held`."""
+        """Yield where the elements begin and end that are whole in `buffer`."""
         if self.in_string:
             self._skip_string(buffer, self.scanned)
         if self.in_string or self.ended:
@@ -65,7 +65,7 @@ class _Array:
         self.scanned = len(buffer)
 
     def forget(self, buffer: bytearray) -> None:
-        """Take what was read from the front of `held`."""
+        """Take what was read from the front of `buffer`."""
         del buffer[: self.begin]
         self.scanned, self.begin = self.scanned - self.begin, 0
 

@@ -14,7 +14,7 @@ from qwen3_model.errors import ConfigError
 PACKED_BYTES = 4 << 10
 """Decompressed in one call; four bytes can stand for 128 KB, so this bounds memory for every input."""
 MAX_WINDOW = 1 << 31
-"""`zstd --long=31` makes windows of this size, which the library refuses unless told."""
+"""`zstd --long=31` makes windows of this size, which the library refuses by default."""
 
 
 def open_zstd(path: Path) -> IO[bytes]:

@@ -15,8 +15,8 @@ class TextStream:
     """Turn one request's tokens into text, piece by piece.
 
     The pieces together are the text of all tokens, up to where the first stop string begins. A character
-    whose bytes are spread over several tokens, or the beginning of a stop string, is held back until it is
-    decided.
+    whose bytes are spread over several tokens, or the beginning of a stop string, stays in the buffer until
+    it is decided.
     """
 
     def __init__(self, tokenizer: Qwen3Tokenizer, stop_strings: Sequence[str] = ()) -> None:
@@ -58,7 +58,7 @@ class TextStream:
         return ""
 
     def finish(self) -> str:
-        """Return what was held back; bytes that are no whole character become U+FFFD."""
+        """Return the rest of the buffer; bytes that are no whole character become U+FFFD."""
         known = self._tokenizer.decode(self._ids[self._start : self._read])
         text = self._tokenizer.decode(self._ids[self._start :])
         self._start = self._read = len(self._ids)

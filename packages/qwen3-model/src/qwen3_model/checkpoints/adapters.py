@@ -263,7 +263,7 @@ def check_fits(adapters: AdapterSet, config: Qwen3Config) -> None:
 
 
 def base_fingerprint(base: Path) -> str:
-    """Hash names, sizes and both ends of the base's files, but not their place."""
+    """Hash names, sizes and both ends of the base's files, but not their folder."""
     digest = hashlib.sha256()
     for path in _weight_files(base):
         size = path.stat().st_size

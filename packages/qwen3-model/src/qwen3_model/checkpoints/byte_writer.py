@@ -53,7 +53,7 @@ class ByteWriter:
         position = self._file.tell()
         if position - self._flushed < FLUSH_BYTES:
             return
-        # Linux starts to write dirty pages when told that they are not needed, and keeps them.
+        # Linux starts to write dirty pages when they are declared unneeded, and keeps them.
         os.posix_fadvise(self._file.fileno(), self._flushed, position - self._flushed, os.POSIX_FADV_DONTNEED)
         self._flushed = position
 

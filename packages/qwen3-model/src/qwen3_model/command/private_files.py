@@ -59,20 +59,20 @@ def require_private(path: Path) -> Path:
     """
     real = Path(os.path.realpath(path.parent), path.name)
     can_come = True
-    for place in (*reversed(real.parents), real):
-        found = place.lstat()
-        is_last, mode = place == real, found.st_mode
+    for part in (*reversed(real.parents), real):
+        found = part.lstat()
+        is_last, mode = part == real, found.st_mode
         if is_last and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            raise SharedFileError(f"{place} is a link or a special file; remove it")
+            raise SharedFileError(f"{part} is a link or a special file; remove it")
         if found.st_uid not in _owners(is_last=is_last):
             raise SharedFileError(
-                f"{place} belongs to another user ({found.st_uid}), who could have put code there; remove it "
-                "or choose another place"
+                f"{part} belongs to another user ({found.st_uid}), who could have put code there; remove it "
+                "or choose another folder"
             )
         is_open = mode & OTHERS_WRITE and (is_last or (can_come and not mode & stat.S_ISVTX))
         if is_open:
             raise SharedFileError(
-                f"{place} can be written by others ({stat.filemode(mode)}), who could have put code there; "
+                f"{part} can be written by others ({stat.filemode(mode)}), who could have put code there; "
                 f"look at what is in it, then remove it or take the right away (chmod go-w)"
             )
         can_come = can_come and bool(mode & OTHERS_ENTER)

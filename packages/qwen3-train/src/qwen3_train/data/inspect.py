@@ -107,7 +107,7 @@ def show_sample(
             yield f"-- {counted(end - begin, 'token')} of padding"
             continue
         yield (
-            f"-- document {sample.document_ids_L[begin]}: places {begin} to {end - 1}, positions "
+            f"-- document {sample.document_ids_L[begin]}: tokens {begin} to {end - 1}, positions "
             f"{positions[0]} to {positions[-1]}, {int(is_learned_L[begin:end].sum())} tokens are learned"
         )
         if table:
@@ -137,7 +137,7 @@ def _coloured(ids: list[int], learned: list[bool], tokenizer: Qwen3Tokenizer | N
 
 def _rows(sample: Sample, begin: int, end: int, tokenizer: Qwen3Tokenizer | None) -> Iterator[str]:
     """Yield one line per position: where it is, what goes in, what is to come out."""
-    yield f"{'place':>6} {'position':>8} {'id':>7} {'label':>7} token"
+    yield f"{'index':>6} {'position':>8} {'id':>7} {'label':>7} token"
     for at in range(begin, end):
         token, label = int(sample.input_ids_L[at]), int(sample.labels_L[at])
         target, shown = "-", _shown(token, tokenizer)

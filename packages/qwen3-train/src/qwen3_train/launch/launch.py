@@ -134,7 +134,7 @@ def launch_run(  # noqa: C901, PLR0913
                 quiet=quiet,
                 is_stoppable=settings.graceful_exit,
             )
-            # A port that was free may still be held by what has failed.
+            # A port that was free may still be taken by a process that has failed.
             return launch_workers(job, make_launch(settings.output_dir), num_devices=devices)
 
         return run_with_restarts(

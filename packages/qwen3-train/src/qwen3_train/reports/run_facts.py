@@ -104,7 +104,7 @@ def read_run(run_dir: Path) -> Run:
 
 
 def _read_starts(path: Path) -> list[dict[str, Any]]:
-    """Return what can be read; it is told for people alone."""
+    """Return what can be read, for people alone: a line that is damaged is left out."""
     if not path.is_file():
         return []
     found = []
