@@ -186,8 +186,8 @@ def test_a_dry_run_asks_for_no_device(tmp_path, ascend):
 @pytest.mark.parametrize(
     ("mindspore", "numpy", "failing"),
     [
-        ("2.7.2", "1.26.4", set()),
-        ("2.7.1", "1.26.4", {"mindspore"}),
+        ("2.8.0", "1.26.4", set()),
+        ("2.7.2", "1.26.4", {"mindspore"}),
         ("2.11.0", "2.1.0", {"mindspore", "numpy"}),
         (None, "1.26.4", {"mindspore"}),
     ],

@@ -135,7 +135,4 @@ def fill(parameter: Parameter, dtype: str, values: Values) -> None:
 
 def _bfloat16(values: np.ndarray) -> Tensor:
     """Return a tensor of the same bits."""
-    try:
-        return Tensor.from_numpy(values.view(np.int16)).view(ms.bfloat16)
-    except TypeError:  # MindSpore 2.7 cannot; what float32 holds of a bfloat16 is rounded back to its bits
-        return Tensor((values.astype(np.uint32) << 16).view(np.float32)).astype(ms.bfloat16)
+    return Tensor.from_numpy(values.view(np.int16)).view(ms.bfloat16)

@@ -16,7 +16,7 @@ from qwen3_model.ranks.msrun.checks import LaunchSettings, check_launch
 from qwen3_train.doctor.ascend import ascend_findings, no_ascend
 from qwen3_train.doctor.finding import FAIL, PASS, SKIPPED, Finding
 
-OLDEST_MINDSPORE, FIRST_UNTRIED_MINDSPORE = (2, 7, 2), (2, 11)
+OLDEST_MINDSPORE, FIRST_UNTRIED_MINDSPORE = (2, 8), (2, 11)
 LEAST_DISK_GB, LEAST_MEMORY_GB, LEAST_FILES = 5.0, 4.0, 1024
 
 
@@ -49,7 +49,7 @@ def _python() -> Finding:
 
 
 def _mindspore() -> Finding:
-    remedy = "install MindSpore 2.7.2 to 2.10 with pip into this environment"
+    remedy = "install MindSpore 2.8 to 2.10 with pip into this environment"
     version = _version("mindspore")
     if version is None:
         return Finding("mindspore", FAIL, "not installed", remedy)
