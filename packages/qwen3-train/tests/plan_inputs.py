@@ -10,7 +10,7 @@ def make_settings(size="0.6B", **changes):
         "model": SIZES[size],
         "layout": Layout(),
         "offset": (),
-        "micro_batch": 1,
+        "batch_size": 1,
         "micro_batch_num": 1,
         "accumulation": 1,
         "seq_length": 4096,

@@ -178,7 +178,7 @@ def test_splitting_further_needs_less(size):
     assert fullest(split) < fullest(plain)
 
 
-@pytest.mark.parametrize("change", [{"seq_length": 8192}, {"micro_batch": 2}])
+@pytest.mark.parametrize("change", [{"seq_length": 8192}, {"batch_size": 2}])
 def test_more_tokens_need_more(change):
     assert fullest(make_settings(**change)) > fullest(make_settings())
 

@@ -116,7 +116,7 @@ def test_what_does_not_fit_is_a_problem_with_its_size():
 def test_batch_arithmetic_is_exact():
     settings = make_settings(
         layout=Layout(dp=2, pp=2),
-        micro_batch=3,
+        batch_size=3,
         micro_batch_num=4,
         accumulation=5,
         seq_length=100,

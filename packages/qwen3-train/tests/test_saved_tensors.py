@@ -36,7 +36,7 @@ CONFIG = replace(
     head_dim=8,
     dtype="float32",
 )
-SETTINGS = make_settings(model=CONFIG, micro_batch=3, seq_length=10, is_fused=False, compute_bytes=4)
+SETTINGS = make_settings(model=CONFIG, batch_size=3, seq_length=10, is_fused=False, compute_bytes=4)
 HERE = Path(__file__).parent
 RTOL_PROCESS = 0.1  # allocator and runtime; 0.02 was measured
 # No input or output of a kernel: it is made and used within one.
@@ -83,7 +83,7 @@ def recorded():
     ms.set_context(mode=ms.PYNATIVE_MODE)  # another test may have left graph mode, which records nothing
     kernels = RecordingKernels()
     model = Qwen3ForCausalLM(CONFIG, kernels)
-    model(Tensor(np.zeros((SETTINGS.micro_batch, SETTINGS.seq_length), np.int32)))
+    model(Tensor(np.zeros((SETTINGS.batch_size, SETTINGS.seq_length), np.int32)))
     return kernels
 
 

@@ -175,7 +175,7 @@ def test_launch_and_plan_read_the_same(tmp_path):
     run, plan = read_settings(config, worker_num=4), read_plan_settings(config)
     for name in ("model", "layout", "offset", "micro_batch_num", "accumulation", "epochs", "shares_writing"):
         assert getattr(plan, name) == getattr(run, name), name
-    assert (plan.micro_batch, plan.recompute) == (run.batch_size, run.recompute.kind) == (2, "full")
+    assert (plan.batch_size, plan.recompute) == (run.batch_size, run.recompute.kind) == (2, "full")
     assert (plan.seq_length, plan.num_samples) == (run.data.seq_length, run.data.num_train)
     assert plan.separate_documents is run.data.separate_documents is True
     assert (plan.adapters.rank, plan.adapters.target_modules) == (4, "linear_qkv")

@@ -84,7 +84,7 @@ def _context_traffic(settings: PlanSettings, stage: int) -> list[Traffic]:
     num_layers = len(stage_layers(model.num_layers, layout.pp, settings.offset)[stage])
     again = (settings.recompute == "full") + (stage < layout.pp - 1)
     width = 2 * model.num_kv_heads // layout.tp * model.head_dim
-    payload = settings.micro_batch * settings.seq_length * width * settings.compute_bytes
+    payload = settings.batch_size * settings.seq_length * width * settings.compute_bytes
     calls = settings.passes * num_layers
     sent = payload * (cp - 1) // cp
     forward = calls * (1 + again)

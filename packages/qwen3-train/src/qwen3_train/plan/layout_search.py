@@ -179,13 +179,13 @@ def _grids(num_devices: int, settings: PlanSettings, machine: Machine) -> Iterat
 
 def _with_layout(settings: PlanSettings, layout: Layout) -> tuple[PlanSettings | None, list[str]]:
     """The settings under another grid and the same global batch, or what prevents that."""
-    samples, remainder = divmod(settings.global_batch, layout.data_parallel * settings.micro_batch)
+    samples, remainder = divmod(settings.global_batch, layout.data_parallel * settings.batch_size)
     problems = tensor_problems(settings.model, layout, settings.seq_length)
     if remainder or samples == 0:
         problems.append(
             f"a global batch of {settings.global_batch} does not divide by data_parallel "
             f"{layout.data_parallel} x "
-            f"batch_size {settings.micro_batch}"
+            f"batch_size {settings.batch_size}"
         )
     own = settings.layout.pp == layout.pp
     num_layers = settings.model.num_layers

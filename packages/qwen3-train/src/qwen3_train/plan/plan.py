@@ -56,7 +56,7 @@ def make_plan(settings: PlanSettings, *, num_devices: int | None, memory_bytes: 
     if settings.layout.num_ranks > devices:
         problems += process_problems(settings.layout, devices)
     problems += batch_problems(
-        settings.layout.data_parallel, settings.micro_batch, settings.passes, settings.num_samples
+        settings.layout.data_parallel, settings.batch_size, settings.passes, settings.num_samples
     )
     if not problems:
         stages = plan_memory(settings)

@@ -134,7 +134,7 @@ def shared_tensors(settings: PlanSettings) -> list[SavedTensor]:
         for name in ("cos", "sin")
     ]
     # Where rows differ in what they may see, so do their masks, and each head has its own copy.
-    copies = settings.micro_batch * model.num_heads // tp if settings.separate_documents else 1
+    copies = settings.batch_size * model.num_heads // tp if settings.separate_documents else 1
     queries, keys = settings.queries_by_keys
     mask = SavedTensor("mask", (copies * queries, keys), 4, "")
     return [ids, *tables, mask]
@@ -158,7 +158,7 @@ def _context_gradients(settings: PlanSettings) -> list[SavedTensor]:
     """Return gradients of the keys and values of the chunks looked at, and of their sequence."""
     if settings.layout.cp == 1:
         return []
-    model, b, c = settings.model, settings.micro_batch, settings.compute_bytes
+    model, b, c = settings.model, settings.batch_size, settings.compute_bytes
     width = 2 * model.num_kv_heads // settings.layout.tp * model.head_dim
     keys = {"of chunks": settings.queries_by_keys[1], "gathered": settings.seq_length}
     return [
@@ -173,7 +173,7 @@ def _size(tensors: list[SavedTensor]) -> int:
 
 def _attention_tensors(settings: PlanSettings) -> list[SavedTensor]:
     model, tp, c = settings.model, settings.layout.tp, settings.compute_bytes
-    b, rows, h = settings.micro_batch, settings.rows, model.head_dim
+    b, rows, h = settings.batch_size, settings.rows, model.head_dim
     length = settings.seq_length // settings.layout.cp
     # With context parallelism each of two chunks has the keys up to its end.
     keys = settings.queries_by_keys[1]
@@ -240,4 +240,4 @@ def _norm_tensors(
 
 def _heads_by_keys(settings: PlanSettings) -> tuple[int, ...]:
     heads = settings.model.num_heads // settings.layout.tp
-    return (settings.micro_batch, heads, *settings.queries_by_keys)
+    return (settings.batch_size, heads, *settings.queries_by_keys)

@@ -1,14 +1,12 @@
 """What decides memory, communication and steps, read from a run's YAML without its data or device."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from qwen3_model.command.run_config import RunConfig
-from qwen3_model.config import Qwen3Config
 from qwen3_model.device.ascend import has_float32_residual
 from qwen3_model.errors import ConfigError
-from qwen3_model.ranks.layout import Layout
 from qwen3_train.layout.lora_shapes import Adapters
-from qwen3_train.settings.common import collect, length_problems, read_common
+from qwen3_train.settings.common import StepSettings, collect, length_problems, read_common
 from qwen3_train.settings.datasets import read_samples
 from qwen3_train.settings.layout import reads_once
 from qwen3_train.settings.run import weights_source
@@ -17,28 +15,15 @@ ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PlanSettings:
+class PlanSettings(StepSettings):
     """What the planner needs to know about a run."""
 
-    model: Qwen3Config
-    layout: Layout
-    offset: tuple[int, ...]
-    """Shift of the number of layers of each stage; empty for none."""
-    micro_batch: int
-    """Rows of one forward pass on each replica."""
-    micro_batch_num: int
-    """Micro-batches that go through the pipeline together; 1 without a pipeline."""
-    accumulation: int
-    """Gradient accumulation steps."""
     seq_length: int
     """Tokens of a row."""
-    epochs: int
     num_samples: int | None
     """Samples of an epoch; None when only the data know."""
     recompute: str
     """none, selective or full."""
-    parallel_optimizer: bool
-    """Shard the optimizer's state over the replicas (ZeRO-1)."""
     is_fused: bool
     """Ascend's fused kernels; else the plain ones of a CPU."""
     compute_bytes: int
@@ -47,8 +32,6 @@ class PlanSettings:
     """Bytes of an element of what the layers add to, which stages send each other."""
     adapters: Adapters | None
     """LoRA adapters, which then alone are trained."""
-    shares_writing: bool
-    """Whether ranks that hold equal slices share out the writing of a checkpoint (remove_redundancy)."""
     broadcasts: bool
     """One of the replicas reads a weight from its file and sends it to the others."""
     reads_weights: bool
@@ -63,7 +46,7 @@ class PlanSettings:
     @property
     def rows(self) -> int:
         """Tokens of a micro-batch on one rank, M."""
-        return self.micro_batch * self.seq_length // self.layout.cp
+        return self.batch_size * self.seq_length // self.layout.cp
 
     @property
     def queries_by_keys(self) -> tuple[int, int]:
@@ -82,14 +65,9 @@ class PlanSettings:
         return self.layout.tp if self.layout.sequence_parallel else 1
 
     @property
-    def passes(self) -> int:
-        """Forward passes of a step on each replica."""
-        return self.micro_batch_num * self.accumulation
-
-    @property
     def global_batch(self) -> int:
         """Samples of a step."""
-        return self.layout.data_parallel * self.micro_batch * self.passes
+        return self.layout.data_parallel * self.batch_size * self.passes
 
     @property
     def tokens_per_step(self) -> int:
@@ -128,22 +106,14 @@ def read_plan_settings(config: RunConfig) -> PlanSettings:
     compute_bytes = ITEM_BYTES[compute] if is_fused else 4
     lora = common.lora
     return PlanSettings(
-        model=common.model,
-        layout=common.layout,
-        offset=common.offset,
-        micro_batch=common.batch_size,
-        micro_batch_num=common.micro_batch_num,
-        accumulation=common.accumulation,
+        **{field.name: getattr(common, field.name) for field in fields(StepSettings)},
         seq_length=samples.seq_length,
-        epochs=common.epochs,
         num_samples=samples.num_train,
         recompute=common.recompute.kind,
-        parallel_optimizer=common.parallel_optimizer,
         is_fused=is_fused,
         compute_bytes=compute_bytes,
         residual_bytes=4 if has_float32_residual(config) else compute_bytes,
         adapters=None if lora is None else Adapters(lora.rank, lora.target_modules),
-        shares_writing=common.shares_writing,
         broadcasts=reads_once(config, config.get("context.device_target", "Ascend")),
         reads_weights=config.get("run_mode") == "finetune"
         or weights_source(config, common.hf_dir, common.resume) is not None,

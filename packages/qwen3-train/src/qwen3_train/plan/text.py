@@ -22,7 +22,7 @@ def plan_text(plan: Plan) -> str:
 
 def _head(plan: Plan) -> list[str]:
     settings, layout, model = plan.settings, plan.settings.layout, plan.settings.model
-    passes = f"rows {settings.micro_batch} x forward passes {settings.passes} x dp {layout.data_parallel}"
+    passes = f"rows {settings.batch_size} x forward passes {settings.passes} x dp {layout.data_parallel}"
     steps = settings.steps_per_epoch
     epochs = (
         f"{counted(steps, 'step', ',')} in an epoch, {steps * settings.epochs:,} in all"

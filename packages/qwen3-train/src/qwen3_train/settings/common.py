@@ -27,12 +27,10 @@ Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CommonSettings:
-    """What decides memory, communication and steps, and what is checked beside it."""
+class StepSettings:
+    """The model, its layout and the size of a step: what a run and its plan state alike."""
 
     model: Qwen3Config
-    hf_dir: Path | None
-    """Folder whose config, tokenizer and generation config the run takes over."""
     layout: Layout
     offset: tuple[int, ...]
     """Shift of the number of layers of each pipeline stage; empty for none."""
@@ -45,22 +43,30 @@ class CommonSettings:
     accumulation: int
     """Times that the micro-batches of a step are gathered anew."""
     epochs: int
+    shares_writing: bool
+    """Whether ranks that hold equal slices share out the writing of a checkpoint (remove_redundancy)."""
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of a step on each replica."""
+        return self.accumulation * self.micro_batch_num
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CommonSettings(StepSettings):
+    """What `launch` and `plan` read and check alike."""
+
+    hf_dir: Path | None
+    """Folder whose config, tokenizer and generation config the run takes over."""
     recompute: Recompute
     lora: LoraSettings | None
     """Adapters, which then train instead of the model; None for none."""
-    shares_writing: bool
-    """Whether ranks that hold equal slices share out the writing of a checkpoint (remove_redundancy)."""
     resume: ResumeSettings
     skip: SkipSettings | None
     """Which steps not to apply; None to apply all."""
     validation: ValidationSettings
     profile: ProfileSettings | None
     """Steps that MindSpore's profiler records; None for none."""
-
-    @property
-    def passes(self) -> int:
-        """Forward passes of a step on each replica."""
-        return self.accumulation * self.micro_batch_num
 
 
 def read_common(config: RunConfig, problems: list[str]) -> CommonSettings | None:
