@@ -91,13 +91,11 @@ class Buckets {
         last_sums += low + high, last_count += kLanes;
         continue;
       }
-      alignas(64) double weights[kLanes];
-      std::memcpy(weights, &low, sizeof low);
-      std::memcpy(weights + kDoubles, &high, sizeof high);
       // Two tables: neighbours in one bucket need not wait for each other.
-      for (int64_t k = 0; k < kLanes; k += 2) {
-        even[places[k]] += weights[k];
-        odd[places[k + 1]] += weights[k + 1];
+#pragma GCC unroll 8
+      for (int64_t k = 0; k < kDoubles; ++k) {
+        even[places[k]] += low[k];
+        odd[places[k + kDoubles]] += high[k];
       }
       if (counts)
         for (int64_t k = 0; k < kLanes; ++k) ++counts_[places[k]];
