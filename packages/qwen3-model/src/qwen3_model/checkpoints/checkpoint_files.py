@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen3_model.checkpoints.safetensors_file import SafetensorsFile, open_safetensors
+from qwen3_model.command.plain_text import counted
 from qwen3_model.errors import ConfigError, FormatError
 
 NAME = re.compile(r"(?P<prefix>.+)_rank_(?P<rank>\d+)-(?P<epoch>\d+)_(?P<step>\d+)\.safetensors")
@@ -97,7 +98,7 @@ def choose_rank_files(
     passed_over: list[str] = []
     for step in _whole_steps(epoch_steps, ranks, passed_over.append):
         return step.files, passed_over
-    wanted = f"no checkpoint {name}" if name else f"no whole checkpoint of {num_ranks} rank(s)"
+    wanted = f"no checkpoint {name}" if name else f"no whole checkpoint of {counted(num_ranks, 'rank')}"
     detail = f": {'; '.join(passed_over)}" if passed_over else ""
     raise ConfigError(f"{checkpoint_dir} has {wanted} to resume from{detail}")
 

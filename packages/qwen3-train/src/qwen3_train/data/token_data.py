@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -129,15 +130,11 @@ def index_share_of_run(settings: TrainSettings, number: int, of: int) -> None:
 
 
 def _datasets(settings: TrainSettings, data: DataSettings) -> tuple[Dataset, Dataset | None]:
-    train = build_dataset(
-        data.train,
-        data.split,
-        "train",
-        seq_length=data.seq_length,
-        num_samples=data.num_train,
-        seed=data.seed,
-        cache=data.cache,
+    """Return the samples to train on, and those to evaluate on where the run evaluates."""
+    build = partial(
+        build_dataset, split=data.split, seq_length=data.seq_length, seed=data.seed, cache=data.cache
     )
+    train = build(data.train, part="train", num_samples=data.num_train)
     if train is None or len(train) == 0:
         raise ConfigError(f"split={data.split!r} leaves nothing to train on")
     if not settings.do_eval:
@@ -146,16 +143,7 @@ def _datasets(settings: TrainSettings, data: DataSettings) -> tuple[Dataset, Dat
         raise ConfigError(
             f"do_eval=True but split={data.split!r} leaves no valid part; use for example split: '95, 5, 0'"
         )
-    valid = build_dataset(
-        data.valid,
-        data.split,
-        "valid",
-        seq_length=data.seq_length,
-        num_samples=data.num_valid,
-        seed=data.seed,
-        cache=data.cache,
-    )
-    return train, valid
+    return train, build(data.valid, part="valid", num_samples=data.num_valid)
 
 
 def _fingerprint(data: DataSettings, global_batch: int | None) -> str:

@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from qwen3_model.command.plain_text import counted
 from qwen3_model.errors import ConfigError
 
 PORTS = range(10_000, 30_000)
@@ -38,8 +39,8 @@ def read_slurm(environment: Mapping[str, str]) -> SlurmStep | None:
     num_tasks = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
     if num_tasks != num_nodes:
         raise ConfigError(
-            f"srun starts {num_tasks} tasks on {num_nodes} node(s), but one launch on each node starts its "
-            "workers; use srun --ntasks-per-node 1"
+            f"srun starts {num_tasks} tasks on {counted(num_nodes, 'node')}, but one launch on each node "
+            "starts its workers; use srun --ntasks-per-node 1"
         )
     seed = int(environment.get("SLURM_JOB_ID", "0")) * 31 + int(environment.get("SLURM_STEP_ID", "0"))
     return SlurmStep(
