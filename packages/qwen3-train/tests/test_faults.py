@@ -14,16 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from run_faults import FAULT_SITE, LONGEST_S, curve_of, fault_of
 from train_inputs import counting_documents, tiny_run, write_tokens, write_yaml
 
 from qwen3_model.checkpoints.checkpoint_files import choose_checkpoint
 from qwen3_model.checkpoints.safetensors_file import open_safetensors
 from qwen3_model.ranks.msrun.cli_options import free_port
-from qwen3_train.reports.run_log import read_metrics
 
-FAULT_SITE = Path(__file__).parent / "fault_site"
 STEPS = 8
-LONGEST_S = 300
 GONE_S = 30
 """From a fault to the end of the job; 2 to 6 s where the machine is idle."""
 
@@ -74,17 +72,6 @@ def weights_of(run_dir):
         file = open_safetensors(path)
         found |= {(rank, name): np.array(file.raw(name)) for name in file.tensors}
     return found
-
-
-def curve_of(run_dir):
-    lines = read_metrics(run_dir / "metrics.jsonl")
-    return [(line["step"], line["loss"], line["grad_norm"], line["lr"]) for line in lines]
-
-
-def fault_of(folder, kind, rank, step):
-    """Return a fault of a rank when it writes the checkpoint of a step."""
-    name = f"qwen3_rank_{rank}-1_{step}.safetensors"
-    return {"file": name, "kind": kind, "marker": str(folder / f"{kind}_{rank}_{step}")}
 
 
 def seconds_since(fault, end_s):

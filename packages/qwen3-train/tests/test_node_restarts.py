@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_faults import FAULT_SITE, LONGEST_S, curve_of, fault_of
+from run_faults import FAULT_SITE, LONGEST_S, curve_of, fault_of
 from train_inputs import counting_documents, tiny_run, write_tokens, write_yaml
 
 from qwen3_model.checkpoints.checkpoint_files import choose_checkpoint

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from train_inputs import tiny_run
+from train_inputs import settings_of, tiny_run
 
 from qwen3_model.command.run_config import load_run_config, parse_run_config
 from qwen3_model.config import SIZES
@@ -17,12 +17,6 @@ from qwen3_train.settings.skip import SkipSettings
 KEYS = Path(__file__).with_name("mindformers_keys.yaml")
 CONFIGS = Path(__file__).parents[3] / "configs" / "qwen3"
 LAYOUTS = {"0.6B": (8, 1), "1.7B": (8, 1), "4B": (8, 1), "8B": (8, 1), "14B": (8, 1), "32B": (4, 4)}
-
-
-def settings_of(values, *overrides, **arguments):
-    return read_settings(
-        parse_run_config(yaml.safe_dump(values), overrides, TRAIN, where="test"), **arguments
-    )
 
 
 @pytest.mark.parametrize("size", SIZES)

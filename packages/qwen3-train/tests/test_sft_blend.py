@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 from sft_inputs import loader, sft_run, write_records
-from test_settings import settings_of
-from train_inputs import tiny_run
+from train_inputs import settings_of, tiny_run
 
 from qwen3_model.errors import ConfigError
 from qwen3_model.text.tokenizer import Qwen3Tokenizer

@@ -7,6 +7,10 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from qwen3_model.command.run_config import parse_run_config
+from qwen3_train.settings.run import TrainSettings, read_settings
+from qwen3_train.settings.schema import TRAIN
+
 TINY_MODEL = {
     "vocab_size": 64,
     "hidden_size": 24,
@@ -95,3 +99,10 @@ def tiny_run(output_dir: Path, prefix: Path | str, **changes: object) -> dict:
 def write_yaml(path: Path, values: dict) -> Path:
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
     return path
+
+
+def settings_of(values: dict, *overrides: tuple[str, str], **arguments: object) -> TrainSettings:
+    """Return the checked settings of a YAML's values."""
+    return read_settings(
+        parse_run_config(yaml.safe_dump(values), overrides, TRAIN, where="test"), **arguments
+    )
