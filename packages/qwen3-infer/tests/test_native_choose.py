@@ -235,3 +235,13 @@ def test_a_batch_of_mixed_settings_gives_each_request_its_own_tokens(chooser, ma
     assert {each.request.index: each.ids for each in together} == {
         each.request.index: each.ids for each in alone
     }
+
+
+def test_a_field_that_the_kernel_does_not_know_is_for_numpy(chooser, monkeypatch):
+    rng = np.random.default_rng(7)
+    rows = [make_row(make_logits("model", 600, rng), {"min_p": min_p}, rng) for min_p in (0.0, 0.05)]
+    assert None not in chooser.choose(rows)
+    monkeypatch.setattr("qwen3_infer.native.chooser.OTHERS", [("min_p", 0.0)])
+    first, second = chooser.choose(rows)
+    assert first is not None
+    assert second is None

@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from qwen3_infer.native.numpy_loop import exponential_loop
 from qwen3_infer.sampling.rows import Chosen, Row
+from qwen3_infer.sampling.sampling import Sampling
 
 _FIELDS = (
     "logits", "size", "temperature:f", "top_k", "top_p:f", "min_p:f", "number:f",
@@ -19,6 +21,12 @@ _FIELDS = (
 )  # fmt: skip
 ROW = np.dtype([(name.partition(":")[0], np.float64 if ":" in name else np.int64) for name in _FIELDS])
 """`Row` of choose.h: float64, whole numbers and addresses."""
+KNOWN = (
+    "temperature", "top_k", "top_p", "min_p",
+    "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias",
+)  # fmt: skip
+OTHERS = [(field.name, field.default) for field in fields(Sampling) if field.name not in KNOWN]
+"""Fields that choose.h does not know, and their neutral values: numpy decides for rows that set one."""
 
 
 class NativeChooser:
@@ -83,7 +91,9 @@ def _results(
     tokens, logprobs, at = records["token"].tolist(), records["logprob"].tolist(), 0
     for row, token, logprob in zip(rows, tokens, logprobs, strict=True):
         end = at + row.num_top
-        if token < 0 or -1 in top_ids[at:end]:
+        sampling = row.penalties.sampling
+        is_unknown = any(getattr(sampling, name) != neutral for name, neutral in OTHERS)
+        if token < 0 or -1 in top_ids[at:end] or is_unknown:
             found.append(None)
         else:
             top = tuple(zip(top_ids[at:end], top_logprobs[at:end], strict=True))
