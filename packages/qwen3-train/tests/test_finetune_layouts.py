@@ -53,8 +53,12 @@ ALL = {name: kind for runs in RUNS.values() for name, (kind, _) in runs.items()}
 EVALUATED = ("sft tp2", "sft cp2 pp2", "tp2 pp2")
 # name: layout, the run whose middle is gone on from
 RESUMED = {
-    2: {"sft pp2 again": ("sft pp2", "sft pp2")},
-    4: {"tp2 pp2 again": ("tp2 pp2", "tp2 pp2"), "tp2 pp2 moved": ("tp2 pp2", "dp2 zero1")},
+    2: {
+        "sft pp2 again": ("sft pp2", "sft pp2"),
+        "dp2 zero1 again": ("dp2 zero1", "dp2 zero1"),
+        "pp2 moved": ("pp2", "dp2 zero1"),
+    },
+    4: {},
 }
 
 
@@ -234,7 +238,7 @@ def test_every_rank_saves_its_part_of_what_trains_and_nothing_else(train):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sft pp2", "tp2 pp2"])
+@pytest.mark.parametrize("name", ["sft pp2", "dp2 zero1"])
 def test_fine_tuning_resumes_bit_for_bit_in_its_layout(train, name):
     first, again = train(name), train(f"{name} again")
     curves = [
@@ -249,4 +253,4 @@ def test_fine_tuning_resumes_bit_for_bit_in_its_layout(train, name):
 
 @pytest.mark.slow
 def test_adapters_go_on_under_another_layout(train, single):
-    assert_same(train("tp2 pp2 moved"), single("tied"), HALF)
+    assert_same(train("pp2 moved"), single("tied"), HALF)
