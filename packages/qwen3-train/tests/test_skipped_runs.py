@@ -16,6 +16,7 @@ from qwen3_model.checkpoints.fresh_weights import init_weights
 from qwen3_model.checkpoints.hf_folder import write_hf_weights
 from qwen3_model.checkpoints.rank_tensors import open_rank_tensors
 from qwen3_model.checkpoints.safetensors_file import TensorPlan, open_safetensors
+from qwen3_model.command.plain_text import counted
 from qwen3_train.cli import main
 from qwen3_train.reports.run_log import read_metrics
 from qwen3_train.settings.model import read_model
@@ -124,7 +125,7 @@ def test_a_skipped_step_is_named_and_the_next_ones_train(single):
         "model.embed_tokens.weight": [BAD_TOKEN]
     }
     report = CliRunner().invoke(main, ["report", str(run_dir)])
-    assert f"skipped     {len(skipped)} steps" in report.output
+    assert f"skipped     {counted(len(skipped), 'step')}" in report.output
 
 
 def test_a_resumed_run_knows_how_many_steps_were_skipped(folder, single, values_of):
