@@ -290,4 +290,4 @@ def test_merging_adapters_to_a_whole_model_names_the_right_command(base, adapter
     flags = ["--mindspore-ckpt-dir", folder.parent, "--output-dir", tmp_path / "out", "--to", "hf"]
     result = run("merge", *flags)
     assert result.exit_code == 1
-    assert "add them to their base with `qwen3-ckpt lora fuse`" in result.output
+    assert "add them to their base with `qwen3-ckpt lora fuse BASE ADAPTER OUTPUT`" in result.output
