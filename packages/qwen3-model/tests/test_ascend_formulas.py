@@ -53,6 +53,15 @@ class CpuMatmul(AscendKernels):
         return super().rms_norm(x_MD, weight_D, eps)
 
 
+@pytest.fixture(autouse=True)
+def op_by_op():
+    """The formulas take the operators' place one call at a time; a run before may have left graph mode on."""
+    mode = ms.get_context("mode")
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    yield
+    ms.set_context(mode=mode)
+
+
 def model_with(kernels):
     model = Qwen3ForCausalLM(CONFIG, kernels)
     init_model(model, 5)
