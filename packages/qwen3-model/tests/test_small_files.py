@@ -43,8 +43,8 @@ def small_limits(monkeypatch):
         for name in ("SETTINGS_BYTES", "INDEX_BYTES", "YAML_BYTES"):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, 1000)
-    monkeypatch.setattr(small_files.read_small, "__defaults__", (1000,))
-    monkeypatch.setattr(small_files.read_small_text, "__defaults__", (1000,))
+    for reader in (small_files.read_small, small_files.read_small_text, read_json):
+        monkeypatch.setattr(reader, "__defaults__", (1000,))
 
 
 @pytest.mark.usefixtures("small_limits")

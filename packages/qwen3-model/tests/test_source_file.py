@@ -80,7 +80,7 @@ def test_many_files_take_few_descriptors_and_give_them_back(tmp_path):
         assert os.pread(number, 1, 0) == b"0", "one that is used is not closed"
     del files, file
     assert num_open() <= before + 1
-    assert not source_file._DESCRIPTORS._held
+    assert not source_file._DESCRIPTORS._open
 
 
 def test_a_pipe_does_not_wait_for_a_writer(tmp_path):
