@@ -49,7 +49,7 @@ class Penalties:
         self._known = set(prompt_ids) if self._repeats else set()
         self.seen = GrowingArray(self._known, np.int64)
         """Tokens of the prompt and the completion, each once, if there is a repetition penalty."""
-        self._places: dict[int, int] = {}
+        self._indexes: dict[int, int] = {}
         self._times: list[int] = []
         self.counted = GrowingArray((), np.int64)
         """Tokens of the completion, each once, if there is another penalty."""
@@ -65,15 +65,15 @@ class Penalties:
             self.seen.append(token)
         if not self._counts:
             return
-        place = self._places.setdefault(token, len(self._times))
-        if place == len(self._times):
+        index = self._indexes.setdefault(token, len(self._times))
+        if index == len(self._times):
             self._times.append(0)
             self.counted.append(token)
             self.subtracted.append(0)
-        self._times[place] += 1
+        self._times[index] += 1
         sampling = self.sampling
-        self.subtracted.values[place] = (
-            sampling.presence_penalty + sampling.frequency_penalty * self._times[place]
+        self.subtracted.values[index] = (
+            sampling.presence_penalty + sampling.frequency_penalty * self._times[index]
         )
 
     def apply(self, logits_V: np.ndarray) -> np.ndarray:

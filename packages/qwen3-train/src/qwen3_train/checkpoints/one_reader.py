@@ -45,9 +45,9 @@ class OneReader:
         """Fill a parameter; see `fill`.
 
         Args:
-            parameter: Of float32.
-            dtype: Of `values` in their file.
-            values: Are read on one replica alone, of the holders that with the least to read so far; None
+            parameter: What is filled, float32.
+            dtype: Type of `values` in their file.
+            values: Its values, which one replica alone reads: the holder with the least to read so far. None
                 on a replica that is no holder.
             holders: Which replicas have them, (replicas,); None for all.
 

@@ -23,7 +23,7 @@ def training_kernels(
 
     Args:
         device: CPU or Ascend.
-        float32_residual: Of Ascend.
+        float32_residual: For Ascend's kernels alone.
         is_alone: Whether the run has one process; several exchange rows of weights between operators of
             MindSpore, and are there to try layouts.
         say: Hears why those in C++ are not taken.

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from qwen3_model.checkpoints.fresh_weights import BLOCK_ROWS, NUM_THREADS
 from qwen3_model.ranks.layout import placement
 from qwen3_train.layout.stages import stage_names
+from qwen3_train.plan.layout_search import Machine
 from qwen3_train.plan.settings import PlanSettings
 from qwen3_train.plan.totals import DISK_BYTES_PER_S
 
 DOCUMENT_TOKENS = 1000
 """Assumed of the data, whose files `plan` does not open."""
-DEVICES_PER_NODE = 8
 INDEX_S = 0.22e-6
 """Seconds a document, to make the sample index (`bench_scale index`)."""
 ORDER_S, ORDER_OF_FILE_S = 23e-9, 0.53e-9
@@ -73,7 +73,7 @@ def _data_s(settings: PlanSettings) -> tuple[float | None, float | None]:
     if settings.num_samples is None or not files:
         return None, None
     documents = settings.num_samples * settings.seq_length / DOCUMENT_TOKENS
-    nodes = math.ceil(settings.layout.num_ranks / DEVICES_PER_NODE) if settings.keeps_indexes else 1
+    nodes = math.ceil(settings.layout.num_ranks / Machine().devices_per_node) if settings.keeps_indexes else 1
     index_s = INDEX_S * documents / files * math.ceil(files / nodes)
     order_s = settings.num_samples * (ORDER_S + ORDER_OF_FILE_S * files) if files > 1 else 0.0
     first_s = index_s + order_s + FINGERPRINT_S * documents
