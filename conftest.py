@@ -14,6 +14,8 @@ DEMO_DATA = ROOT / "tools/demo_data"
 # MindSpore and numpy read these when they are first imported, which no conftest does.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
+# Each process that a test starts would compile MindSpore's Python sources anew, two of its four seconds.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ.setdefault("GLOG_v", "3")  # MindSpore: errors only
 os.environ.setdefault("MPLBACKEND", "Agg")
 
