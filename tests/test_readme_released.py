@@ -87,7 +87,6 @@ def shell(folder):
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
-        "XDG_CACHE_HOME": str(folder / "cache"),
     }
 
     def run(script, exit_code=0, **streams):

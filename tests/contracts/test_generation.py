@@ -60,8 +60,7 @@ def generated(tmp_path, name, *source):
 
 
 @pytest.mark.slow
-def test_a_run_generates_what_its_merged_and_converted_weights_do(run_dir, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def test_a_run_generates_what_its_merged_and_converted_weights_do(run_dir, tmp_path):
     merge = [
         "merge",
         "--mindspore-ckpt-dir",

@@ -23,10 +23,17 @@ from qwen3_infer.schedule.requests import Request
 from qwen3_infer.settings.settings import Decoding
 from qwen3_infer.text.prompts import Prompt
 from qwen3_model.checkpoints.safetensors_file import TensorPlan, write_safetensors
+from qwen3_model.command.private_files import cache_home
 from qwen3_model.config import Qwen3Config
 
 sys.path.insert(0, str(Path(__file__).parent))  # weight_samples.py
 GOLDEN_DIR = Path(os.environ.get("QWEN3_GENERATIONS_DIR", Path(__file__).parent / "golden"))
+
+
+@pytest.fixture(scope="session")
+def cache_dir():
+    """Return the folder where this user's `qwen3-infer` keeps its kernels, which compile ten seconds."""
+    return cache_home(os.environ) / "qwen3-infer"
 
 
 @pytest.fixture(scope="session")

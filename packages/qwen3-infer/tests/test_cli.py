@@ -20,9 +20,8 @@ SMALL = ("--max-tokens-in-cache", "64")
 
 
 @pytest.fixture
-def run(tmp_path, tmp_path_factory, monkeypatch):
+def run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
     def run(*arguments):
         return CliRunner().invoke(main, ["generate", *map(str, arguments)])

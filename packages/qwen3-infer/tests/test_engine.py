@@ -23,11 +23,6 @@ CONTEXT = 200 + 256
 ATOL_F32 = 2e-4  # logits of up to 20 after sums in another order
 
 
-@pytest.fixture(scope="module")
-def cache_dir(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture(scope="module", params=KERNELS)
 def model(golden, cache_dir, request):
     device = Device(target="CPU", kernels=request.param, num_threads=2, cache_dir=cache_dir)

@@ -46,9 +46,8 @@ def folder(make_demo_folder):
 
 
 @pytest.fixture
-def run(tmp_path, tmp_path_factory, monkeypatch):
+def run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
     def run(*arguments, command="generate"):
         return CliRunner().invoke(main, [command, *map(str, arguments)])

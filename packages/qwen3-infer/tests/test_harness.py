@@ -40,8 +40,7 @@ def scored(tmp_path_factory, demo_tokenizer_dir):
     return SimpleNamespace(dir=directory / "model", tasks=directory / "tasks", golden=golden)
 
 
-def test_answers_to_questions_have_the_likelihoods_of_lm_eval(scored, tmp_path_factory):
-    cache_dir = tmp_path_factory.getbasetemp() / "cache"
+def test_answers_to_questions_have_the_likelihoods_of_lm_eval(scored, cache_dir):
     device = Device(target="CPU", kernels="native", num_threads=2, cache_dir=cache_dir)
     scorer = open_local(scored.dir, device, quiet=True, note=pytest.fail).scorer(64)
     tokenizer = Qwen3Tokenizer.from_dir(scored.dir)
@@ -67,7 +66,6 @@ def test_a_whole_evaluation_gives_the_results_of_lm_evals_own_backend(scored, fo
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     chosen = ["--tasks", TASKS] if form == "plain" else ["--tasks", TASKS.replace(",local_rolling", "")]
     chosen += ["--apply_chat_template"] if form == "chat" else []
     arguments = [

@@ -14,9 +14,7 @@ IDS = [int(number) for number in np.random.default_rng(0).integers(0, 320, 75)]
 
 
 @pytest.fixture(scope="module")
-def make_engine(tmp_path_factory):
-    cache_dir = tmp_path_factory.mktemp("cache")
-
+def make_engine(cache_dir):
     def make(kernels):
         device = Device(target="CPU", kernels=kernels, num_threads=2, cache_dir=cache_dir)
         return open_local(GOLDEN_DIR, device, quiet=True, note=pytest.fail).engine(4, 128)

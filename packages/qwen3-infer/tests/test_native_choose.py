@@ -29,8 +29,8 @@ SHARE_LEFT = 0.01
 
 
 @pytest.fixture(scope="module")
-def chooser(tmp_path_factory):
-    return NativeChooser(native_library(tmp_path_factory.mktemp("cache"), 2))
+def chooser(cache_dir):
+    return NativeChooser(native_library(cache_dir, 2))
 
 
 def make_logits(kind, size, rng):

@@ -15,8 +15,8 @@ NUM_THREADS = 2
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    return native_library(tmp_path_factory.mktemp("cache"), NUM_THREADS)
+def library(cache_dir):
+    return native_library(cache_dir, NUM_THREADS)
 
 
 @pytest.fixture(params=["vectors", "tiles"])
@@ -261,7 +261,8 @@ def test_a_library_that_others_could_have_written_is_not_loaded(tmp_path, librar
     from qwen3_infer.device import Device
     from qwen3_infer.native.build import find_library
 
-    shutil.copytree(library.parent, tmp_path / "cache")
+    (tmp_path / "cache").mkdir(mode=0o700)
+    shutil.copy(library, tmp_path / "cache")
     (tmp_path / "cache" / (library.name if place == "library" else "")).chmod(0o777)
     notes = []
     device = Device(target="CPU", kernels="auto", num_threads=1, cache_dir=tmp_path / "cache")

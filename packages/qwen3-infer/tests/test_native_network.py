@@ -19,11 +19,6 @@ GOLDEN_DIR = Path(__file__).parent / "golden"
 IDS = [int(number) for number in np.random.default_rng(0).integers(0, 320, 75)]
 
 
-@pytest.fixture(scope="module")
-def cache_dir(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
 def logits(engine):
     """Return the logits after a prompt in pieces, and after two more tokens of it in a batch of three."""
     found = [engine.read(0, IDS[:32], 0, 32), engine.read(0, IDS[32:64], 32, 32)]

@@ -41,16 +41,14 @@ def scored(tmp_path_factory, demo_tokenizer_dir, wikitext_path):
 
 
 @pytest.fixture(scope="module", params=["portable", "native"])
-def scorer(scored, tmp_path_factory, request):
-    cache_dir = tmp_path_factory.getbasetemp() / "cache"
+def scorer(scored, cache_dir, request):
     device = Device(target="CPU", kernels=request.param, num_threads=2, cache_dir=cache_dir)
     return open_local(scored.dir, device, quiet=True, note=pytest.fail).scorer(256)
 
 
 @pytest.fixture
-def run(tmp_path, tmp_path_factory, monkeypatch):
+def run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
     return lambda *arguments: CliRunner().invoke(main, ["score", *map(str, arguments)])
 
 

@@ -140,9 +140,8 @@ def golden(golden_dir):
 
 
 @pytest.mark.parametrize("kind", ["native", "portable"])
-def test_an_adapter_beside_the_weights_gives_pefts_logits(golden, tmp_path_factory, kind):
+def test_an_adapter_beside_the_weights_gives_pefts_logits(golden, cache_dir, kind):
     base, adapter, told = golden
-    cache_dir = tmp_path_factory.getbasetemp() / "cache"
     device = Device(target="CPU", kernels=kind, num_threads=1, cache_dir=cache_dir)
     config, weights = Qwen3Config.from_dir(base), open_hf_weights(base)
     logits = {}
@@ -156,7 +155,7 @@ def test_an_adapter_beside_the_weights_gives_pefts_logits(golden, tmp_path_facto
     assert np.abs(logits["adapted"] - logits["base"]).max() > 0.1
 
 
-def test_a_row_has_the_same_bits_in_any_batch_with_an_adapter_too(tmp_path, tmp_path_factory):
+def test_a_row_has_the_same_bits_in_any_batch_with_an_adapter_too(tmp_path, cache_dir):
     # From a width of 1024 on MindSpore's own product of a row depends on how many there are.
     wide = {"hidden_size": 1024, "num_hidden_layers": 1, "tie_word_embeddings": True}
     config, rng = Qwen3Config.from_hf(RAW | wide), np.random.default_rng(2)
@@ -168,7 +167,6 @@ def test_a_row_has_the_same_bits_in_any_batch_with_an_adapter_too(tmp_path, tmp_
             a, b = shape[::-1] if "embed_tokens" not in name else shape
             halves = (rng.standard_normal(size).astype(np.float32) for size in ((16, a), (b, 16)))
             modules[name.removesuffix(".weight")] = Adapter(*halves)
-    cache_dir = tmp_path_factory.getbasetemp() / "cache"
     device = Device(target="CPU", kernels="native", num_threads=1, cache_dir=cache_dir)
     adapter = AdapterSet(modules, 4.0)
     model = make_local(config, weights, adapter, device, quiet=True, note=pytest.fail)
