@@ -8,12 +8,12 @@ from qwen3_ckpt.engine.hf_output import write_hf_folder
 from qwen3_ckpt.sources.adapters import (
     check_base_copies,
     fuse_adapters,
-    peft_config,
+    peft_targets,
     peft_tensors,
     read_float32,
 )
 from qwen3_ckpt.sources.sources import ModelFiles, need_model_files, sources_of
-from qwen3_model.checkpoints.adapter_config import CONFIG_FILE
+from qwen3_model.checkpoints.adapter_config import CONFIG_FILE, peft_config
 from qwen3_model.checkpoints.adapters import (
     EMBEDDING,
     HEAD,
@@ -35,7 +35,7 @@ from qwen3_model.checkpoints.rows import cast
 from qwen3_model.checkpoints.safetensors_file import write_safetensors
 from qwen3_model.checkpoints.source_file import SourceFile, open_source, refuse_changed
 from qwen3_model.checkpoints.weight_files import open_checkpoint
-from qwen3_model.command.files import output_directory
+from qwen3_model.command.files import output_directory, write_text_atomically
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError, FormatError, WeightError
 from qwen3_model.text.tokenizer import TOKENIZER_FILES
@@ -208,8 +208,16 @@ def export_lora(source: AdapterSource, output_dir: Path, base_model: str, *, for
         if adapters.base:
             metadata["qwen3_train"] = json.dumps({"base": adapters.base})
         write_safetensors(folder / WEIGHTS_FILE, peft_tensors(adapters, is_tied=is_tied), metadata)
-        text = json.dumps(peft_config(adapters, config, base, is_tied=is_tied), indent=2)
-        (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+        stated = peft_config(
+            base,
+            rank=adapters.rank,
+            alpha=adapters.alpha,
+            dropout=0.0,
+            targets=peft_targets(adapters, config),
+        )
+        if is_tied and EMBEDDING in adapters.modules:
+            stated = {"ensure_weight_tying": True} | stated
+        write_text_atomically(folder / CONFIG_FILE, json.dumps(stated, indent=2) + "\n")
         refuse_changed(files)
     return adapters
 

@@ -96,29 +96,8 @@ def peft_tensors(
     return sorted(entries, key=lambda entry: entry[0].name)
 
 
-def peft_config(
-    adapters: AdapterSet, config: Qwen3Config | None, base_model: str, *, is_tied: bool
-) -> dict[str, object]:
-    """Return the contents of `adapter_config.json`."""
-    tying: dict[str, object] = (
-        {"ensure_weight_tying": True} if is_tied and EMBEDDING in adapters.modules else {}
-    )
-    return tying | {
-        "base_model_name_or_path": base_model,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "lora_alpha": adapters.alpha,
-        "lora_dropout": 0.0,
-        "peft_type": "LORA",
-        "r": adapters.rank,
-        "target_modules": _targets(adapters, config),
-        "task_type": "CAUSAL_LM",
-    }
-
-
-def _targets(adapters: AdapterSet, config: Qwen3Config | None) -> list[str]:
-    """Return leaf names where every module of that name has an adapter, else the modules' paths.
+def peft_targets(adapters: AdapterSet, config: Qwen3Config | None) -> list[str]:
+    """Return `target_modules`: leaf names where each module of that name has an adapter, else paths.
 
     PEFT gives an adapter to each module that a name fits, whether the file has one or not.
     """

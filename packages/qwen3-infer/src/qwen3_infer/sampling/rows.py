@@ -11,7 +11,7 @@ import numpy as np
 
 from qwen3_infer.sampling.penalties import Penalties
 from qwen3_infer.sampling.restriction import Restriction
-from qwen3_infer.sampling.sampling import choose_by, likeliest_log_probabilities, log_probability
+from qwen3_infer.sampling.sampling import choose, likeliest_log_probabilities, log_probability
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +64,6 @@ def choose_row(row: Row) -> Chosen | None:
     logits_V = row.penalties.apply(row.logits_V)
     if row.restriction is not None:
         logits_V = row.restriction.apply(logits_V)
-    token = choose_by(logits_V, row.penalties.sampling, row.number)
+    token = choose(logits_V, row.penalties.sampling, row.number)
     logprob = log_probability(row.logits_V, token) if row.logprob else None
     return Chosen(token, logprob, likeliest_log_probabilities(row.logits_V, row.num_top))

@@ -81,19 +81,14 @@ def make_generator(seed: int, index: int, sample: int = 0) -> np.random.Generato
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index, sample])))
 
 
-def choose(logits_V: np.ndarray, sampling: Sampling, rng: np.random.Generator) -> int:
-    """Return the next token; exactly one random number is drawn unless the choice is greedy.
+def choose(logits_V: np.ndarray, sampling: Sampling, number: float) -> int:
+    """Return the next token.
 
     Args:
         logits_V: float32, any real numbers, of which the largest is finite.
-        sampling: How to choose; penalties are not for here.
-        rng: Random numbers of this request alone.
+        sampling: How to choose; penalties are not applied here.
+        number: Random, from 0 to below 1; without effect where the choice is greedy.
     """
-    return choose_by(logits_V, sampling, 0.0 if sampling.is_greedy else rng.random())
-
-
-def choose_by(logits_V: np.ndarray, sampling: Sampling, number: float) -> int:
-    """Do the same by a random number, from 0 to below 1."""
     if sampling.is_greedy:
         return int(logits_V.argmax())
     if not (sampling.top_k or sampling.min_p) and sampling.top_p == 1:
@@ -127,14 +122,14 @@ def choose_among(
         return None
     if sampling.is_greedy:
         return int(ids_C[0])
-    places, probs = distribution(values_C, sampling)
-    return int(ids_C[_draw(places, probs, rng.random())])
+    indices, probs = distribution(values_C, sampling)
+    return int(ids_C[_draw(indices, probs, rng.random())])
 
 
 def _draw(ids: np.ndarray, probs: np.ndarray, number: float) -> int:
     cumulative = np.cumsum(probs)
-    place = np.searchsorted(cumulative, number * cumulative[-1], side="right")
-    return int(ids[min(int(place), len(ids) - 1)])
+    index = np.searchsorted(cumulative, number * cumulative[-1], side="right")
+    return int(ids[min(int(index), len(ids) - 1)])
 
 
 def _draw_of_all(logits_V: np.ndarray, temperature: float, number: float) -> int:
@@ -146,10 +141,10 @@ def _draw_of_all(logits_V: np.ndarray, temperature: float, number: float) -> int
     wanted = number * blocks[-1]
     block = min(int(np.searchsorted(blocks, wanted, side="right")), len(blocks) - 1)
     within = np.cumsum(weights_V[starts[block] : starts[block] + BLOCK], dtype=np.float64)
-    place = int(np.searchsorted(within, wanted - (blocks[block - 1] if block else 0.0), side="right"))
+    index = int(np.searchsorted(within, wanted - (blocks[block - 1] if block else 0.0), side="right"))
     # Rounding may lead one beyond the last that can come.
     last = int(np.flatnonzero(weights_V[starts[block] : starts[block] + BLOCK])[-1])
-    return int(starts[block]) + min(place, last)
+    return int(starts[block]) + min(index, last)
 
 
 def distribution(logits_V: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
@@ -215,10 +210,10 @@ def _floor(logits_V: np.ndarray, count: int) -> np.float32:
 
 
 def _likeliest_order(logits: np.ndarray) -> np.ndarray:
-    """Return the places of float32 logits, none NaN, likeliest first and equals in their order."""
+    """Return the indices of float32 logits, none NaN, likeliest first and equals in their order."""
     if len(logits) < LONG_ROW:
         return np.argsort(-logits, kind="stable")
-    # Numbers of a float32's order, its place below: numpy sorts whole numbers several times as fast.
+    # Numbers of a float32's order, its index below: numpy sorts whole numbers several times as fast.
     bits = (logits + np.float32(0)).view(np.int32)  # -0 is 0
     ascending = np.where(bits < 0, ~bits, bits | np.int32(-(1 << 31))).view(np.uint32)
     keys = (~ascending).astype(np.uint64) << np.uint64(32) | np.arange(len(logits), dtype=np.uint64)

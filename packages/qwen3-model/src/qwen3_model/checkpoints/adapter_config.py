@@ -111,6 +111,32 @@ def stated_alpha_in(config: Mapping[str, Any], path: Path) -> float:
     return float(alpha)
 
 
+def peft_config(
+    base: str, *, rank: int, alpha: float, dropout: float, targets: list[str]
+) -> dict[str, str | int | float | bool | list[str]]:
+    """Return the contents of the file for plain LoRA.
+
+    Args:
+        base: Name or folder of the base.
+        rank: Rows of A.
+        alpha: The scale is alpha / rank.
+        dropout: Share of the inputs that training left out.
+        targets: Modules with an adapter, as `target_modules` names them.
+    """
+    return {
+        "base_model_name_or_path": base,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "lora_alpha": alpha,
+        "lora_dropout": dropout,
+        "peft_type": "LORA",
+        "r": rank,
+        "target_modules": targets,
+        "task_type": "CAUSAL_LM",
+    }
+
+
 def _pattern(config: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
     pattern = config.get(key) or {}
     try:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from qwen3_model.checkpoints.adapter_config import CONFIG_FILE
+from qwen3_model.checkpoints.adapter_config import CONFIG_FILE, peft_config
 from qwen3_model.command.files import write_text_atomically
 from qwen3_model.command.json_file import read_json
 from qwen3_model.errors import ConfigError, FormatError
@@ -42,7 +42,7 @@ def find_base(settings: TrainSettings, run_dir: Path | None) -> Path:
     config = read_json(path)
     if not isinstance(config.get("base_model_name_or_path"), str):
         raise FormatError(f"{path} does not name the adapters' base; put the run's own file back")
-    wanted = adapter_config(settings.lora, settings, Path(config["base_model_name_or_path"]))
+    wanted = _own_config(settings.lora, settings, Path(config["base_model_name_or_path"]))
     changed = [key for key in wanted if config.get(key) != wanted[key]]
     if changed:
         changes = ", ".join(f"{key} {config.get(key)!r} is now {wanted[key]!r}" for key in changed)
@@ -56,23 +56,12 @@ def find_base(settings: TrainSettings, run_dir: Path | None) -> Path:
     return base
 
 
-def adapter_config(lora: LoraSettings, settings: TrainSettings, base: Path) -> dict[str, Any]:
-    """Return what PEFT's adapter_config.json says of these adapters."""
-    return {
-        "base_model_name_or_path": str(base),
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "lora_alpha": lora.alpha,
-        "lora_dropout": lora.dropout,
-        "peft_type": "LORA",
-        "r": lora.rank,
-        "target_modules": peft_targets(lora.modules, settings.model),
-        "task_type": "CAUSAL_LM",
-    }
+def _own_config(lora: LoraSettings, settings: TrainSettings, base: Path) -> dict[str, Any]:
+    targets = peft_targets(lora.modules, settings.model)
+    return peft_config(str(base), rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=targets)
 
 
 def write_adapter_config(lora: LoraSettings, settings: TrainSettings, base: Path) -> None:
     """Write it into the run's folder, where qwen3-ckpt looks for alpha."""
-    text = json.dumps(adapter_config(lora, settings, base.absolute()), indent=2) + "\n"
+    text = json.dumps(_own_config(lora, settings, base.absolute()), indent=2) + "\n"
     write_text_atomically(settings.output_dir / CONFIG_FILE, text)
