@@ -4,10 +4,11 @@ from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
 from ascend_inputs import ROOT, TOKENIZER, Inputs
+
+from qwen3_model.command.checked import Checked
 
 CONFIGS = ROOT / "configs/qwen3"
 A2, A3 = "Ascend910B2", "Ascend910_9391"
@@ -30,7 +31,7 @@ class Case:
     rank: int = 0
     ranks: int = 1
     soc: str = A2
-    changes: Mapping[str, Any] = field(default_factory=dict)
+    changes: Mapping[str, Checked] = field(default_factory=dict)
     """Values by dotted keys; `length` stands for all lengths of sequences."""
     program: str = "generate"
     """Command of qwen3-infer, where the YAML is one for prediction."""
@@ -58,7 +59,7 @@ class Case:
         path.write_text(yaml.safe_dump(values), encoding="utf-8")
         return ["qwen3-train", "launch", "--config", str(path)]
 
-    def _values(self) -> dict[str, Any]:
+    def _values(self) -> dict[str, Checked]:
         values = yaml.safe_load((CONFIGS / f"{self.yaml}.yaml").read_text(encoding="utf-8"))
         for dotted, value in self.changes.items():
             if dotted == "length":
@@ -67,7 +68,7 @@ class Case:
                 set_key(values, dotted, value)
         return deepcopy(values)
 
-    def _give_inputs(self, values: dict[str, Any], inputs: Inputs, folder: Path) -> None:
+    def _give_inputs(self, values: dict[str, Checked], inputs: Inputs, folder: Path) -> None:
         values["output_dir"] = str(folder / "out")
         loader, sizes = values["train_dataset"]["data_loader"], values["model"]["model_config"]
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -83,16 +84,16 @@ class Case:
             loader["config"] |= {"data_path": [str(inputs.tokens)], "eod": inputs.eod, "split": "90, 10, 0"}
 
 
-def set_key(values: dict[str, Any], dotted: str, value: Any) -> None:
+def set_key(values: dict[str, Checked], dotted: str, value: Checked) -> None:
     """Set the value of a dotted key, making sections on the way."""
     *sections, last = dotted.split(".")
-    place: Any = values
+    place: Checked = values
     for section in sections:
         place = place[int(section)] if isinstance(place, list) else place.setdefault(section, {})
     place[int(last) if isinstance(place, list) else last] = value
 
 
-def _set_length(values: dict[str, Any], length: int) -> None:
+def _set_length(values: dict[str, Checked], length: int) -> None:
     set_key(values, f"{MODEL}.seq_length", length)
     loader = values["train_dataset"]["data_loader"]
     for place in loader.get("handler") or [loader["config"]]:
@@ -101,7 +102,7 @@ def _set_length(values: dict[str, Any], length: int) -> None:
 
 def layout(
     *, dp: int = 1, cp: int = 1, tp: int = 1, pp: int = 1, sp: bool = False, zero1: bool = False
-) -> dict[str, Any]:
+) -> dict[str, Checked]:
     """Return the keys of a layout; a pipeline has two micro-batches more than stages, and a layer a stage."""
     keys = {
         "use_parallel": dp * cp * tp * pp > 1,
@@ -133,7 +134,7 @@ SIZES = ("0.6b", "1.7b", "4b", "8b", "14b", "32b")
 def small_cases() -> Iterator[Case]:
     """Yield the cases of tools/test: every kind of graph, at small widths."""
 
-    def case(name: str, kind: str, size: str, *changes: Mapping[str, Any], **facts: Any) -> Case:
+    def case(name: str, kind: str, size: str, *changes: Mapping[str, Checked], **facts: Checked) -> Case:
         merged = dict(SMALL)
         for change in changes:
             merged |= change
@@ -187,7 +188,7 @@ def small_cases() -> Iterator[Case]:
     yield from _generation("small", sizes)
 
 
-def _generation(name: str, sizes: Mapping[str, Any]) -> Iterator[Case]:
+def _generation(name: str, sizes: Mapping[str, Checked]) -> Iterator[Case]:
     prompts = (
         "--predict-data", "The game was " * 20, "--predict-data", "One",
         "--predict-batch-size", "2", "--max-new-tokens", "3",
@@ -216,7 +217,7 @@ def all_cases() -> Iterator[Case]:
         yield from _generation(size, values["model"]["model_config"] | {"num_hidden_layers": 2})
 
 
-LAYOUTS: tuple[tuple[str, dict[str, Any], int], ...] = (
+LAYOUTS: tuple[tuple[str, dict[str, Checked], int], ...] = (
     ("one process", {}, 0),
     ("tp 2", {"tp": 2}, 1),
     ("tp 2, sequence parallel", {"tp": 2, "sp": True}, 1),
@@ -240,7 +241,7 @@ def _layouts() -> Iterator[Case]:
     for kind in (PRETRAIN, FINETUNE, LORA):
         for words, keys, rank in LAYOUTS:
             for how, recompute in (("none", NONE), ("selective", SELECTIVE), ("full", FULL)):
-                changes = SMALL | layout(**keys) | recompute | SKIPS
+                changes: dict[str, Checked] = SMALL | layout(**keys) | recompute | SKIPS
                 if kind == PRETRAIN:
                     changes |= ACCUMULATES | EVALUATES
                 yield Case(

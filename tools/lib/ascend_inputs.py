@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from qwen3_model.config import Qwen3Config
@@ -67,7 +67,7 @@ class Inputs:
         path.write_text("The game was " * 200, encoding="utf-8")
         return path
 
-    def model(self, name: str, sizes: Mapping[str, Any]) -> Path:
+    def model(self, name: str, sizes: Mapping[str, object]) -> Path:
         """Return a Hugging Face folder of zeros; its file is a hole, so that 32B takes no disk."""
         from qwen3_model.config import Qwen3Config
 

@@ -10,9 +10,13 @@ import json
 import runpy
 import sys
 import time
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mindspore.common.api import _CellGraphExecutor, _JitExecutor
 
 
 class Recorder:
@@ -21,13 +25,20 @@ class Recorder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.seen: set[str] = set()
-        self.compiled: list[dict[str, Any]] = []
+        self.compiled: list[dict[str, object]] = []
         self.peak_bytes = self.reserved_bytes = 0
 
-    def compile(self, original: Any, executor: Any, name: str, arguments: Any, named: Any) -> Any:
+    def compile(
+        self,
+        original: Callable[..., object],
+        executor: "_JitExecutor | _CellGraphExecutor",
+        name: str,
+        arguments: tuple[object, ...],
+        named: Mapping[str, object],
+    ) -> object:
         """Compile through `original` and keep the time if the graph is new."""
         started_s = time.time()
-        entry: dict[str, Any] = {"graph": name, "started_s": started_s}
+        entry: dict[str, object] = {"graph": name, "started_s": started_s}
         try:
             phase = original(executor, *arguments, **named)
         except Exception as error:
@@ -58,7 +69,7 @@ class Recorder:
         ms.runtime.reset_max_memory_reserved()
         return {"peak_bytes": peak, "reserved_bytes": reserved}
 
-    def _write(self, entry: dict[str, Any]) -> None:
+    def _write(self, entry: dict[str, object]) -> None:
         with self.path.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(entry) + "\n")
 
@@ -72,16 +83,16 @@ def watch(recorder: Recorder) -> None:
     compile_cell, run_cell = _CellGraphExecutor.compile, _CellGraphExecutor.__call__
     max_memory = ms.runtime.max_memory_allocated
 
-    def jit(executor: Any, *arguments: Any, **named: Any) -> Any:
+    def jit(executor: "_JitExecutor", *arguments: object, **named: object) -> object:
         owner = executor.obj if executor.obj is not None else getattr(executor.fn, "__self__", None)
         name = type(owner).__name__ if owner is not None else executor.fn.__qualname__
         return recorder.compile(compile_jit, executor, name, arguments, named)
 
-    def cell(executor: Any, obj: Any, *arguments: Any, **named: Any) -> Any:
+    def cell(executor: "_CellGraphExecutor", obj: object, *arguments: object, **named: object) -> object:
         return recorder.compile(compile_cell, executor, type(obj).__name__, (obj, *arguments), named)
 
-    def call(original: Any) -> Any:
-        def run(*arguments: Any, **named: Any) -> Any:
+    def call(original: Callable[..., object]) -> Callable[..., object]:
+        def run(*arguments: object, **named: object) -> object:
             result = original(*arguments, **named)
             recorder.ran()
             return result

@@ -15,10 +15,11 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ascend_dry_run import dry_run, dry_run_environment
 from ascend_inputs import ROOT, Inputs
+
+from qwen3_model.command.checked import Checked
 
 TRAINING = ROOT / "packages/qwen3-train/tests/recorded_memory.json"
 GENERATION = ROOT / "packages/qwen3-infer/tests/recorded_memory.json"
@@ -38,7 +39,7 @@ def record(part: str) -> int:
     return 1 if failed else 0
 
 
-def _record(path: Path, part: str, measure: Callable[[dict[str, Any]], int | str]) -> int:
+def _record(path: Path, part: str, measure: Callable[[dict[str, Checked]], int | str]) -> int:
     """Record those of one file; return how many failed."""
     recorded = json.loads(path.read_text(encoding="utf-8"))
     failed = 0
@@ -57,7 +58,7 @@ def _record(path: Path, part: str, measure: Callable[[dict[str, Any]], int | str
     return failed
 
 
-def measure_step(row: dict[str, Any]) -> int | str:
+def measure_step(row: dict[str, Checked]) -> int | str:
     """Return the peak of two steps of training in bytes, or why there is none."""
     kind = row["config"].partition("_")[0]
     command = [
@@ -75,7 +76,7 @@ def measure_step(row: dict[str, Any]) -> int | str:
     return int(json.loads(lines[-1])["peak_bytes"])
 
 
-def measure_generation(row: dict[str, Any]) -> int | str:
+def measure_generation(row: dict[str, Checked]) -> int | str:
     """Return the peak of reading the longest prompt and of decoding in bytes, or why there is none."""
     from qwen3_model.config import SIZES
     from qwen3_model.text.tokenizer import Qwen3Tokenizer

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from ascend_log import Kernel, read_kernels, read_peak
 
@@ -42,14 +41,14 @@ class Graph:
 class Report:
     """What a dry run found."""
 
-    facts: Mapping[str, Any]
+    facts: Mapping[str, object]
     """Command, rank, ranks, soc, versions, exit code, seconds."""
     graphs: Sequence[Graph]
     memory: Mapping[str, int]
     """Bytes of the whole run's peak, without and with fragments."""
     problems: Sequence[str] = field(default_factory=tuple)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the report as JSON has it."""
         graphs = [
             {
@@ -76,7 +75,7 @@ def known_functions() -> set[str]:
     return {function for function, _ in known_operators().values()}
 
 
-def make_report(facts: Mapping[str, Any], graphs_path: Path, log_dir: Path) -> Report:
+def make_report(facts: Mapping[str, object], graphs_path: Path, log_dir: Path) -> Report:
     """Read what the process of a dry run and MindSpore's log have left."""
     kernels = read_kernels(log_dir)
     lines = graphs_path.read_text(encoding="utf-8").splitlines() if graphs_path.exists() else []

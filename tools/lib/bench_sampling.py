@@ -5,7 +5,6 @@ import itertools
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,9 +15,10 @@ from qwen3_infer.schedule.requests import Request
 from qwen3_infer.schedule.scheduler import Scheduler
 from qwen3_infer.settings.settings import Decoding
 from qwen3_infer.text.prompts import Prompt
+from qwen3_model.command.checked import Checked
 
 PROMPT_TOKENS = 1000
-SETTINGS: dict[str, dict[str, Any]] = {
+SETTINGS: dict[str, dict[str, object]] = {
     "greedy": {"temperature": 0.0},
     "temperature 1": {},
     "temperature 0.7": {"temperature": 0.7},
@@ -68,16 +68,16 @@ class Engine:
 
     unit, pieces, shares_beginnings = 64, (1024, 64), False
 
-    def __init__(self, batches: Sequence[np.ndarray], **attributes: Any) -> None:
+    def __init__(self, batches: Sequence[np.ndarray], **attributes: Checked) -> None:
         self.batches, self.num_rows = itertools.cycle(batches), len(batches[0])
         self.num_tokens = self.num_rows * 4096
         vars(self).update(attributes)
 
-    def read(self, *_: Any) -> np.ndarray:
+    def read(self, *_: object) -> np.ndarray:
         """Return the logits behind a prompt."""
         return next(self.batches)[0]
 
-    def decode(self, starts_B: np.ndarray, *_: Any) -> list[np.ndarray]:
+    def decode(self, starts_B: np.ndarray, *_: object) -> list[np.ndarray]:
         """Return those of a step."""
         return list(next(self.batches)[: len(starts_B)])
 
@@ -91,7 +91,7 @@ class Text:
 
 
 def measure(
-    settings: Sequence[dict[str, Any]], engine: Engine, vocab_size: int, steps: int
+    settings: Sequence[dict[str, object]], engine: Engine, vocab_size: int, steps: int
 ) -> tuple[float, float]:
     """Return a step's milliseconds and those of the processor, medians; request i has settings i modulo n."""
     scheduler = Scheduler(engine, Text())  # type: ignore[arg-type]

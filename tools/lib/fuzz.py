@@ -10,7 +10,6 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from fuzz_targets import SEEDS, Target, targets
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -75,7 +74,7 @@ def changed_bytes(draw: Draw, seeds: list[bytes]) -> bytes:
 
 
 @st.composite
-def changed_json(draw: Draw, seeds: list[Any]) -> bytes:
+def changed_json(draw: Draw, seeds: list[object]) -> bytes:
     """Return a seed with some of its values replaced, taken out, or put under other keys."""
     value = json.loads(json.dumps(draw(st.sampled_from(seeds))))
     for _ in range(draw(st.integers(1, MOST_CHANGES))):
@@ -83,7 +82,7 @@ def changed_json(draw: Draw, seeds: list[Any]) -> bytes:
     return json.dumps(value, ensure_ascii=draw(st.booleans())).encode("utf-8", "surrogatepass")
 
 
-def _change(draw: Draw, value: Any) -> Any:
+def _change(draw: Draw, value: object) -> object:
     """Return a value changed somewhere inside."""
     kind = draw(st.integers(0, 5))
     if not isinstance(value, dict | list) or not value or kind == 0:
@@ -109,7 +108,7 @@ def inputs(target: Target) -> st.SearchStrategy[bytes]:
     return changed_json(values) | made if values else made
 
 
-def _values(raw: bytes) -> Iterator[Any]:
+def _values(raw: bytes) -> Iterator[object]:
     try:
         yield json.loads(raw)
     except (ValueError, RecursionError):
@@ -120,7 +119,7 @@ def _values(raw: bytes) -> Iterator[Any]:
 def limited() -> Iterator[None]:
     """Raise TimeoutError when the block takes too long."""
 
-    def give_up(number: int, frame: Any) -> None:
+    def give_up(number: int, frame: object) -> None:
         raise TimeoutError(f"took more than {LONGEST_S} s")
 
     before = signal.signal(signal.SIGALRM, give_up)

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from qwen3_ckpt.operations.verify import find_faults
 from qwen3_data.encode.tokenizer_facts import TokenizerFile
@@ -30,6 +30,7 @@ from qwen3_model.checkpoints.safetensors_file import TensorPlan, encode_header, 
 from qwen3_model.checkpoints.strategy import read_strategy
 from qwen3_model.checkpoints.strategy_json import read_json_strategy
 from qwen3_model.checkpoints.tensors import Tensors
+from qwen3_model.command.checked import Checked
 from qwen3_model.command.plain_text import as_message, without_controls
 from qwen3_model.command.yaml_loader import parse_yaml
 from qwen3_model.config import SIZES, Qwen3Config
@@ -142,7 +143,7 @@ def _strategy_json(folder: _Folder, raw: bytes) -> None:
     _place(read_json_strategy(folder.with_file("x.json", raw) / "x.json")[1])
 
 
-def _place(layouts: dict[str, Any]) -> None:
+def _place(layouts: dict[str, Checked]) -> None:
     for layout in layouts.values():
         for rank in range(min(MOST_RANKS, layout.num_devices())):
             layout.slice_of(rank)
@@ -262,7 +263,7 @@ def _request(service: Service, raw: bytes) -> None:
         raise problems[0]
 
 
-def _value(raw: bytes) -> Any:
+def _value(raw: bytes) -> Checked:
     try:
         return json.loads(raw)
     except (ValueError, RecursionError):

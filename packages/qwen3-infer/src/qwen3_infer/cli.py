@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -24,6 +23,7 @@ from qwen3_infer.cli_plan import plan
 from qwen3_infer.cli_serve import serve
 from qwen3_infer.processes.rank import Rank
 from qwen3_model.command.base import CONTEXT, Commands, force_option, note, quiet_option, say_lines
+from qwen3_model.command.checked import Checked
 from qwen3_model.command.parsing import Option
 from qwen3_model.command.plain_text import without_controls
 from qwen3_model.command.private_files import state_home
@@ -90,7 +90,7 @@ def generate(
     output: Path | None,
     stream: bool | None,
     make_launch: Callable[[Path], LaunchSettings],
-    **options: Any,
+    **options: Checked,
 ) -> None:
     """Complete prompts.
 
@@ -168,7 +168,7 @@ def chat(
     context_tokens: int,
     quiet: bool,
     make_launch: Callable[[Path], LaunchSettings],
-    **options: Any,
+    **options: Checked,
 ) -> None:
     """Talk with the model.
 

@@ -5,12 +5,12 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import click
 
 from qwen3_infer.cli_options import MODEL_OPTIONS, ArgumentKeeper, make_device, with_options
 from qwen3_model.command.base import CONTEXT, force_option, note, quiet_option, say
+from qwen3_model.command.checked import Checked
 from qwen3_model.command.options import limit_option
 from qwen3_model.command.parsing import Option
 from qwen3_model.command.plain_text import counted
@@ -66,7 +66,7 @@ def score(
     overrides: tuple[str, ...],
     as_json: bool,
     make_launch: Callable[[Path], LaunchSettings],
-    **options: Any,
+    **options: Checked,
 ) -> None:
     """Measure how well the model predicts a text.
 
@@ -136,7 +136,7 @@ def evaluate(
     threads: int | None,
     arguments: tuple[str, ...],
     make_launch: Callable[[Path], LaunchSettings],
-    **model: Any,
+    **model: Checked,
 ) -> None:
     """Run tasks of lm_eval, the evaluation harness.
 

@@ -4,11 +4,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from qwen3_infer.device import Device
+from qwen3_model.command.checked import Checked
 from qwen3_model.command.options import device_option, threads_option
 from qwen3_model.command.parsing import Command
 from qwen3_model.command.private_files import cache_home
@@ -70,10 +71,10 @@ SAMPLING_OPTIONS = (
 )
 
 
-def with_options(options: Sequence[Any]) -> Any:
+def with_options(options: Sequence[Checked]) -> Checked:
     """Return a decorator that adds `options` to a command, in their order."""
 
-    def decorate(command: Any) -> Any:
+    def decorate(command: Checked) -> Checked:
         for option in reversed(options):
             command = option(command)
         return command

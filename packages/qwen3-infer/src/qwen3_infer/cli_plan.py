@@ -2,11 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import click
 
 from qwen3_model.command.base import CONTEXT
+from qwen3_model.command.checked import Checked
 from qwen3_model.command.options import device_memory_option
 from qwen3_model.command.parsing import Command
 from qwen3_model.errors import ConfigError
@@ -44,7 +44,7 @@ def plan(
     max_device_memory: int | None,
     as_json: bool,
     overrides: tuple[str, ...],
-    **flags: Any,
+    **flags: Checked,
 ) -> None:
     """Say what memory generating takes of an Ascend device.
 

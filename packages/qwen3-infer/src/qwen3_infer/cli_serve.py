@@ -4,12 +4,12 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 
 from qwen3_infer.cli_options import MODEL_OPTIONS, SAMPLING_OPTIONS, ArgumentKeeper, make_device, with_options
 from qwen3_model.command.base import CONTEXT, quiet_option
+from qwen3_model.command.checked import Checked
 from qwen3_model.command.types import BYTES, SECONDS
 from qwen3_model.errors import UsageError
 from qwen3_model.ranks.msrun.checks import LaunchSettings
@@ -88,7 +88,7 @@ def serve(
     api_key_file: Path | None,
     quiet: bool,
     make_launch: Callable[[Path], LaunchSettings],
-    **options: Any,
+    **options: Checked,
 ) -> None:
     """Answer OpenAI's requests over HTTP; shows a chat page.
 

@@ -10,8 +10,8 @@ import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from qwen3_model.command.checked import Checked
 from qwen3_model.command.json_file import read_json
 from qwen3_model.command.plain_text import without_controls
 from qwen3_model.errors import ConfigError
@@ -35,7 +35,7 @@ MAPPED = {
     "pad_token_id": "pad_token_id",
 }
 # Keys whose every other value would change the mathematics into something not implemented here.
-MUST_EQUAL: dict[str, tuple[Any, ...]] = {
+MUST_EQUAL: dict[str, tuple[Checked, ...]] = {
     "model_type": ("qwen3",),
     "architectures": (["Qwen3ForCausalLM"], None),
     "hidden_act": ("silu",),
@@ -141,7 +141,7 @@ class Qwen3Config:
             raise ConfigError(f"dtype={self.dtype!r} is none of {', '.join(DTYPES)}")
 
     @classmethod
-    def from_hf(cls, raw: dict[str, Any]) -> "Qwen3Config":
+    def from_hf(cls, raw: dict[str, Checked]) -> "Qwen3Config":
         """Read the contents of a `config.json`.
 
         Raises:
@@ -163,7 +163,7 @@ class Qwen3Config:
         if missing := sorted(MAPPED.keys() - raw.keys() - OPTIONAL.keys()):
             raise ConfigError(f"config.json lacks {', '.join(missing)}")
         theta, scaling = read_rope(raw)
-        values: dict[str, Any] = {
+        values: dict[str, Checked] = {
             ours: raw.get(theirs, OPTIONAL.get(theirs)) for theirs, ours in MAPPED.items()
         }
         if isinstance(values["eos_token_id"], list):
@@ -201,9 +201,9 @@ class Qwen3Config:
         _note_others_keys(str(path), tuple(sorted(key for key in raw if key.startswith(IGNORED_PREFIXES))))
         return config
 
-    def to_hf(self) -> dict[str, Any]:
+    def to_hf(self) -> dict[str, Checked]:
         """Return the contents of a `config.json` that transformers reads as the same model."""
-        raw: dict[str, Any] = {theirs: getattr(self, ours) for theirs, ours in MAPPED.items()}
+        raw: dict[str, Checked] = {theirs: getattr(self, ours) for theirs, ours in MAPPED.items()}
         if isinstance(self.eos_token_id, tuple):
             raw["eos_token_id"] = list(self.eos_token_id)
         if self.pad_token_id is None:
@@ -263,7 +263,7 @@ class Qwen3Config:
         return sum(math.prod(shape) for shape in self.weight_shapes().values())
 
 
-def _check_ids(name: str, value: Any) -> None:
+def _check_ids(name: str, value: Checked) -> None:
     ids = value if isinstance(value, tuple) else () if value is None else (value,)
     if any(type(number) is not int for number in ids):
         raise ConfigError(f"{name}={value!r} must be a token id, or null")

@@ -1,8 +1,8 @@
 """How `config.json` describes the rotary embedding: its base and, for long contexts, YaRN's stretch."""
 
 from dataclasses import dataclass
-from typing import Any
 
+from qwen3_model.command.checked import Checked
 from qwen3_model.errors import ConfigError
 
 KEYS = {
@@ -38,9 +38,9 @@ class YarnScaling:
         if self.original_max_position_embeddings < 1:
             raise ConfigError("rope_scaling: original_max_position_embeddings must be at least 1")
 
-    def to_hf(self) -> dict[str, Any]:
+    def to_hf(self) -> dict[str, Checked]:
         """Return the `rope_scaling` object of `config.json`."""
-        raw: dict[str, Any] = {
+        raw: dict[str, Checked] = {
             "rope_type": "yarn",
             "factor": self.factor,
             "original_max_position_embeddings": self.original_max_position_embeddings,
@@ -54,7 +54,7 @@ class YarnScaling:
         return raw
 
 
-def read_rope(raw: dict[str, Any]) -> tuple[float, YarnScaling | None]:
+def read_rope(raw: dict[str, Checked]) -> tuple[float, YarnScaling | None]:
     """Return the base and the scaling from either spelling of `config.json`.
 
     Raises:
@@ -78,7 +78,7 @@ def read_rope(raw: dict[str, Any]) -> tuple[float, YarnScaling | None]:
     return bases.pop(), scalings[0] if scalings else None
 
 
-def _read_scaling(source: dict[str, Any], raw: dict[str, Any]) -> YarnScaling | None:
+def _read_scaling(source: dict[str, Checked], raw: dict[str, Checked]) -> YarnScaling | None:
     kind = source.pop("rope_type", None) or source.pop("type", None) or "default"
     source.pop("type", None)
     if kind == "default":

@@ -5,11 +5,12 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from qwen3_model.command.base import force_option, quiet_option, say
+from qwen3_model.command.checked import Checked
 from qwen3_model.command.types import BYTES, DTYPE
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ SAFETENSORS_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 class FiniteRange(click.FloatRange):
     """A range of floats without NaN, which compares with nothing, and infinity."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+    def convert(self, value: Checked, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):
             self.fail(f"{value!r} is no finite number", param, ctx)
@@ -64,7 +65,7 @@ class HfOptions:
     quiet: bool
 
 
-def hf_output_options(function: Callable[..., Any]) -> Callable[..., Any]:
+def hf_output_options(function: Callable[..., object]) -> Callable[..., object]:
     """Add the options of commands that write a Hugging Face folder, which come as `hf`, an HfOptions."""
 
     @functools.wraps(function)
@@ -76,8 +77,8 @@ def hf_output_options(function: Callable[..., Any]) -> Callable[..., Any]:
         shard_bytes: int,
         force: bool,
         quiet: bool,
-        **others: Any,
-    ) -> Any:
+        **others: Checked,
+    ) -> object:
         hf = HfOptions(
             dtype=dtype,
             layout=source_layout,
@@ -88,13 +89,13 @@ def hf_output_options(function: Callable[..., Any]) -> Callable[..., Any]:
         )
         return function(hf=hf, **others)
 
-    options: tuple[Callable[..., Any], ...] = (
+    options: tuple[Callable[[Callable[..., object]], Callable[..., object]], ...] = (
         quiet_option(), force_option(), shard_option, hf_dir_option, layout_options("source"), dtype_option,
     )  # fmt: skip
-    result: Callable[..., Any] = wrapped
+    decorated: Callable[..., object] = wrapped
     for option in options:
-        result = option(result)
-    return result
+        decorated = option(decorated)
+    return decorated
 
 
 def echo_notes(notes: Iterable[str]) -> None:
@@ -103,12 +104,12 @@ def echo_notes(notes: Iterable[str]) -> None:
         say(f"Note: {note}", err=True)
 
 
-def layout_options(side: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def layout_options(side: str) -> Callable[[Callable[..., object]], Callable[..., object]]:
     """Return a decorator that adds --SIDE-qkv and --SIDE-mlp, which come as SIDE_layout, a FusedLayout."""
 
-    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+    def add(function: Callable[..., object]) -> Callable[..., object]:
         @functools.wraps(function)
-        def wrapped(**options: Any) -> Any:
+        def wrapped(**options: Checked) -> object:
             from qwen3_model.checkpoints.fused import FusedLayout
 
             qkv, mlp = options.pop(f"{side}_qkv"), options.pop(f"{side}_mlp")

@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -16,6 +15,7 @@ from qwen3_data.commands.cli_options import (
 )
 from qwen3_data.commands.cli_types import ManyValues
 from qwen3_model.command.base import force_option, quiet_option, say
+from qwen3_model.command.checked import Checked
 from qwen3_model.command.parsing import Command, Option
 from qwen3_model.command.plain_text import counted
 
@@ -46,7 +46,7 @@ def count_command(
     engine: str,
     *,
     allow_special: bool,
-    **options: Any,
+    **options: Checked,
 ) -> None:
     """Count documents and tokens of text, without writing anything.
 

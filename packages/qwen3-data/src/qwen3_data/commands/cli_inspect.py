@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 
 from qwen3_model.command.base import say
+from qwen3_model.command.checked import Checked
 from qwen3_model.command.options import limit_option, start_option
 from qwen3_model.command.parsing import Command, Option
 from qwen3_model.command.plain_text import counted
@@ -49,7 +49,7 @@ def inspect_command(
     start: int,
     *,
     is_sft: bool,
-    **options: Any,
+    **options: Checked,
 ) -> None:
     """Say what a token file holds.
 

@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -15,6 +14,7 @@ from qwen3_data.commands.cli_options import (
 )
 from qwen3_data.commands.cli_types import ManyValues, OutputPrefix, TokenizerType
 from qwen3_model.command.base import force_option, quiet_option, say
+from qwen3_model.command.checked import Checked
 from qwen3_model.command.parsing import Option
 from qwen3_model.command.types import BYTES
 from qwen3_model.errors import UsageError
@@ -128,7 +128,7 @@ def preprocess_command(
     json_keys: tuple[str, ...],
     workers: int | None,
     tokenizer_type: str,
-    **options: Any,
+    **options: Checked,
 ) -> None:
     """Encode text as Megatron token files.
 

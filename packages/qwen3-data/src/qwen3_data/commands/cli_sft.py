@@ -2,13 +2,13 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 import click
 
 from qwen3_data.commands.cli_options import engine_option, max_record_option, on_error_option, workers_option
 from qwen3_data.commands.cli_types import ManyValues, OutputPrefix
 from qwen3_model.command.base import force_option, quiet_option, say
+from qwen3_model.command.checked import Checked
 from qwen3_model.command.plain_text import counted
 
 
@@ -70,7 +70,7 @@ from qwen3_model.command.plain_text import counted
 )
 @force_option()
 @quiet_option()
-def sft_command(workers: int | None, **options: Any) -> None:
+def sft_command(workers: int | None, **options: Checked) -> None:
     """Turn instruction data into tokens and a loss mask.
 
     The chat template renders each conversation; loss is on the assistant's words alone.

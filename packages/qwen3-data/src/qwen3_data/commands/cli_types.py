@@ -1,7 +1,6 @@
 """Kinds of values on the command line."""
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -13,7 +12,7 @@ class OutputPrefix(click.ParamType):
 
     name = "path"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         text = str(value)
         if text.rpartition("/")[2] in ("", ".", ".."):
             self.fail(f"{text!r} ends in no name; write for example data/corpus", param, ctx)
@@ -26,7 +25,7 @@ class TokenizerType(click.ParamType):
     name = "name"
     known = "HuggingFaceTokenizer"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if value != self.known:
             self.fail(
                 f"{value} would encode otherwise than Qwen3's tokenizer, which --tokenizer-dir holds as "

@@ -3,11 +3,11 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import orjson
 
 from qwen3_data.encode.splitting import can_split
+from qwen3_model.command.checked import Checked
 from qwen3_model.command.small_files import INDEX_BYTES, read_small
 from qwen3_model.errors import ConfigError, FormatError
 
@@ -75,7 +75,7 @@ class TokenizerFile:
             splits=can_split(parsed),
         )
 
-    def _parse(self) -> dict[str, Any]:
+    def _parse(self) -> dict[str, Checked]:
         try:
             parsed = orjson.loads(self._raw)
         except ValueError as error:
@@ -89,7 +89,7 @@ class TokenizerFile:
         return parsed
 
 
-def _is_sound(parsed: dict[str, Any]) -> bool:
+def _is_sound(parsed: dict[str, Checked]) -> bool:
     """Return whether what is read here has the form that `tokenizers` demands, a second earlier than it."""
     added = parsed.setdefault("added_tokens", [])
     if not isinstance(added, list) or not all(isinstance(entry, dict) for entry in added):

@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Iterator
-from typing import Any
 
 import orjson
 
@@ -52,7 +51,7 @@ class LongText:
         return found
 
 
-def load_long_record(raw: bytes) -> Any:
+def load_long_record(raw: bytes) -> object:
     """Parse a record as orjson does, its long strings as LongText.
 
     Raises:
@@ -73,7 +72,7 @@ def load_long_record(raw: bytes) -> Any:
     return _restore(orjson.loads(skeleton), long_texts)
 
 
-def _restore(value: Any, long_texts: dict[str, LongText]) -> Any:
+def _restore(value: object, long_texts: dict[str, LongText]) -> object:
     """Put long texts back; in arrays as strings."""
     if isinstance(value, dict):
         return {key: _restore(entry, long_texts) for key, entry in value.items()}

@@ -2,12 +2,12 @@
 
 import importlib
 from collections.abc import Iterator
-from typing import Any
 
 import orjson
 
 from qwen3_data.input.block import Block, Position, too_long
 from qwen3_data.input.sources import Source
+from qwen3_model.command.checked import Checked
 from qwen3_model.errors import ConfigError, FormatError
 
 MAX_ROWS = 1024
@@ -63,7 +63,7 @@ def parquet_blocks(
             pyarrow.default_memory_pool().release_unused()
 
 
-def _records(rows: Any) -> Iterator[bytes]:
+def _records(rows: Checked) -> Iterator[bytes]:
     """Yield each row as JSON; of one that is no Unicode the bytes that are none, for the parser to refuse."""
     try:
         values = rows.to_pylist()
@@ -80,7 +80,7 @@ def _records(rows: Any) -> Iterator[bytes]:
     yield from map(_json, values)
 
 
-def _json(row: dict[str, Any]) -> bytes:
+def _json(row: dict[str, object]) -> bytes:
     try:
         return orjson.dumps(row, default=_plain)
     except orjson.JSONEncodeError as error:
@@ -94,7 +94,7 @@ def _plain(value: object) -> str:
     return value.decode("utf-8") if isinstance(value, bytes) else str(value)
 
 
-def _batch_rows(metadata: Any, keys: list[str] | None) -> int:
+def _batch_rows(metadata: Checked, keys: list[str] | None) -> int:
     """Return how many rows hold about BATCH_BYTES where they are longest, by the file's metadata.
 
     A value of a column's dictionary may stand in every row, however few bytes the rows have in the file.
@@ -109,7 +109,7 @@ def _batch_rows(metadata: Any, keys: list[str] | None) -> int:
     return max(1, min(MAX_ROWS, int(BATCH_BYTES / max(1, row_bytes)), int(MOST_BYTES / max(1, value_bytes))))
 
 
-def _dictionary_bytes(column: Any) -> float:
+def _dictionary_bytes(column: Checked) -> float:
     """Return about how many bytes a column's dictionary has, and so its longest value at most."""
     if not column.has_dictionary_page or column.dictionary_page_offset is None:
         return 0.0

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import orjson
 
@@ -138,9 +138,9 @@ class RecordParser:
         return self._special.search(text) is not None
 
 
-def _value_of(record: dict[str, Any], key: str) -> Text:
+def _value_of(record: dict[str, object], key: str) -> Text:
     """Return the document under a key; `meta.text` is also found in the object under `meta`."""
-    value: Any = record
+    value: object = record
     for name in (key,) if key in record else key.split("."):
         if not isinstance(value, dict) or name not in value:
             raise BadRecordError(f"has no key '{key}'; its keys are {sorted(record)[:8]}")

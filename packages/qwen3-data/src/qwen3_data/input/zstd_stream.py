@@ -4,12 +4,15 @@ Written here around the package zstandard, whose own stream ends quietly where a
 was behind it would be lost.
 """
 
-import importlib
 import io
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, TYPE_CHECKING, cast
 
 from qwen3_model.errors import ConfigError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer as Buffer
+    from zstandard import ZstdDecompressionObj, ZstdDecompressor
 
 PACKED_BYTES = 4 << 10
 """Decompressed in one call; four bytes can stand for 128 KB, so this bounds memory for every input."""
@@ -24,7 +27,7 @@ def open_zstd(path: Path) -> IO[bytes]:
         ConfigError: The package zstandard is missing.
     """
     try:
-        zstandard = importlib.import_module("zstandard")
+        import zstandard
     except ImportError as error:
         raise ConfigError(
             f"{path} needs the package zstandard: pip install 'qwen3-data[zstd]', or decompress it first"
@@ -34,10 +37,10 @@ def open_zstd(path: Path) -> IO[bytes]:
 
 
 class _Frames(io.RawIOBase):
-    def __init__(self, path: Path, decompressor: Any) -> None:
+    def __init__(self, path: Path, decompressor: "ZstdDecompressor") -> None:
         self._file = path.open("rb", buffering=1 << 20)
         self._decompressor = decompressor
-        self._frame: Any = None
+        self._frame: ZstdDecompressionObj | None = None
         """The frame that is being read; None between frames."""
         self._packed = b""
         self._plain = memoryview(b"")
@@ -45,7 +48,7 @@ class _Frames(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, target: Any) -> int:
+    def readinto(self, target: "Buffer") -> int:
         """Fill `target` as far as one piece of the file goes; return 0 at the end.
 
         Raises:
@@ -58,8 +61,9 @@ class _Frames(io.RawIOBase):
                     raise EOFError("it ends inside a frame")
                 return 0
             self._decompress()
-        size = min(len(target), len(self._plain))
-        target[:size] = self._plain[:size]
+        filled = memoryview(target)
+        size = min(len(filled), len(self._plain))
+        filled[:size] = self._plain[:size]
         self._plain = self._plain[size:]
         return size
 

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -215,7 +215,7 @@ def _write_index(file: IO[bytes], parts: list[Part]) -> None:
         base += last - first
 
 
-def _blocks(values: NDArray[Any], first: int, last: int) -> Iterator[NDArray[Any]]:
+def _blocks(values: NDArray[np.integer], first: int, last: int) -> Iterator[NDArray[np.integer]]:
     for begin in range(first, last, BLOCK):
         yield values[begin : min(begin + BLOCK, last)]
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import orjson
 
@@ -22,6 +21,7 @@ from qwen3_data.input.sources import Source, refuse_changed
 from qwen3_data.runs.preprocess_settings import Settings
 from qwen3_data.write.token_writer import TokenWriter, WriterState, choose_dtype
 from qwen3_data.write.workspace import Workspace
+from qwen3_model.command.checked import Checked
 from qwen3_model.command.files import write_text_atomically
 from qwen3_model.command.progress import Progress
 from qwen3_model.errors import ConfigError, FormatError
@@ -74,7 +74,7 @@ class EncodeRun:
         tokenizer: TokenizerFacts,
         share: Share,
         workspace: Workspace,
-        run_settings: dict[str, Any],
+        run_settings: dict[str, Checked],
         encoders: Encoders,
     ) -> None:
         self.settings, self.sources, self.tokenizer = settings, sources, tokenizer

@@ -4,7 +4,6 @@ import errno
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from qwen3_data.encode.engines import Encoders
 from qwen3_data.encode.tokenizer_facts import TokenizerFile
@@ -15,6 +14,7 @@ from qwen3_data.runs.preprocess_settings import Settings
 from qwen3_data.runs.provenance import changed_settings, run_settings
 from qwen3_data.write.token_writer import choose_dtype
 from qwen3_data.write.workspace import Workspace, check_rejects, refuse_existing_outputs, refuse_inputs
+from qwen3_model.command.checked import Checked
 from qwen3_model.command.files import write_text_atomically
 from qwen3_model.errors import ConfigError, Qwen3Error
 from qwen3_model.text.tokens import Manifest, read_manifest, sibling
@@ -94,7 +94,7 @@ def _write_no_rejects(rejects: Path, manifest: Manifest) -> None:
     write_text_atomically(rejects, "")
 
 
-def _check_same_run(workspace: Workspace, asked: dict[str, Any]) -> None:
+def _check_same_run(workspace: Workspace, asked: dict[str, Checked]) -> None:
     if workspace.progress is None:
         return
     made, skipped = workspace.progress["run"], workspace.progress["totals"]["num_skipped"]
@@ -108,7 +108,7 @@ def _check_same_run(workspace: Workspace, asked: dict[str, Any]) -> None:
         )
 
 
-def _finished(outputs: list[Path], asked: dict[str, Any], *, force: bool) -> list[Manifest] | None:
+def _finished(outputs: list[Path], asked: dict[str, Checked], *, force: bool) -> list[Manifest] | None:
     """Return the manifests of finished outputs of this run; None where they are missing or do not tell.
 
     Raises:

@@ -10,11 +10,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from qwen3_data.encode.tokenizer_facts import TokenizerFacts
 from qwen3_data.input.sources import Source
 from qwen3_data.runs.preprocess_settings import Settings
+from qwen3_model.command.checked import Checked
 from qwen3_model.errors import ConfigError, FormatError
 from qwen3_model.text.tokens import Manifest, manifest_json
 
@@ -30,7 +30,7 @@ SHOWN = 5
 
 def run_settings(
     settings: Settings, sources: Sequence[Source], tokenizer: TokenizerFacts, dtype: str
-) -> dict[str, Any]:
+) -> dict[str, Checked]:
     """Return all that decides what a run writes, by the names of its options."""
     facts = [[str(source.path), source.size_bytes, source.changed_ns] for source in sources]
     return {
@@ -52,7 +52,7 @@ def run_settings(
 
 
 def changed_settings(
-    asked: Mapping[str, Any], made: Mapping[str, Any], num_skipped: int, *, finished: bool
+    asked: Mapping[str, Checked], made: Mapping[str, Checked], num_skipped: int, *, finished: bool
 ) -> list[str]:
     """Return the options in which a run differs from the one that it would go on with.
 
@@ -73,7 +73,7 @@ def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-def part_manifest(whole: Manifest, index: int, count: int, counts: Mapping[str, Any]) -> Manifest:
+def part_manifest(whole: Manifest, index: int, count: int, counts: Mapping[str, Checked]) -> Manifest:
     """Return the manifest of one of the parts that `split` makes of a file.
 
     Args:
@@ -112,7 +112,7 @@ def joint_manifest(
                     f"{getattr(first, name)}; only files of one tokenizer and end-of-document rule can be "
                     "merged"
                 )
-    changes: dict[str, Any] = {name: _sum(getattr(one, name) for one in known) for name in SUMS}
+    changes: dict[str, Checked] = {name: _sum(getattr(one, name) for one in known) for name in SUMS}
     changes["sources"] = tuple(dict.fromkeys(source for one in known for source in one.sources))
     changes |= {"settings": None, "part": None, "version": max(one.version for one in known)}
     if is_whole_run and first.settings is not None:
@@ -123,12 +123,12 @@ def joint_manifest(
     return replace(first, **changes)
 
 
-def _sum(values: Any) -> int | None:
+def _sum(values: Checked) -> int | None:
     numbers = list(values)
     return None if None in numbers else sum(numbers)
 
 
-def _settings_of_all(shares: list[dict[str, Any]]) -> dict[str, Any]:
+def _settings_of_all(shares: list[dict[str, Checked]]) -> dict[str, Checked]:
     """Return the settings of the run that is not shared and writes the same."""
     joint = shares[0] | {"shard": [0, 1]}
     if any(share["inputs"] != joint["inputs"] for share in shares):
@@ -139,7 +139,7 @@ def _settings_of_all(shares: list[dict[str, Any]]) -> dict[str, Any]:
     return joint
 
 
-def _whole_of(manifests: Sequence[Manifest]) -> Mapping[str, Any] | None:
+def _whole_of(manifests: Sequence[Manifest]) -> Mapping[str, Checked] | None:
     """Return what the manifest of a whole said of which these are all parts in order."""
     parts = [manifest.part for manifest in manifests]
     first = parts[0]
@@ -153,7 +153,7 @@ def _check_shares(
     prefixes: Sequence[Path], manifests: Sequence[Manifest | None], *, allow_incomplete: bool
 ) -> bool:
     """Refuse an incomplete, repeated or mixed set of shares; return whether the files are one whole run."""
-    runs: dict[tuple[Any, ...], dict[int, Path]] = {}
+    runs: dict[tuple[Checked, ...], dict[int, Path]] = {}
     for prefix, manifest in zip(prefixes, manifests, strict=True):
         share = _share_of(prefix, manifest)
         if share is None:
@@ -176,7 +176,7 @@ def _check_shares(
     return len(runs) == 1 and not broken and sum(map(len, runs.values())) == len(prefixes)
 
 
-def _share_of(prefix: Path, manifest: Manifest | None) -> tuple[tuple[Any, ...], int] | None:
+def _share_of(prefix: Path, manifest: Manifest | None) -> tuple[tuple[Checked, ...], int] | None:
     """Return what tells a run of several shares from others, its number of shares first, and the share."""
     if manifest is not None and manifest.settings is not None:
         index, count = manifest.settings.get("shard") or (0, 1)
@@ -189,7 +189,7 @@ def _share_of(prefix: Path, manifest: Manifest | None) -> tuple[tuple[Any, ...],
     return (int(found[2]), str(prefix.parent), SHARE_NAME.sub("", prefix.name)), int(found[1])
 
 
-def _incomplete(broken: Mapping[tuple[Any, ...], Mapping[int, Path]]) -> str:
+def _incomplete(broken: Mapping[tuple[Checked, ...], Mapping[int, Path]]) -> str:
     if len(broken) > 1:
         (one, first), (other, second) = list(broken.items())[:2]
         return (

@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import orjson
@@ -178,7 +177,7 @@ class _SftRun:
             drop=self.settings.too_long == "drop",
         )
 
-    def _ids(self, texts: list[str]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    def _ids(self, texts: list[str]) -> tuple[NDArray[np.integer], NDArray[np.int64]]:
         ids_T, offsets = self.engine.encode(texts)
         if self.checker is not None:
             self.checker.check(texts, ids_T, offsets)

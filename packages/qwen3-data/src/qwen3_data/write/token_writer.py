@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ UINT16_BELOW_VOCAB = 65500
 """Megatron's limit: smaller vocabularies are stored in two bytes."""
 
 
-def choose_dtype(name: str, vocab_size: int) -> np.dtype[Any]:
+def choose_dtype(name: str, vocab_size: int) -> np.dtype[np.integer]:
     """Return the type of a token on disk for `auto`, `int32` or `uint16`.
 
     Raises:
@@ -55,7 +55,7 @@ class TokenWriter:
     """Appends documents to `<stem>.bin` and notes what the index needs in two files beside it."""
 
     def __init__(
-        self, stem: Path, dtype: np.dtype[Any], eod_id: int | None, state: WriterState | None = None
+        self, stem: Path, dtype: np.dtype[np.integer], eod_id: int | None, state: WriterState | None = None
     ) -> None:
         state = state or WriterState()
         self.stem, self.dtype, self.eod_id = stem, dtype, eod_id
@@ -81,7 +81,7 @@ class TokenWriter:
         """Where a later run can go on; only between documents."""
         return WriterState(self.bin_bytes, self.num_sequences, self.num_documents, self.num_empty)
 
-    def add(self, ids_T: NDArray[np.uint32], offsets: NDArray[np.int64], ends: NDArray[np.uint8]) -> None:
+    def add(self, ids_T: NDArray[np.integer], offsets: NDArray[np.int64], ends: NDArray[np.uint8]) -> None:
         """Append pieces of documents.
 
         Args:
@@ -128,12 +128,14 @@ class TokenWriter:
         self.num_documents += 1
         _write_all(self._documents, np.array([self.num_sequences], dtype=INT64).tobytes())
 
-    def _append_bin(self, ids_T: NDArray[Any]) -> None:
+    def _append_bin(self, ids_T: NDArray[np.integer]) -> None:
         raw = np.ascontiguousarray(ids_T, dtype=self.dtype).data.cast("B")
         _write_all(self._bin, raw)
         self.bin_bytes += len(raw)
 
-    def _append(self, ids_T: NDArray[Any], lengths: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
+    def _append(
+        self, ids_T: NDArray[np.integer], lengths: NDArray[np.int64], counts: NDArray[np.int64]
+    ) -> None:
         """Append sequences; `counts` says how many of them are written when each document ends."""
         self._append_bin(ids_T)
         _write_all(self._lengths, lengths.astype(INT32).tobytes())
@@ -179,14 +181,14 @@ class TokenWriter:
             os.fsync(file.fileno())
 
 
-def idx_header(dtype: np.dtype[Any], num_sequences: int, num_documents: int) -> bytes:
+def idx_header(dtype: np.dtype[np.integer], num_sequences: int, num_documents: int) -> bytes:
     """Return the 34 bytes that an index begins with."""
     return HEADER.pack(MAGIC, IDX_VERSION, CODE_OF_DTYPE[dtype], num_sequences, num_documents + 1)
 
 
 def _insert(
-    ids_T: NDArray[np.uint32], stops: NDArray[np.int64], eod_id: int, dtype: np.dtype[Any]
-) -> NDArray[Any]:
+    ids_T: NDArray[np.integer], stops: NDArray[np.int64], eod_id: int, dtype: np.dtype[np.integer]
+) -> NDArray[np.integer]:
     """Return the ids with `eod_id` put in at each of `stops`."""
     if len(ids_T) < 64 * len(stops):
         return np.insert(ids_T, stops, eod_id)
@@ -222,7 +224,7 @@ def _write_all(file: IO[bytes], raw: bytes | memoryview) -> None:
         left = left[file.write(left) :]
 
 
-def _read_blocks(path: Path, dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:
+def _read_blocks(path: Path, dtype: np.dtype[np.integer]) -> Iterator[NDArray[np.integer]]:
     with path.open("rb") as file:
         while raw := file.read(COPY_VALUES * dtype.itemsize):
             yield np.frombuffer(raw, dtype=dtype)

@@ -10,9 +10,10 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from qwen3_data.input.sources import Source
+from qwen3_model.command.checked import Checked
 from qwen3_model.command.files import refuse_existing, require_writable, sync, write_text_atomically
 from qwen3_model.errors import ConfigError, OutputExistsError, Qwen3Error
 from qwen3_model.text.tokens import sibling
@@ -58,7 +59,7 @@ class Workspace:
             raise busy
         return lock
 
-    def _read_progress(self) -> dict[str, Any] | None:
+    def _read_progress(self) -> dict[str, Checked] | None:
         path = self.folder / "progress.json"
         try:
             return json.loads(path.read_text(encoding="utf-8"))
@@ -73,7 +74,7 @@ class Workspace:
             if path.name != "lock":
                 path.unlink()
 
-    def save_progress(self, progress: Mapping[str, Any]) -> None:
+    def save_progress(self, progress: Mapping[str, object]) -> None:
         """Save the position from which `--resume` continues."""
         write_text_atomically(self.folder / "progress.json", json.dumps(progress))
 

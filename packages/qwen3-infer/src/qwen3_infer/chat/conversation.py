@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from qwen3_infer.folder.model_folder import ModelFolder
 from qwen3_infer.schedule.engine import Engine
@@ -14,6 +13,7 @@ from qwen3_infer.settings.settings import Decoding
 from qwen3_infer.text.output import ChatOutput, Part
 from qwen3_infer.text.prompt import ends_in_thought
 from qwen3_infer.text.prompts import Prompt
+from qwen3_model.command.checked import Checked
 from qwen3_model.errors import ConfigError
 
 RETRY_STEP = 1_000_003
@@ -55,11 +55,11 @@ class Conversation:
         self._num_retries = 0
         self.system = system or ""
         """The system message, "" for none."""
-        self.turns: list[Mapping[str, Any]] = []
+        self.turns: list[Mapping[str, Checked]] = []
         """Questions and answers."""
 
     @property
-    def messages(self) -> list[Mapping[str, Any]]:
+    def messages(self) -> list[Mapping[str, Checked]]:
         """All of it, as the chat template takes it."""
         system = [{"role": "system", "content": self.system}] if self.system else []
         return [*system, *self.turns]
@@ -126,7 +126,7 @@ class Conversation:
             finish_reason=reason,
         )
 
-    def _request(self, messages: list[Mapping[str, Any]]) -> Request:
+    def _request(self, messages: list[Mapping[str, Checked]]) -> Request:
         (request,) = make_requests(
             [Prompt(messages=tuple(messages), where="the conversation")],
             self._folder,

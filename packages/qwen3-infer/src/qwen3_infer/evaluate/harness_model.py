@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lm_eval import utils
 from lm_eval.api.instance import Instance
@@ -29,6 +29,7 @@ from qwen3_infer.schedule.requests import Request
 from qwen3_infer.settings.settings import Decoding
 from qwen3_infer.steps.score_engine import Scorer
 from qwen3_infer.text.prompts import Prompt
+from qwen3_model.command.checked import Checked
 from qwen3_model.command.progress import Progress
 from qwen3_model.errors import ConfigError
 
@@ -78,7 +79,7 @@ class Qwen3LM(TemplateLM):
     shared_model: "NativeModel | MindSporeModel | RemoteModel | None" = None
     """The model where it is loaded already, in processes that share it out; lm_eval hands on texts alone."""
 
-    def __init__(self, pretrained: str, batch_size: int | str = 1, **arguments: Any) -> None:
+    def __init__(self, pretrained: str, batch_size: int | str = 1, **arguments: Checked) -> None:
         """Open the folder; the weights are loaded at the first request.
 
         Args:
@@ -121,7 +122,7 @@ class Qwen3LM(TemplateLM):
         """Return a name for the harness's cache of requests."""
         return f"{self.tokenizer.name}-{self.tokenizer.sha256[:12]}-thinking-{self.own.enable_thinking}"
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Checked) -> list[int]:
         """Return the ids of a text in which special tokens mean themselves, as chat templates need it."""
         return self.tokenizer.encode(string, allow_special=True)
 
@@ -170,7 +171,7 @@ class Qwen3LM(TemplateLM):
         disable_tqdm: bool = False,
         *,
         cached: bool = True,
-        **kwargs: Any,
+        **kwargs: Checked,
     ) -> list[tuple[float, bool]]:
         """Return the log-likelihood of each continuation and whether greedy decoding gives it."""
         cuts = [((context + wanted)[-self.max_length - 1 :], len(wanted)) for _, context, wanted in requests]
@@ -205,11 +206,11 @@ class Qwen3LM(TemplateLM):
                 progress.advance()
         return texts
 
-    def get_model_info(self) -> dict[str, Any]:
+    def get_model_info(self) -> dict[str, Checked]:
         """Return what the harness writes into its results."""
         return {"model_dtype": self._model.compute_dtype, "mindspore": version("mindspore")}
 
-    def _request(self, index: int, text: str, settings: dict[str, Any]) -> Request:
+    def _request(self, index: int, text: str, settings: dict[str, Checked]) -> Request:
         wanted = normalize_gen_kwargs(settings, DEFAULT_NEW_TOKENS)
         new_tokens = int(wanted["max_gen_toks"])
         if not 0 < new_tokens < self.max_length:
@@ -266,7 +267,7 @@ class Qwen3LM(TemplateLM):
         return self._scorer
 
 
-def _read_arguments(values: dict[str, Any]) -> Arguments:
+def _read_arguments(values: dict[str, Checked]) -> Arguments:
     known = {field.name for field in dataclasses.fields(Arguments)}
     if unknown := sorted(values.keys() - known - {"device", "max_batch_size"}):
         raise ConfigError(

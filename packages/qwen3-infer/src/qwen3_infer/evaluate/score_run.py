@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qwen3_infer.device import Device
 from qwen3_infer.evaluate.score_data import (
@@ -134,7 +134,7 @@ def _window(settings: ScoreSettings, folder: ModelFolder) -> tuple[int, int]:
     return window, stride
 
 
-def _record(score: Score, about: dict[str, Any]) -> dict[str, Any]:
+def _record(score: Score, about: dict[str, object]) -> dict[str, object]:
     return {key: value for key, value in about.items() if value is not None} | {
         "tokens": score.num_tokens,
         "bytes": score.num_bytes,

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from qwen3_infer.sampling.sampling import SAMPLING_TYPES, Sampling
+from qwen3_model.command.checked import Checked
 from qwen3_model.command.json_file import read_json
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError
@@ -18,7 +18,7 @@ IGNORED_KEYS = frozenset(
     }
 )  # fmt: skip
 # Keys of transformers that change what is generated, at the values that change nothing.
-NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+NEUTRAL: Mapping[str, tuple[Checked, ...]] = {
     "num_beams": (1,), "num_beam_groups": (1,), "num_return_sequences": (1,), "no_repeat_ngram_size": (0,),
     "encoder_no_repeat_ngram_size": (0,), "typical_p": (1, 1.0), "epsilon_cutoff": (0, 0.0),
     "eta_cutoff": (0, 0.0), "diversity_penalty": (0, 0.0), "length_penalty": (1, 1.0),
@@ -33,7 +33,7 @@ class GenerationConfig:
 
     do_sample: bool
     """Whether tokens are drawn; otherwise the likeliest is taken."""
-    sampling: Mapping[str, Any]
+    sampling: Mapping[str, Checked]
     """Fields of `Sampling` that the file sets."""
     stop_ids: tuple[int, ...]
     """Tokens that end a completion."""
@@ -54,7 +54,7 @@ def read_generation_config(directory: Path, config: Qwen3Config) -> GenerationCo
     do_sample = raw.get("do_sample", False)
     if not isinstance(do_sample, bool):
         raise ConfigError(f"{path}: do_sample={do_sample!r} must be true or false")
-    sampling = {key: raw[key] for key in SAMPLING_TYPES if key in raw}
+    sampling: dict[str, Checked] = {key: raw[key] for key in SAMPLING_TYPES if key in raw}
     for key, value in sampling.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ConfigError(f"{path}: {key}={value!r} must be a number")
@@ -70,7 +70,7 @@ def read_generation_config(directory: Path, config: Qwen3Config) -> GenerationCo
     )
 
 
-def _refuse_unimplemented(raw: Mapping[str, Any], path: Path) -> None:
+def _refuse_unimplemented(raw: Mapping[str, Checked], path: Path) -> None:
     known = {"do_sample", "eos_token_id", "max_new_tokens", *SAMPLING_TYPES, *IGNORED_KEYS}
     problems = [
         f"{key}={value!r}"
@@ -81,7 +81,7 @@ def _refuse_unimplemented(raw: Mapping[str, Any], path: Path) -> None:
         raise ConfigError(f"{path} asks for what is not implemented: {', '.join(problems)}; remove it there")
 
 
-def _stop_ids(value: Any, path: Path, vocab_size: int) -> tuple[int, ...]:
+def _stop_ids(value: Checked, path: Path, vocab_size: int) -> tuple[int, ...]:
     ids = value if isinstance(value, list | tuple) else [] if value is None else [value]
     for number in ids:
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < vocab_size:
@@ -91,7 +91,7 @@ def _stop_ids(value: Any, path: Path, vocab_size: int) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _max_new_tokens(value: Any, path: Path) -> int | None:
+def _max_new_tokens(value: Checked, path: Path) -> int | None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
         raise ConfigError(f"{path}: max_new_tokens={value!r} must be a whole number of at least 1")
     return value

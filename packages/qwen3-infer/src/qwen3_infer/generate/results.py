@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from qwen3_infer.schedule.jobs import Completion
 from qwen3_infer.text.output import Part, split_answer
@@ -14,10 +13,10 @@ from qwen3_model.text.tokenizer import Qwen3Tokenizer
 RESULT_BEGIN = b"[{'text_generation_text': ["
 
 
-def make_record(completion: Completion, tokenizer: Qwen3Tokenizer, *, chat: bool) -> dict[str, Any]:
+def make_record(completion: Completion, tokenizer: Qwen3Tokenizer, *, chat: bool) -> dict[str, object]:
     """Return one line of the results file; `chat` takes thought and calls out of the completion."""
     request = completion.request
-    record: dict[str, Any] = {"index": request.index}
+    record: dict[str, object] = {"index": request.index}
     if request.decoding.num_sequences > 1:
         record["sample"] = request.sample
     if request.prompt.id is not None:

@@ -4,7 +4,6 @@ import ctypes
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -61,7 +60,7 @@ class NativeChooser:
         return _results(rows, records, top_ids.tolist(), top_logprobs.tolist())
 
 
-def _settings(row: Row) -> tuple[Any, ...]:
+def _settings(row: Row) -> tuple[object, ...]:
     changes, sampling = row.penalties, row.penalties.sampling
     return (
         sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, row.number,

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from qwen3_infer.settings.schema import FLAG_KEYS
 from qwen3_infer.settings.settings import DEFAULT_NEW_TOKENS, MODEL_PARALLEL, read_run_config
 from qwen3_infer.steps.pieces import DEVICE_PIECES, batch_size, round_up
 from qwen3_model.checkpoints.describe import find_config
+from qwen3_model.command.checked import Checked
 from qwen3_model.config import Qwen3Config
 from qwen3_model.device.ascend import has_float32_residual
 from qwen3_model.device.memory import read_memory_limit
@@ -55,7 +55,7 @@ class PlanSettings:
 
 def read_plan_settings(
     config_path: Path | None,
-    flags: Mapping[str, Any],
+    flags: Mapping[str, object],
     overrides: tuple[str, ...],
     *,
     worker_num: int | None,
@@ -79,7 +79,7 @@ def read_plan_settings(
     run = read_run_config(config_path, overrides)
     given = {FLAG_KEYS[name]: value for name, value in flags.items() if value is not None}
 
-    def value_of(key: str, default: Any) -> Any:
+    def value_of(key: str, default: object) -> Checked:
         return given.get(key, run.get(key, default))
 
     source = value_of("pretrained_model_dir", "")

@@ -1,7 +1,6 @@
 """A plan as text for a terminal, and as values for JSON."""
 
 from dataclasses import asdict
-from typing import Any
 
 from qwen3_infer.plan.memory import PredictMemory, largest_cache, plan_memory, token_bytes
 from qwen3_infer.plan.settings import PlanSettings
@@ -59,7 +58,7 @@ def misfit(settings: PlanSettings, memory: PredictMemory) -> str:
     )
 
 
-def plan_values(settings: PlanSettings) -> dict[str, Any]:
+def plan_values(settings: PlanSettings) -> dict[str, object]:
     """Return the plan as values for JSON; sizes in bytes."""
     memory = plan_memory(settings)
     return {

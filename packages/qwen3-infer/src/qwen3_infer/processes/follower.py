@@ -2,7 +2,6 @@
 
 import socket
 from collections.abc import Sequence
-from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -18,6 +17,7 @@ from qwen3_infer.processes.local import open_local
 from qwen3_infer.processes.rank import Rank
 from qwen3_infer.sampling.logits import Likeliest, Logits
 from qwen3_infer.steps.score_engine import Scorer
+from qwen3_model.command.checked import Checked
 from qwen3_model.errors import Qwen3Error, WeightError
 from qwen3_model.ranks.shards import Tp
 
@@ -79,7 +79,7 @@ class _Follower:
         self._scorer: Scorer | None = None
         self._rows: Sequence[Logits] = ()
 
-    def do(self, name: str, values: list[Any]) -> tuple[dict[str, Any], list[np.ndarray]]:
+    def do(self, name: str, values: list[Checked]) -> tuple[dict[str, Checked], list[np.ndarray]]:
         """Do what is asked and return the answer."""
         if name in ("engine", "chat_engine", "serve_engine"):
             self._engine, self._rows = None, ()  # its cache goes before the next one comes

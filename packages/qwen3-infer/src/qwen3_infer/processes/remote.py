@@ -9,13 +9,13 @@ import select
 import socket
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from qwen3_infer.processes import wire
 from qwen3_infer.sampling.logits import LikeliestRows, Logits
 from qwen3_infer.steps.scored import Scored
+from qwen3_model.command.checked import Checked
 from qwen3_model.errors import Qwen3Error, WeightError
 
 LOOK_S = 0.2
@@ -83,7 +83,7 @@ class Ranks:
         """Whether a process has ended that nobody asked to end."""
         return self._error is not None
 
-    def call(self, message: dict[str, Any]) -> tuple[dict[str, Any], list[np.ndarray]]:
+    def call(self, message: dict[str, Checked]) -> tuple[dict[str, Checked], list[np.ndarray]]:
         """Let all do something, and return rank 0's answer.
 
         Raises:
@@ -91,13 +91,13 @@ class Ranks:
         """
         return self._exchange(message, self._links)
 
-    def ask_first(self, message: dict[str, Any]) -> tuple[dict[str, Any], list[np.ndarray]]:
+    def ask_first(self, message: dict[str, Checked]) -> tuple[dict[str, Checked], list[np.ndarray]]:
         """Ask rank 0 alone."""
         return self._exchange(message, self._links[:1])
 
     def _exchange(
-        self, message: dict[str, Any], links: Sequence[socket.socket]
-    ) -> tuple[dict[str, Any], list[np.ndarray]]:
+        self, message: dict[str, Checked], links: Sequence[socket.socket]
+    ) -> tuple[dict[str, Checked], list[np.ndarray]]:
         self.check()
         try:
             for link in links:
@@ -113,7 +113,7 @@ class Ranks:
         said, _, _ = select.select(self._links[1:], [], [], 0)
         return self._links.index(said[0]) if said else None
 
-    def _answer(self) -> tuple[dict[str, Any], list[np.ndarray]]:
+    def _answer(self) -> tuple[dict[str, Checked], list[np.ndarray]]:
         try:
             while not select.select(self._links[:1], [], [], LOOK_S)[0]:
                 if self._gone() is not None:  # rank 0 waits for it, and would for half an hour
@@ -192,7 +192,7 @@ class RemoteModel:
 class RemoteEngine:
     """The engine of all processes; there is one at a time."""
 
-    def __init__(self, ranks: Ranks, facts: dict[str, Any]) -> None:
+    def __init__(self, ranks: Ranks, facts: dict[str, Checked]) -> None:
         self._ranks = ranks
         self.num_rows, self.num_tokens = int(facts["num_rows"]), int(facts["num_tokens"])
         self.unit, self.longest = int(facts["unit"]), int(facts["longest"])
@@ -218,7 +218,7 @@ class RemoteEngine:
         """Copy the first `num_tokens`, a multiple of the shortest piece, of one region to another."""
         self._ranks.call({"do": "copy", "with": [int(source), int(target), int(num_tokens)]})
 
-    def _rows(self, message: dict[str, Any]) -> Sequence[Logits]:
+    def _rows(self, message: dict[str, Checked]) -> Sequence[Logits]:
         _, arrays = self._ranks.call(message)
         if len(arrays) == 1:
             return list(arrays[0])

@@ -8,15 +8,16 @@ import json
 import socket
 import struct
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+
+from qwen3_model.command.checked import Checked
 
 LENGTH = struct.Struct("<Q")
 MOST_BYTES = 1 << 32
 
 
-def send(to: socket.socket, message: Any, arrays: Sequence[np.ndarray] = ()) -> None:
+def send(to: socket.socket, message: object, arrays: Sequence[np.ndarray] = ()) -> None:
     """Send a message, which JSON can hold, and arrays.
 
     Raises:
@@ -30,7 +31,7 @@ def send(to: socket.socket, message: Any, arrays: Sequence[np.ndarray] = ()) -> 
         to.sendall(array.data.cast("B"))
 
 
-def receive(source: socket.socket) -> tuple[Any, list[np.ndarray]]:
+def receive(source: socket.socket) -> tuple[Checked, list[np.ndarray]]:
     """Return the next message and its arrays.
 
     Raises:

@@ -8,7 +8,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from qwen3_model.errors import FormatError, Qwen3Error
 from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher
+    from llguidance import LLMatcher, LLTokenizer
 
 MOST_COMPILED = 64
 """Grammars that are kept."""
@@ -46,7 +46,7 @@ class Grammars:
     def __init__(self, tokenizer: Qwen3Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._lock = threading.Lock()
-        self._known: Any = None
+        self._known: LLTokenizer | None = None
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
 
     def compile(self, text: str) -> "LLMatcher":

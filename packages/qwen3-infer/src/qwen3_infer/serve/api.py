@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
@@ -16,6 +16,7 @@ from qwen3_infer.serve.http import ClientGoneError, Limits, Record, read_json, u
 from qwen3_infer.serve.metrics import Metrics
 from qwen3_infer.serve.requests import ApiRequest, Service
 from qwen3_infer.serve.worker import Ticket, Worker
+from qwen3_model.command.checked import Checked
 from qwen3_model.errors import Qwen3Error
 
 MOST_READ_AT_ONCE = 2
@@ -53,7 +54,7 @@ class Conversions:
 
     def __init__(
         self,
-        convert: Callable[[Any, Service], dict[str, Any]],
+        convert: Callable[[Checked, Service], dict[str, Checked]],
         service: Service,
         limits: Limits,
         reading: Reading,
@@ -76,7 +77,7 @@ class Completions:
 
     def __init__(
         self,
-        understand: Callable[[Any, Service], ApiRequest],
+        understand: Callable[[Checked, Service], ApiRequest],
         service: Service,
         worker: Worker,
         metrics: Metrics,
@@ -141,7 +142,7 @@ class Completions:
         # A stream that is cut short for another reason has no proper end, so that its client knows.
         await self._send(send, b"", is_last=True)
 
-    async def _send_event(self, send: Send, answer: Answer, chunk: dict[str, Any]) -> None:
+    async def _send_event(self, send: Send, answer: Answer, chunk: dict[str, Checked]) -> None:
         await self._send(send, answer.frame(chunk).encode())
 
     async def _send(self, send: Send, body: bytes, *, is_last: bool = False) -> None:
@@ -154,7 +155,7 @@ class Completions:
 
     async def _chunks(
         self, answer: Answer, ticket: Ticket, record: Record
-    ) -> AsyncIterator[list[dict[str, Any]]]:
+    ) -> AsyncIterator[list[dict[str, Checked]]]:
         """Yield the chunks of each token until every choice is whole."""
         deadline_s = asyncio.get_running_loop().time() + self._limits.request_timeout_s
         while not answer.is_done:
@@ -168,7 +169,7 @@ class Completions:
                 self._metrics.first_token_s.observe(first_token_s)
             yield list(answer.add(event))
 
-    async def _next_event(self, ticket: Ticket, deadline_s: float) -> Any:
+    async def _next_event(self, ticket: Ticket, deadline_s: float) -> Checked:
         """Return the next event; `deadline_s` is the event loop's time by which the answer must be whole."""
         if not ticket.has_started and ticket.events.empty():
             in_time_s = asyncio.get_running_loop().time() + self._limits.queue_timeout_s

@@ -1,7 +1,6 @@
 """What can be wrong with an HTTP request, in OpenAI's form."""
 
 from collections.abc import Mapping
-from typing import Any
 
 
 class ApiError(Exception):
@@ -32,7 +31,7 @@ class ApiError(Exception):
             headers["www-authenticate"] = "Bearer"
         return headers
 
-    def body(self) -> dict[str, Any]:
+    def body(self) -> dict[str, object]:
         """Return the JSON object of the answer."""
         kinds = {401: "authentication_error", 429: "rate_limit_error"}
         kind = "server_error" if self.status >= 500 else kinds.get(self.status, "invalid_request_error")

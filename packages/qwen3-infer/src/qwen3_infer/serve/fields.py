@@ -6,10 +6,10 @@ A field that is not known is refused, as OpenAI does; those of other servers pas
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from qwen3_infer.sampling.sampling import MOST_PENALTY
 from qwen3_infer.serve.errors import ApiError, invalid
+from qwen3_model.command.checked import Checked
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +18,8 @@ class Field:
 
     types: tuple[type, ...]
     rule: str
-    accepts: Callable[[Any], bool] = lambda _: True
-    schema: Mapping[str, Any] = field(default_factory=dict)
+    accepts: Callable[[Checked], bool] = lambda _: True
+    schema: Mapping[str, object] = field(default_factory=dict)
     """The field's JSON Schema, as far as that can state what is accepted."""
 
 
@@ -41,7 +41,7 @@ def _count(low: int, high: int) -> Field:
     )
 
 
-def _neutral(*values: Any) -> Field:
+def _neutral(*values: object) -> Field:
     shown = " or ".join(map(repr, values))
     # True equals 1, and is another value.
     kept = [(type(value) is bool, value) for value in values]
@@ -179,7 +179,7 @@ TOKENIZE: dict[str, Field] = {
 DETOKENIZE: dict[str, Field] = {"model": TEXT, "tokens": IDS}
 
 
-def check_fields(body: Any, fields: Mapping[str, Field]) -> dict[str, Any]:
+def check_fields(body: object, fields: Mapping[str, Field]) -> dict[str, Checked]:
     """Return the fields of a request that are given and not null.
 
     Raises:

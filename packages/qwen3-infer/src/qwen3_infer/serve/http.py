@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qwen3_infer.serve.errors import ApiError
 from qwen3_infer.serve.metrics import Metrics
+from qwen3_model.command.checked import Checked
 
 MOST_HEADER_BYTES, MOST_HEADERS = 32 * 1024, 200
 LOCAL_HOST = re.compile(r"(localhost|127(\.(25[0-5]|2[0-4]\d|1?\d?\d)){3}|\[::1\])(:\d*)?", re.IGNORECASE)
@@ -55,7 +56,7 @@ class Record:
 
     started_s: float = field(default_factory=time.monotonic)
     status: int = 0
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Checked] = field(default_factory=dict)
 
 
 class Gate:
@@ -169,7 +170,7 @@ def error_response(error: ApiError) -> JSONResponse:
     return JSONResponse(error.body(), error.status, headers)
 
 
-async def read_json(request: HttpRequest, limits: Limits) -> Any:
+async def read_json(request: HttpRequest, limits: Limits) -> object:
     """Return the body of a request as JSON.
 
     Raises:

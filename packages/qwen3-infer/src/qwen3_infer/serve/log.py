@@ -5,7 +5,6 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
 
 LINES_AT_ONCE, LINES_PER_S = 2000, 50
 """Lines about requests at once, and per second; no server that answers with a model comes near them."""
@@ -60,7 +59,7 @@ def write_faults(loop: asyncio.AbstractEventLoop, logger: logging.Logger, log: C
     """Let what goes wrong in the event loop and in uvicorn be lines of the log, a few of them."""
     throttled = Throttle(log, at_once=FAULTS_AT_ONCE, per_s=FAULTS_PER_S)
 
-    def tell(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    def tell(_: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
         reason = context.get("exception")
         throttled(json.dumps({"error": context["message"], "reason": repr(reason) if reason else None}))
 

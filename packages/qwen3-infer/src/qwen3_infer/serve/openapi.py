@@ -3,9 +3,9 @@
 import html
 import json
 from collections.abc import Mapping
-from typing import Any
 
 from qwen3_infer.serve.fields import CHAT, COMPLETION, DETOKENIZE, RESPONSES, TOKENIZE, Field
+from qwen3_model.command.checked import Checked
 
 POSTS: Mapping[str, tuple[str, Mapping[str, Field], tuple[str, ...]]] = {
     "/v1/chat/completions": ("Messages to an answer.", CHAT, ("model", "messages")),
@@ -37,14 +37,14 @@ REFUSALS = {
 }
 
 
-def describe(version: str, model: str) -> dict[str, Any]:
+def describe(version: str, model: str) -> dict[str, Checked]:
     """Return the document of OpenAPI 3.1 for a server with one model."""
-    paths: dict[str, Any] = {
+    paths: dict[str, Checked] = {
         path: {"get": {"summary": text, "responses": {"200": {"description": "Done."}, **_refusals()}}}
         for path, text in GETS.items()
     }
     for path, (text, fields, required) in POSTS.items():
-        content: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
+        content: dict[str, Checked] = {"application/json": {"schema": {"type": "object"}}}
         if path in STREAMS:
             content["text/event-stream"] = {}  # OpenAPI 3.1 cannot describe events one by one
         body = {"required": True, "content": {"application/json": {"schema": _body(fields, required, model)}}}
@@ -65,10 +65,10 @@ def describe(version: str, model: str) -> dict[str, Any]:
     }
 
 
-def _body(fields: Mapping[str, Field], required: tuple[str, ...], model: str) -> dict[str, Any]:
-    properties = {}
+def _body(fields: Mapping[str, Field], required: tuple[str, ...], model: str) -> dict[str, Checked]:
+    properties: dict[str, object] = {}
     for name, each in fields.items():
-        schema = {"enum": [model]} if name == "model" else dict(each.schema)
+        schema: dict[str, object] = {"enum": [model]} if name == "model" else dict(each.schema)
         if schema and name not in required:
             schema = {"anyOf": [schema, {"type": "null"}]}
         properties[name] = schema | ({"description": each.rule} if each.rule else {})
@@ -77,19 +77,19 @@ def _body(fields: Mapping[str, Field], required: tuple[str, ...], model: str) ->
     }  # fmt: skip
 
 
-def _refusals() -> dict[str, Any]:
+def _refusals() -> dict[str, Checked]:
     content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     return {status: {"description": text, "content": content} for status, text in REFUSALS.items()}
 
 
-def _error() -> dict[str, Any]:
+def _error() -> dict[str, Checked]:
     texts = {name: {"type": ["string", "null"]} for name in ("param", "code")}
     named = {name: {"type": "string"} for name in ("message", "type")}
     error = {"type": "object", "properties": named | texts, "required": ["message", "type", "param", "code"]}
     return {"type": "object", "properties": {"error": error}, "required": ["error"]}
 
 
-def page(document: Mapping[str, Any]) -> str:
+def page(document: Mapping[str, Checked]) -> str:
     """Return the document as HTML without scripts, styles or anything from elsewhere."""
     parts = [f"<h1>{html.escape(document['info']['title'])} {html.escape(document['info']['version'])}</h1>"]
     parts.append('<p>As a document: <a href="openapi.json">openapi.json</a></p>')
@@ -105,7 +105,7 @@ def page(document: Mapping[str, Any]) -> str:
     return head + "\n".join(parts) + "</html>\n"
 
 
-def _table(schema: Mapping[str, Any]) -> str:
+def _table(schema: Mapping[str, Checked]) -> str:
     rows = []
     for name, each in schema["properties"].items():
         must = "yes" if name in schema["required"] else ""

@@ -3,7 +3,6 @@
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from qwen3_infer.folder.model_folder import ModelFolder
 from qwen3_infer.sampling.grammar import Grammar, Grammars
@@ -16,6 +15,7 @@ from qwen3_infer.settings.settings import Decoding
 from qwen3_infer.text.messages import MessageError, read_messages, read_tools
 from qwen3_infer.text.prompt import TooLongError, check_length, encode_conversation, ends_in_thought
 from qwen3_infer.text.prompts import Prompt
+from qwen3_model.command.checked import Checked
 from qwen3_model.errors import FormatError, Qwen3Error
 
 DEFAULT_COMPLETION_TOKENS = 16
@@ -77,7 +77,7 @@ class ApiRequest:
         return sum(len(request.prompt_ids) for request in self.requests if request.sample == 0)
 
 
-def read_chat(body: Any, service: Service) -> ApiRequest:
+def read_chat(body: object, service: Service) -> ApiRequest:
     """Understand a request for a chat completion.
 
     Raises:
@@ -139,7 +139,7 @@ def read_chat(body: Any, service: Service) -> ApiRequest:
     )
 
 
-def read_completion(body: Any, service: Service) -> ApiRequest:
+def read_completion(body: object, service: Service) -> ApiRequest:
     """Understand a request for a completion.
 
     Raises:
@@ -179,7 +179,7 @@ def _check_grammar(grammar: Grammar, param: str, service: Service) -> None:
         raise invalid(param, f"the JSON schema cannot be followed: {error}") from None
 
 
-def check_model(given: Mapping[str, Any], service: Service) -> None:
+def check_model(given: Mapping[str, Checked], service: Service) -> None:
     """Raise ApiError unless the request names the model that is here."""
     if "model" not in given:
         raise invalid("model", "is missing")
@@ -192,7 +192,7 @@ def check_model(given: Mapping[str, Any], service: Service) -> None:
         )
 
 
-def thinking_of(given: Mapping[str, Any], service: Service) -> bool:
+def thinking_of(given: Mapping[str, Checked], service: Service) -> bool:
     """Return whether the model shall think."""
     settings = given.get("chat_template_kwargs", {})
     named_keys = {key for key, value in settings.items() if value is not None}
@@ -206,7 +206,7 @@ def thinking_of(given: Mapping[str, Any], service: Service) -> bool:
     return service.thinking if named is None else named
 
 
-def _usage_wanted(given: Mapping[str, Any]) -> dict[str, bool]:
+def _usage_wanted(given: Mapping[str, Checked]) -> dict[str, bool]:
     """Return when a stream tells the counts, as arguments of `ApiRequest`."""
     options = given.get("stream_options", {})
     if unknown := sorted(options.keys() - {"include_usage", "include_obfuscation", "continuous_usage_stats"}):
@@ -220,10 +220,10 @@ def _usage_wanted(given: Mapping[str, Any]) -> dict[str, bool]:
     }
 
 
-def _decoding(given: Mapping[str, Any], service: Service) -> Decoding:
+def _decoding(given: Mapping[str, Checked], service: Service) -> Decoding:
     """Lay a request's fields over the server's defaults, as flags go over generation_config.json."""
     base, folder = service.defaults, service.folder
-    values: dict[str, Any] = {name: getattr(base.sampling, name) for name in SAMPLING}
+    values: dict[str, Checked] = {name: getattr(base.sampling, name) for name in SAMPLING}
     values |= {name: given[name] for name in SAMPLING if name in given}
     values["logit_bias"] = _logit_bias(given.get("logit_bias", {}), service)
     values["top_k"] = max(0, values["top_k"])  # -1 is vLLM's for all
@@ -249,7 +249,7 @@ def _decoding(given: Mapping[str, Any], service: Service) -> Decoding:
     )
 
 
-def _logit_bias(given: Mapping[str, Any], service: Service) -> tuple[tuple[int, float], ...]:
+def _logit_bias(given: Mapping[str, Checked], service: Service) -> tuple[tuple[int, float], ...]:
     biases = []
     for name, bias in given.items():
         token = int(name) if name.isascii() and name.isdigit() and len(name) < 10 else -1
@@ -263,13 +263,13 @@ def _logit_bias(given: Mapping[str, Any], service: Service) -> tuple[tuple[int, 
     return tuple(sorted(biases))
 
 
-def is_id(value: Any, service: Service) -> bool:
+def is_id(value: Checked, service: Service) -> bool:
     """Return whether a value is the number of a row of the vocabulary."""
     vocab_size = service.folder.config.vocab_size
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < vocab_size
 
 
-def _prompt_ids(prompt: Any, service: Service) -> list[list[int]]:
+def _prompt_ids(prompt: Checked, service: Service) -> list[list[int]]:
     """Return the ids of each prompt; special tokens spelled in a text are text."""
     if isinstance(prompt, str) or (isinstance(prompt, list) and prompt and isinstance(prompt[0], int)):
         prompt = [prompt]
@@ -309,7 +309,7 @@ def too_long(error: TooLongError, param: str, service: Service) -> ApiError:
 
 def _requests(
     prompts: list[list[int]],
-    given: Mapping[str, Any],
+    given: Mapping[str, Checked],
     decoding: Decoding,
     length: int | None,
     service: Service,

@@ -2,12 +2,12 @@
 
 import uuid
 from collections.abc import Iterator
-from typing import Any
 
 from qwen3_infer.schedule.jobs import Event
 from qwen3_infer.serve.answers import Answer, take_apart
 from qwen3_infer.serve.requests import ApiRequest
 from qwen3_infer.text.output import Part
+from qwen3_model.command.checked import Checked
 from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
 FORMS = {
@@ -23,17 +23,17 @@ class ResponsesAnswer(Answer):
     def __init__(self, request: ApiRequest, model: str, tokenizer: Qwen3Tokenizer) -> None:
         super().__init__(request, model, tokenizer)
         self.id = f"resp_{uuid.uuid4().hex}"
-        self._items: list[dict[str, Any]] = []
+        self._items: list[dict[str, Checked]] = []
         self._open: str | None = None
         """Kind of the parts of which the last item is made."""
         self._num_events = 0
 
-    def first_chunks(self) -> Iterator[dict[str, Any]]:
+    def first_chunks(self) -> Iterator[dict[str, Checked]]:
         """Yield what a stream begins with."""
         for name in ("created", "in_progress"):
             yield self._event(f"response.{name}", response=self._response("in_progress"))
 
-    def add(self, event: Event) -> Iterator[dict[str, Any]]:
+    def add(self, event: Event) -> Iterator[dict[str, Checked]]:
         """Take in a token and yield the events that it makes certain."""
         (choice,) = self.choices
         choice.num_tokens += 1
@@ -45,7 +45,7 @@ class ResponsesAnswer(Answer):
             yield from self._close()
             choice.finish_reason = event.completion.finish_reason
 
-    def _add_part(self, part: Part) -> Iterator[dict[str, Any]]:
+    def _add_part(self, part: Part) -> Iterator[dict[str, Checked]]:
         if part.kind == "call":
             yield from self._close()
             yield from self._call(part)
@@ -56,23 +56,27 @@ class ResponsesAnswer(Answer):
             yield from self._begin(part.kind, kind, content_type)
         item = self._items[-1]
         item["content"][0]["text"] += part.text
-        extra: dict[str, Any] = {"logprobs": []} if kind == "message" else {}
+        extra: dict[str, Checked] = {"logprobs": []} if kind == "message" else {}
         yield self._part_event(f"response.{name}.delta", delta=part.text, **extra)
 
-    def _begin(self, part_kind: str, kind: str, content_type: str) -> Iterator[dict[str, Any]]:
+    def _begin(self, part_kind: str, kind: str, content_type: str) -> Iterator[dict[str, Checked]]:
         prefix = "rs" if kind == "reasoning" else "msg"
-        item: dict[str, Any] = {"id": f"{prefix}_{uuid.uuid4().hex}", "type": kind, "status": "in_progress"}
-        own: dict[str, Any] = {"summary": []} if kind == "reasoning" else {"role": "assistant"}
+        item: dict[str, Checked] = {
+            "id": f"{prefix}_{uuid.uuid4().hex}",
+            "type": kind,
+            "status": "in_progress",
+        }
+        own: dict[str, Checked] = {"summary": []} if kind == "reasoning" else {"role": "assistant"}
         self._items.append({**item, **own, "content": []})
         yield self._item_event("response.output_item.added")
-        part: dict[str, Any] = {"type": content_type, "text": ""}
+        part: dict[str, Checked] = {"type": content_type, "text": ""}
         if kind == "message":
             part |= {"annotations": [], "logprobs": []}
         self._items[-1]["content"] = [part]
         self._open = part_kind
         yield self._part_event("response.content_part.added", part=dict(part))
 
-    def _call(self, part: Part) -> Iterator[dict[str, Any]]:
+    def _call(self, part: Part) -> Iterator[dict[str, Checked]]:
         identity = uuid.uuid4().hex
         item = {"id": f"fc_{identity}", "type": "function_call", "status": "in_progress",
                 "call_id": f"call_{identity}", "name": part.name, "arguments": ""}  # fmt: skip
@@ -86,42 +90,42 @@ class ResponsesAnswer(Answer):
         )
         yield self._item_event("response.output_item.done")
 
-    def _close(self) -> Iterator[dict[str, Any]]:
+    def _close(self) -> Iterator[dict[str, Checked]]:
         """End the item that is made of parts, if there is one."""
         if self._open is None:
             return
         name = FORMS[self._open][2]
         item = self._items[-1]
         part = item["content"][0]
-        extra: dict[str, Any] = {"logprobs": []} if item["type"] == "message" else {}
+        extra: dict[str, Checked] = {"logprobs": []} if item["type"] == "message" else {}
         yield self._part_event(f"response.{name}.done", text=part["text"], **extra)
         yield self._part_event("response.content_part.done", part=dict(part))
         item["status"] = "completed"
         self._open = None
         yield self._item_event("response.output_item.done")
 
-    def last_chunks(self) -> Iterator[dict[str, Any]]:
+    def last_chunks(self) -> Iterator[dict[str, Checked]]:
         """Yield what a stream ends with."""
         response = self.whole()
         yield self._event(f"response.{response['status']}", response=response)
 
-    def whole(self) -> dict[str, Any]:
+    def whole(self) -> dict[str, Checked]:
         """Return the whole response."""
         return self._response("incomplete" if self.choices[0].finish_reason == "length" else "completed")
 
-    def error_chunk(self, body: dict[str, Any]) -> dict[str, Any]:
+    def error_chunk(self, body: dict[str, Checked]) -> dict[str, Checked]:
         """Return the event of an error."""
         error = body["error"]
         return self._event("error", code=error["code"], message=error["message"], param=error["param"])
 
-    def frame(self, chunk: dict[str, Any]) -> str:
+    def frame(self, chunk: dict[str, Checked]) -> str:
         """Return an event as it is sent."""
         return f"event: {chunk['type']}\n{super().frame(chunk)}"
 
     end = ""
     """What comes last; these events name themselves."""
 
-    def usage(self) -> dict[str, Any]:
+    def usage(self) -> dict[str, Checked]:
         """Return the counts by their names here."""
         counted = super().usage()
         return {
@@ -132,7 +136,7 @@ class ResponsesAnswer(Answer):
             "total_tokens": counted["total_tokens"],
         }
 
-    def _response(self, status: str) -> dict[str, Any]:
+    def _response(self, status: str) -> dict[str, Checked]:
         ended = status == "incomplete"
         return {
             "id": self.id,
@@ -153,13 +157,13 @@ class ResponsesAnswer(Answer):
             "usage": None if status == "in_progress" else self.usage(),
         }
 
-    def _event(self, kind: str, **fields: Any) -> dict[str, Any]:
+    def _event(self, kind: str, **fields: Checked) -> dict[str, Checked]:
         self._num_events += 1
         return {"type": kind, "sequence_number": self._num_events - 1, **fields}
 
-    def _item_event(self, kind: str) -> dict[str, Any]:
+    def _item_event(self, kind: str) -> dict[str, Checked]:
         return self._event(kind, output_index=len(self._items) - 1, item=dict(self._items[-1]))
 
-    def _part_event(self, kind: str, **fields: Any) -> dict[str, Any]:
+    def _part_event(self, kind: str, **fields: Checked) -> dict[str, Checked]:
         item = {"item_id": self._items[-1]["id"], "output_index": len(self._items) - 1, "content_index": 0}
         return self._event(kind, **item, **fields)

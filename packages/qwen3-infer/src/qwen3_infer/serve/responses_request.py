@@ -1,11 +1,11 @@
 """OpenAI's Responses requests as chat requests: text, thoughts and functions, nothing that is kept."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from qwen3_infer.serve.errors import ApiError, invalid
 from qwen3_infer.serve.fields import RESPONSES, SAMPLING, check_fields
 from qwen3_infer.serve.requests import ApiRequest, Service, read_chat
+from qwen3_model.command.checked import Checked
 
 SAME_NAMES = (
     *SAMPLING, "model", "stream", "seed", "parallel_tool_calls", "enable_thinking", "chat_template_kwargs",
@@ -13,7 +13,7 @@ SAME_NAMES = (
 TEXT_TYPES = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
 
 
-def read_response(body: Any, service: Service) -> ApiRequest:
+def read_response(body: object, service: Service) -> ApiRequest:
     """Understand a request for a response.
 
     Raises:
@@ -22,7 +22,7 @@ def read_response(body: Any, service: Service) -> ApiRequest:
     given = check_fields(body, RESPONSES)
     if "input" not in given:
         raise invalid("input", "is missing")
-    chat: dict[str, Any] = {name: given[name] for name in SAME_NAMES if name in given}
+    chat: dict[str, Checked] = {name: given[name] for name in SAME_NAMES if name in given}
     chat["messages"] = _messages(given)
     if "max_output_tokens" in given:
         chat["max_completion_tokens"] = given["max_output_tokens"]
@@ -40,8 +40,8 @@ def read_response(body: Any, service: Service) -> ApiRequest:
     return read_chat(chat, service)
 
 
-def _messages(given: Mapping[str, Any]) -> list[dict[str, Any]]:
-    messages: list[dict[str, Any]] = []
+def _messages(given: Mapping[str, Checked]) -> list[dict[str, Checked]]:
+    messages: list[dict[str, Checked]] = []
     if given.get("instructions"):
         messages.append({"role": "system", "content": given["instructions"]})
     items = given["input"]
@@ -54,7 +54,7 @@ def _messages(given: Mapping[str, Any]) -> list[dict[str, Any]]:
     return messages
 
 
-def _add_item(messages: list[dict[str, Any]], item: Any, where: str) -> None:
+def _add_item(messages: list[dict[str, Checked]], item: Checked, where: str) -> None:
     """Add an item; a thought and the calls that follow it belong to the message of the assistant."""
     kind = item.get("type", "message") if isinstance(item, dict) else None
     if kind == "message":
@@ -80,13 +80,13 @@ def _add_item(messages: list[dict[str, Any]], item: Any, where: str) -> None:
         raise invalid(where, "must be a message, reasoning, a function_call or a function_call_output")
 
 
-def _assistant(messages: list[dict[str, Any]]) -> dict[str, Any]:
+def _assistant(messages: list[dict[str, Checked]]) -> dict[str, Checked]:
     if not messages or messages[-1]["role"] != "assistant":
         messages.append({"role": "assistant", "content": None})
     return messages[-1]
 
 
-def _texts(parts: Any, where: str) -> str:
+def _texts(parts: Checked, where: str) -> str:
     texts = []
     for part in parts if isinstance(parts, list) else [parts]:
         is_text = isinstance(part, dict) and part.get("type") in TEXT_TYPES
@@ -96,7 +96,7 @@ def _texts(parts: Any, where: str) -> str:
     return "".join(texts)
 
 
-def _tool(tool: Any, number: int) -> dict[str, Any]:
+def _tool(tool: Checked, number: int) -> dict[str, Checked]:
     if not isinstance(tool, dict) or tool.get("type") != "function":
         raise ApiError(
             400, f"tools[{number}]: must be of type function; this server runs no tools", param="tools"

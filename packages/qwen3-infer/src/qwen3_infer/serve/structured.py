@@ -2,17 +2,19 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from qwen3_infer.text.messages import MessageError
 from qwen3_infer.text.output import CALL, CALL_END
+from qwen3_model.command.checked import Checked
 from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
 # JSON on one line, so that a model cannot go on with white space for ever.
 FORM = {"whitespace_flexible": False, "item_separator": ",[ ]?", "key_separator": ":[ ]?"}
 
 
-def read_tool_choice(choice: Any, tools: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+def read_tool_choice(
+    choice: Checked, tools: Sequence[Mapping[str, Checked]]
+) -> tuple[Mapping[str, Checked], ...]:
     """Return the tools of which one must be called, none when no call is asked for.
 
     Args:
@@ -40,7 +42,7 @@ def read_tool_choice(choice: Any, tools: Sequence[Mapping[str, Any]]) -> tuple[M
     return named[:1]
 
 
-def read_response_format(given: Any) -> dict[str, Any] | None:
+def read_response_format(given: Checked) -> dict[str, Checked] | None:
     """Return the JSON schema of the answer, None for any text.
 
     Raises:
@@ -65,8 +67,8 @@ def read_response_format(given: Any) -> dict[str, Any] | None:
 def write_grammar(
     tokenizer: Qwen3Tokenizer,
     *,
-    schema: Mapping[str, Any] | None,
-    tools: Iterable[Mapping[str, Any]],
+    schema: Mapping[str, Checked] | None,
+    tools: Iterable[Mapping[str, Checked]],
     several: bool,
     follows_thought: bool,
 ) -> str:
@@ -103,7 +105,7 @@ def write_grammar(
     return "\n".join([f"start: {space}answer", f"answer: {' | '.join(answers)}", *rules])
 
 
-def _schema(schema: Mapping[str, Any]) -> str:
+def _schema(schema: Mapping[str, Checked]) -> str:
     return json.dumps({**schema, "x-guidance": FORM})
 
 

@@ -1,16 +1,15 @@
 """Text to tokens and back, as vLLM's paths of the same names do it."""
 
-from typing import Any
-
 from qwen3_infer.serve.errors import ApiError, invalid
 from qwen3_infer.serve.fields import DETOKENIZE, TOKENIZE, check_fields
 from qwen3_infer.serve.requests import Service, check_model, is_id, thinking_of, too_long
 from qwen3_infer.text.messages import MessageError, read_messages, read_tools
 from qwen3_infer.text.prompt import TooLongError, check_length, encode_conversation
+from qwen3_model.command.checked import Checked
 from qwen3_model.errors import Qwen3Error
 
 
-def tokenize(body: Any, service: Service) -> dict[str, Any]:
+def tokenize(body: object, service: Service) -> dict[str, Checked]:
     """Return the ids of a text, or of messages with the chat template around them.
 
     Raises:
@@ -41,7 +40,7 @@ def tokenize(body: Any, service: Service) -> dict[str, Any]:
     return {"count": len(ids), "max_model_len": service.context_tokens, "tokens": ids, "token_strs": texts}
 
 
-def detokenize(body: Any, service: Service) -> dict[str, Any]:
+def detokenize(body: object, service: Service) -> dict[str, Checked]:
     """Return the text of ids, special tokens included.
 
     Raises:

@@ -1,8 +1,7 @@
 """The YAML keys of a prediction: mindformers' own, and a `generation` section; each used or named once."""
 
-from typing import Any
-
 from qwen3_infer.sampling.sampling import SAMPLING_TYPES
+from qwen3_model.command.checked import Checked
 from qwen3_model.command.run_config import Key
 from qwen3_model.command.spellings import read_dtype
 from qwen3_model.device.ascend import CONTEXT_SCHEMA
@@ -11,7 +10,7 @@ TEXT, FLAG, COUNT = Key((str,)), Key((bool,)), Key((int,))
 NO_EFFECT = Key(effect="none")
 FLOAT32_ONLY = Key((str,), ("float32",), spelled=read_dtype)
 # config.json says what the model is; these keys may repeat it and change nothing.
-MODEL_CONFIG: dict[str, Any] = {
+MODEL_CONFIG: dict[str, Checked] = {
     "compute_dtype": Key((str,), ("bfloat16", "float16", "float32"), "ascend", read_dtype),
     "layernorm_compute_dtype": FLOAT32_ONLY, "softmax_compute_dtype": FLOAT32_ONLY,
     # Turns are computed in float32, weights are bfloat16 on Ascend and the
@@ -32,7 +31,7 @@ MODEL_CONFIG: dict[str, Any] = {
     "offset": NO_EFFECT, "checkpoint_name_or_path": NO_EFFECT,
 }  # fmt: skip
 
-PREDICT: dict[str, Any] = {
+PREDICT: dict[str, Checked] = {
     "seed": COUNT, "output_dir": TEXT, "run_mode": Key((str,), ("predict",)),
     "use_parallel": FLAG, "use_legacy": Key((bool,), (False,)),
     "load_checkpoint": TEXT, "load_ckpt_format": Key((str,), ("safetensors",)), "adapter": TEXT,

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from qwen3_infer.folder.generation_config import GenerationConfig
 from qwen3_infer.folder.model_folder import ModelFolder, open_model_folder
@@ -13,6 +12,7 @@ from qwen3_infer.settings.schema import FLAG_KEYS, PREDICT
 from qwen3_model.checkpoints.companions import find_companions
 from qwen3_model.checkpoints.fused import FusedLayout, read_fused_layout
 from qwen3_model.checkpoints.weight_files import is_distributed
+from qwen3_model.command.checked import Checked
 from qwen3_model.command.run_config import (
     RunConfig,
     load_run_config,
@@ -66,7 +66,7 @@ class RunSettings:
     """Whether the chat template is put around the prompts."""
     thinking: bool
     """Whether the model thinks before it answers."""
-    generation: Mapping[str, Any]
+    generation: Mapping[str, Checked]
     """The YAML's `generation` section with the flags over it."""
     notes: tuple[str, ...]
     """What to tell the user about keys without effect."""
@@ -108,7 +108,7 @@ class Decoding:
 
 def read_settings(
     config_path: Path | None,
-    flags: Mapping[str, Any],
+    flags: Mapping[str, Checked],
     overrides: tuple[str, ...],
     *,
     worker_num: int = 1,
@@ -130,7 +130,7 @@ def read_settings(
     run = read_run_config(config_path, overrides)
     given = {FLAG_KEYS[name]: value for name, value in flags.items() if value not in (None, ())}
 
-    def value_of(key: str, default: Any = None) -> Any:
+    def value_of(key: str, default: Checked = None) -> Checked:
         return given.get(key, run.get(key, default))
 
     paths = {
@@ -188,7 +188,7 @@ def read_run_config(config_path: Path | None, overrides: Sequence[str]) -> RunCo
         ConfigError: The YAML is unreadable or has unknown keys or wrong values.
     """
     pairs = parse_dotted(overrides)
-    mode: Any = dict(pairs).get("run_mode")
+    mode: Checked = dict(pairs).get("run_mode")
     if mode is None and config_path is not None:
         values = peek_values(config_path)
         mode = values.get("run_mode") if isinstance(values, dict) else None
@@ -203,7 +203,7 @@ def read_run_config(config_path: Path | None, overrides: Sequence[str]) -> RunCo
     return load_run_config(config_path, pairs, PREDICT)
 
 
-def _texts(data: Any) -> tuple[str, ...]:
+def _texts(data: Checked) -> tuple[str, ...]:
     values = (data,) if isinstance(data, str) else tuple(data)
     for number, value in enumerate(values, start=1):
         if not isinstance(value, str):
@@ -257,7 +257,7 @@ def _unused_mode(run: RunConfig) -> tuple[str, ...]:
     return ()
 
 
-def _generation(run: RunConfig, given: Mapping[str, Any]) -> dict[str, Any]:
+def _generation(run: RunConfig, given: Mapping[str, Checked]) -> dict[str, Checked]:
     section = {key: value for key, value in (run.get("generation") or {}).items() if value is not None}
     return section | {
         key.removeprefix("generation."): value
@@ -325,7 +325,7 @@ def make_decoding(settings: RunSettings, defaults: GenerationConfig, vocab_size:
     )
 
 
-def _extra_stop_ids(ids: Any, vocab_size: int) -> frozenset[int]:
+def _extra_stop_ids(ids: Checked, vocab_size: int) -> frozenset[int]:
     for number in ids:
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < vocab_size:
             raise ConfigError(f"stop id {number!r} is no token of a vocabulary of {vocab_size} rows")

@@ -8,7 +8,8 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+
+from qwen3_model.command.checked import Checked
 
 MOST_NESTED = 256
 """Levels of objects and lists in a call; a deeper one stays text."""
@@ -93,7 +94,7 @@ def parse_calls(text: str) -> tuple[Call, ...]:
         return ()
 
 
-def _parse_call(call: Any) -> Call:
+def _parse_call(call: Checked) -> Call:
     name = call.get("name") if isinstance(call, dict) else None
     if not isinstance(name, str) or not name.strip() or not _is_sendable(name):
         raise ValueError("a call has a name")
@@ -108,7 +109,7 @@ def _parse_call(call: Any) -> Call:
     return Call(name, _dump(arguments))
 
 
-def _dump(arguments: Mapping[str, Any]) -> str:
+def _dump(arguments: Mapping[str, object]) -> str:
     text = json.dumps(arguments, ensure_ascii=False)
     # Half a character, as \ud83d, can only be sent as it was written.
     return text if _is_sendable(text) else json.dumps(arguments)
@@ -122,7 +123,7 @@ def _is_sendable(text: str) -> bool:
     return True
 
 
-def _refuse(constant: str) -> Any:
+def _refuse(constant: str) -> object:
     raise ValueError(f"{constant} is no JSON")
 
 

@@ -1,8 +1,8 @@
 """OpenAI's messages and tools as the chat template takes them."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from qwen3_model.command.checked import Checked
 from qwen3_model.errors import FormatError
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
@@ -24,7 +24,7 @@ class MessageError(FormatError):
         self.where, self.rule = where, rule
 
 
-def read_messages(messages: Sequence[Any]) -> list[dict[str, Any]]:
+def read_messages(messages: Sequence[Checked]) -> list[dict[str, Checked]]:
     """Return the messages with texts as contents.
 
     Raises:
@@ -33,7 +33,7 @@ def read_messages(messages: Sequence[Any]) -> list[dict[str, Any]]:
     return [_read_message(message, f"messages[{number}]") for number, message in enumerate(messages)]
 
 
-def _read_message(message: Any, where: str) -> dict[str, Any]:
+def _read_message(message: Checked, where: str) -> dict[str, Checked]:
     if not isinstance(message, dict):
         raise MessageError(where, "must be an object with role and content")
     named = message.get("role")
@@ -52,7 +52,7 @@ def _read_message(message: Any, where: str) -> dict[str, Any]:
         raise MessageError(f"{where}.content", "is missing")
     if content is None and role not in ("assistant", "tool"):
         raise MessageError(f"{where}.content", "must be a text or a list of parts, not null")
-    read: dict[str, Any] = {"role": role, "content": content or ""}
+    read: dict[str, Checked] = {"role": role, "content": content or ""}
     if calls:
         read["tool_calls"] = _read_calls(calls, f"{where}.tool_calls")
     thought = message.get("reasoning_content")
@@ -64,7 +64,7 @@ def _read_message(message: Any, where: str) -> dict[str, Any]:
     return read
 
 
-def _read_content(content: Any, where: str) -> str | None:
+def _read_content(content: Checked, where: str) -> str | None:
     if content is None or isinstance(content, str):
         return content
     if not isinstance(content, list):
@@ -80,13 +80,13 @@ def _read_content(content: Any, where: str) -> str | None:
     return "".join(texts)
 
 
-def _read_calls(calls: Any, where: str) -> list[Mapping[str, Any]]:
+def _read_calls(calls: Checked, where: str) -> list[Mapping[str, Checked]]:
     if not isinstance(calls, list):
         raise MessageError(where, "must be a list")
     return [_read_call(call, f"{where}[{number}]") for number, call in enumerate(calls)]
 
 
-def _read_call(call: Any, where: str) -> Mapping[str, Any]:
+def _read_call(call: Checked, where: str) -> Mapping[str, Checked]:
     function = call.get("function") if isinstance(call, dict) else None
     if not (isinstance(function, dict) and isinstance(function.get("name"), str)):
         raise MessageError(where, "must be an object with a function that has a name")
@@ -96,7 +96,7 @@ def _read_call(call: Any, where: str) -> Mapping[str, Any]:
     return {**call, "function": {**function, "arguments": arguments or {}}}
 
 
-def read_tools(tools: Sequence[Any]) -> tuple[Mapping[str, Any], ...]:
+def read_tools(tools: Sequence[Checked]) -> tuple[Mapping[str, Checked], ...]:
     """Return the functions that the model may call.
 
     Raises:

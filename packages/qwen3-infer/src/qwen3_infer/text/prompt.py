@@ -1,7 +1,6 @@
 """Prompts as ids: plain text, or a conversation in which only the template can put special tokens."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from qwen3_model.text.special_tokens import SpecialTokens, reveal
 from qwen3_model.text.tokenizer import Qwen3Tokenizer
@@ -17,8 +16,8 @@ class TooLongError(Exception):
 
 def encode_conversation(
     tokenizer: Qwen3Tokenizer,
-    messages: Sequence[Mapping[str, Any]],
-    tools: Sequence[Mapping[str, Any]] = (),
+    messages: Sequence[Mapping[str, object]],
+    tools: Sequence[Mapping[str, object]] = (),
     *,
     thinking: bool = True,
     max_bytes: int | None = None,

@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from qwen3_infer.text.utf8 import decode_utf8
 from qwen3_model.command.small_files import INPUT_BYTES, read_small
@@ -20,9 +19,9 @@ class Prompt:
 
     text: str | None = None
     """What to continue, or with a chat template what the user says."""
-    messages: tuple[Mapping[str, Any], ...] = ()
+    messages: tuple[Mapping[str, object], ...] = ()
     """OpenAI messages, instead of `text`."""
-    tools: tuple[Mapping[str, Any], ...] = ()
+    tools: tuple[Mapping[str, object], ...] = ()
     """JSON schemas of functions that the model may call."""
     id: str | int | None = None
     """Passed through to the results."""
@@ -99,8 +98,8 @@ def _parse_request(line: str, where: str) -> Prompt:
 
 
 def _objects(
-    record: Mapping[str, Any], key: str, where: str, required: str | None = None
-) -> tuple[Mapping[str, Any], ...]:
+    record: Mapping[str, object], key: str, where: str, required: str | None = None
+) -> tuple[Mapping[str, object], ...]:
     values = record.get(key)
     if values is None and key not in record:
         return ()

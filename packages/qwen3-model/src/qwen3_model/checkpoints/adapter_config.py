@@ -11,8 +11,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from qwen3_model.command.checked import Checked
 from qwen3_model.command.json_file import read_json
 from qwen3_model.errors import FormatError
 
@@ -103,7 +103,7 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     )  # fmt: skip
 
 
-def stated_alpha_in(config: Mapping[str, Any], path: Path) -> float:
+def stated_alpha_in(config: Mapping[str, Checked], path: Path) -> float:
     """Return LoRA's alpha; raise FormatError where it is no number above 0."""
     alpha = config.get("lora_alpha")
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < float("inf"):
@@ -113,7 +113,7 @@ def stated_alpha_in(config: Mapping[str, Any], path: Path) -> float:
 
 def peft_config(
     base: str, *, rank: int, alpha: float, dropout: float, targets: list[str]
-) -> dict[str, str | int | float | bool | list[str]]:
+) -> dict[str, object]:
     """Return the contents of the file for plain LoRA.
 
     Args:
@@ -137,7 +137,7 @@ def peft_config(
     }
 
 
-def _pattern(config: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
+def _pattern(config: Mapping[str, Checked], key: str, path: Path) -> dict[str, Checked]:
     pattern = config.get(key) or {}
     try:
         for name, value in pattern.items():
@@ -165,6 +165,6 @@ def is_simple_pattern(pattern: str) -> bool:
     return len(pattern) <= MOST_PATTERN and repetitions <= MOST_REPETITIONS and not is_nested
 
 
-def _by_pattern(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
+def _by_pattern(pattern: Mapping[str, Checked], module: str, default: Checked) -> Checked:
     fitting = (value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", module))
     return next(fitting, default)

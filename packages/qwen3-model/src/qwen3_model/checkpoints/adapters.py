@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -153,7 +152,7 @@ def stated_alpha(source: Path) -> float | None:
     return None if path is None else stated_alpha_in(read_json(path), path)
 
 
-def config_beside(source: Path) -> dict[str, Any] | None:
+def config_beside(source: Path) -> dict[str, object] | None:
     """Return the adapter_config.json in `source` or up to two folders above it.
 
     Raises:

@@ -4,9 +4,9 @@ from collections import Counter
 from dataclasses import asdict
 from math import prod
 from pathlib import Path
-from typing import Any
 
 from qwen3_model.checkpoints.hf_folder import INDEX_FILE, SINGLE_FILE, open_hf_tensors
+from qwen3_model.command.checked import Checked
 from qwen3_model.config import SIZES, Qwen3Config, find_size
 from qwen3_model.errors import ConfigError
 
@@ -35,7 +35,7 @@ def find_config(source: str) -> Qwen3Config:
     return Qwen3Config.from_file(path)
 
 
-def describe(source: str) -> dict[str, Any]:
+def describe(source: str) -> dict[str, Checked]:
     """Return the facts about `source` as a JSON-like dictionary.
 
     Units: parameters are counts of weights, a tied head counted once; bytes are bytes.
@@ -46,7 +46,7 @@ def describe(source: str) -> dict[str, Any]:
         counts[_part(name)] += prod(shape)
     total = config.num_parameters()
     cached_per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim
-    facts: dict[str, Any] = {
+    facts: dict[str, Checked] = {
         "config": asdict(config),
         "parameters": {**counts, "total": total},
         "weight_bytes": {dtype: total * size for dtype, size in BYTES.items()},
@@ -65,7 +65,7 @@ def describe(source: str) -> dict[str, Any]:
     return facts
 
 
-def to_text(facts: dict[str, Any]) -> str:
+def to_text(facts: dict[str, Checked]) -> str:
     """Lay out what `describe` found for people."""
     config, parameters = facts["config"], facts["parameters"]
     lines = [f"{name:<24} {value}" for name, value in config.items()]

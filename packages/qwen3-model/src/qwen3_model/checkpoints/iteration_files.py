@@ -13,7 +13,6 @@ import math
 from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -27,6 +26,7 @@ from qwen3_model.checkpoints.rows import (
     from_file,
 )
 from qwen3_model.checkpoints.safetensors_file import SafetensorsFile, TensorPlan, open_safetensors
+from qwen3_model.command.checked import Checked
 from qwen3_model.command.files import is_file_name
 from qwen3_model.command.json_file import read_json
 from qwen3_model.command.small_files import INDEX_BYTES, read_small_text
@@ -77,10 +77,14 @@ def run_state_of(folder: Path) -> dict[str, LazyTensor]:
 def _counters(folder: Path) -> dict[str, int]:
     path = folder / COMMON
     meta = read_json(path, INDEX_BYTES) if path.is_file() else {}
-    counters = {name: meta[name] for name in COUNTERS if meta.get(name) is not None}
-    for name, count in counters.items():
-        if type(count) is not int or not 0 <= count < 1 << 31:
+    counters = {}
+    for name in COUNTERS:
+        count = meta.get(name)
+        if count is None:
+            continue
+        if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count < 1 << 31:
             raise FormatError(f"{path} states {name}={str(count)[:40]!r}, which counts no epochs or steps")
+        counters[name] = count
     return counters
 
 
@@ -101,7 +105,7 @@ def open_iteration(folder: Path) -> tuple[dict[str, LazyTensor], list[Safetensor
                 f"{folder} has files of several devices but no {METADATA}, which says what they hold"
             )
         return {name: from_file(file, name) for file in files for name in file.tensors}, files
-    meta = read_json(path, INDEX_BYTES)
+    meta: dict[str, Checked] = read_json(path, INDEX_BYTES)
     opened: dict[str, SafetensorsFile] = {}
     try:
         storage = {ast.literal_eval(key): value for key, value in meta["storage_data"].items()}
@@ -135,7 +139,7 @@ def _assemble(
     name: str,
     shape: tuple[int, ...],
     cuts: tuple[int, ...],
-    storage: Mapping[Any, list[dict[str, Any]]],
+    storage: Mapping[Checked, list[dict[str, Checked]]],
     opened: dict[str, SafetensorsFile],
 ) -> LazyTensor:
     if len(cuts) != len(shape) or any(cut < 1 or size % cut for size, cut in zip(shape, cuts, strict=True)):
@@ -162,7 +166,7 @@ def _assemble(
 
 
 def _holders(
-    folder: Path, name: str, entries: list[dict[str, Any]], opened: dict[str, SafetensorsFile]
+    folder: Path, name: str, entries: list[dict[str, Checked]], opened: dict[str, SafetensorsFile]
 ) -> Iterator[SafetensorsFile]:
     for entry in entries:
         file_name = entry["file_name"]

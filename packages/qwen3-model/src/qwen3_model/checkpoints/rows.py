@@ -7,7 +7,7 @@ to one (stack slices, join columns, pick rows, cast) is a source of rows that re
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from qwen3_model.checkpoints.safetensors_file import (
     from_float32,
     to_float32,
 )
+from qwen3_model.command.checked import Checked
 
 PIECE_BYTES = 512 << 10
 """Small enough that the allocator keeps a piece instead of asking the system for new pages each time."""
@@ -88,7 +89,7 @@ class LazyTensor:
         """Return the same data under another name."""
         return LazyTensor(TensorPlan(name, self.plan.dtype, self.plan.shape), self.rows)
 
-    def read(self, wanted: Slices | None = None) -> NDArray[Any]:
+    def read(self, wanted: Slices | None = None) -> NDArray[np.generic]:
         """Return the slices `wanted`, or all, in the file's element type; see `SafetensorsFile.raw`."""
         dtype, shape = NUMPY_DTYPES[self.plan.dtype], self.plan.shape
         if wanted is None:
@@ -98,7 +99,7 @@ class LazyTensor:
         data = self.rows.read(rows.start, rows.stop, columns.start * size, columns.stop * size)
         lengths = [part.stop - part.start for part in wanted[:2]]
         part = (data.view(dtype) if data.size else np.empty(0, dtype)).reshape([*lengths, *shape[2:]])
-        inner: tuple[Any, ...] = (..., *wanted[2:])
+        inner: tuple[Checked, ...] = (..., *wanted[2:])
         return part[inner] if len(shape) > 2 else part
 
 
@@ -136,7 +137,7 @@ class FileRows:
 class ConstantRows:
     """Rows in memory."""
 
-    def __init__(self, values: NDArray[Any]) -> None:
+    def __init__(self, values: NDArray[np.generic]) -> None:
         self._bytes = np.ascontiguousarray(values).view(np.uint8)
         self.num_rows, self.row_bytes = self._bytes.shape
 

@@ -13,7 +13,6 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -145,7 +144,7 @@ def _header_length(source: SourceFile) -> int:
     return int(length)
 
 
-def _parse_header(path: Path, text: bytes) -> dict[str, Any]:
+def _parse_header(path: Path, text: bytes) -> dict[str, object]:
     try:
         header = HEADER.decode(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -159,8 +158,8 @@ def _count(digits: str) -> int:
     return -1 if digits == "-0" else int(digits)  # to the reference no count either
 
 
-def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
+def _refuse_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    result: dict[str, object] = {}
     for name, value in pairs:
         if name in result:
             raise ValueError(f"key {name!r} occurs twice")
@@ -171,7 +170,7 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 HEADER = json.JSONDecoder(object_pairs_hook=_refuse_duplicates, parse_int=_count)
 
 
-def _tensor_info(path: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
+def _tensor_info(path: Path, name: str, entry: object, data_start: int) -> TensorInfo:
     if not is_text(name):
         raise FormatError(f"{path}: the header has the name {name!r}, which is no Unicode text")
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
@@ -205,7 +204,7 @@ def _check_bools(source: SourceFile, info: TensorInfo) -> None:
             )
 
 
-def _are_counts(values: Any) -> bool:
+def _are_counts(values: object) -> bool:
     return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**63 for value in values)
 
 
@@ -237,7 +236,7 @@ class TensorPlan:
 
 def encode_header(plans: Iterable[TensorPlan], metadata: Mapping[str, str]) -> bytes:
     """Return the length and the JSON header, padded to 8 bytes, of a file with `plans` in order."""
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     position = 0
     for plan in plans:
         offsets = [position, position + plan.size_bytes]

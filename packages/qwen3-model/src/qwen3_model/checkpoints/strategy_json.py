@@ -7,9 +7,9 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from qwen3_model.checkpoints.strategy import TensorLayout, check_layout
+from qwen3_model.command.checked import Checked
 from qwen3_model.command.small_files import INDEX_BYTES, read_small_text
 from qwen3_model.errors import FormatError
 
@@ -27,7 +27,7 @@ def read_json_strategy(path: Path) -> tuple[int, dict[str, TensorLayout]]:
         ) from None
 
 
-def _layout(name: str, item: dict[str, Any]) -> TensorLayout:
+def _layout(name: str, item: dict[str, Checked]) -> TensorLayout:
     layout = TensorLayout(
         dev_matrix=_numbers(item["dev_matrix"]),
         tensor_map=_numbers(item["tensor_map"]),
@@ -38,11 +38,11 @@ def _layout(name: str, item: dict[str, Any]) -> TensorLayout:
     return layout
 
 
-def _numbers(values: Any) -> tuple[int, ...]:
+def _numbers(values: Checked) -> tuple[int, ...]:
     return tuple(_number(value) for value in values)
 
 
-def _number(value: Any) -> int:
+def _number(value: Checked) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{value!r} is no whole number")
     return value

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Self
+from typing import Self
 
+import numpy as np
 from numpy.typing import NDArray
 
 from qwen3_model.checkpoints.byte_writer import FileRange
@@ -48,7 +49,7 @@ class TensorPart:
             return None
         return self._tensor.rows.ranges(self._wanted[0].start, self._wanted[0].stop)
 
-    def __array__(self, dtype: object = None, copy: bool | None = None) -> NDArray[Any]:
+    def __array__(self, dtype: object = None, copy: bool | None = None) -> NDArray[np.generic]:
         """Read it; BF16 comes as uint16.
 
         Raises:
@@ -88,7 +89,7 @@ class Tensors:
         """Return safetensors' dtype and the wanted part, or all, of which nothing has been read yet."""
         return self.dtype(name), TensorPart(self.lazy[name], wanted)
 
-    def read(self, name: str, wanted: Slices | None = None) -> tuple[str, NDArray[Any]]:
+    def read(self, name: str, wanted: Slices | None = None) -> tuple[str, NDArray[np.generic]]:
         """Return safetensors' dtype and the wanted part, or all, as a copy.
 
         Raises:

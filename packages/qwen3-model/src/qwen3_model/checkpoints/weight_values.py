@@ -5,12 +5,12 @@ import math
 import mmap
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from qwen3_model.checkpoints.tensors import TensorPart
+from qwen3_model.command.checked import Checked
 
 # Elements read and converted at a time: what a core's cache holds.
 CHUNK = 1 << 18
@@ -18,10 +18,10 @@ PIECE_BYTES = 4 << 20
 NUM_THREADS = 2
 LARGE_PAGE = 2 << 20
 
-Values = NDArray[Any] | TensorPart
+Values = np.ndarray | TensorPart
 
 
-def make_room(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+def make_room(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
     """Return an array of any values, a large one on pages of 2 MB where the system has them.
 
     A CPU that reads all weights for each token looks up a page for each 4 kB else, and reads a fifth slower.
@@ -39,7 +39,7 @@ def make_room(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     return whole[start : start + size_bytes].view(dtype).reshape(shape)
 
 
-def read_bits(values: Values, target: NDArray[Any]) -> None:
+def read_bits(values: Values, target: np.ndarray) -> None:
     """Read `values` into an array of their own type.
 
     Raises:
@@ -88,7 +88,7 @@ def _copy(values: np.ndarray, target: np.ndarray) -> None:
     np.copyto(target, values)
 
 
-def _in_threads(work: Callable[[Any], None], pieces: Sequence[Any]) -> None:
+def _in_threads(work: Callable[[Checked], None], pieces: Sequence[object]) -> None:
     if len(pieces) < NUM_THREADS:
         for piece in pieces:
             work(piece)

@@ -6,7 +6,6 @@ import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
 
 import click
 
@@ -14,7 +13,7 @@ from qwen3_model.command.parsing import Command
 from qwen3_model.command.plain_text import as_message, one_line, without_controls
 from qwen3_model.errors import Qwen3Error, UsageError
 
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+Decorator = Callable[[Callable[..., object]], Callable[..., object]]
 
 CONTEXT = {
     "help_option_names": ["-h", "--help"],

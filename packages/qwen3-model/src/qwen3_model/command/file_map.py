@@ -7,15 +7,13 @@ import os
 import weakref
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 MAP_FAILED = ctypes.c_void_p(-1).value
 
 
-def map_file(path: Path, size_bytes: int) -> NDArray[Any]:
+def map_file(path: Path, size_bytes: int) -> np.ndarray:
     """Return the first `size_bytes` of a file as a read-only array of bytes.
 
     numpy.memmap and Python's mmap keep a descriptor of each file for as long as the map lives.
@@ -46,7 +44,7 @@ def map_file(path: Path, size_bytes: int) -> NDArray[Any]:
     return array
 
 
-def read_mapped(mapped: NDArray[Any]) -> NDArray[Any]:
+def read_mapped(mapped: np.ndarray) -> np.ndarray:
     """Return a copy of a contiguous part of a mapped file, without the signal that a missing page raises.
 
     The kernel copies (process_vm_readv of this process itself), so a page that the file no longer has is an
@@ -69,7 +67,7 @@ def read_mapped(mapped: NDArray[Any]) -> NDArray[Any]:
     raise EOFError
 
 
-def advise_random(mapped: NDArray[Any]) -> None:
+def advise_random(mapped: np.ndarray) -> None:
     """Tell the system that a mapped array is read here and there, so that it reads no pages ahead."""
     if mapped.nbytes == 0:
         return

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from qwen3_model.command.small_files import SETTINGS_BYTES, read_small_text
 from qwen3_model.errors import FormatError, Qwen3Error
@@ -14,7 +13,7 @@ def read_json(
     *,
     error: type[Qwen3Error] = FormatError,
     remedy: str = "",
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return the JSON object in a file.
 
     Args:

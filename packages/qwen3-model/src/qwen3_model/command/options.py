@@ -1,14 +1,13 @@
 """Options that commands of several packages share: what one name means, it means everywhere."""
 
 from collections.abc import Callable
-from typing import Any
 
 import click
 
 from qwen3_model.command.parsing import Option
 from qwen3_model.command.types import DEVICE, DEVICE_MEMORY
 
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+Decorator = Callable[[Callable[..., object]], Callable[..., object]]
 
 MAX_THREADS = 1024
 """Libraries would try to start any number of threads."""

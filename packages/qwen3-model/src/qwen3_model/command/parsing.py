@@ -3,10 +3,10 @@
 import copy
 import difflib
 from collections.abc import Iterator
-from typing import Any
 
 import click
 
+from qwen3_model.command.checked import Checked
 from qwen3_model.command.plain_text import as_message
 from qwen3_model.errors import OverrideError
 
@@ -17,7 +17,7 @@ class Option(click.Option):
     """An option that also takes its earlier names, which neither `--help` nor completion shows."""
 
     def __init__(
-        self, *args: Any, old: tuple[str, ...] = (), takes_words: bool = False, **attributes: Any
+        self, *args: Checked, old: tuple[str, ...] = (), takes_words: bool = False, **attributes: Checked
     ) -> None:
         """Make an option.
 
@@ -30,7 +30,7 @@ class Option(click.Option):
         super().__init__(*args, **attributes)
         self.old, self.takes_words = old, takes_words
 
-    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+    def add_to_parser(self, parser: Checked, ctx: click.Context) -> None:
         super().add_to_parser(parser, ctx)
         if self.old:
             earlier = copy.copy(self)
@@ -41,7 +41,7 @@ class Option(click.Option):
 class Command(click.Command):
     """A command whose switches are written `--x`, `--no-x`, `--x True` or `--x=False`."""
 
-    def make_parser(self, ctx: click.Context) -> Any:
+    def make_parser(self, ctx: click.Context) -> Checked:
         parser = super().make_parser(ctx)
         for option in self.params:
             if not isinstance(option, click.Option):
@@ -61,7 +61,7 @@ class Command(click.Command):
             )
             raise click.NoSuchOption(error.option_name, ctx=ctx, message=_no_such(error, close)) from None
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
         except OverrideError as error:

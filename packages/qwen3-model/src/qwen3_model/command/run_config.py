@@ -9,10 +9,10 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
+from qwen3_model.command.checked import Checked
 from qwen3_model.command.small_files import YAML_BYTES, read_small_text
 from qwen3_model.command.yaml_loader import parse_yaml
 from qwen3_model.errors import ConfigError, OverrideError, Qwen3Error, UsageError
@@ -24,7 +24,7 @@ class Key:
 
     types: tuple[type, ...] = ()
     """Allowed types, empty for any; an int passes for a float, a bool never for a number, nor do nan, inf."""
-    choices: tuple[Any, ...] | range = ()
+    choices: tuple[Checked, ...] | range = ()
     """Allowed values, or the range of whole numbers; empty for any."""
     effect: str = "used"
     """"used", "ascend" (has an effect on Ascend only) or "none" (accepted for compatibility, named once)."""
@@ -32,7 +32,7 @@ class Key:
     """Returns the value that a text means, None for a text without meaning; "auto" leaves the key out."""
 
 
-Schema = Mapping[str, Any]
+Schema = Mapping[str, Checked]
 TYPE_WORDS: Mapping[type, str] = {dict: "a section with keys"}
 """What a type is called where its own name would not say it."""
 
@@ -41,14 +41,14 @@ TYPE_WORDS: Mapping[type, str] = {dict: "a section with keys"}
 class RunConfig:
     """A checked run configuration."""
 
-    values: dict[str, Any]
+    values: dict[str, Checked]
     """The nested YAML values after the overrides, none of them None."""
     notes: tuple[str, ...]
     """One sentence for each kind of key that has no effect here."""
 
-    def get(self, dotted: str, default: Any = None) -> Any:
+    def get(self, dotted: str, default: Checked = None) -> Checked:
         """Return the value at `a.b.c`, or `default` when a part is absent or the value is None."""
-        value: Any = self.values
+        value: Checked = self.values
         for part in dotted.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         return default if value is None else value
@@ -117,7 +117,7 @@ def parse_run_config(
     return RunConfig(values, tuple(_notes(values, schema)))
 
 
-def peek_values(path: Path) -> Any:
+def peek_values(path: Path) -> Checked:
     """Return what a YAML file holds before any of its keys is checked: most often a dict, None for nothing.
 
     A file that cannot be read holds an empty dict here; `load_run_config` says what is wrong with it.
@@ -130,19 +130,19 @@ def peek_values(path: Path) -> Any:
         return {}
 
 
-def section_problems(section: Mapping[str, Any], schema: Schema, name: str) -> list[str]:
+def section_problems(section: Mapping[str, Checked], schema: Schema, name: str) -> list[str]:
     """Return what is wrong with the keys of a section that its own schema leaves open."""
     return list(_problems(section, schema, f"{name}."))
 
 
-def _parse_override(key: str, value: str) -> Any:
+def _parse_override(key: str, value: str) -> Checked:
     try:
         return parse_yaml(value, f"--{key}")
     except ConfigError as error:
         raise UsageError(f"{error}; quote a text that looks like YAML, as --{key} '\"...\"'") from None
 
 
-def _respell(values: dict[str, Any], schema: Schema) -> None:
+def _respell(values: dict[str, Checked], schema: Schema) -> None:
     """Put one spelling in place of the others of a value, such as bfloat16 of bf16."""
     for key, value in values.items():
         rule = schema.get(key) if isinstance(key, str) else None
@@ -154,8 +154,8 @@ def _respell(values: dict[str, Any], schema: Schema) -> None:
             _respell(value, rule)
 
 
-def _without_nulls(values: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
-    kept: dict[str, Any] = {}
+def _without_nulls(values: Mapping[str, Checked], schema: Schema) -> dict[str, Checked]:
+    kept: dict[str, Checked] = {}
     for key, value in values.items():
         rule = schema[key]
         if value is None:
@@ -167,9 +167,9 @@ def _without_nulls(values: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
     return kept
 
 
-def _override(values: dict[str, Any], dotted: str, new: Any) -> None:
+def _override(values: dict[str, Checked], dotted: str, new: Checked) -> None:
     parts = dotted.split(".")
-    section: Any = values
+    section: Checked = values
     for index, part in enumerate(parts[:-1]):
         if isinstance(section, list):
             section = section[_list_index(section, part, dotted)]
@@ -185,13 +185,13 @@ def _override(values: dict[str, Any], dotted: str, new: Any) -> None:
         section[parts[-1]] = new
 
 
-def _list_index(items: list[Any], part: str, dotted: str) -> int:
+def _list_index(items: list[Checked], part: str, dotted: str) -> int:
     if not part.isdecimal() or not part.isascii() or int(part) >= len(items):
         raise UsageError(f"--{dotted}: {part!r} is no index of a list of {len(items)}; count from 0")
     return int(part)
 
 
-def _check_override(values: dict[str, Any], dotted: str, schema: Schema) -> None:
+def _check_override(values: dict[str, Checked], dotted: str, schema: Schema) -> None:
     top = dotted.split(".")[0]
     if top not in schema:
         raise OverrideError(f"--{dotted}: unknown key {top}", dotted, _meant(dotted, schema))
@@ -202,7 +202,7 @@ def _check_override(values: dict[str, Any], dotted: str, schema: Schema) -> None
         raise UsageError(f"--{dotted}: {'; '.join(problems)}")
 
 
-def _problems(values: Mapping[str, Any], schema: Schema, prefix: str) -> Iterator[str]:
+def _problems(values: Mapping[str, Checked], schema: Schema, prefix: str) -> Iterator[str]:
     for key, value in values.items():
         name = f"{prefix}{key}"
         if key not in schema:
@@ -220,7 +220,7 @@ def _problems(values: Mapping[str, Any], schema: Schema, prefix: str) -> Iterato
                 yield f"{name}={value!r} must be a section with keys"
 
 
-def _list_problems(name: str, value: Any, item_schema: Schema) -> Iterator[str]:
+def _list_problems(name: str, value: Checked, item_schema: Schema) -> Iterator[str]:
     if value is None:
         return
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
@@ -230,7 +230,7 @@ def _list_problems(name: str, value: Any, item_schema: Schema) -> Iterator[str]:
         yield from _problems(item, item_schema, f"{name}.{index}.")
 
 
-def _value_problems(name: str, value: Any, rule: Key) -> Iterator[str]:
+def _value_problems(name: str, value: Checked, rule: Key) -> Iterator[str]:
     if value is None:
         return
     if rule.types and not _has_type(value, rule.types):
@@ -244,7 +244,7 @@ def _value_problems(name: str, value: Any, rule: Key) -> Iterator[str]:
         yield f"{name}={value!r} is none of {', '.join(map(str, rule.choices))}"
 
 
-def _has_type(value: Any, types: tuple[type, ...]) -> bool:
+def _has_type(value: Checked, types: tuple[type, ...]) -> bool:
     if isinstance(value, bool):
         return bool in types
     return isinstance(value, types) or (isinstance(value, int) and float in types)
@@ -278,7 +278,7 @@ def _paths(schema: Schema, prefix: str) -> Iterator[str]:
             yield from _paths(rule, f"{prefix}{key}.")
 
 
-def _notes(values: Mapping[str, Any], schema: Schema) -> Iterator[str]:
+def _notes(values: Mapping[str, Checked], schema: Schema) -> Iterator[str]:
     found: dict[str, list[str]] = {"none": [], "ascend": []}
     _collect_effects(values, schema, "", found)
     if found["none"]:
@@ -288,7 +288,7 @@ def _notes(values: Mapping[str, Any], schema: Schema) -> Iterator[str]:
 
 
 def _collect_effects(
-    values: Mapping[str, Any], schema: Schema, prefix: str, found: dict[str, list[str]]
+    values: Mapping[str, Checked], schema: Schema, prefix: str, found: dict[str, list[str]]
 ) -> None:
     for key, value in values.items():
         rule = schema[key]

@@ -1,7 +1,6 @@
 """YAML as people write it for training: `1e-6` is a number, a key given twice is an error."""
 
 import re
-from typing import Any
 
 import yaml
 
@@ -11,7 +10,7 @@ from qwen3_model.errors import ConfigError
 class _Loader(yaml.SafeLoader):
     """SafeLoader with YAML 1.2's floats and without silently overwritten keys."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
         seen = set()
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
@@ -37,7 +36,7 @@ _Loader.add_implicit_resolver(
 )
 
 
-def parse_yaml(text: str, where: str) -> Any:
+def parse_yaml(text: str, where: str) -> object:
     """Return the value of the YAML `text`.
 
     Raises:

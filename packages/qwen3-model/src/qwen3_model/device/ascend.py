@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from qwen3_model.command.run_config import Key, RunConfig
 from qwen3_model.command.spellings import read_device
@@ -22,7 +21,7 @@ PRECISION_MODES = (
 LEVELS = ("O0", "O1")
 
 _ASCEND, _NO_EFFECT = Key(effect="ascend"), Key(effect="none")
-CONTEXT_SCHEMA: Mapping[str, Any] = {
+CONTEXT_SCHEMA: Mapping[str, object] = {
     "device_target": Key((str,), ("CPU", "Ascend"), spelled=read_device),
     "device_id": Key((int,), effect="ascend"),
     "max_device_memory": Key((str,), effect="ascend"),

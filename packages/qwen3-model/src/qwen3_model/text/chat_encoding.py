@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +11,7 @@ from qwen3_model.text.chat_pieces import Piece
 from qwen3_model.text.packing import ChatSample
 from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
-Encode = Callable[[list[str]], tuple[NDArray[Any], NDArray[np.int64]]]
+Encode = Callable[[list[str]], tuple[NDArray[np.integer], NDArray[np.int64]]]
 """Ids of many texts, joined, and where each text's begin (one more than texts)."""
 SHOWN = 3
 """Samples that a sentence names."""
@@ -33,7 +32,7 @@ class FitCounts:
 def encode_with(tokenizer: Qwen3Tokenizer) -> Encode:
     """Return the encoder that a tokenizer is."""
 
-    def encode(texts: list[str]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    def encode(texts: list[str]) -> tuple[NDArray[np.integer], NDArray[np.int64]]:
         ids = tokenizer.encode_batch(texts)
         offsets = np.zeros(len(ids) + 1, dtype=np.int64)
         np.cumsum([len(part) for part in ids], out=offsets[1:])
@@ -52,9 +51,10 @@ def encode_samples(
     encoded = []
     number = 0
     for pieces in samples:
-        ids: list[NDArray[Any]] = []
+        ids: list[NDArray[np.integer]] = []
         masks: list[NDArray[np.uint8]] = []
         for piece in pieces:
+            part: NDArray[np.integer]
             if piece.is_special:
                 part = np.array([special_ids[piece.text]], dtype=np.int32)
             else:

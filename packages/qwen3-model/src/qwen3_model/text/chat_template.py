@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from jinja2 import Template, TemplateError
 
@@ -20,7 +20,7 @@ LONGEST_TEMPLATE = 2**20
 LONGEST_DATE = 100
 
 
-def render_chat_template(template: str, values: Mapping[str, Any]) -> str:
+def render_chat_template(template: str, values: Mapping[str, object]) -> str:
     """Return the text that `template` makes of `values`.
 
     Raises:

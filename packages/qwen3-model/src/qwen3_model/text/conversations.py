@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
+from qwen3_model.command.checked import Checked
 from qwen3_model.errors import Qwen3Error
 
 ROLE_OF_SPEAKER = {
@@ -29,7 +29,7 @@ KEYS_OF_ROLE = {
 }
 """What is rendered, and the two of a tool's answer that name its call, which the answer's index says, too."""
 
-Message = dict[str, Any]
+Message = dict[str, Checked]
 
 
 class ConversationError(Qwen3Error):
@@ -41,7 +41,7 @@ class Conversation:
     """What the chat template renders."""
 
     messages: list[Message]
-    tools: list[Any] | None = None
+    tools: list[Checked] | None = None
     unlearned: frozenset[int] = field(default=frozenset())
     """Answers, by the number of their message, whose record says that they are not to be learned."""
 
@@ -78,7 +78,7 @@ def _objects(value: object, name: str) -> list[Message]:
     return [dict(entry) for entry in value]
 
 
-def _share_gpt(record: Mapping[str, Any]) -> list[Message]:
+def _share_gpt(record: Mapping[str, Checked]) -> list[Message]:
     messages = _system(record)
     for number, turn in enumerate(_objects(record["conversations"], "conversations")):
         for ours, theirs in (("role", "from"), ("content", "value")):
@@ -95,19 +95,19 @@ def _share_gpt(record: Mapping[str, Any]) -> list[Message]:
     return messages
 
 
-def _system(record: Mapping[str, Any]) -> list[Message]:
+def _system(record: Mapping[str, Checked]) -> list[Message]:
     system = _text_or_nothing(record, "system")
     return [{"role": "system", "content": system}] if system else []
 
 
-def _text_or_nothing(record: Mapping[str, Any], key: str) -> str:
+def _text_or_nothing(record: Mapping[str, Checked], key: str) -> str:
     value = record.get(key)
     if value is not None and not isinstance(value, str):
         raise ConversationError(f"has under {key!r} {value!r:.40}, which is no text")
     return value or ""
 
 
-def _alpaca(record: Mapping[str, Any]) -> list[Message]:
+def _alpaca(record: Mapping[str, Checked]) -> list[Message]:
     messages = _system(record)
     history = record.get("history")
     if history not in (None, "") and not isinstance(history, list):
@@ -122,21 +122,21 @@ def _alpaca(record: Mapping[str, Any]) -> list[Message]:
     return messages + _question_and_answer(record["instruction"], record)
 
 
-def _seed_task(record: Mapping[str, Any]) -> list[list[Message]]:
+def _seed_task(record: Mapping[str, Checked]) -> list[list[Message]]:
     instances = _objects(record["instances"], "instances")
     if not instances:
         raise ConversationError("has 'instances' that are no list of objects")
     return [_question_and_answer(record.get("instruction"), one) for one in instances]
 
 
-def _question_and_answer(instruction: Any, record: Mapping[str, Any]) -> list[Message]:
+def _question_and_answer(instruction: Checked, record: Mapping[str, Checked]) -> list[Message]:
     given = _text_or_nothing(record, "input")
     if given and isinstance(instruction, str):
         instruction = f"{instruction}\n\n{given}"
     return [{"role": "user", "content": instruction}, {"role": "assistant", "content": record.get("output")}]
 
 
-def _tools(record: Mapping[str, Any]) -> list[Any] | None:
+def _tools(record: Mapping[str, Checked]) -> list[Checked] | None:
     tools = record.get("tools")
     if tools in (None, "", []):
         return None
@@ -145,7 +145,7 @@ def _tools(record: Mapping[str, Any]) -> list[Any] | None:
     return tools
 
 
-def _checked(messages: list[Message], tools: list[Any] | None) -> Conversation:
+def _checked(messages: list[Message], tools: list[Checked] | None) -> Conversation:
     """Return a conversation of which nothing is lost when it is rendered."""
     rendered: list[Message] = []
     unlearned: set[int] = set()

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 MAX_OPEN = 64
@@ -16,9 +16,9 @@ SMALLEST_ROOM = 16
 class ChatSample:
     """One conversation."""
 
-    ids_L: NDArray[Any]
+    ids_L: NDArray[np.integer]
     """Unsigned or int32."""
-    mask_L: NDArray[Any]
+    mask_L: NDArray[np.integer]
     """uint8, 1 where the token is to be predicted."""
 
 

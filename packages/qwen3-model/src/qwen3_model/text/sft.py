@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen3_model.command.checked import Checked
 from qwen3_model.command.file_map import map_file
 from qwen3_model.command.json_file import read_json
 from qwen3_model.errors import FormatError
@@ -126,4 +127,5 @@ def read_sft_manifest(path: Path) -> SftManifest:
         raise FormatError(
             f"{path} lacks {sorted(names - raw.keys())} and has the unknown {sorted(raw.keys() - names)}"
         )
-    return SftManifest(**{**raw, "sources": tuple(raw["sources"])})
+    checked: dict[str, Checked] = raw
+    return SftManifest(**{**checked, "sources": tuple(checked["sources"])})

@@ -7,7 +7,8 @@ make the same ids of a conversation.
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+
+from qwen3_model.command.checked import Checked
 
 MARK = "\ue0f3"
 """Breaks a special token behind its first character; a private-use character, doubled where a text has it."""
@@ -22,7 +23,7 @@ class SpecialTokens:
         self._texts = sorted(texts, key=len, reverse=True)
         self._pattern = re.compile(f"({'|'.join(map(re.escape, self._texts))})") if self._texts else None
 
-    def hide(self, value: Any) -> Any:
+    def hide(self, value: object) -> Checked:
         """Return a JSON value in which no text contains a special token."""
         if isinstance(value, str):
             text = value.replace(MARK, MARK + MARK)

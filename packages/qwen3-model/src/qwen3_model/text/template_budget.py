@@ -4,11 +4,11 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from types import NoneType
-from typing import Any
 
 from jinja2 import Undefined
 from jinja2.utils import Namespace
 
+from qwen3_model.command.checked import Checked
 from qwen3_model.errors import FormatError
 
 MOST_STEPS = 2_000_000
@@ -55,9 +55,9 @@ class Budget:
         self._longest = sys.maxsize
         self._until_s = time.thread_time() + MOST_SECONDS
         # The values are kept, so that no other one gets the id of one that is measured.
-        self._sizes: dict[int, tuple[Any, Size]] = {}
+        self._sizes: dict[int, tuple[Checked, Size]] = {}
 
-    def give(self, values: Mapping[str, Any]) -> None:
+    def give(self, values: Mapping[str, Checked]) -> None:
         """Take note of what is given to the template; the longer that is, the longer its values may be."""
         self._longest = LONGEST_VALUE + TIMES_GIVEN * sum(map(self.letters, values.values()))
 
@@ -79,18 +79,18 @@ class Budget:
         if time.thread_time() > self._until_s:
             raise TemplateLimitError(f"it takes more than {MOST_SECONDS:.0f} s")
 
-    def each(self, values: Iterable[Any], letters: int = 0) -> Iterator[Any]:
+    def each(self, values: Iterable[Checked], letters: int = 0) -> Iterator[Checked]:
         """Yield `values`, one step each, of which each makes `letters`."""
         for value in values:
             self.step(letters)
             yield value
 
-    def take(self, value: Any) -> Any:
+    def take(self, value: Checked) -> Checked:
         """Count a value that was made; return it."""
         self.step(self.letters(value))
         return value
 
-    def letters(self, value: Any) -> int:
+    def letters(self, value: Checked) -> int:
         """Return the letters of a value."""
         if type(value) is str and len(value) <= LONGEST_VALUE:
             return len(value)
@@ -101,7 +101,7 @@ class Budget:
         if letters > self._longest:
             raise TemplateLimitError(f"it makes a value of more than {self._longest:,} letters")
 
-    def size(self, value: Any) -> Size:
+    def size(self, value: Checked) -> Size:
         """Return the size of a value; one that appears twice in it counts twice, as in its text."""
         if isinstance(value, str):
             found = len(value), 1, 0
@@ -122,7 +122,7 @@ class Budget:
         self.require(found[0])
         return found
 
-    def _inner_size(self, value: Any) -> Size:
+    def _inner_size(self, value: Checked) -> Size:
         if (known := self._sizes.get(id(value))) is not None:
             return known[1]
         entries = [*value.keys(), *value.values()] if isinstance(value, dict) else value

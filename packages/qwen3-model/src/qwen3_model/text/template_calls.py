@@ -2,8 +2,8 @@
 
 import re
 from collections.abc import Callable, Iterable
-from typing import Any
 
+from qwen3_model.command.checked import Checked
 from qwen3_model.text.template_budget import MOST_BITS, WIDEST, Budget, TemplateLimitError
 
 DIGITS = re.compile(r"\d+")
@@ -30,7 +30,7 @@ LAZY = frozenset({"list", "map", "reject", "rejectattr", "select", "selectattr",
 """Filters that take an iterator as it is."""
 
 
-def check_percent(budget: Budget, form: str, values: Any) -> None:
+def check_percent(budget: Budget, form: str, values: object) -> None:
     """Check `form % values`."""
     if "*" in form:
         raise TemplateLimitError("it takes the width of a number from a value")
@@ -38,7 +38,7 @@ def check_percent(budget: Budget, form: str, values: Any) -> None:
     budget.require(len(form) + widths + form.count("%") * budget.letters(values))
 
 
-def check_format(budget: Budget, form: str, values: Iterable[Any]) -> None:
+def check_format(budget: Budget, form: str, values: Iterable[object]) -> None:
     """Check `form.format(*values)`."""
     if NESTED_FIELD.search(form):
         raise TemplateLimitError("it takes the width of a number from a value")
@@ -47,32 +47,32 @@ def check_format(budget: Budget, form: str, values: Iterable[Any]) -> None:
     budget.require(len(form) + widths + form.count("{") * longest)
 
 
-def check_join(budget: Budget, separator: Any, entries: Any) -> None:
+def check_join(budget: Budget, separator: object, entries: object) -> None:
     """Check the texts of `entries` with `separator` between them."""
     letters, number, _ = budget.size(entries)
     budget.require(letters + number * budget.letters(separator))
 
 
-def check_replace(budget: Budget, text: Any, old: Any, new: Any) -> None:
+def check_replace(budget: Budget, text: object, old: object, new: object) -> None:
     """Check `text` with each `old` replaced by `new`."""
     found = text.count(old) if isinstance(text, str) and isinstance(old, str) else budget.letters(text)
     budget.require(budget.letters(text) + found * budget.letters(new))
 
 
-def check_width(value: Any, most: int = WIDEST) -> None:
+def check_width(value: object, most: int = WIDEST) -> None:
     """Check a number that makes a text or list longer."""
     if isinstance(value, int) and abs(value) > most:
         raise TemplateLimitError(f"it asks for a width of more than {most:,}")
 
 
-def _check_indent(budget: Budget, text: Any, width: Any = 4, *_: Any, **__: Any) -> None:
+def _check_indent(budget: Budget, text: object, width: object = 4, *_: object, **__: Checked) -> None:
     check_width(width)
     letters = width if isinstance(width, int) else budget.letters(width)
     lines = len(text.splitlines()) if isinstance(text, str) else 1
     budget.require(budget.letters(text) + lines * max(letters, 0))
 
 
-def _check_json(budget: Budget, value: Any, *_: Any, indent: Any = None, **__: Any) -> None:
+def _check_json(budget: Budget, value: object, *_: object, indent: object = None, **__: Checked) -> None:
     if indent is None:
         return
     check_width(indent, DEEPEST_INDENT)
@@ -81,12 +81,12 @@ def _check_json(budget: Budget, value: Any, *_: Any, indent: Any = None, **__: A
     budget.require(whole + number * (depth + 1) * max(letters, 0))
 
 
-def _check_sum(_: Budget, values: Any, attribute: Any = None, start: Any = 0) -> None:
+def _check_sum(_: Budget, values: object, attribute: object = None, start: object = 0) -> None:
     if not isinstance(start, int | float):
         raise TemplateLimitError("it sums up what are no numbers")
 
 
-def _check_widths(_: Budget, value: Any, *given: Any, **named: Any) -> None:
+def _check_widths(_: Budget, value: object, *given: object, **named: Checked) -> None:
     for entry in (*given, *named.values()):
         check_width(entry)
 
@@ -106,7 +106,7 @@ FILTER_CHECKS: dict[str, Callable[..., None]] = {
 """Checks of filters whose result may be much longer than what they are given."""
 
 
-def check_method(budget: Budget, text: str, name: str, given: tuple[Any, ...]) -> None:
+def check_method(budget: Budget, text: str, name: str, given: tuple[object, ...]) -> None:
     """Check a method of a text."""
     if name == "join" and given:
         check_join(budget, text, given[0])
@@ -116,7 +116,7 @@ def check_method(budget: Budget, text: str, name: str, given: tuple[Any, ...]) -
         check_width(given[0])
 
 
-def check_operator(budget: Budget, operator: str, left: Any, right: Any) -> None:
+def check_operator(budget: Budget, operator: str, left: object, right: object) -> None:
     """Check `left operator right`."""
     if operator == "+":
         if not (_is_number(left) and _is_number(right)):
@@ -130,7 +130,7 @@ def check_operator(budget: Budget, operator: str, left: Any, right: Any) -> None
         raise TemplateLimitError(f"it computes an integer of more than {MOST_BITS} bits")
 
 
-def _check_product(budget: Budget, left: Any, right: Any) -> None:
+def _check_product(budget: Budget, left: object, right: object) -> None:
     if _is_number(left) and _is_number(right):
         return  # of at most twice the bits; the result is measured
     times, value = (left, right) if isinstance(left, int) else (right, left)
@@ -138,7 +138,7 @@ def _check_product(budget: Budget, left: Any, right: Any) -> None:
         budget.require(budget.letters(value) * max(times, 0))
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float)
 
 

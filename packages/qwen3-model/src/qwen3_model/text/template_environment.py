@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
-from typing import Any
 
 from jinja2 import Template, nodes, pass_context
 from jinja2.exceptions import TemplateSyntaxError
@@ -11,6 +10,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
+from qwen3_model.command.checked import Checked
 from qwen3_model.text.template_budget import Budget
 from qwen3_model.text.template_calls import (
     FILTER_CHECKS,
@@ -29,7 +29,7 @@ FOREIGN = (nodes.Block, nodes.Extends, nodes.Include, nodes.Import, nodes.FromIm
 class LimitedContext(Context):
     """The variables of one rendering, and its budget."""
 
-    def __init__(self, *args: Any, **named: Any) -> None:
+    def __init__(self, *args: Checked, **named: Checked) -> None:
         super().__init__(*args, **named)
         self.budget = Budget()
 
@@ -40,7 +40,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"+", "*", "%", "**"})
     context_class = LimitedContext
 
-    def __init__(self, filters: Mapping[str, Callable[..., Any]], names: Mapping[str, Any]) -> None:
+    def __init__(self, filters: Mapping[str, Callable[..., object]], names: Mapping[str, Checked]) -> None:
         """Add `filters` and the global `names` to those of jinja2 that a chat template needs."""
         # What is constant is computed while rendering, too, where it is counted.
         super().__init__(
@@ -62,23 +62,23 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         assert isinstance(tree, nodes.Template)
         return tree
 
-    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+    def is_safe_attribute(self, obj: Checked, attr: str, value: Checked) -> bool:
         """Return whether a template may have an attribute."""
         if isinstance(obj, str | int | float):
             return isinstance(obj, str) and attr in TEXT_METHODS
         return super().is_safe_attribute(obj, attr, value)
 
-    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+    def wrap_str_format(self, value: Checked) -> Callable[..., str] | None:
         """Return the sandbox's own `format` for that of a text; there is no `format_map`."""
         return None if getattr(value, "__name__", "") == "format_map" else super().wrap_str_format(value)
 
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+    def call_binop(self, context: Checked, operator: str, left: Checked, right: Checked) -> Checked:
         """Compute an operator, if its result is not too long."""
         budget = context.budget
         check_operator(budget, operator, left, right)
         return budget.take(super().call_binop(context, operator, left, right))
 
-    def call(self, context: Any, callee: Any, /, *given: Any, **named: Any) -> Any:
+    def call(self, context: Checked, callee: Checked, /, *given: Checked, **named: Checked) -> Checked:
         """Call what a template calls."""
         budget = context.budget
         budget.step()
@@ -94,7 +94,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         return result if isinstance(result, Namespace) else budget.take(result)
 
 
-def render_limited(template: Template, values: Mapping[str, Any]) -> str:
+def render_limited(template: Template, values: Mapping[str, Checked]) -> str:
     """Return what a template of a LimitedEnvironment makes of `values`."""
     context = template.new_context(dict(values))
     assert isinstance(context, LimitedContext)
@@ -110,7 +110,7 @@ def render_limited(template: Template, values: Mapping[str, Any]) -> str:
 class _Counting(NodeTransformer):
     """Puts counters around loops, and measures around values that a template puts together."""
 
-    def generic_visit(self, node: nodes.Node, *args: Any, **named: Any) -> nodes.Node:
+    def generic_visit(self, node: nodes.Node, *args: Checked, **named: Checked) -> nodes.Node:
         if isinstance(node, FOREIGN):
             tag = type(node).__name__.lower()
             raise TemplateSyntaxError(f"a chat template cannot have the statement {tag}", node.lineno)
@@ -158,28 +158,28 @@ def _filtered(node: nodes.Node, name: str, *given: nodes.Expr) -> nodes.Filter:
 
 
 @pass_context
-def _printed(context: LimitedContext, value: Any) -> Any:
+def _printed(context: LimitedContext, value: Checked) -> Checked:
     return context.budget.take(value)
 
 
 @pass_context
-def _each(context: LimitedContext, values: Any, letters: int) -> Iterator[Any]:
+def _each(context: LimitedContext, values: Checked, letters: int) -> Iterator[Checked]:
     return context.budget.each(values, letters)
 
 
 @pass_context
-def _joined(context: LimitedContext, values: list[Any]) -> str:
+def _joined(context: LimitedContext, values: list[Checked]) -> str:
     budget = context.budget
     budget.step(budget.letters(values))
     return "".join(map(str, values))
 
 
 @pass_context
-def _measured(context: LimitedContext, value: Any) -> Any:
+def _measured(context: LimitedContext, value: Checked) -> Checked:
     return context.budget.take(value)
 
 
-def _counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def _counted(name: str, function: Callable[..., object]) -> Callable[..., object]:
     """Return a filter that is checked before and measured after."""
     check, takes_iterators = FILTER_CHECKS.get(name), name in LAZY
     # What jinja2 puts before the value; it has no public name for the mark.
@@ -187,7 +187,7 @@ def _counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
     @pass_context
     @wraps(function)
-    def counted(context: LimitedContext, value: Any, *given: Any, **named: Any) -> Any:
+    def counted(context: LimitedContext, value: Checked, *given: Checked, **named: Checked) -> Checked:
         budget = context.budget
         if hasattr(value, "__next__"):
             value = budget.each(value) if takes_iterators else list(budget.each(value))

@@ -4,7 +4,7 @@ import hashlib
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from tokenizers import Tokenizer
 
@@ -36,7 +36,7 @@ class Qwen3Tokenizer:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        settings: Mapping[str, Any],
+        settings: Mapping[str, object],
         *,
         template: str | None,
         name: str,
@@ -89,7 +89,7 @@ class Qwen3Tokenizer:
         """Return the ids of `text`.
 
         Args:
-            text: Any text without lone surrogates.
+            text: object text without lone surrogates.
             allow_special: Whether `<|im_end|>` and the like in the text mean the tokens; else plain text.
         """
         return self.encode_batch([text], allow_special=allow_special)[0]
@@ -180,8 +180,8 @@ class Qwen3Tokenizer:
 
     def apply_chat_template(
         self,
-        messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        messages: Sequence[Mapping[str, object]],
+        tools: Sequence[Mapping[str, object]] | None = None,
         *,
         add_generation_prompt: bool = True,
         enable_thinking: bool = True,
@@ -220,11 +220,11 @@ class Qwen3Tokenizer:
         return text
 
 
-def _read_settings(path: Path) -> dict[str, Any]:
+def _read_settings(path: Path) -> dict[str, object]:
     return read_json(path) if path.is_file() else {}
 
 
-def _read_template(directory: Path, settings: Mapping[str, Any]) -> str | None:
+def _read_template(directory: Path, settings: Mapping[str, object]) -> str | None:
     path = directory / "chat_template.jinja"
     if path.is_file():
         try:

@@ -9,11 +9,11 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen3_model.command.checked import Checked
 from qwen3_model.command.file_map import map_file, read_mapped
 from qwen3_model.command.json_file import read_json
 from qwen3_model.command.plain_text import counted
@@ -24,7 +24,7 @@ IDX_VERSION = 1
 HEADER = struct.Struct("<9sQBQQ")
 """Magic, version, dtype code, number of sequences, number of document indices."""
 
-DTYPE_OF_CODE: dict[int, np.dtype[Any]] = {
+DTYPE_OF_CODE: dict[int, np.dtype[np.integer]] = {
     1: np.dtype("u1"),
     2: np.dtype("i1"),
     3: np.dtype("<i2"),
@@ -76,9 +76,9 @@ class Manifest:
     """Bad records left out under `--on-error skip`; None where only those of a whole are known."""
     num_special_texts: int | None = 0
     """Documents whose text spells a special token; None where only those of a whole are known."""
-    settings: Mapping[str, Any] | None = None
+    settings: Mapping[str, Checked] | None = None
     """What the run was asked to do, as `qwen3-data preprocess --resume` compares it; None where not known."""
-    part: Mapping[str, Any] | None = None
+    part: Mapping[str, Checked] | None = None
     """Set in a file that `split` made: its `index`, `of` how many, and what the `whole` manifest said."""
 
 
@@ -88,7 +88,7 @@ class TokenFile:
 
     prefix: Path
     """Path of the pair without `.bin` and `.idx`."""
-    dtype: np.dtype[Any]
+    dtype: np.dtype[np.integer]
     """Type of one token in the file."""
     sequence_lengths: NDArray[np.int32]
     """Tokens of each sequence."""
@@ -96,7 +96,7 @@ class TokenFile:
     """Byte offset of each sequence in `.bin`."""
     document_indices: NDArray[np.int64]
     """First sequence of each document, then the number of sequences."""
-    ids: NDArray[Any]
+    ids: NDArray[np.integer]
     """All tokens of `.bin`."""
 
     @property
@@ -109,7 +109,7 @@ class TokenFile:
         """Documents, those without a sequence included."""
         return len(self.document_indices) - 1
 
-    def sequence(self, index: int, offset: int = 0, length: int | None = None) -> NDArray[Any]:
+    def sequence(self, index: int, offset: int = 0, length: int | None = None) -> NDArray[np.integer]:
         """Return `length` tokens of a sequence from `offset` on (to its end by default), without a copy."""
         begin = int(self.pointers[index]) // self.dtype.itemsize
         num_tokens = int(self.sequence_lengths[index])
@@ -118,7 +118,7 @@ class TokenFile:
             raise IndexError(f"tokens {offset} to {stop} of sequence {index}, which has {num_tokens}")
         return self.ids[begin + offset : begin + stop]
 
-    def read(self, index: int, offset: int = 0, length: int | None = None) -> NDArray[Any]:
+    def read(self, index: int, offset: int = 0, length: int | None = None) -> NDArray[np.integer]:
         """Return a copy of what `sequence` returns, also where the files are cut at this moment.
 
         Raises:
@@ -206,7 +206,7 @@ def open_tokens(prefix: Path, *, checks: bool = True) -> TokenFile:
     return tokens
 
 
-def read_idx_header(path: Path) -> tuple[np.dtype[Any], int, int]:
+def read_idx_header(path: Path) -> tuple[np.dtype[np.integer], int, int]:
     """Return token dtype, number of sequences and number of document indices of an index.
 
     Raises:

@@ -11,7 +11,6 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +21,7 @@ from qwen3_model.checkpoints.safetensors_file import (
     TensorPlan,
     write_safetensors,
 )
+from qwen3_model.command.checked import Checked
 from qwen3_model.command.files import write_atomically, write_text_atomically
 from qwen3_model.errors import FormatError
 from qwen3_train.data.batch_plan import Start
@@ -53,16 +53,16 @@ class TrainState:
     """Samples of a step; None where the checkpoint does not say."""
     start: Start = field(default_factory=Start)
     """From where on steps have that size."""
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Checked] = field(default_factory=dict)
     """What decides the data's fingerprint besides their files, in words."""
     course: str = ""
     """Random number of the run's start, equal on all ranks, by which files of two starts differ."""
     version: int = STATE_VERSION
     skipped: int = 0
     """Number of steps taken whose update was not applied."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Checked] = field(default_factory=dict)
     """Rates, betas and the like of the run, by key."""
-    best: Mapping[str, Any] = field(default_factory=dict)
+    best: Mapping[str, Checked] = field(default_factory=dict)
     """Fields of `BestLoss`; empty where nothing was evaluated."""
 
 
@@ -114,7 +114,7 @@ def read_state(file: SafetensorsFile) -> TrainState:
     Raises:
         FormatError: It holds no global_step, or was written by a newer version.
     """
-    raw: dict[str, Any] = json.loads(file.metadata.get("qwen3_train", "{}"))
+    raw: dict[str, Checked] = json.loads(file.metadata.get("qwen3_train", "{}"))
     if raw.get("version", STATE_VERSION) > STATE_VERSION:
         raise FormatError(f"{file.path} was written by a newer qwen3-train; upgrade to resume from it")
     if "global_step" not in file.tensors:
@@ -143,8 +143,8 @@ def _scalar(file: SafetensorsFile, name: str) -> int:
     return int(np.asarray(file.raw(name)).reshape(-1)[0])
 
 
-def _state_json(state: TrainState) -> dict[str, Any]:
-    values: dict[str, Any] = {"version": STATE_VERSION, "data": state.data, "facts": dict(state.facts)}
+def _state_json(state: TrainState) -> dict[str, Checked]:
+    values: dict[str, Checked] = {"version": STATE_VERSION, "data": state.data, "facts": dict(state.facts)}
     if state.base:
         values["base"] = state.base
     if state.settings:
@@ -162,7 +162,7 @@ def _state_json(state: TrainState) -> dict[str, Any]:
 
 def _entries(
     epoch_step: EpochStep, state: TrainState, tensors: Iterable[FloatTensor]
-) -> Iterator[tuple[TensorPlan, Iterator[NDArray[Any]]]]:
+) -> Iterator[tuple[TensorPlan, Iterator[NDArray[np.generic]]]]:
     for tensor in tensors:
         yield TensorPlan(tensor.name, "F32", tensor.shape), _once(tensor.read)
     for name, count in (
@@ -175,5 +175,5 @@ def _entries(
     yield TensorPlan("loss_scale", "F32", (1,)), iter([np.ones(1, np.float32)])
 
 
-def _once(read: Callable[[], NDArray[np.float32]]) -> Iterator[NDArray[Any]]:
+def _once(read: Callable[[], NDArray[np.float32]]) -> Iterator[NDArray[np.generic]]:
     yield read()

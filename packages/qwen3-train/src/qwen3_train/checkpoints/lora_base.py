@@ -5,7 +5,6 @@ Free of MindSpore.
 
 import json
 from pathlib import Path
-from typing import Any
 
 from qwen3_model.checkpoints.adapter_config import CONFIG_FILE, peft_config
 from qwen3_model.command.files import write_text_atomically
@@ -40,15 +39,16 @@ def find_base(settings: TrainSettings, run_dir: Path | None) -> Path:
             remedy = "to begin adapters on its weights use --resume_training auto"
         raise ConfigError(f"{path} does not exist, so {run_dir} is no run of adapters; {remedy}")
     config = read_json(path)
-    if not isinstance(config.get("base_model_name_or_path"), str):
+    stated_base = config.get("base_model_name_or_path")
+    if not isinstance(stated_base, str):
         raise FormatError(f"{path} does not name the adapters' base; put the run's own file back")
-    wanted = _own_config(settings.lora, settings, Path(config["base_model_name_or_path"]))
+    wanted = _own_config(settings.lora, settings, Path(stated_base))
     changed = [key for key in wanted if config.get(key) != wanted[key]]
     if changed:
         changes = ", ".join(f"{key} {config.get(key)!r} is now {wanted[key]!r}" for key in changed)
         raise ConfigError(f"{path}: {changes}; resume with the pet_config that the run began with")
     stated = settings.hf_dir if settings.hf_dir and any(settings.hf_dir.glob("*.safetensors")) else None
-    base = stated or Path(config["base_model_name_or_path"])
+    base = stated or Path(stated_base)
     if not base.exists():
         raise ConfigError(
             f"{base}, the base of the adapters in {path.parent}, does not exist; give pretrained_model_dir"
@@ -56,7 +56,7 @@ def find_base(settings: TrainSettings, run_dir: Path | None) -> Path:
     return base
 
 
-def _own_config(lora: LoraSettings, settings: TrainSettings, base: Path) -> dict[str, Any]:
+def _own_config(lora: LoraSettings, settings: TrainSettings, base: Path) -> dict[str, object]:
     targets = peft_targets(lora.modules, settings.model)
     return peft_config(str(base), rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=targets)
 

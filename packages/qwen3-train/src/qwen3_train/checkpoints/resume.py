@@ -3,8 +3,8 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
 
+from qwen3_model.command.checked import Checked
 from qwen3_model.command.plain_text import counted
 from qwen3_model.errors import ConfigError
 from qwen3_train.checkpoints.checkpoint import TrainState, read_epoch, read_state
@@ -83,10 +83,10 @@ def continue_plan(
     return Resumed(plan=_continued(plan, state, notes), steps_done=state.global_step, best=best)
 
 
-def run_facts(settings: TrainSettings) -> dict[str, Any]:
+def run_facts(settings: TrainSettings) -> dict[str, Checked]:
     """Return the settings that change what later steps compute, by key, as JSON reads them back."""
     adam, skip = settings.adam, settings.skip
-    facts: dict[str, Any] = {f"lr_schedule.{key}": value for key, value in settings.lr_schedule.items()}
+    facts: dict[str, Checked] = {f"lr_schedule.{key}": value for key, value in settings.lr_schedule.items()}
     facts |= {
         "optimizer.betas": [adam.beta1, adam.beta2],
         "optimizer.eps": adam.eps,
@@ -99,11 +99,11 @@ def run_facts(settings: TrainSettings) -> dict[str, Any]:
         "model.model_config.rms_norm_eps": settings.model.rms_norm_eps,
         "model.model_config.max_position_embeddings": settings.model.max_position_embeddings,
     }
-    read_back: dict[str, Any] = json.loads(json.dumps(facts, default=str))
+    read_back: dict[str, Checked] = json.loads(json.dumps(facts, default=str))
     return read_back
 
 
-def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def changed_settings(before: Mapping[str, Checked], now: Mapping[str, Checked]) -> list[str]:
     """Return a sentence for each setting that differs; none where the checkpoint does not say."""
     if not before:
         return []
@@ -115,11 +115,11 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[
     ]
 
 
-def _value_text(value: Any) -> str:
+def _value_text(value: Checked) -> str:
     return "not set" if value is None else str(value)
 
 
-def data_facts(settings: TrainSettings) -> dict[str, Any]:
+def data_facts(settings: TrainSettings) -> dict[str, Checked]:
     """Return what a person would compare where two fingerprints differ."""
     data = settings.data
     if isinstance(data, HfDataSettings):
@@ -142,7 +142,7 @@ def data_facts(settings: TrainSettings) -> dict[str, Any]:
     }
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def _differences(before: Mapping[str, Checked], now: Mapping[str, Checked]) -> str:
     if not before:
         return ""
     parts = [f"{key} was {before[key]}, is {now.get(key)}" for key in before if before[key] != now.get(key)]

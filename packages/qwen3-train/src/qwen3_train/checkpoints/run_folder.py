@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from qwen3_model.command.files import write_atomically, write_text_atomically
 from qwen3_model.command.json_file import read_json
@@ -162,7 +161,7 @@ def write_model_files(
     write_text_atomically(output_dir / "config.json", json.dumps(config.to_hf(), indent=2) + "\n")
     for name in TOKENIZER_FILES if tokenizer_dir else ():
         _copy(tokenizer_dir, output_dir, name)
-    stated: dict[str, Any]
+    stated: dict[str, object]
     if hf_dir and (hf_dir / "generation_config.json").is_file():
         if not stop_ids:
             _copy(hf_dir, output_dir, "generation_config.json")

@@ -8,7 +8,6 @@ other state.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,7 +129,7 @@ def read_sample(dataset: Dataset, number: int, options: DocumentOptions, epoch: 
     return make_sample(dataset.text(number), options)
 
 
-def foreign_id(ids: NDArray[Any], vocab_size: int) -> int | None:
+def foreign_id(ids: NDArray[np.integer], vocab_size: int) -> int | None:
     """Return an id that a model of `vocab_size` rows has no row for, or None."""
     if not ids.size:
         return None

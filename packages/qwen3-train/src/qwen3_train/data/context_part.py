@@ -7,10 +7,8 @@ B samples, L tokens of a sample, C = L / (2 * size) of a chunk.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from qwen3_model.ranks.layout import Layout
 from qwen3_train.data.batches import Batch
@@ -54,6 +52,6 @@ class ContextPart:
             batch.segment_ids_BL,
         )
 
-    def _cut(self, x_BL: NDArray[Any]) -> NDArray[Any]:
+    def _cut(self, x_BL: np.ndarray) -> np.ndarray:
         size = x_BL.shape[1] // (2 * self.size)
         return np.concatenate([x_BL[:, chunk * size : (chunk + 1) * size] for chunk in self.chunks])

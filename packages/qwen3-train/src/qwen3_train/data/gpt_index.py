@@ -6,7 +6,6 @@ next.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +28,7 @@ class SampleIndex:
     """Sequence numbers in the order in which their tokens are read, every epoch's."""
     starts: NDArray[np.int64]
     """[n + 1, 2]: for each sample and for the end, an index into `documents` and an offset therein."""
-    order: NDArray[Any]
+    order: np.ndarray
     """Sample numbers in the order in which they are served, uint32 or int64."""
     num_epochs: int
     """Passes over the documents."""
@@ -165,11 +164,11 @@ def _put_starts(
         base = int(ends[-1])
 
 
-def _order_dtype(total: int) -> type[np.integer[Any]]:
+def _order_dtype(total: int) -> type[np.integer]:
     return np.uint32 if total < np.iinfo(np.uint32).max - 1 else np.int64
 
 
-def _shuffled_samples(first: int, total: int, generator: np.random.RandomState) -> NDArray[Any]:
+def _shuffled_samples(first: int, total: int, generator: np.random.RandomState) -> np.ndarray:
     order = np.arange(total, dtype=_order_dtype(total))
     generator.shuffle(order[:first])
     generator.shuffle(order[first:])

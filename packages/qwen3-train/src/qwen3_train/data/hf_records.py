@@ -5,8 +5,8 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
+from qwen3_model.command.checked import Checked
 from qwen3_model.command.small_files import LFS_POINTER_BYTES, refuse_lfs_pointer
 from qwen3_model.errors import ConfigError, FormatError
 from qwen3_train.settings.hf_loader import LOADER, HfDataSettings
@@ -24,7 +24,7 @@ KINDS = (("messages",), ("conversations",), ("instances",), ("instruction", "out
 """Columns that make a record a conversation; see docs/formats/sft.md."""
 
 
-def load_records(data: HfDataSettings) -> Any:
+def load_records(data: HfDataSettings) -> Checked:
     """Return the `datasets.Dataset` that the section describes, its own methods applied.
 
     Raises:
@@ -54,7 +54,7 @@ def load_records(data: HfDataSettings) -> Any:
     return records
 
 
-def read_rows(records: Any) -> Iterator[dict[str, Any]]:
+def read_rows(records: Checked) -> Iterator[dict[str, Checked]]:
     """Yield the records as the files had them, without the None that arrow puts where a key is absent."""
     for batch in records.iter(batch_size=1000):
         names = list(batch)
@@ -64,7 +64,7 @@ def read_rows(records: Any) -> Iterator[dict[str, Any]]:
             }
 
 
-def _present(value: Any) -> Any:
+def _present(value: Checked) -> Checked:
     if isinstance(value, Mapping):
         return {key: _present(inner) for key, inner in value.items() if inner is not None}
     if isinstance(value, list):
@@ -157,7 +157,7 @@ def _refuse_word(path: str) -> None:
     )
 
 
-def _refuse_builder(builder: Any, path: str) -> None:
+def _refuse_builder(builder: Checked, path: str) -> None:
     """Refuse what `datasets` chose for a folder or a dataset of the hub, unless it reads text records."""
     chosen = type(builder).__module__.rpartition(".")[2]
     if chosen not in FILE_FORMATS:
@@ -175,7 +175,7 @@ def _refuse_scheme(path: str) -> None:
         )
 
 
-def _paths(files: Any) -> list[str]:
+def _paths(files: Checked) -> list[str]:
     if isinstance(files, Mapping):
         return [path for part in files.values() for path in _paths(part)]
     if isinstance(files, list | tuple):
@@ -183,7 +183,7 @@ def _paths(files: Any) -> list[str]:
     return [str(files)] if files else []
 
 
-def _load(datasets: Any, data: HfDataSettings) -> Any:
+def _load(datasets: Checked, data: HfDataSettings) -> Checked:
     try:
         if data.load_func == "load_from_disk":
             loaded = datasets.load_from_disk(data.path)
@@ -218,7 +218,7 @@ def _advice(data: HfDataSettings) -> str:
     return "; without a network use path: json and data_files"
 
 
-def _apply(records: Any, method: str, values: Mapping[str, Any]) -> Any:
+def _apply(records: Checked, method: str, values: Mapping[str, Checked]) -> Checked:
     values = dict(values)
     if method in ("take", "skip"):
         values["n"] = min(values.get("n", 0), len(records))

@@ -12,10 +12,8 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from qwen3_model.checkpoints.safetensors_file import NUMPY_DTYPES, TensorPlan, encode_header, open_safetensors
 from qwen3_model.command.file_map import advise_random, map_file
@@ -27,8 +25,8 @@ ENDS_BYTES = 1 << 20
 """Bytes at either end of a token file's index that are hashed."""
 WRITE_BYTES = 64 << 20
 DTYPES = {"int32": "I32", "int64": "I64", "uint32": "U32"}
-Arrays = Mapping[str, NDArray[Any]]
-Shapes = Mapping[str, tuple[type[np.integer[Any]], tuple[int, ...]]]
+Arrays = Mapping[str, np.ndarray]
+Shapes = Mapping[str, tuple[type[np.integer], tuple[int, ...]]]
 """Type and shape of each array."""
 
 
@@ -36,13 +34,13 @@ class MemoryRoom:
     """Room for arrays in memory."""
 
     def __init__(self) -> None:
-        self.arrays: dict[str, NDArray[Any]] = {}
+        self.arrays: dict[str, np.ndarray] = {}
 
     def lay_out(self, shapes: Shapes) -> None:
         """Make room, once, before anything is put."""
         self.arrays = {name: np.empty(shape, dtype) for name, (dtype, shape) in shapes.items()}
 
-    def put(self, name: str, first: int, rows: NDArray[Any]) -> None:
+    def put(self, name: str, first: int, rows: np.ndarray) -> None:
         """Put rows of an array where they belong."""
         self.arrays[name][first : first + len(rows)] = rows
 
@@ -53,7 +51,7 @@ class FileRoom:
     def __init__(self, descriptor: int) -> None:
         """Take a new file, open for writing."""
         self._descriptor = descriptor
-        self._arrays: dict[str, tuple[int, np.dtype[Any], int]] = {}
+        self._arrays: dict[str, tuple[int, np.dtype[np.generic], int]] = {}
 
     def lay_out(self, shapes: Shapes) -> None:
         """Make room, once, before anything is put."""
@@ -68,7 +66,7 @@ class FileRoom:
             position += plan.size_bytes
         os.ftruncate(self._descriptor, position)
 
-    def put(self, name: str, first: int, rows: NDArray[Any]) -> None:
+    def put(self, name: str, first: int, rows: np.ndarray) -> None:
         """Put rows of an array where they belong."""
         start, dtype, width = self._arrays[name]
         data = np.ascontiguousarray(rows, dtype).reshape(-1).view(np.uint8).data

@@ -5,7 +5,6 @@ T tokens of all packs back to back, S conversations, P packs, L tokens of a samp
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +23,7 @@ SHIFTED = DocumentOptions(
 class SftSamples:
     """Conversations in packs, before the shift; a conversation that a pack cuts counts as two."""
 
-    ids_T: NDArray[Any]
+    ids_T: NDArray[np.integer]
     mask_T: NDArray[np.uint8]
     """1 for each token that is to be predicted."""
     lengths_S: NDArray[np.int32]

@@ -6,10 +6,10 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from qwen3_model.command.checked import Checked
 from qwen3_model.command.files import write_atomically
 from qwen3_model.command.plain_text import counted
 from qwen3_model.command.progress import Progress
@@ -117,7 +117,7 @@ def _cut_evenly(conversations: list[ChatSample], seq_length: int) -> SftSamples:
 
 
 def _encode(
-    records: Any,
+    records: Checked,
     chat: ChatSettings,
     tokenizer: Qwen3Tokenizer,
     counts: SampleCounts,
@@ -162,7 +162,7 @@ def _style(chat: ChatSettings, tokenizer: Qwen3Tokenizer) -> ChatRenderer | Vicu
     return ChatRenderer(tokenizer, loss_on=chat.loss_on, empty_think=chat.empty_think, thoughts=chat.thoughts)
 
 
-def _key(records: Any, chat: ChatSettings, tokenizer: Qwen3Tokenizer) -> str:
+def _key(records: Checked, chat: ChatSettings, tokenizer: Qwen3Tokenizer) -> str:
     """Hash what the samples depend on: the records themselves, the settings, tokenizer and template."""
     digest = hashlib.sha256()
     template = tokenizer.chat_template if chat.prompt_style == "qwen" else ""
@@ -196,7 +196,7 @@ def _read_cache(path: Path) -> tuple[SftSamples, SampleCounts] | None:
         return None  # not there, or damaged: made again
 
 
-def _join(parts: list[Any], dtype: type) -> Any:
+def _join(parts: list[Checked], dtype: type) -> Checked:
     return np.concatenate(parts) if parts else np.empty(0, dtype)
 
 

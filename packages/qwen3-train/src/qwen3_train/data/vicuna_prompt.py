@@ -1,7 +1,6 @@
 """The prompt of mindformers' alpaca handler, in place of the chat template."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from qwen3_model.text.chat_pieces import Piece
 from qwen3_model.text.conversations import ConversationError, read_conversations
@@ -34,7 +33,7 @@ class VicunaPrompt:
     def __init__(self, tokenizer: Qwen3Tokenizer) -> None:
         self._header = tuple(tokenizer.encode("ASSISTANT:"))
 
-    def samples_of(self, record: Mapping[str, Any]) -> list[list[Piece]]:
+    def samples_of(self, record: Mapping[str, object]) -> list[list[Piece]]:
         """Return the pieces of the one sample of a record.
 
         Raises:

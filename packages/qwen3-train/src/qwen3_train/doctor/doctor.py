@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
+from qwen3_model.command.checked import Checked
 from qwen3_model.device.simulation import read_simulation
 from qwen3_model.errors import Qwen3Error
 from qwen3_model.ranks.msrun.checks import LaunchSettings, count_ascend_devices
@@ -124,7 +124,7 @@ def _limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def _judge(device: str, num_ranks: int, found: dict[str, Any]) -> Iterator[Finding]:
+def _judge(device: str, num_ranks: int, found: dict[str, Checked]) -> Iterator[Finding]:
     error, allowed = found["product_error"], PRODUCT_RTOL[device]
     yield Finding(
         "device", PASS if error <= allowed else FAIL,
@@ -144,7 +144,7 @@ def _judge(device: str, num_ranks: int, found: dict[str, Any]) -> Iterator[Findi
     yield from _judge_steps(device, found)
 
 
-def _judge_steps(device: str, found: dict[str, Any]) -> Iterator[Finding]:
+def _judge_steps(device: str, found: dict[str, Checked]) -> Iterator[Finding]:
     steps, atol = found["steps"], ATOL[device]
     losses, norm = [step["loss"] for step in steps], steps[0]["grad_norm"]
     differences = [abs(loss - known) for loss, known in zip(losses, LOSSES, strict=True)]

@@ -5,7 +5,6 @@ B batch, L length.
 
 import time
 from pathlib import Path
-from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -36,7 +35,7 @@ MODEL = {
 }  # fmt: skip
 
 
-def probe(device: str, rank: int, num_ranks: int, work_dir: Path) -> dict[str, Any]:
+def probe(device: str, rank: int, num_ranks: int, work_dir: Path) -> dict[str, object]:
     """Use the device, all ranks together, and return what was found, as JSON can hold it.
 
     MindSpore writes into `work_dir` by itself.
@@ -63,7 +62,7 @@ def _product_error() -> float:
     return float(np.abs(found - wanted).max() / np.abs(wanted).max())
 
 
-def _sum_over_ranks(grid: Grid) -> dict[str, Any]:
+def _sum_over_ranks(grid: Grid) -> dict[str, object]:
     """Add up a large vector; every rank gives its number from 1, so that a missing one shows."""
     add, size = WorldSum(grid.world), grid.layout.num_ranks
     mine = Tensor(np.full(SUM_BYTES // 4, grid.rank + 1, np.float32))

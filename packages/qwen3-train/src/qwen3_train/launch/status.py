@@ -3,8 +3,8 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from qwen3_model.command.checked import Checked
 from qwen3_model.command.progress import clock
 from qwen3_model.ranks.msrun.logs import tail_lines
 
@@ -29,7 +29,7 @@ class MetricsTail:
         self.path = path
         self._before = self._signature()
 
-    def steps(self) -> list[dict[str, Any]]:
+    def steps(self) -> list[dict[str, Checked]]:
         """Return the objects of the last steps, oldest first; none while the file is an earlier run's."""
         if self._signature() in (None, self._before):
             return []
@@ -51,7 +51,7 @@ class MetricsTail:
         return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def progress_line(steps: list[dict[str, Any]], total_steps: int | None) -> str:
+def progress_line(steps: list[dict[str, Checked]], total_steps: int | None) -> str:
     """Return one line on the newest step: step, loss, learning rate, speed, gradient norm, time left."""
     newest = steps[-1]
     parts = [

@@ -1,11 +1,9 @@
 """mindformers' `offset`: how many layers more or fewer each pipeline stage has than an even share."""
 
-from typing import Any
-
 from qwen3_model.errors import ConfigError
 
 
-def read_offset(value: Any) -> tuple[int, ...]:
+def read_offset(value: object) -> tuple[int, ...]:
     """Return mindformers' `offset` as one number per stage; 0 and nothing mean none.
 
     Raises:

@@ -1,7 +1,6 @@
 """The plan of a run: what it needs, whether it fits, and what else would."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from qwen3_model.device.memory import gib
 from qwen3_train.layout.checks import batch_problems, layout_problems, process_problems
@@ -77,7 +76,7 @@ def make_plan(settings: PlanSettings, *, num_devices: int | None, memory_bytes: 
     )  # fmt: skip
 
 
-def plan_values(plan: Plan) -> dict[str, Any]:
+def plan_values(plan: Plan) -> dict[str, object]:
     """Return the plan as values for JSON; sizes in bytes, times in seconds."""
     settings = plan.settings
     return {
@@ -110,7 +109,7 @@ def plan_values(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _candidate_values(candidate: Candidate) -> dict[str, Any]:
+def _candidate_values(candidate: Candidate) -> dict[str, object]:
     return {
         "layout": asdict(candidate.settings.layout),
         "offset": list(candidate.settings.offset),
@@ -124,5 +123,5 @@ def _candidate_values(candidate: Candidate) -> dict[str, Any]:
     }
 
 
-def _totals(totals: Totals) -> dict[str, Any]:
+def _totals(totals: Totals) -> dict[str, object]:
     return asdict(totals) | {"checkpoint_s": totals.checkpoint_s, "resume_s": totals.resume_s}

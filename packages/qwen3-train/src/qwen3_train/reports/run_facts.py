@@ -5,8 +5,8 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from qwen3_model.command.checked import Checked
 from qwen3_model.command.plain_text import counted
 from qwen3_model.command.progress import clock
 from qwen3_model.errors import FormatError
@@ -20,19 +20,19 @@ class Run:
 
     name: str
     """Name of its folder."""
-    lines: list[dict[str, Any]]
+    lines: list[dict[str, Checked]]
     """Lines of the metrics file: steps and evaluations."""
-    starts: list[dict[str, Any]]
+    starts: list[dict[str, Checked]]
     """What each start of the run said of itself; empty for a run that says nothing."""
     configuration: str
 
     @property
-    def steps(self) -> list[dict[str, Any]]:
+    def steps(self) -> list[dict[str, Checked]]:
         """Lines of the steps."""
         return [line for line in self.lines if "loss" in line]
 
     @property
-    def evaluations(self) -> list[dict[str, Any]]:
+    def evaluations(self) -> list[dict[str, Checked]]:
         """Lines of the evaluations."""
         return [line for line in self.lines if "eval_loss" in line]
 
@@ -103,7 +103,7 @@ def read_run(run_dir: Path) -> Run:
     )
 
 
-def _read_starts(path: Path) -> list[dict[str, Any]]:
+def _read_starts(path: Path) -> list[dict[str, Checked]]:
     """Return what can be read, for people alone: a line that is damaged is left out."""
     if not path.is_file():
         return []

@@ -6,8 +6,9 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
+from qwen3_model.command.checked import Checked
 from qwen3_model.command.files import write_text_atomically
 from qwen3_model.command.plain_text import without_controls
 from qwen3_model.command.progress import clock
@@ -91,7 +92,7 @@ def _named(file: TextIO) -> Iterator[None]:
         raise
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[dict[str, Checked]]:
     """Return the objects of a metrics file; a last line cut by a kill is left out.
 
     Raises:

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+
+from qwen3_model.command.checked import Checked
 
 TYPES = ("AdamW", "FusedAdamW")
 """Values of `optimizer.type`, of one meaning; mindformers has both."""
@@ -18,7 +19,7 @@ class AdamSettings:
     weight_decay: float
 
 
-def read_adam(section: Mapping[str, Any]) -> AdamSettings:
+def read_adam(section: Mapping[str, Checked]) -> AdamSettings:
     """Read the keys of `optimizer`, which `optimizer_problems` has checked."""
     beta1, beta2 = section.get("betas") or (0.9, 0.999)
     return AdamSettings(
@@ -29,7 +30,7 @@ def read_adam(section: Mapping[str, Any]) -> AdamSettings:
     )
 
 
-def optimizer_problems(section: Mapping[str, Any]) -> list[str]:
+def optimizer_problems(section: Mapping[str, Checked]) -> list[str]:
     """Say which keys of `optimizer` cannot be meant."""
     problems = []
     if (kind := section.get("type") or "AdamW") not in TYPES:

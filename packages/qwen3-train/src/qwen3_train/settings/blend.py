@@ -5,7 +5,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
@@ -29,7 +28,7 @@ class Blend:
     """Shares that sum to 1, or None where none were given."""
 
 
-def parse_blend(data_path: Any, key: str) -> Blend:
+def parse_blend(data_path: object, key: str) -> Blend:
     """Read `[prefix, ...]` or `[weight, prefix, weight, prefix, ...]`, also as one string with spaces.
 
     Raises:
@@ -61,7 +60,7 @@ def has_weights(blend: Blend) -> bool:
     return blend.weights is not None and len(blend.prefixes) > 1
 
 
-def split_bounds(split: Any, num_sequences: int) -> list[tuple[int, int] | None]:
+def split_bounds(split: object, num_sequences: int) -> list[tuple[int, int] | None]:
     """Return the range of sequences for training, validation and test; None for a part of size 0.
 
     Args:

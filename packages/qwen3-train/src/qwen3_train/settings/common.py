@@ -6,7 +6,7 @@ Needs neither the data nor MindSpore.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from qwen3_model.command.run_config import RunConfig
 from qwen3_model.config import Qwen3Config
@@ -131,7 +131,7 @@ def length_problems(seq_length: int, model: Qwen3Config) -> list[str]:
     ]
 
 
-def collect(problems: list[str], read: Callable[..., Value], *arguments: Any) -> Value | None:
+def collect(problems: list[str], read: Callable[..., Value], *arguments: object) -> Value | None:
     """Return what `read` returns; None where it refuses, with its sentence added to `problems`."""
     try:
         return read(*arguments)

@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from qwen3_model.command.checked import Checked
 from qwen3_model.errors import ConfigError
 from qwen3_train.settings.hf_loader import LOADER, HfDataSettings, SftFileSettings
 from qwen3_train.settings.token_files import DataSettings
@@ -41,7 +41,9 @@ class BlendSettings:
 Part = DataSettings | HfDataSettings | SftFileSettings | BlendSettings
 
 
-def read_blend(section: Mapping[str, Any], read_part: Callable[[Mapping[str, Any]], Part]) -> BlendSettings:
+def read_blend(
+    section: Mapping[str, Checked], read_part: Callable[[Mapping[str, Checked]], Part]
+) -> BlendSettings:
     """Read `datasets` of a loader of conversations.
 
     Args:
@@ -78,7 +80,7 @@ def read_blend(section: Mapping[str, Any], read_part: Callable[[Mapping[str, Any
     )
 
 
-def token_section(section: Mapping[str, Any]) -> dict[str, Any]:
+def token_section(section: Mapping[str, Checked]) -> dict[str, Checked]:
     """Return a section of token files whose `datasets` stand in `config.data_path`.
 
     Raises:
@@ -89,7 +91,7 @@ def token_section(section: Mapping[str, Any]) -> dict[str, Any]:
     config = dict(loader.get("config") or {})
     if config.get("data_path") or config.get("train_data_path"):
         raise ConfigError(f"{LOADER} has datasets and config.data_path; give one or the other")
-    data_path: list[Any] = []
+    data_path: list[Checked] = []
     for number, entry in enumerate(loader.pop("datasets")):
         unknown = sorted(entry.keys() - {"path", "weight", "type"})
         if unknown or not entry.get("path"):
@@ -100,13 +102,13 @@ def token_section(section: Mapping[str, Any]) -> dict[str, Any]:
     return {**section, "data_loader": {**loader, "config": {**config, "data_path": data_path}}}
 
 
-def entry_weights(loader: Mapping[str, Any]) -> tuple[float, ...] | None:
+def entry_weights(loader: Mapping[str, Checked]) -> tuple[float, ...] | None:
     """Return the shares of the entries; None where no entry has a weight.
 
     Raises:
         ConfigError: The list is empty, some entries have a weight and others not, or one is not above 0.
     """
-    entries: Sequence[Mapping[str, Any]] = loader["datasets"]
+    entries: Sequence[Mapping[str, Checked]] = loader["datasets"]
     if not entries:
         raise ConfigError(f"{LOADER}.datasets is empty; list at least one dataset")
     if beside := [key for key in OF_EACH if loader.get(key)]:
@@ -125,7 +127,7 @@ def entry_weights(loader: Mapping[str, Any]) -> tuple[float, ...] | None:
     return tuple(weight / sum(weights) for weight in weights)
 
 
-def _num_train(sizes: Any, weights: tuple[float, ...] | None) -> int | None:
+def _num_train(sizes: Checked, weights: tuple[float, ...] | None) -> int | None:
     size = sizes[0] if sizes else None
     if weights is None:
         if size:

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from qwen3_model.command.checked import Checked
 from qwen3_model.command.run_config import RunConfig, section_problems
 from qwen3_model.errors import ConfigError
 from qwen3_train.settings.blend import has_weights
@@ -20,7 +20,7 @@ OWNERS = dict.fromkeys(("sizes", "config"), (TOKENS,)) | {"path": (HF, SFT_FILE)
 OWNERS |= dict.fromkeys(("load_func", "name", "data_dir", "split", "data_files", "handler"), (HF,))
 
 
-def read_dataset(section: Mapping[str, Any]) -> DataSettings | Conversations:
+def read_dataset(section: Mapping[str, Checked]) -> DataSettings | Conversations:
     """Read a section by the type of its loader.
 
     Raises:
@@ -94,7 +94,7 @@ def read_samples(config: RunConfig) -> Samples:
     )
 
 
-def _names_data(section: Mapping[str, Any]) -> bool:
+def _names_data(section: Mapping[str, Checked]) -> bool:
     """Return whether a section names data whose length does not stand in a file of theirs."""
     loader = section.get("data_loader") or {}
     entries = loader.get("datasets") or [loader]

@@ -4,8 +4,9 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from qwen3_model.command.checked import Checked
 from qwen3_model.errors import ConfigError
 from qwen3_model.text.chat_pieces import EmptyThink, LossOn, Thoughts
 
@@ -73,10 +74,10 @@ class HfDataSettings:
     name: str | None
     """Configuration of the dataset."""
     data_dir: str | None
-    data_files: Any
+    data_files: Checked
     """A path, a list of them, or lists by split."""
     split: str
-    steps: tuple[tuple[str, Mapping[str, Any]], ...]
+    steps: tuple[tuple[str, Mapping[str, Checked]], ...]
     """Methods of `datasets.Dataset` and their arguments, in order."""
     chat: ChatSettings
     tokenizer_dir: Path | None
@@ -114,7 +115,7 @@ class SftFileSettings:
         return
 
 
-def read_hf_data(section: Mapping[str, Any]) -> HfDataSettings:
+def read_hf_data(section: Mapping[str, Checked]) -> HfDataSettings:
     """Read the keys of `train_dataset` for an HFDataLoader.
 
     Raises:
@@ -146,7 +147,7 @@ def read_hf_data(section: Mapping[str, Any]) -> HfDataSettings:
     )
 
 
-def read_sft_file(section: Mapping[str, Any]) -> SftFileSettings:
+def read_sft_file(section: Mapping[str, Checked]) -> SftFileSettings:
     """Read the keys of `train_dataset` for an SftFileDataLoader.
 
     Raises:
@@ -168,12 +169,12 @@ def read_sft_file(section: Mapping[str, Any]) -> SftFileSettings:
 
 
 def _handlers(
-    handlers: Sequence[Mapping[str, Any]] | None,
-) -> tuple[list[tuple[str, Mapping[str, Any]]], Mapping[str, Any], Mapping[str, Any] | None]:
+    handlers: Sequence[Mapping[str, Checked]] | None,
+) -> tuple[list[tuple[str, Mapping[str, Checked]]], Mapping[str, Checked], Mapping[str, Checked] | None]:
     """Return the methods of the dataset, the chat handler and the packing handler, as they must follow."""
-    steps: list[tuple[str, Mapping[str, Any]]] = []
-    chat: Mapping[str, Any] | None = None
-    packing: Mapping[str, Any] | None = None
+    steps: list[tuple[str, Mapping[str, Checked]]] = []
+    chat: Mapping[str, Checked] | None = None
+    packing: Mapping[str, Checked] | None = None
     for index, handler in enumerate(handlers or ()):
         kind, key = handler.get("type"), f"{LOADER}.handler.{index}"
         values = {key: value for key, value in handler.items() if key != "type" and value is not None}
@@ -201,13 +202,13 @@ def _handlers(
     return steps, chat, packing
 
 
-def _check_keys(key: str, kind: str, values: Mapping[str, Any], known: Sequence[str]) -> None:
+def _check_keys(key: str, kind: str, values: Mapping[str, Checked], known: Sequence[str]) -> None:
     unknown = sorted(values.keys() - set(known))
     if unknown:
         raise ConfigError(f"{key} ({kind}) does not take {', '.join(unknown)}; it takes {', '.join(known)}")
 
 
-def _chat(chat: Mapping[str, Any], packing: Mapping[str, Any] | None) -> ChatSettings:
+def _chat(chat: Mapping[str, Checked], packing: Mapping[str, Checked] | None) -> ChatSettings:
     lengths = {values["seq_length"] for values in (chat, packing or {}) if "seq_length" in values}
     if len(lengths) != 1 or min(lengths) < 2:
         raise ConfigError(
@@ -218,7 +219,7 @@ def _chat(chat: Mapping[str, Any], packing: Mapping[str, Any] | None) -> ChatSet
         raise ConfigError(
             f"{LOADER}.handler: {unused[0]} is of the chat template, not of prompt_style vicuna; leave it out"
         )
-    chosen: dict[str, Any] = {key: _choice(chat, key) for key in CHOICES if key != "pack_strategy"}
+    chosen: dict[str, Checked] = {key: _choice(chat, key) for key in CHOICES if key != "pack_strategy"}
     return ChatSettings(
         seq_length=lengths.pop(),
         pack_strategy=None if packing is None else _choice(packing, "pack_strategy"),
@@ -226,7 +227,7 @@ def _chat(chat: Mapping[str, Any], packing: Mapping[str, Any] | None) -> ChatSet
     )
 
 
-def _choice(values: Mapping[str, Any], key: str) -> str:
+def _choice(values: Mapping[str, Checked], key: str) -> str:
     value = values.get(key, CHOICES[key][0])
     if value not in CHOICES[key]:
         raise ConfigError(f"{LOADER}.handler: {key}={value!r} is none of {', '.join(CHOICES[key])}")

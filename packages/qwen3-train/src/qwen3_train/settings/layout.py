@@ -1,8 +1,8 @@
 """The grid of ranks that `parallel_config` asks for."""
 
 from collections.abc import Mapping
-from typing import Any
 
+from qwen3_model.command.checked import Checked
 from qwen3_model.command.run_config import RunConfig
 from qwen3_model.errors import ConfigError
 from qwen3_model.ranks.layout import Layout
@@ -43,14 +43,14 @@ def reads_once(config: RunConfig, device: str) -> bool:
     return bool(device == "Ascend" if told is None else told)
 
 
-def _refuse_numbers_below_one(section: Mapping[str, Any]) -> None:
+def _refuse_numbers_below_one(section: Mapping[str, Checked]) -> None:
     keys = ("data_parallel", "model_parallel", "pipeline_stage", "context_parallel", "micro_batch_num")
     values = ((key, section.get(key)) for key in keys)
     if low := [f"parallel_config.{key}={value}" for key, value in values if value is not None and value < 1]:
         raise ConfigError("; ".join(f"{each} must be at least 1" for each in low))
 
 
-def _context_parallel(section: Mapping[str, Any]) -> int:
+def _context_parallel(section: Mapping[str, Checked]) -> int:
     number, algorithm = section.get("context_parallel"), section.get("context_parallel_algo")
     if number is None or number == 1:
         return 1

@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
 
+from qwen3_model.command.checked import Checked
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError
 from qwen3_model.ranks.layout import Layout, shard_slices
@@ -48,7 +48,7 @@ class LoraSettings:
         return total
 
 
-def read_lora(section: Mapping[str, Any], config: Qwen3Config) -> LoraSettings:
+def read_lora(section: Mapping[str, Checked], config: Qwen3Config) -> LoraSettings:
     """Read the keys of `pet_config`, with mindformers' defaults.
 
     Raises:
@@ -112,7 +112,9 @@ def refuse_empty_stages(
         )
 
 
-def _trained(section: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+def _trained(
+    section: Mapping[str, Checked], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
     include = _patterns(section, "freeze_include", ["*"], shapes)
     exclude = _patterns(section, "freeze_exclude", ["*lora*"], shapes)
     trained = {
@@ -129,7 +131,7 @@ def _trained(section: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) 
 
 
 def _patterns(
-    section: Mapping[str, Any], key: str, default: Sequence[str], names: Iterable[str]
+    section: Mapping[str, Checked], key: str, default: Sequence[str], names: Iterable[str]
 ) -> list[str]:
     value = section.get(key)
     patterns = list(default) if value is None else [value] if isinstance(value, str) else list(value)

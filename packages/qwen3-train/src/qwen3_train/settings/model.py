@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
+from qwen3_model.command.checked import Checked
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError
 from qwen3_model.rope_scaling import read_rope
@@ -34,7 +34,7 @@ FIELDS = {
     "eos_token_id": "eos_token_id",
     "pad_token_id": "pad_token_id",
 }
-DEFAULTS: dict[str, Any] = {
+DEFAULTS: dict[str, Checked] = {
     "initializer_range": 0.02,
     "rms_norm_eps": 1e-6,
     "tie_word_embeddings": False,
@@ -45,7 +45,7 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def read_model(section: Mapping[str, Any], hf_dir: Path | None) -> Qwen3Config:
+def read_model(section: Mapping[str, Checked], hf_dir: Path | None) -> Qwen3Config:
     """Return the model's config; its dtype is float32, which is what training keeps and saves.
 
     Args:
@@ -56,7 +56,7 @@ def read_model(section: Mapping[str, Any], hf_dir: Path | None) -> Qwen3Config:
     Raises:
         ConfigError: A size is missing, or two spellings of one key disagree.
     """
-    values: dict[str, Any] = {}
+    values: dict[str, Checked] = {}
     if hf_dir is not None and not _is_tokenizer_only(hf_dir):
         base = Qwen3Config.from_dir(hf_dir)
         values = {field.name: getattr(base, field.name) for field in fields(base)}
@@ -107,8 +107,8 @@ def _is_tokenizer_only(folder: Path) -> bool:
     return (folder / "tokenizer.json").is_file() and not (folder / "config.json").exists()
 
 
-def _stated(section: Mapping[str, Any]) -> dict[str, Any]:
-    stated: dict[str, Any] = {}
+def _stated(section: Mapping[str, Checked]) -> dict[str, Checked]:
+    stated: dict[str, Checked] = {}
     for key, value in section.items():
         if key not in FIELDS or value is None:
             continue

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from qwen3_model.checkpoints.fused import FusedLayout, read_fused_layout
+from qwen3_model.command.checked import Checked
 from qwen3_model.command.run_config import RunConfig
 from qwen3_model.device.ascend import AscendSettings, read_ascend_settings
 from qwen3_model.device.simulation import Simulation, default_device
@@ -45,7 +45,7 @@ class TrainSettings(CommonSettings):
     stop_step: int | None
     """Stop after this step although the schedule goes on; None for never."""
     adam: AdamSettings
-    lr_schedule: Mapping[str, Any]
+    lr_schedule: Mapping[str, Checked]
     max_grad_norm: float | None
     """Clip the global norm to this; None for no clipping."""
     data: DataSettings | Conversations
@@ -134,13 +134,13 @@ def read_settings(
     )
 
 
-def _shared_values(common: CommonSettings) -> dict[str, Any]:
+def _shared_values(common: CommonSettings) -> dict[str, Checked]:
     """Return the fields that a run shares with its plan; with one replica there is nothing to share out."""
     values = {field.name: getattr(common, field.name) for field in fields(CommonSettings)}
     return values | {"parallel_optimizer": common.parallel_optimizer and common.layout.dp > 1}
 
 
-def _log_and_checkpoint_values(config: RunConfig) -> dict[str, Any]:
+def _log_and_checkpoint_values(config: RunConfig) -> dict[str, Checked]:
     """Return the fields that mindformers' callbacks state: how often to log, which checkpoints to write."""
     monitor = callback_of(config, "CheckpointMonitor")
     return {

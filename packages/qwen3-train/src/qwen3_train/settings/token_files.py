@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from qwen3_model.command.checked import Checked
 from qwen3_model.errors import ConfigError
 from qwen3_train.settings.blend import Blend, has_weights, parse_blend, split_bounds
 
@@ -36,7 +36,7 @@ class DataSettings:
     separate_documents: bool
 
 
-def read_data(section: Mapping[str, Any]) -> DataSettings:
+def read_data(section: Mapping[str, Checked]) -> DataSettings:
     """Read the keys of `train_dataset`.
 
     Raises:
@@ -80,7 +80,7 @@ def read_data(section: Mapping[str, Any]) -> DataSettings:
     )
 
 
-def _files(config: Mapping[str, Any]) -> tuple[Blend, Blend | None, str | None]:
+def _files(config: Mapping[str, Checked]) -> tuple[Blend, Blend | None, str | None]:
     own = {part: config.get(f"{part}_data_path") for part in ("train", "valid", "test")}
     if any(own.values()):
         if config.get("data_path"):
@@ -100,7 +100,7 @@ def _files(config: Mapping[str, Any]) -> tuple[Blend, Blend | None, str | None]:
     return blend, blend if bounds[1] is not None else None, split
 
 
-def read_sizes(sizes: Any) -> tuple[int | None, int | None]:
+def read_sizes(sizes: Checked) -> tuple[int | None, int | None]:
     """Read `[train, valid, test]`; 0, -1 or none means one pass over the part.
 
     Raises:

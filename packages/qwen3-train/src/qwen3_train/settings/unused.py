@@ -1,8 +1,8 @@
 """Keys of a YAML that do nothing because of another key, said by `launch` and `plan` alike."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
+from qwen3_model.command.checked import Checked
 from qwen3_model.command.run_config import RunConfig
 from qwen3_model.errors import UsageError
 from qwen3_train.settings.profiling import KEYS as PROFILE_KEYS
@@ -173,7 +173,7 @@ def _sources(config: RunConfig) -> Iterator[Rule]:
 
 def _callbacks(config: RunConfig) -> Iterator[str]:
     seen: set[str] = set()
-    callbacks: Sequence[Mapping[str, Any]] = config.get("callbacks") or []
+    callbacks: Sequence[Mapping[str, Checked]] = config.get("callbacks") or []
     for number, callback in enumerate(callbacks):
         kind = callback.get("type")
         if kind is None:
@@ -189,6 +189,6 @@ def _callbacks(config: RunConfig) -> Iterator[str]:
             yield f"callbacks.{number}: {', '.join(foreign)} means nothing to {kind}"
 
 
-def _says_something(value: Any) -> bool:
+def _says_something(value: Checked) -> bool:
     """Return whether a value would change anything; in mindformers' YAMLs many switch something off."""
     return value not in (None, False, 0, "", [], {})

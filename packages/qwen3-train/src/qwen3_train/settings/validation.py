@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 from math import inf
-from typing import Any
 
+from qwen3_model.command.checked import Checked
 from qwen3_model.command.run_config import RunConfig
 from qwen3_model.errors import ConfigError
 
@@ -44,7 +44,7 @@ def read_validation(config: RunConfig) -> ValidationSettings:
     Raises:
         ConfigError: There is nothing to compare, or a number is out of range.
     """
-    callbacks: list[dict[str, Any]] = config.get("callbacks") or []
+    callbacks: list[dict[str, Checked]] = config.get("callbacks") or []
     stopping = next((each for each in callbacks if each.get("type") == "EarlyStopping"), None)
     monitor = next((each for each in callbacks if each.get("type") == "CheckpointMonitor"), {})
     keep_best = bool(monitor.get("keep_best"))

@@ -1,8 +1,8 @@
 """Values of a YAML that can be checked without its files, by `launch` and `plan` alike."""
 
 from collections.abc import Mapping
-from typing import Any
 
+from qwen3_model.command.checked import Checked
 from qwen3_model.command.run_config import RunConfig
 from qwen3_train.settings.adam import optimizer_problems
 from qwen3_train.settings.lr_schedule import make_schedule
@@ -11,7 +11,7 @@ ANY_STEPS = 1000
 """Steps to try a schedule with, as only the data know their number."""
 
 
-def callback_of(config: RunConfig, kind: str) -> dict[str, Any]:
+def callback_of(config: RunConfig, kind: str) -> dict[str, Checked]:
     """Return the section of the callback `kind`; empty where the YAML has none."""
     return next((item for item in config.get("callbacks") or [] if item.get("type") == kind), {})
 
@@ -21,7 +21,7 @@ def check_schedule(config: RunConfig) -> None:
     make_schedule(lr_section(config), ANY_STEPS)
 
 
-def lr_section(config: RunConfig) -> Mapping[str, Any]:
+def lr_section(config: RunConfig) -> Mapping[str, object]:
     """Return the schedule's keys; a constant rate where the YAML has no schedule."""
     section = config.get("lr_schedule")
     if section:

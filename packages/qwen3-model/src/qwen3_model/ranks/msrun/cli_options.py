@@ -5,17 +5,17 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 
+from qwen3_model.command.checked import Checked
 from qwen3_model.command.parsing import Option
 from qwen3_model.command.types import SECONDS
 from qwen3_model.errors import UsageError
 from qwen3_model.ranks.msrun.checks import LaunchSettings
 from qwen3_model.ranks.msrun.slurm import SlurmStep, node_address, read_slurm
 
-OPTIONS: tuple[Callable[..., Any], ...] = (
+OPTIONS: tuple[Callable[..., object], ...] = (
     click.option("--worker-num", default=1, show_default=True, help="Workers of the job, on all nodes."),
     click.option(
         "--local-worker-num",
@@ -43,11 +43,11 @@ OPTIONS: tuple[Callable[..., Any], ...] = (
 )  # fmt: skip
 
 
-def launch_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def launch_options(command: Callable[..., object]) -> Callable[..., object]:
     """Add the flags to `command`, which gets them as `make_launch(output_dir)`, a maker of LaunchSettings."""
 
     @functools.wraps(command)
-    def with_settings(*arguments: Any, log_dir: Path | None, **others: Any) -> Any:
+    def with_settings(*arguments: Checked, log_dir: Path | None, **others: Checked) -> Checked:
         names = (
             "worker_num", "local_worker_num", "master_addr", "master_port", "node_rank", "join",
             "cluster_time_out",
@@ -65,7 +65,7 @@ def launch_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return with_settings
 
 
-def _with_defaults(given: dict[str, Any], step: SlurmStep | None) -> dict[str, Any]:
+def _with_defaults(given: dict[str, Checked], step: SlurmStep | None) -> dict[str, Checked]:
     """Fill in what was not given: from Slurm's step, or for one node."""
     worker_num, values = given["worker_num"], dict(given)
     # A command of one worker needs no others, and whoever names nodes by hand does not want Slurm's.

@@ -14,8 +14,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
+from qwen3_model.command.checked import Checked
 from qwen3_model.errors import Qwen3Error
 from qwen3_model.ranks.msrun.node_files import (
     DONE,
@@ -315,7 +316,7 @@ class Meeting:
         self._files.put_end(self._number, End(state=FAILED, reason=reason, is_final=True))
         return Qwen3Error(reason)
 
-    def _set(self, **changes: Any) -> None:
+    def _set(self, **changes: Checked) -> None:
         with self._lock:
             self._state = replace(self._state, **changes)
         self._put()

@@ -13,7 +13,8 @@ import re
 import secrets
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+
+from qwen3_model.command.checked import Checked
 
 WAITING, RUNNING, DONE, STOPPED, FAILED = "waiting", "running", "done", "stopped", "failed"
 ENDED = (DONE, STOPPED)
@@ -123,17 +124,17 @@ class NodeFiles:
         """Say why a start has ended."""
         self._write(f"end_{number}.json", asdict(end))
 
-    def _read(self, name: str) -> dict[str, Any] | None:
+    def _read(self, name: str) -> dict[str, Checked] | None:
         try:
-            values: dict[str, Any] = json.loads((self.folder / name).read_text(encoding="utf-8"))
+            values: dict[str, Checked] = json.loads((self.folder / name).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         return values
 
-    def _write(self, name: str, values: dict[str, Any]) -> None:
+    def _write(self, name: str, values: dict[str, Checked]) -> None:
         self._temporary(name, values).replace(self.folder / name)
 
-    def _temporary(self, name: str, values: dict[str, Any]) -> Path:
+    def _temporary(self, name: str, values: dict[str, Checked]) -> Path:
         path = self.folder / f".{name}.{secrets.token_hex(4)}"
         # Not synced: after a crash of the machine nobody reads it.
         path.write_text(json.dumps(values), encoding="utf-8")
