@@ -13,6 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from qwen3_model.command import base, parsing, types
+from qwen3_model.command.spellings import read_bytes
+from qwen3_model.config import find_size
 
 PROGRAMS = ["qwen3-model", "qwen3-data", "qwen3-train", "qwen3-ckpt", "qwen3-infer"]
 OTHER_PROGRAMS_WORDS = {"qwen3-infer eval"}  # hands its words to lm_eval
@@ -257,6 +259,11 @@ def test_what_was_meant_is_named(words):
         ("qwen3-train launch", ["--model_parallel", "2"], "parallel_config.model_parallel"),
         ("qwen3-train plan", ["--device-memory", "58GB"], "--max-device-memory"),
         ("qwen3-train inspect-data", ["--limt", "2"], "--limit"),
+        ("qwen3-train launch", ["--resume"], "resume_training"),
+        ("qwen3-train plan", ["--tp", "2"], "parallel_config.model_parallel"),
+        ("qwen3-infer generate", ["--prompt", "x"], "--input"),
+        ("qwen3-infer serve", ["--model", "x"], "--pretrained-model-dir"),
+        ("qwen3-infer chat", ["--temp", "1"], "--temperature"),
     ],
 )
 def test_an_argument_that_is_no_key_names_the_option_or_the_key_that_was_meant(words, arguments, meant):
@@ -264,6 +271,52 @@ def test_an_argument_that_is_no_key_names_the_option_or_the_key_that_was_meant(w
     result = CliRunner().invoke(program(words.split()[0]), [*words.split()[1:], *config, *arguments])
     assert result.exit_code == 2
     assert f"(did you mean {meant}?)" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "arguments", "message"),
+    [
+        ("qwen3-ckpt lora export", ["--aplha", "1"], "No such option --aplha. Did you mean --lora-alpha?"),
+        ("qwen3-ckpt reshard", ["--tp", "2"], "No such option --tp. Did you mean --model-parallel?"),
+        (
+            "qwen3-data count",
+            ["--tokenizer", "x"],
+            "No such option --tokenizer. Did you mean --tokenizer-dir?",
+        ),
+        ("qwen3-infer serve", ["--max-bodybytes", "1"], "--max-bodybytes: unknown key max_bodybytes"),
+        ("qwen3-infer chat", ["tests"], "name the model's folder as --pretrained-model-dir tests"),
+    ],
+)
+def test_an_argument_is_quoted_as_it_was_written_with_what_was_meant(words, arguments, message):
+    result = CliRunner().invoke(program(words.split()[0]), [*words.split()[1:], *arguments])
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("0.6b", 0.6),
+        ("qwen3_0_6b", 0.6),
+        ("Qwen3-1.7B", 1.7),
+        ("1_7b", 1.7),
+        ("Qwen/Qwen3-32B", 32),
+        ("7b", None),
+    ],
+)
+def test_a_size_has_one_meaning_however_it_is_written(text, size):
+    assert find_size(text) == (f"{size:g}B" if size else None)
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"),
+    [
+        ("2g", 2 << 30), ("1.5GiB", 3 << 29), ("512MB", 512 * 10**6), ("1e9", 10**9), ("2 gb", 2 * 10**9),
+        ("100k", 100 << 10), ("0", None), ("-1", None), ("5GBi", None), ("1e9e", None), ("e9", None),
+    ],
+)  # fmt: skip
+def test_an_amount_of_bytes_has_one_meaning(text, size_bytes):
+    assert read_bytes(text) == size_bytes
 
 
 def test_a_command_that_is_none_names_the_one_that_was_meant():

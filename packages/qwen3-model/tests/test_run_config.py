@@ -14,7 +14,7 @@ SCHEMA = {
 
 
 def parse(text, *overrides):
-    return parse_run_config(text, parse_dotted(overrides), SCHEMA, where="run.yaml")
+    return parse_run_config(text, parse_dotted(overrides, SCHEMA), SCHEMA, where="run.yaml")
 
 
 def test_exponent_without_dot_is_a_number():
@@ -70,6 +70,9 @@ def test_bad_file_is_one_sentence(text, message):
         (["--sed", "1"], "--sed: unknown key sed (did you mean seed?)"),
         (["--seed", "x"], "--seed: seed='x' must be int"),
         (["--seed"], "--seed needs a value"),
+        (["--optimizer", "1"], "--optimizer: optimizer=1 must be a section with keys"),
+        (["--lr"], "--lr: unknown key lr (did you mean optimizer.learning_rate?)"),
+        (["--profile", "3"], "--profile: profile=3 must be True or False"),
         (["--seed", "--shape"], "--seed needs a value"),
         (["stray"], "unexpected argument 'stray'; overrides are written --key.key value"),
         (["--callbacks.4.steps", "1"], "--callbacks.4.steps: '4' is no index of a list of 1; count from 0"),
@@ -83,6 +86,17 @@ def test_bad_override_is_a_usage_error(overrides, message):
     with pytest.raises(UsageError) as caught:
         parse("callbacks: [{steps: 3}]", *overrides)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "value"),
+    [
+        (["--profile"], True), (["--profile", "--seed", "1"], True), (["--profile", "False"], False),
+        (["--no-profile"], False), (["--no_profile", "--seed", "1"], False), (["--profile=no"], False),
+    ],
+)  # fmt: skip
+def test_a_key_that_is_true_or_false_is_a_switch(arguments, value):
+    assert parse("", *arguments).values["profile"] is value
 
 
 def test_keys_without_effect_are_named_once():

@@ -20,7 +20,7 @@ MOST = 0.1
 @pytest.mark.parametrize("row", RECORDED, ids=lambda row: row["name"])
 def test_the_plan_is_within_a_tenth_of_what_mindspore_plans(row):
     changes = [*row["changes"], "--context.device_target", "Ascend"]
-    config = load_run_config(CONFIGS / f"{row['config']}.yaml", parse_dotted(changes), TRAIN)
+    config = load_run_config(CONFIGS / f"{row['config']}.yaml", parse_dotted(changes, TRAIN), TRAIN)
     settings = read_plan_settings(config)
     assert settings.layout.num_ranks == row["ranks"]
     stage = plan_memory(settings)[settings.layout.coordinates(row["rank"])[0]]

@@ -320,8 +320,8 @@ SIZES = {
 def find_size(text: str) -> str | None:
     """Return the released size that a text names, a key of SIZES; None for another text.
 
-    A size is written 0.6B, 0.6b, Qwen3-0.6B, qwen3_0.6b, or Qwen/Qwen3-0.6B.
+    A size is written 0.6B, 0.6b, Qwen3-0.6B, qwen3_0_6b, or Qwen/Qwen3-0.6B.
     """
     name = text.strip().lower().removeprefix("qwen/")
-    name = name.removeprefix("qwen3").removeprefix("-").removeprefix("_").upper()
+    name = name.removeprefix("qwen3").lstrip("-_").replace("_", ".").upper()
     return name if name in SIZES else None

@@ -187,7 +187,12 @@ def read_run_config(config_path: Path | None, overrides: Sequence[str]) -> RunCo
         UsageError: An override is no key, or the YAML is for training.
         ConfigError: The YAML is unreadable or has unknown keys or wrong values.
     """
-    pairs = parse_dotted(overrides)
+    if overrides and Path(overrides[0]).is_dir():
+        raise UsageError(
+            f"unexpected argument {overrides[0]!r}; name the model's folder as --pretrained-model-dir "
+            f"{overrides[0]}"
+        )
+    pairs = parse_dotted(overrides, PREDICT, {"device": "context.device_target"})
     mode: Checked = dict(pairs).get("run_mode")
     if mode is None and config_path is not None:
         values = peek_values(config_path)

@@ -8,6 +8,7 @@ import click
 
 from qwen3_model.command.checked import Checked
 from qwen3_model.command.plain_text import as_message
+from qwen3_model.command.spellings import OTHER_NAMES
 from qwen3_model.errors import OverrideError
 
 TRUE, FALSE = ("true", "t", "yes", "y", "on", "1"), ("false", "f", "no", "n", "off", "0")
@@ -56,9 +57,7 @@ class Command(click.Command):
         try:
             return super().parse_args(ctx, list(self._as_switches(args)))
         except click.NoSuchOption as error:
-            close = difflib.get_close_matches(error.option_name, self.shown_names(), n=1) or self._renamed(
-                error.option_name
-            )
+            close = most_alike(error.option_name, self.shown_names()) or self._renamed(error.option_name)
             raise click.NoSuchOption(error.option_name, ctx=ctx, message=_no_such(error, close)) from None
 
     def invoke(self, ctx: click.Context) -> object:
@@ -66,7 +65,8 @@ class Command(click.Command):
             return super().invoke(ctx)
         except OverrideError as error:
             hint = closest(error.key, self.shown_names(), error.meant)
-            raise click.UsageError(as_message(f"{error.message}{hint}"), ctx) from error
+            message = error.message.replace(f"--{error.key}", _as_written(error.key, ctx), 1)
+            raise click.UsageError(as_message(f"{message}{hint}"), ctx) from error
 
     def shown_names(self) -> list[str]:
         """Return the long names of the options that `--help` shows."""
@@ -109,11 +109,29 @@ class Command(click.Command):
 def closest(key: str, options: list[str], keys: tuple[str, ...]) -> str:
     """Return ` (did you mean X?)` of the option or the YAML key that `key` is most like, or nothing."""
     spelled = key.replace("_", "-")
+    if (other := f"--{OTHER_NAMES.get(key, key)}".replace("_", "-")) in options:
+        return f" (did you mean {other}?)"
     found = difflib.get_close_matches(f"--{spelled}", options, n=1, cutoff=0.75)
     if not found:
         return f" (did you mean {' or '.join(keys)}?)" if keys else ""
     is_key_closer = keys and _likeness(spelled, keys[0].replace("_", "-")) >= _likeness(spelled, found[0][2:])
     return f" (did you mean {' or '.join(keys) if is_key_closer else found[0]}?)"
+
+
+def most_alike(name: str, names: list[str]) -> list[str]:
+    """Return the option that `name` is most like, or the end of whose name it is like; nothing for none."""
+    other = "--" + OTHER_NAMES.get(name[2:].replace("-", "_"), "").replace("_", "-")
+    if other in names:
+        return [other]
+    ends = {f"--{full.rpartition('-')[2]}": full for full in names}
+    found = difflib.get_close_matches(name, names, n=1)
+    return found or [ends[end] for end in difflib.get_close_matches(name, ends, n=1, cutoff=0.75)]
+
+
+def _as_written(key: str, ctx: click.Context) -> str:
+    """Return the argument that says `key`, with hyphens where it has them."""
+    names = [word.partition("=")[0] for word in ctx.params.get("overrides") or ()]
+    return next((name for name in names if name.replace("-", "_") == f"__{key}"), f"--{key}")
 
 
 def _no_such(error: click.NoSuchOption, close: list[str]) -> str:

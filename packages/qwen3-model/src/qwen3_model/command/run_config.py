@@ -9,11 +9,13 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import yaml
 
 from qwen3_model.command.checked import Checked
 from qwen3_model.command.small_files import YAML_BYTES, read_small_text
+from qwen3_model.command.spellings import OTHER_NAMES
 from qwen3_model.command.yaml_loader import parse_yaml
 from qwen3_model.errors import ConfigError, OverrideError, Qwen3Error, UsageError
 
@@ -33,7 +35,7 @@ class Key:
 
 
 Schema = Mapping[str, Checked]
-TYPE_WORDS: Mapping[type, str] = {dict: "a section with keys"}
+TYPE_WORDS: Mapping[type, str] = {dict: "a section with keys", bool: "True or False"}
 """What a type is called where its own name would not say it."""
 
 
@@ -58,25 +60,56 @@ class RunConfig:
         return yaml.safe_dump(self.values, sort_keys=False, allow_unicode=True)
 
 
-def parse_dotted(arguments: Sequence[str]) -> list[tuple[str, str]]:
+def parse_dotted(
+    arguments: Sequence[str], schema: Schema, aliases: Mapping[str, str] = MappingProxyType({})
+) -> list[tuple[str, str]]:
     """Split `--a.b value` and `--a.b=value` into pairs; hyphens in a key count as underscores.
+
+    A key that is true or false may also be written `--a.b` and `--no-a.b`.
+
+    Args:
+        arguments: What follows the command's own options.
+        schema: The keys that there are.
+        aliases: Short names of keys.
 
     Raises:
         UsageError: An argument is no flag, or a flag has no value.
     """
     pairs = []
-    rest = iter(arguments)
-    for argument in rest:
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
         if not argument.startswith("--") or len(argument) == 2:
             raise UsageError(f"unexpected argument {argument!r}; overrides are written --key.key value")
-        key, equals, value = argument[2:].partition("=")
+        written, equals, value = argument[2:].partition("=")
+        key = written.replace("-", "_")
+        key = aliases.get(key, key)
+        opposite = aliases.get(key.removeprefix("no_"), key.removeprefix("no_"))
+        if key not in schema and opposite != key and _is_switch(opposite, schema) and not equals:
+            pairs.append((opposite, "False"))
+            continue
         if not equals:
-            found = next(rest, None)
-            if found is None or found.startswith("--"):
-                raise OverrideError(f"--{key} needs a value", key)
-            value = found
-        pairs.append((key.replace("-", "_"), value))
+            if rest and not rest[0].startswith("--"):
+                value = rest.pop(0)
+            elif _is_switch(key, schema):
+                value = "True"
+            elif key.partition(".")[0] not in schema:
+                raise _unknown(key, schema)
+            else:
+                raise OverrideError(f"--{written} needs a value", written)
+        pairs.append((key, value))
     return pairs
+
+
+def _is_switch(dotted: str, schema: Schema) -> bool:
+    """Return whether a key is true or false and nothing else."""
+    rule: object = schema
+    for part in dotted.split("."):
+        if isinstance(rule, list):
+            rule = rule[0]
+        elif isinstance(rule, Mapping):
+            rule = rule.get(part)
+    return isinstance(rule, Key) and rule.types == (bool,)
 
 
 def load_run_config(path: Path, overrides: Sequence[tuple[str, str]], schema: Schema) -> RunConfig:
@@ -194,12 +227,19 @@ def _list_index(items: list[Checked], part: str, dotted: str) -> int:
 def _check_override(values: dict[str, Checked], dotted: str, schema: Schema) -> None:
     top = dotted.split(".")[0]
     if top not in schema:
-        raise OverrideError(f"--{dotted}: unknown key {top}", dotted, _meant(dotted, schema))
+        raise _unknown(dotted, schema)
     problems = list(_problems({top: values[top]}, schema, ""))
     if problems == [f"unknown key {dotted}"]:
         raise OverrideError(f"--{dotted}: {problems[0]}", dotted, _meant(dotted.rpartition(".")[2], schema))
+    if problems and isinstance(schema[top], Mapping) and dotted == top:
+        raise OverrideError(f"--{dotted}: {'; '.join(problems)}", dotted)
     if problems:
         raise UsageError(f"--{dotted}: {'; '.join(problems)}")
+
+
+def _unknown(dotted: str, schema: Schema) -> OverrideError:
+    top = dotted.partition(".")[0]
+    return OverrideError(f"--{dotted}: unknown key {top}", dotted, _meant(dotted, schema))
 
 
 def _problems(values: Mapping[str, Checked], schema: Schema, prefix: str) -> Iterator[str]:
@@ -257,9 +297,9 @@ def _hint(key: str, schema: Schema) -> str:
 
 def _meant(dotted: str, schema: Schema) -> tuple[str, ...]:
     """Return the dotted keys that an unknown one may mean: of its own name further down, or most like it."""
-    dotted = dotted.replace("-", "_")
+    dotted = OTHER_NAMES.get(dotted, dotted)
     paths = list(_paths(schema, ""))
-    same = [path for path in paths if path.endswith(f".{dotted}")]
+    same = [path for path in paths if f".{path}".endswith(f".{dotted}")]
     if same:
         return tuple(sorted(same, key=len)[:2])
     if close := difflib.get_close_matches(dotted, paths, n=1):

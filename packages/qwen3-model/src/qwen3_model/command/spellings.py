@@ -11,8 +11,17 @@ DTYPES = {
 """Spellings of the element types, in lower case, and the name that the code uses."""
 DEVICES = {"cpu": "CPU", "ascend": "Ascend", "npu": "Ascend", "auto": "auto"}
 """Spellings of the devices, in lower case, and MindSpore's names; auto is Ascend where there is one."""
+OTHER_NAMES = {
+    "model": "pretrained_model_dir", "model_dir": "pretrained_model_dir",
+    "model_path": "pretrained_model_dir", "model_name_or_path": "pretrained_model_dir",
+    "prompt": "input", "prompts": "input", "file": "input",
+    "temp": "temperature", "max_tokens": "max_new_tokens", "tokenizer": "tokenizer_dir",
+    "lr": "learning_rate", "resume": "resume_training", "dp": "data_parallel", "tp": "model_parallel",
+    "tensor_parallel": "model_parallel", "pp": "pipeline_stage", "pipeline_parallel": "pipeline_stage",
+}  # fmt: skip
+"""What an option or a key is called by other tools, with underscores, and here; a hint names the latter."""
 POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
-AMOUNT = re.compile(r"\s*([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*(?:([KMGT]?)(I?)(B?))\s*")
+AMOUNT = re.compile(r"\s*([0-9]{1,15}(?:\.[0-9]{1,15})?(?:E[0-9]{1,2})?)\s*(?:([KMGT]?)(I?)(B?))\s*")
 
 
 def read_dtype(text: str) -> str | None:
@@ -28,7 +37,7 @@ def read_device(text: str) -> str | None:
 def read_bytes(text: str, *, is_mindspore: bool = False) -> int | None:
     """Return the bytes that an amount means, or None when it is none above 0.
 
-    GB is 10^9, GiB and G are 2^30, and K, M, T likewise, as GNU's tools count; a number alone counts bytes.
+    GB is 10^9, GiB and G are 2^30, and K, M, T likewise, as GNU's tools count; 1e9 counts bytes.
 
     Args:
         text: The amount, in any case, with or without a space before the unit.

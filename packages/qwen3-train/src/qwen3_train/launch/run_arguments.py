@@ -30,8 +30,7 @@ def read_overrides(arguments: Sequence[str]) -> list[tuple[str, str]]:
     Raises:
         UsageError: An argument cannot be meant, or two say the same thing.
     """
-    pairs = [(FLAG_ALIASES.get(key, key), value) for key, value in parse_dotted(arguments)]
-    return with_winning_overrides(pairs)
+    return with_winning_overrides(parse_dotted(arguments, TRAIN, FLAG_ALIASES))
 
 
 def refuse_other_files(config_path: Path, overrides: Sequence[tuple[str, str]]) -> None:
