@@ -39,7 +39,7 @@ def record(part: str) -> int:
     return 1 if failed else 0
 
 
-def _record(path: Path, part: str, measure: Callable[[dict[str, Checked]], int | str]) -> int:
+def _record(path: Path, part: str, measure: Callable[[dict[str, object]], int | str]) -> int:
     """Record those of one file; return how many failed."""
     recorded = json.loads(path.read_text(encoding="utf-8"))
     failed = 0

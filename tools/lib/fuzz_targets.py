@@ -263,7 +263,7 @@ def _request(service: Service, raw: bytes) -> None:
         raise problems[0]
 
 
-def _value(raw: bytes) -> Checked:
+def _value(raw: bytes) -> object:
     try:
         return json.loads(raw)
     except (ValueError, RecursionError):

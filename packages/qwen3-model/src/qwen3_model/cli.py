@@ -41,7 +41,7 @@ def info(source: str, *, as_json: bool) -> None:
 def verify(hf_dir: Path, *, quiet: bool) -> None:
     """Check a Hugging Face folder; exit 1 with its faults.
 
-    Checked are config, index, tokenizer, and each tensor's presence, shape, dtype and numbers. A run, a
+    object are config, index, tokenizer, and each tensor's presence, shape, dtype and numbers. A run, a
     checkpoint or an adapter is checked by qwen3-ckpt verify, which says of a model folder the same as this.
 
     \b

@@ -35,7 +35,7 @@ MAPPED = {
     "pad_token_id": "pad_token_id",
 }
 # Keys whose every other value would change the mathematics into something not implemented here.
-MUST_EQUAL: dict[str, tuple[Checked, ...]] = {
+MUST_EQUAL: dict[str, tuple[object, ...]] = {
     "model_type": ("qwen3",),
     "architectures": (["Qwen3ForCausalLM"], None),
     "hidden_act": ("silu",),
@@ -201,9 +201,9 @@ class Qwen3Config:
         _note_others_keys(str(path), tuple(sorted(key for key in raw if key.startswith(IGNORED_PREFIXES))))
         return config
 
-    def to_hf(self) -> dict[str, Checked]:
+    def to_hf(self) -> dict[str, object]:
         """Return the contents of a `config.json` that transformers reads as the same model."""
-        raw: dict[str, Checked] = {theirs: getattr(self, ours) for theirs, ours in MAPPED.items()}
+        raw: dict[str, object] = {theirs: getattr(self, ours) for theirs, ours in MAPPED.items()}
         if isinstance(self.eos_token_id, tuple):
             raw["eos_token_id"] = list(self.eos_token_id)
         if self.pad_token_id is None:
@@ -263,7 +263,7 @@ class Qwen3Config:
         return sum(math.prod(shape) for shape in self.weight_shapes().values())
 
 
-def _check_ids(name: str, value: Checked) -> None:
+def _check_ids(name: str, value: object) -> None:
     ids = value if isinstance(value, tuple) else () if value is None else (value,)
     if any(type(number) is not int for number in ids):
         raise ConfigError(f"{name}={value!r} must be a token id, or null")

@@ -38,9 +38,9 @@ class YarnScaling:
         if self.original_max_position_embeddings < 1:
             raise ConfigError("rope_scaling: original_max_position_embeddings must be at least 1")
 
-    def to_hf(self) -> dict[str, Checked]:
+    def to_hf(self) -> dict[str, object]:
         """Return the `rope_scaling` object of `config.json`."""
-        raw: dict[str, Checked] = {
+        raw: dict[str, object] = {
             "rope_type": "yarn",
             "factor": self.factor,
             "original_max_position_embeddings": self.original_max_position_embeddings,

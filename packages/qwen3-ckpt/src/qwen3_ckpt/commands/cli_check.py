@@ -35,7 +35,7 @@ def inspect(source: Path, file_suffix: str | None) -> None:
 def verify(source: Path, *, write_manifest: bool, quiet: bool) -> None:
     """Check any checkpoint; exit 1 with its faults.
 
-    SOURCE is a run, a distributed or merged checkpoint, an adapter, a file or a Hugging Face folder. Checked
+    SOURCE is a run, a distributed or merged checkpoint, an adapter, a file or a Hugging Face folder. object
     are headers, sizes, index, shapes, numbers, a model's tokenizer, and hashes where there is a sha256.json.
 
     \b

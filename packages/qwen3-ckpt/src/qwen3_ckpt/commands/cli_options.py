@@ -77,7 +77,7 @@ def hf_output_options(function: Callable[..., object]) -> Callable[..., object]:
         shard_bytes: int,
         force: bool,
         quiet: bool,
-        **others: Checked,
+        **others: object,
     ) -> object:
         hf = HfOptions(
             dtype=dtype,
@@ -109,7 +109,7 @@ def layout_options(side: str) -> Callable[[Callable[..., object]], Callable[...,
 
     def add(function: Callable[..., object]) -> Callable[..., object]:
         @functools.wraps(function)
-        def wrapped(**options: Checked) -> object:
+        def wrapped(**options: object) -> object:
             from qwen3_model.checkpoints.fused import FusedLayout
 
             qkv, mlp = options.pop(f"{side}_qkv"), options.pop(f"{side}_mlp")

@@ -129,7 +129,7 @@ def verify_command(
 ) -> None:
     """Check token files; exit 1 with what is wrong.
 
-    Checked are structure, ids, manifest and end-of-document ids, or the masks of instruction data.
+    object are structure, ids, manifest and end-of-document ids, or the masks of instruction data.
 
     \b
     Examples:

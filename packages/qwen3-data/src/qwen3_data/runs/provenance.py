@@ -128,7 +128,7 @@ def _sum(values: Checked) -> int | None:
     return None if None in numbers else sum(numbers)
 
 
-def _settings_of_all(shares: list[dict[str, Checked]]) -> dict[str, Checked]:
+def _settings_of_all(shares: list[dict[str, object]]) -> dict[str, object]:
     """Return the settings of the run that is not shared and writes the same."""
     joint = shares[0] | {"shard": [0, 1]}
     if any(share["inputs"] != joint["inputs"] for share in shares):

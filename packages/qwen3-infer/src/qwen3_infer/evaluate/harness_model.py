@@ -122,7 +122,7 @@ class Qwen3LM(TemplateLM):
         """Return a name for the harness's cache of requests."""
         return f"{self.tokenizer.name}-{self.tokenizer.sha256[:12]}-thinking-{self.own.enable_thinking}"
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Checked) -> list[int]:
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: object) -> list[int]:
         """Return the ids of a text in which special tokens mean themselves, as chat templates need it."""
         return self.tokenizer.encode(string, allow_special=True)
 
@@ -171,7 +171,7 @@ class Qwen3LM(TemplateLM):
         disable_tqdm: bool = False,
         *,
         cached: bool = True,
-        **kwargs: Checked,
+        **kwargs: object,
     ) -> list[tuple[float, bool]]:
         """Return the log-likelihood of each continuation and whether greedy decoding gives it."""
         cuts = [((context + wanted)[-self.max_length - 1 :], len(wanted)) for _, context, wanted in requests]
@@ -206,7 +206,7 @@ class Qwen3LM(TemplateLM):
                 progress.advance()
         return texts
 
-    def get_model_info(self) -> dict[str, Checked]:
+    def get_model_info(self) -> dict[str, object]:
         """Return what the harness writes into its results."""
         return {"model_dtype": self._model.compute_dtype, "mindspore": version("mindspore")}
 

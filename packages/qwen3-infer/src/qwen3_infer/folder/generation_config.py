@@ -18,7 +18,7 @@ IGNORED_KEYS = frozenset(
     }
 )  # fmt: skip
 # Keys of transformers that change what is generated, at the values that change nothing.
-NEUTRAL: Mapping[str, tuple[Checked, ...]] = {
+NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "num_beams": (1,), "num_beam_groups": (1,), "num_return_sequences": (1,), "no_repeat_ngram_size": (0,),
     "encoder_no_repeat_ngram_size": (0,), "typical_p": (1, 1.0), "epsilon_cutoff": (0, 0.0),
     "eta_cutoff": (0, 0.0), "diversity_penalty": (0, 0.0), "length_penalty": (1, 1.0),
@@ -70,7 +70,7 @@ def read_generation_config(directory: Path, config: Qwen3Config) -> GenerationCo
     )
 
 
-def _refuse_unimplemented(raw: Mapping[str, Checked], path: Path) -> None:
+def _refuse_unimplemented(raw: Mapping[str, object], path: Path) -> None:
     known = {"do_sample", "eos_token_id", "max_new_tokens", *SAMPLING_TYPES, *IGNORED_KEYS}
     problems = [
         f"{key}={value!r}"
@@ -81,7 +81,7 @@ def _refuse_unimplemented(raw: Mapping[str, Checked], path: Path) -> None:
         raise ConfigError(f"{path} asks for what is not implemented: {', '.join(problems)}; remove it there")
 
 
-def _stop_ids(value: Checked, path: Path, vocab_size: int) -> tuple[int, ...]:
+def _stop_ids(value: object, path: Path, vocab_size: int) -> tuple[int, ...]:
     ids = value if isinstance(value, list | tuple) else [] if value is None else [value]
     for number in ids:
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < vocab_size:
@@ -91,7 +91,7 @@ def _stop_ids(value: Checked, path: Path, vocab_size: int) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _max_new_tokens(value: Checked, path: Path) -> int | None:
+def _max_new_tokens(value: object, path: Path) -> int | None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
         raise ConfigError(f"{path}: max_new_tokens={value!r} must be a whole number of at least 1")
     return value

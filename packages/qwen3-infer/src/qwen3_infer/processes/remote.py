@@ -91,13 +91,13 @@ class Ranks:
         """
         return self._exchange(message, self._links)
 
-    def ask_first(self, message: dict[str, Checked]) -> tuple[dict[str, Checked], list[np.ndarray]]:
+    def ask_first(self, message: dict[str, object]) -> tuple[dict[str, object], list[np.ndarray]]:
         """Ask rank 0 alone."""
         return self._exchange(message, self._links[:1])
 
     def _exchange(
-        self, message: dict[str, Checked], links: Sequence[socket.socket]
-    ) -> tuple[dict[str, Checked], list[np.ndarray]]:
+        self, message: dict[str, object], links: Sequence[socket.socket]
+    ) -> tuple[dict[str, object], list[np.ndarray]]:
         self.check()
         try:
             for link in links:
@@ -218,7 +218,7 @@ class RemoteEngine:
         """Copy the first `num_tokens`, a multiple of the shortest piece, of one region to another."""
         self._ranks.call({"do": "copy", "with": [int(source), int(target), int(num_tokens)]})
 
-    def _rows(self, message: dict[str, Checked]) -> Sequence[Logits]:
+    def _rows(self, message: dict[str, object]) -> Sequence[Logits]:
         _, arrays = self._ranks.call(message)
         if len(arrays) == 1:
             return list(arrays[0])

@@ -78,7 +78,7 @@ class Answer:
         """Why each choice ended, None while it has not."""
         return [choice.finish_reason for choice in self.choices]
 
-    def first_chunks(self) -> Iterator[dict[str, Checked]]:
+    def first_chunks(self) -> Iterator[dict[str, object]]:
         """Yield what a stream begins with."""
         if self._request.is_chat:
             for index in range(len(self.choices)):
@@ -105,7 +105,7 @@ class Answer:
             if event.piece or done or logprobs:
                 yield self._chunk(index, {"text": event.piece, "logprobs": logprobs})
 
-    def _echo(self, index: int, choice: Choice, event: Event) -> dict[str, Checked]:
+    def _echo(self, index: int, choice: Choice, event: Event) -> dict[str, object]:
         """Return the chunk with the prompt."""
         prompt_ids = event.job.request.prompt_ids
         choice.text = self._tokenizer.decode(prompt_ids, skip_special=False)
@@ -122,7 +122,7 @@ class Answer:
             choice.finish_reason = "length"
         return self._chunk(index, {"text": choice.text, "logprobs": logprobs})
 
-    def _add_chat(self, index: int, choice: Choice, event: Event) -> Iterator[dict[str, Checked]]:
+    def _add_chat(self, index: int, choice: Choice, event: Event) -> Iterator[dict[str, object]]:
         logprobs = self._chat_logprobs(choice, event)
         deltas = [self._delta(choice, part) for part in take_apart(choice, event)]
         if logprobs and not deltas:
@@ -149,7 +149,7 @@ class Answer:
         choice.calls.append(call)
         return {"tool_calls": [{"index": len(choice.calls) - 1, **call}]}
 
-    def _chunk(self, index: int, choice: dict[str, Checked]) -> dict[str, Checked]:
+    def _chunk(self, index: int, choice: dict[str, object]) -> dict[str, object]:
         head = self._head | ({"object": "chat.completion.chunk"} if self._request.is_chat else {})
         chunk = head | {
             "choices": [{"index": index, **choice, "finish_reason": self.choices[index].finish_reason}]
@@ -158,17 +158,17 @@ class Answer:
             return chunk
         return chunk | {"usage": self.usage() if self._request.continuous_usage else None}
 
-    def last_chunks(self) -> Iterator[dict[str, Checked]]:
+    def last_chunks(self) -> Iterator[dict[str, object]]:
         """Yield what a stream ends with: the counts, when its client asked for them."""
         if self._request.include_usage:
             head = self._head | ({"object": "chat.completion.chunk"} if self._request.is_chat else {})
             yield head | {"choices": [], "usage": self.usage()}
 
-    def error_chunk(self, body: dict[str, Checked]) -> dict[str, Checked]:
+    def error_chunk(self, body: dict[str, object]) -> dict[str, object]:
         """Return how a stream says what went wrong."""
         return body
 
-    def frame(self, chunk: dict[str, Checked]) -> str:
+    def frame(self, chunk: dict[str, object]) -> str:
         """Return a chunk as an event of a stream."""
         return f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
 
@@ -180,13 +180,13 @@ class Answer:
         choices = [self._whole_choice(index, choice) for index, choice in enumerate(self.choices)]
         return self._head | {"choices": choices, "usage": self.usage()}
 
-    def _whole_choice(self, index: int, choice: Choice) -> dict[str, Checked]:
+    def _whole_choice(self, index: int, choice: Choice) -> dict[str, object]:
         tail = {"finish_reason": choice.finish_reason}
         if not self._request.is_chat:
             logprobs = _joined(choice.logprobs) if choice.logprobs else None
             return {"index": index, "text": choice.text, "logprobs": logprobs} | tail
         content = None if choice.calls and not choice.text else choice.text
-        message: dict[str, Checked] = {"role": "assistant", "content": content, "refusal": None}
+        message: dict[str, object] = {"role": "assistant", "content": content, "refusal": None}
         if choice.reasoning:
             message["reasoning_content"] = choice.reasoning
         if choice.calls:
@@ -194,10 +194,10 @@ class Answer:
         logprobs = {"content": choice.logprobs, "refusal": None} if choice.logprobs else None
         return {"index": index, "message": message, "logprobs": logprobs} | tail
 
-    def usage(self) -> dict[str, Checked]:
+    def usage(self) -> dict[str, object]:
         """Return the counts: each prompt once, every generated token."""
         num_prompt = self._request.num_prompt_tokens
-        counted: dict[str, Checked] = {
+        counted: dict[str, object] = {
             "prompt_tokens": num_prompt,
             "completion_tokens": self.num_tokens,
             "total_tokens": num_prompt + self.num_tokens,
@@ -208,7 +208,7 @@ class Answer:
             counted["completion_tokens_details"] = {"reasoning_tokens": num_thought}
         return counted
 
-    def _chat_logprobs(self, choice: Choice, event: Event) -> dict[str, Checked] | None:
+    def _chat_logprobs(self, choice: Choice, event: Event) -> dict[str, object] | None:
         if event.logprob is None:
             return None
         entry = self._entry(event.token, event.logprob)
@@ -216,7 +216,7 @@ class Answer:
         choice.logprobs.append(entry)
         return {"content": [entry], "refusal": None}
 
-    def _entry(self, token: int, logprob: float) -> dict[str, Checked]:
+    def _entry(self, token: int, logprob: float) -> dict[str, object]:
         raw = self._tokenizer.token_bytes(token)
         return {
             "token": self._tokenizer.token_text(token),
@@ -224,7 +224,7 @@ class Answer:
             "bytes": None if raw is None else list(raw),
         }
 
-    def _legacy_logprobs(self, choice: Choice, event: Event) -> dict[str, Checked] | None:
+    def _legacy_logprobs(self, choice: Choice, event: Event) -> dict[str, object] | None:
         if event.logprob is None:
             return None
         entry = self._legacy_entry(choice, event.token, event.logprob, event.top_logprobs)
@@ -233,7 +233,7 @@ class Answer:
 
     def _legacy_entry(
         self, choice: Choice, token: int, logprob: float | None, likeliest: Sequence[tuple[int, float]]
-    ) -> dict[str, Checked]:
+    ) -> dict[str, object]:
         """Return what the older endpoint says of one token; the first of a prompt has no probability."""
         tops = None if logprob is None else {self._legacy_text(other): value for other, value in likeliest}
         entry = {

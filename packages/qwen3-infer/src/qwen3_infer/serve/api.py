@@ -142,7 +142,7 @@ class Completions:
         # A stream that is cut short for another reason has no proper end, so that its client knows.
         await self._send(send, b"", is_last=True)
 
-    async def _send_event(self, send: Send, answer: Answer, chunk: dict[str, Checked]) -> None:
+    async def _send_event(self, send: Send, answer: Answer, chunk: dict[str, object]) -> None:
         await self._send(send, answer.frame(chunk).encode())
 
     async def _send(self, send: Send, body: bytes, *, is_last: bool = False) -> None:

@@ -37,14 +37,14 @@ REFUSALS = {
 }
 
 
-def describe(version: str, model: str) -> dict[str, Checked]:
+def describe(version: str, model: str) -> dict[str, object]:
     """Return the document of OpenAPI 3.1 for a server with one model."""
-    paths: dict[str, Checked] = {
+    paths: dict[str, object] = {
         path: {"get": {"summary": text, "responses": {"200": {"description": "Done."}, **_refusals()}}}
         for path, text in GETS.items()
     }
     for path, (text, fields, required) in POSTS.items():
-        content: dict[str, Checked] = {"application/json": {"schema": {"type": "object"}}}
+        content: dict[str, object] = {"application/json": {"schema": {"type": "object"}}}
         if path in STREAMS:
             content["text/event-stream"] = {}  # OpenAPI 3.1 cannot describe events one by one
         body = {"required": True, "content": {"application/json": {"schema": _body(fields, required, model)}}}
@@ -65,7 +65,7 @@ def describe(version: str, model: str) -> dict[str, Checked]:
     }
 
 
-def _body(fields: Mapping[str, Field], required: tuple[str, ...], model: str) -> dict[str, Checked]:
+def _body(fields: Mapping[str, Field], required: tuple[str, ...], model: str) -> dict[str, object]:
     properties: dict[str, object] = {}
     for name, each in fields.items():
         schema: dict[str, object] = {"enum": [model]} if name == "model" else dict(each.schema)
@@ -77,12 +77,12 @@ def _body(fields: Mapping[str, Field], required: tuple[str, ...], model: str) ->
     }  # fmt: skip
 
 
-def _refusals() -> dict[str, Checked]:
+def _refusals() -> dict[str, object]:
     content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     return {status: {"description": text, "content": content} for status, text in REFUSALS.items()}
 
 
-def _error() -> dict[str, Checked]:
+def _error() -> dict[str, object]:
     texts = {name: {"type": ["string", "null"]} for name in ("param", "code")}
     named = {name: {"type": "string"} for name in ("message", "type")}
     error = {"type": "object", "properties": named | texts, "required": ["message", "type", "param", "code"]}

@@ -105,7 +105,7 @@ def write_grammar(
     return "\n".join([f"start: {space}answer", f"answer: {' | '.join(answers)}", *rules])
 
 
-def _schema(schema: Mapping[str, Checked]) -> str:
+def _schema(schema: Mapping[str, object]) -> str:
     return json.dumps({**schema, "x-guidance": FORM})
 
 

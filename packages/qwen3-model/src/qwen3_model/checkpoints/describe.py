@@ -35,7 +35,7 @@ def find_config(source: str) -> Qwen3Config:
     return Qwen3Config.from_file(path)
 
 
-def describe(source: str) -> dict[str, Checked]:
+def describe(source: str) -> dict[str, object]:
     """Return the facts about `source` as a JSON-like dictionary.
 
     Units: parameters are counts of weights, a tied head counted once; bytes are bytes.
@@ -46,7 +46,7 @@ def describe(source: str) -> dict[str, Checked]:
         counts[_part(name)] += prod(shape)
     total = config.num_parameters()
     cached_per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim
-    facts: dict[str, Checked] = {
+    facts: dict[str, object] = {
         "config": asdict(config),
         "parameters": {**counts, "total": total},
         "weight_bytes": {dtype: total * size for dtype, size in BYTES.items()},

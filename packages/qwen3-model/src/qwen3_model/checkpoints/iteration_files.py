@@ -139,7 +139,7 @@ def _assemble(
     name: str,
     shape: tuple[int, ...],
     cuts: tuple[int, ...],
-    storage: Mapping[Checked, list[dict[str, Checked]]],
+    storage: Mapping[object, list[dict[str, object]]],
     opened: dict[str, SafetensorsFile],
 ) -> LazyTensor:
     if len(cuts) != len(shape) or any(cut < 1 or size % cut for size, cut in zip(shape, cuts, strict=True)):

@@ -27,7 +27,7 @@ def read_json_strategy(path: Path) -> tuple[int, dict[str, TensorLayout]]:
         ) from None
 
 
-def _layout(name: str, item: dict[str, Checked]) -> TensorLayout:
+def _layout(name: str, item: dict[str, object]) -> TensorLayout:
     layout = TensorLayout(
         dev_matrix=_numbers(item["dev_matrix"]),
         tensor_map=_numbers(item["tensor_map"]),

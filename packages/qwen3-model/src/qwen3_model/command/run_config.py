@@ -150,7 +150,7 @@ def parse_run_config(
     return RunConfig(values, tuple(_notes(values, schema)))
 
 
-def peek_values(path: Path) -> Checked:
+def peek_values(path: Path) -> object:
     """Return what a YAML file holds before any of its keys is checked: most often a dict, None for nothing.
 
     A file that cannot be read holds an empty dict here; `load_run_config` says what is wrong with it.
@@ -168,14 +168,14 @@ def section_problems(section: Mapping[str, Checked], schema: Schema, name: str) 
     return list(_problems(section, schema, f"{name}."))
 
 
-def _parse_override(key: str, value: str) -> Checked:
+def _parse_override(key: str, value: str) -> object:
     try:
         return parse_yaml(value, f"--{key}")
     except ConfigError as error:
         raise UsageError(f"{error}; quote a text that looks like YAML, as --{key} '\"...\"'") from None
 
 
-def _respell(values: dict[str, Checked], schema: Schema) -> None:
+def _respell(values: dict[str, object], schema: Schema) -> None:
     """Put one spelling in place of the others of a value, such as bfloat16 of bf16."""
     for key, value in values.items():
         rule = schema.get(key) if isinstance(key, str) else None
@@ -218,13 +218,13 @@ def _override(values: dict[str, Checked], dotted: str, new: Checked) -> None:
         section[parts[-1]] = new
 
 
-def _list_index(items: list[Checked], part: str, dotted: str) -> int:
+def _list_index(items: list[object], part: str, dotted: str) -> int:
     if not part.isdecimal() or not part.isascii() or int(part) >= len(items):
         raise UsageError(f"--{dotted}: {part!r} is no index of a list of {len(items)}; count from 0")
     return int(part)
 
 
-def _check_override(values: dict[str, Checked], dotted: str, schema: Schema) -> None:
+def _check_override(values: dict[str, object], dotted: str, schema: Schema) -> None:
     top = dotted.split(".")[0]
     if top not in schema:
         raise _unknown(dotted, schema)
@@ -284,7 +284,7 @@ def _value_problems(name: str, value: Checked, rule: Key) -> Iterator[str]:
         yield f"{name}={value!r} is none of {', '.join(map(str, rule.choices))}"
 
 
-def _has_type(value: Checked, types: tuple[type, ...]) -> bool:
+def _has_type(value: object, types: tuple[type, ...]) -> bool:
     if isinstance(value, bool):
         return bool in types
     return isinstance(value, types) or (isinstance(value, int) and float in types)
@@ -318,7 +318,7 @@ def _paths(schema: Schema, prefix: str) -> Iterator[str]:
             yield from _paths(rule, f"{prefix}{key}.")
 
 
-def _notes(values: Mapping[str, Checked], schema: Schema) -> Iterator[str]:
+def _notes(values: Mapping[str, object], schema: Schema) -> Iterator[str]:
     found: dict[str, list[str]] = {"none": [], "ascend": []}
     _collect_effects(values, schema, "", found)
     if found["none"]:

@@ -78,7 +78,7 @@ def _objects(value: object, name: str) -> list[Message]:
     return [dict(entry) for entry in value]
 
 
-def _share_gpt(record: Mapping[str, Checked]) -> list[Message]:
+def _share_gpt(record: Mapping[str, object]) -> list[Message]:
     messages = _system(record)
     for number, turn in enumerate(_objects(record["conversations"], "conversations")):
         for ours, theirs in (("role", "from"), ("content", "value")):
@@ -95,19 +95,19 @@ def _share_gpt(record: Mapping[str, Checked]) -> list[Message]:
     return messages
 
 
-def _system(record: Mapping[str, Checked]) -> list[Message]:
+def _system(record: Mapping[str, object]) -> list[Message]:
     system = _text_or_nothing(record, "system")
     return [{"role": "system", "content": system}] if system else []
 
 
-def _text_or_nothing(record: Mapping[str, Checked], key: str) -> str:
+def _text_or_nothing(record: Mapping[str, object], key: str) -> str:
     value = record.get(key)
     if value is not None and not isinstance(value, str):
         raise ConversationError(f"has under {key!r} {value!r:.40}, which is no text")
     return value or ""
 
 
-def _alpaca(record: Mapping[str, Checked]) -> list[Message]:
+def _alpaca(record: Mapping[str, object]) -> list[Message]:
     messages = _system(record)
     history = record.get("history")
     if history not in (None, "") and not isinstance(history, list):
@@ -122,21 +122,21 @@ def _alpaca(record: Mapping[str, Checked]) -> list[Message]:
     return messages + _question_and_answer(record["instruction"], record)
 
 
-def _seed_task(record: Mapping[str, Checked]) -> list[list[Message]]:
+def _seed_task(record: Mapping[str, object]) -> list[list[Message]]:
     instances = _objects(record["instances"], "instances")
     if not instances:
         raise ConversationError("has 'instances' that are no list of objects")
     return [_question_and_answer(record.get("instruction"), one) for one in instances]
 
 
-def _question_and_answer(instruction: Checked, record: Mapping[str, Checked]) -> list[Message]:
+def _question_and_answer(instruction: object, record: Mapping[str, object]) -> list[Message]:
     given = _text_or_nothing(record, "input")
     if given and isinstance(instruction, str):
         instruction = f"{instruction}\n\n{given}"
     return [{"role": "user", "content": instruction}, {"role": "assistant", "content": record.get("output")}]
 
 
-def _tools(record: Mapping[str, Checked]) -> list[Checked] | None:
+def _tools(record: Mapping[str, object]) -> list[object] | None:
     tools = record.get("tools")
     if tools in (None, "", []):
         return None
@@ -145,7 +145,7 @@ def _tools(record: Mapping[str, Checked]) -> list[Checked] | None:
     return tools
 
 
-def _checked(messages: list[Message], tools: list[Checked] | None) -> Conversation:
+def _checked(messages: list[Message], tools: list[object] | None) -> Conversation:
     """Return a conversation of which nothing is lost when it is rendered."""
     rendered: list[Message] = []
     unlearned: set[int] = set()

@@ -90,7 +90,7 @@ class Budget:
         self.step(self.letters(value))
         return value
 
-    def letters(self, value: Checked) -> int:
+    def letters(self, value: object) -> int:
         """Return the letters of a value."""
         if type(value) is str and len(value) <= LONGEST_VALUE:
             return len(value)

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Iterable
 
-from qwen3_model.command.checked import Checked
 from qwen3_model.text.template_budget import MOST_BITS, WIDEST, Budget, TemplateLimitError
 
 DIGITS = re.compile(r"\d+")
@@ -65,14 +64,14 @@ def check_width(value: object, most: int = WIDEST) -> None:
         raise TemplateLimitError(f"it asks for a width of more than {most:,}")
 
 
-def _check_indent(budget: Budget, text: object, width: object = 4, *_: object, **__: Checked) -> None:
+def _check_indent(budget: Budget, text: object, width: object = 4, *_: object, **__: object) -> None:
     check_width(width)
     letters = width if isinstance(width, int) else budget.letters(width)
     lines = len(text.splitlines()) if isinstance(text, str) else 1
     budget.require(budget.letters(text) + lines * max(letters, 0))
 
 
-def _check_json(budget: Budget, value: object, *_: object, indent: object = None, **__: Checked) -> None:
+def _check_json(budget: Budget, value: object, *_: object, indent: object = None, **__: object) -> None:
     if indent is None:
         return
     check_width(indent, DEEPEST_INDENT)
@@ -86,7 +85,7 @@ def _check_sum(_: Budget, values: object, attribute: object = None, start: objec
         raise TemplateLimitError("it sums up what are no numbers")
 
 
-def _check_widths(_: Budget, value: object, *given: object, **named: Checked) -> None:
+def _check_widths(_: Budget, value: object, *given: object, **named: object) -> None:
     for entry in (*given, *named.values()):
         check_width(entry)
 

@@ -62,13 +62,13 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         assert isinstance(tree, nodes.Template)
         return tree
 
-    def is_safe_attribute(self, obj: Checked, attr: str, value: Checked) -> bool:
+    def is_safe_attribute(self, obj: object, attr: str, value: object) -> bool:
         """Return whether a template may have an attribute."""
         if isinstance(obj, str | int | float):
             return isinstance(obj, str) and attr in TEXT_METHODS
         return super().is_safe_attribute(obj, attr, value)
 
-    def wrap_str_format(self, value: Checked) -> Callable[..., str] | None:
+    def wrap_str_format(self, value: object) -> Callable[..., str] | None:
         """Return the sandbox's own `format` for that of a text; there is no `format_map`."""
         return None if getattr(value, "__name__", "") == "format_map" else super().wrap_str_format(value)
 
@@ -94,7 +94,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         return result if isinstance(result, Namespace) else budget.take(result)
 
 
-def render_limited(template: Template, values: Mapping[str, Checked]) -> str:
+def render_limited(template: Template, values: Mapping[str, object]) -> str:
     """Return what a template of a LimitedEnvironment makes of `values`."""
     context = template.new_context(dict(values))
     assert isinstance(context, LimitedContext)
@@ -110,7 +110,7 @@ def render_limited(template: Template, values: Mapping[str, Checked]) -> str:
 class _Counting(NodeTransformer):
     """Puts counters around loops, and measures around values that a template puts together."""
 
-    def generic_visit(self, node: nodes.Node, *args: Checked, **named: Checked) -> nodes.Node:
+    def generic_visit(self, node: nodes.Node, *args: object, **named: object) -> nodes.Node:
         if isinstance(node, FOREIGN):
             tag = type(node).__name__.lower()
             raise TemplateSyntaxError(f"a chat template cannot have the statement {tag}", node.lineno)
@@ -158,7 +158,7 @@ def _filtered(node: nodes.Node, name: str, *given: nodes.Expr) -> nodes.Filter:
 
 
 @pass_context
-def _printed(context: LimitedContext, value: Checked) -> Checked:
+def _printed(context: LimitedContext, value: object) -> object:
     return context.budget.take(value)
 
 
@@ -168,14 +168,14 @@ def _each(context: LimitedContext, values: Checked, letters: int) -> Iterator[Ch
 
 
 @pass_context
-def _joined(context: LimitedContext, values: list[Checked]) -> str:
+def _joined(context: LimitedContext, values: list[object]) -> str:
     budget = context.budget
     budget.step(budget.letters(values))
     return "".join(map(str, values))
 
 
 @pass_context
-def _measured(context: LimitedContext, value: Checked) -> Checked:
+def _measured(context: LimitedContext, value: object) -> object:
     return context.budget.take(value)
 
 

@@ -143,8 +143,8 @@ def _scalar(file: SafetensorsFile, name: str) -> int:
     return int(np.asarray(file.raw(name)).reshape(-1)[0])
 
 
-def _state_json(state: TrainState) -> dict[str, Checked]:
-    values: dict[str, Checked] = {"version": STATE_VERSION, "data": state.data, "facts": dict(state.facts)}
+def _state_json(state: TrainState) -> dict[str, object]:
+    values: dict[str, object] = {"version": STATE_VERSION, "data": state.data, "facts": dict(state.facts)}
     if state.base:
         values["base"] = state.base
     if state.settings:

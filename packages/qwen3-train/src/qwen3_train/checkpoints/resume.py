@@ -83,10 +83,10 @@ def continue_plan(
     return Resumed(plan=_continued(plan, state, notes), steps_done=state.global_step, best=best)
 
 
-def run_facts(settings: TrainSettings) -> dict[str, Checked]:
+def run_facts(settings: TrainSettings) -> dict[str, object]:
     """Return the settings that change what later steps compute, by key, as JSON reads them back."""
     adam, skip = settings.adam, settings.skip
-    facts: dict[str, Checked] = {f"lr_schedule.{key}": value for key, value in settings.lr_schedule.items()}
+    facts: dict[str, object] = {f"lr_schedule.{key}": value for key, value in settings.lr_schedule.items()}
     facts |= {
         "optimizer.betas": [adam.beta1, adam.beta2],
         "optimizer.eps": adam.eps,
@@ -99,7 +99,7 @@ def run_facts(settings: TrainSettings) -> dict[str, Checked]:
         "model.model_config.rms_norm_eps": settings.model.rms_norm_eps,
         "model.model_config.max_position_embeddings": settings.model.max_position_embeddings,
     }
-    read_back: dict[str, Checked] = json.loads(json.dumps(facts, default=str))
+    read_back: dict[str, object] = json.loads(json.dumps(facts, default=str))
     return read_back
 
 
@@ -115,11 +115,11 @@ def changed_settings(before: Mapping[str, Checked], now: Mapping[str, Checked]) 
     ]
 
 
-def _value_text(value: Checked) -> str:
+def _value_text(value: object) -> str:
     return "not set" if value is None else str(value)
 
 
-def data_facts(settings: TrainSettings) -> dict[str, Checked]:
+def data_facts(settings: TrainSettings) -> dict[str, object]:
     """Return what a person would compare where two fingerprints differ."""
     data = settings.data
     if isinstance(data, HfDataSettings):
@@ -142,7 +142,7 @@ def data_facts(settings: TrainSettings) -> dict[str, Checked]:
     }
 
 
-def _differences(before: Mapping[str, Checked], now: Mapping[str, Checked]) -> str:
+def _differences(before: Mapping[str, object], now: Mapping[str, object]) -> str:
     if not before:
         return ""
     parts = [f"{key} was {before[key]}, is {now.get(key)}" for key in before if before[key] != now.get(key)]

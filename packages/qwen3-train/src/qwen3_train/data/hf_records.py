@@ -64,7 +64,7 @@ def read_rows(records: Checked) -> Iterator[dict[str, Checked]]:
             }
 
 
-def _present(value: Checked) -> Checked:
+def _present(value: object) -> object:
     if isinstance(value, Mapping):
         return {key: _present(inner) for key, inner in value.items() if inner is not None}
     if isinstance(value, list):
@@ -157,7 +157,7 @@ def _refuse_word(path: str) -> None:
     )
 
 
-def _refuse_builder(builder: Checked, path: str) -> None:
+def _refuse_builder(builder: object, path: str) -> None:
     """Refuse what `datasets` chose for a folder or a dataset of the hub, unless it reads text records."""
     chosen = type(builder).__module__.rpartition(".")[2]
     if chosen not in FILE_FORMATS:

@@ -113,7 +113,7 @@ def refuse_empty_stages(
 
 
 def _trained(
-    section: Mapping[str, Checked], shapes: Mapping[str, tuple[int, ...]]
+    section: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, tuple[int, ...]]:
     include = _patterns(section, "freeze_include", ["*"], shapes)
     exclude = _patterns(section, "freeze_exclude", ["*lora*"], shapes)

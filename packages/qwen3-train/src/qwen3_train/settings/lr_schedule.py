@@ -132,16 +132,16 @@ def _steps(values: Mapping[str, Checked], key: str, total: int, default: int) ->
     return int(values.get(f"{key}_steps", default))
 
 
-def _span(values: Mapping[str, Checked], key: str, total: int, default: int) -> int:
+def _span(values: Mapping[str, object], key: str, total: int, default: int) -> int:
     """Return a length in steps, at least 1, given as `_steps` has it."""
     return max(1, _steps(values, key, total, default))
 
 
-def _constant(values: Mapping[str, Checked], peak: float, total: int) -> Schedule:
+def _constant(values: Mapping[str, object], peak: float, total: int) -> Schedule:
     return lambda step: peak
 
 
-def _linear(values: Mapping[str, Checked], peak: float, total: int) -> Schedule:
+def _linear(values: Mapping[str, object], peak: float, total: int) -> Schedule:
     span = max(1, total - _warmup_steps(values, total))
     return lambda step: peak * max(0.0, (total - step) / span)
 
@@ -236,7 +236,7 @@ def _half_wave(turn: float) -> float:
     return max(0.0, 0.5 * (1.0 + math.cos(math.pi * turn)))
 
 
-_DECAYS: dict[str, Callable[[Mapping[str, Checked], float, int], Schedule]] = {
+_DECAYS: dict[str, Callable[[Mapping[str, object], float, int], Schedule]] = {
     "ConstantWarmUpLR": _constant,
     "LinearWithWarmUpLR": _linear,
     "CosineWithWarmUpLR": _cosine,

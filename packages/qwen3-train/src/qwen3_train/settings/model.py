@@ -34,7 +34,7 @@ FIELDS = {
     "eos_token_id": "eos_token_id",
     "pad_token_id": "pad_token_id",
 }
-DEFAULTS: dict[str, Checked] = {
+DEFAULTS: dict[str, object] = {
     "initializer_range": 0.02,
     "rms_norm_eps": 1e-6,
     "tie_word_embeddings": False,
@@ -107,8 +107,8 @@ def _is_tokenizer_only(folder: Path) -> bool:
     return (folder / "tokenizer.json").is_file() and not (folder / "config.json").exists()
 
 
-def _stated(section: Mapping[str, Checked]) -> dict[str, Checked]:
-    stated: dict[str, Checked] = {}
+def _stated(section: Mapping[str, object]) -> dict[str, object]:
+    stated: dict[str, object] = {}
     for key, value in section.items():
         if key not in FIELDS or value is None:
             continue

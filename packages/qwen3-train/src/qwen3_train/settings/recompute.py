@@ -118,7 +118,7 @@ def _counts(value: Checked, num_stages: int, key: str) -> tuple[int, ...] | None
     )
 
 
-def _is_count(value: Checked) -> bool:
+def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 

@@ -80,7 +80,7 @@ def read_data(section: Mapping[str, Checked]) -> DataSettings:
     )
 
 
-def _files(config: Mapping[str, Checked]) -> tuple[Blend, Blend | None, str | None]:
+def _files(config: Mapping[str, object]) -> tuple[Blend, Blend | None, str | None]:
     own = {part: config.get(f"{part}_data_path") for part in ("train", "valid", "test")}
     if any(own.values()):
         if config.get("data_path"):

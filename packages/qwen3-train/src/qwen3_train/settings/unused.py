@@ -189,6 +189,6 @@ def _callbacks(config: RunConfig) -> Iterator[str]:
             yield f"callbacks.{number}: {', '.join(foreign)} means nothing to {kind}"
 
 
-def _says_something(value: Checked) -> bool:
+def _says_something(value: object) -> bool:
     """Return whether a value would change anything; in mindformers' YAMLs many switch something off."""
     return value not in (None, False, 0, "", [], {})
