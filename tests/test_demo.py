@@ -1,22 +1,20 @@
-"""The figures that tools/demo computes itself, and what its last run left behind."""
+"""The figures that tools/demo computes itself, and its commands; test_readme_run.py looks at what it left."""
 
-import ast
-import json
 import math
+import re
+import shlex
 import struct
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
-from tokenizers import Tokenizer
-
-from qwen3_model.text.tokens import open_tokens
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools/lib"))
 
 import demo
+
+ROOT = demo.ROOT
 
 
 def _write_tokens(prefix, sequences):
@@ -46,39 +44,32 @@ def test_each_demo_gets_the_next_number(tmp_path):
     assert demo._next_folder(tmp_path / "demo").name == "11"
 
 
-@pytest.fixture(scope="module")
-def made():
-    """Return the folder of the newest whole demo of this checkout."""
-    whole = [path.parent for path in demo.ROOT.glob("demo/*/text_generation_result.txt")]
-    if not whole:
-        pytest.skip("tools/demo has not run in this checkout")
-    return max(whole, key=lambda folder: folder.stat().st_mtime)
+def _options(words):
+    """Return the program and command, and the rest as pairs of an option and its value, or alone."""
+    rest, found = list(map(str, words[2:])), set()
+    while rest:
+        word = rest.pop(0)
+        has_value = word.startswith("--") and rest and not rest[0].startswith("--")
+        found.add((word, rest.pop(0)) if has_value else (word,))
+    return tuple(words[:2]), found
 
 
-def test_the_demos_tokens_are_those_of_its_tokenizer(made):
-    tokens = open_tokens(made / "tokens/plays_text_document")
-    lines = (demo.DATA / "shakespeare.jsonl").read_text(encoding="utf-8").splitlines()
-    end = json.loads((made / "tokens/plays_text_document.json").read_text(encoding="utf-8"))["eod_id"]
-    encode = Tokenizer.from_file(str(demo.DATA / "tokenizer/tokenizer.json")).encode
-    assert len(tokens.sequence_lengths) == len(lines)
-    for number in range(0, len(lines), max(1, len(lines) // 20)):
-        ids = tokens.sequence(number, 0, int(tokens.sequence_lengths[number])).tolist()
-        assert ids == [*encode(json.loads(lines[number])["text"]).ids, end]
-
-
-def test_the_demos_model_has_the_weights_of_its_last_checkpoint(made):
-    files = (made / "run/checkpoint/rank_0").glob("*.safetensors")
-    trained = load_file(max(files, key=lambda path: int(path.stem.rpartition("_")[2])))
-    model = load_file(made / "model/model.safetensors")
-    assert model.keys() == {name for name in trained if name.startswith("model.")}
-    for name, value in model.items():
-        np.testing.assert_array_equal(value, trained[name], err_msg=name)
-
-
-def test_the_demos_texts_go_on_from_its_prompts(made):
-    (written,) = ast.literal_eval((made / "text_generation_result.txt").read_text(encoding="utf-8"))
-    texts = written["text_generation_text"]
-    assert len(texts) == len(demo.PROMPTS)
-    for text, prompt in zip(texts, demo.PROMPTS, strict=True):
-        assert text.startswith(prompt)
-        assert len(text) > len(prompt) + 40
+def test_the_demos_commands_are_those_of_the_walkthrough(monkeypatch, tmp_path):
+    told = []
+    monkeypatch.setattr(demo, "_step", lambda _title, *words: told.append(words))
+    prefix = demo._make_tokens(tmp_path)
+    run_dir = demo._train(tmp_path, prefix, steps=300)
+    model_dir = demo._make_model(tmp_path, run_dir)
+    demo._step("", "qwen3-train", "report", run_dir)
+    names = {
+        prefix: "data/plays_text_document", tmp_path / "tokens/plays": "data/plays", run_dir: "output",
+        run_dir / "checkpoint": "output/checkpoint", run_dir / "strategy": "output/strategy",
+        tmp_path / "merged": "merged", model_dir: "model",
+    }  # fmt: skip
+    named = [[str(names.get(word, word)).removeprefix(f"{ROOT}/") for word in words] for words in told]
+    text = (ROOT / "docs/walkthrough.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    shown = dict(_options(shlex.split(line)) for line in re.findall(r"^qwen3-.*", text, re.MULTILINE)[:8])
+    of_the_demo_alone = {("--workers", "2"), ("--train_dataset.data_loader.sizes", "[2400, 0, 0]")}
+    assert len(named) == 7
+    for command, options in map(_options, named):
+        assert options - of_the_demo_alone == shown[command], command
