@@ -168,11 +168,13 @@ def test_a_conversation_reads_only_what_is_new(golden, model, make_request):
     # Pieces begin at multiples of 32; the newest token was not read yet.
     assert second.num_shared == 96
     assert engine.num_read == 90 + len(longer) - 96
-    (fresh,) = generate([make_request(longer, new_tokens=20)], model.engine(1, 256), NoText())
+    alone = model.engine(1, 256)
+    (fresh,) = generate([make_request(longer, new_tokens=20)], alone, NoText())
     assert second.ids == fresh.ids
     other = [*ids[:40], *golden.cases[3]["prompt"]]
     (third,) = run([make_request(other, new_tokens=20)], scheduler)
-    (fresh,) = generate([make_request(other, new_tokens=20)], model.engine(1, 256), NoText())
+    (fresh,) = generate([make_request(other, new_tokens=20)], alone, NoText())
+    assert fresh.num_shared == 0
     assert third.ids == fresh.ids
 
 
