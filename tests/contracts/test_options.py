@@ -1,5 +1,6 @@
 """Every command of the five programs takes the common options, and one name means one thing everywhere."""
 
+import ast
 import importlib
 import os
 import re
@@ -317,6 +318,26 @@ def test_a_size_has_one_meaning_however_it_is_written(text, size):
 )  # fmt: skip
 def test_an_amount_of_bytes_has_one_meaning(text, size_bytes):
     assert read_bytes(text) == size_bytes
+
+
+def texts_of(package):
+    """Yield every text of a package's modules with its file and line."""
+    for path in sorted((Path(package.__file__).parent).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield f"{path.name}:{node.lineno}", node.value
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_message_names_an_option_as_it_is_called_now(name):
+    # qwen3-model has what all of them do.
+    own = [command for words, command in ALL.items() if name in ("qwen3-model", words.split()[0])]
+    shown = {each for command in own for option in options(command) for each in option.opts}
+    earlier = {old for command in own for option in options(command) for old in getattr(option, "old", ())}
+    earlier -= {"--key"}  # stands for any key of the YAML
+    gone = re.compile(rf"(?<![\w-])({'|'.join(sorted(earlier - shown))})(?![\w-]|$)")
+    package = importlib.import_module(name.replace("-", "_"))
+    assert [where for where, text in texts_of(package) if gone.search(text) and text not in earlier] == []
 
 
 def test_a_command_that_is_none_names_the_one_that_was_meant():

@@ -30,7 +30,7 @@ def test_count_says_what_preprocess_writes(run, preprocess, source, demo_tokeniz
 def test_count_skips_and_stops_as_asked(run, demo_tokenizer_dir, tmp_path):
     (tmp_path / "in.jsonl").write_text('{"text": "a"}\nbad\n{"text": "b"}\n{"text": "c"}\n')
     words = ("count", "--input", tmp_path / "in.jsonl", "--tokenizer-dir", demo_tokenizer_dir)
-    assert "line 2 is no JSON" in run(*words).stderr
+    assert "line 2 is not JSON" in run(*words).stderr
     result = run(*words, "--on-error", "skip", "--max-docs", 2)
     assert "text: 2 documents (0 empty), 2 characters, 2 tokens; 4 with" in result.stdout
     assert "1 bad record skipped" in result.stdout

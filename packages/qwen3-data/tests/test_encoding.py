@@ -148,8 +148,8 @@ def test_a_long_text_file_is_one_document(preprocess, tmp_path, request):
     [
         (b'{"text": "%b\xff%b"}' % (b"a " * 900, b"b " * 900), "holds a string that is no text"),
         (b'{"text": "%b\\ud800 %b"}' % (b"a " * 900, b"b " * 900), "holds a string that is no text"),
-        (b'{"text": "%b", "n": 01}' % (b"a " * 900), "is no JSON"),
-        (b'{"text": "%b' % (b"a " * 900), "is no JSON"),
+        (b'{"text": "%b", "n": 01}' % (b"a " * 900), "is not JSON"),
+        (b'{"text": "%b' % (b"a " * 900), "is not JSON"),
         (b'{"body": "%b"}' % (b"a " * 900), "has no key 'text'"),
     ],
 )

@@ -103,7 +103,7 @@ def test_records_after_max_docs_are_not_looked_at(preprocess, tmp_path, on_error
 def test_a_share_counts_lines_from_the_files_beginning(preprocess, tmp_path):
     (tmp_path / "in.jsonl").write_text(GOOD * 100 + "bad\n" + GOOD * 50 + "worse\n" + GOOD * 48)
     words = (tmp_path / "in.jsonl", "--shard-index", 1, "--num-shards", 2)
-    assert "in.jsonl, line 101 is no JSON" in preprocess(*words).stderr
+    assert "in.jsonl, line 101 is not JSON" in preprocess(*words).stderr
     rejects = tmp_path / "bad.jsonl"
     assert preprocess(*words, "--on-error", "skip", "--rejects", rejects).exit_code == 0
     assert [json.loads(line)["record"] for line in rejects.read_text().splitlines()] == [101, 152]

@@ -161,9 +161,9 @@ BAD = {
     "array of arrays": (b'{"text": [["a"]]}', "has a JSON array in the array under 'text'"),
     "number": (b'{"text": 7}', "has a JSON number under 'text'"),
     "no object": (b'["a"]', "is a JSON array, not an object"),
-    "no JSON": (b'{"text": "a"', "is no JSON"),
+    "no JSON": (b'{"text": "a"', "is not JSON"),
     "invalid UTF-8": (b'{"text": "a\xff"}', "is not UTF-8: byte 0xff at byte 12"),
-    "raw NUL": (b'{"text": "a\x00"}', "is no JSON: Invalid control character"),
+    "raw NUL": (b'{"text": "a\x00"}', "is not JSON: Invalid control character"),
     "lone surrogate": (b'{"text": "\\ud800"}', "holds a lone surrogate \\ud800"),
     "nested too deeply": (b'{"text": ' + b"[" * 100000, "is nested too deeply"),
 }
@@ -230,7 +230,7 @@ def test_an_empty_input_is_refused(preprocess, outputs, tmp_path, raw):
 def test_a_cut_last_line_is_called_that(preprocess, outputs, tmp_path):
     (tmp_path / "in.jsonl").write_bytes(b'{"text": "ok"}\n{"text": "o')
     result = preprocess(tmp_path / "in.jsonl")
-    assert "line 2 is no JSON" in result.stderr
+    assert "line 2 is not JSON" in result.stderr
     assert "the last line has no line end, so the file may be cut" in result.stderr
     assert outputs() == []
 
@@ -280,7 +280,7 @@ def test_a_damaged_tokenizer_is_refused(run, write_jsonl, outputs, tmp_path):
     folder.mkdir()
     words = ("--input", source, "--output-prefix", tmp_path / "out", "--tokenizer-dir", folder)
     model = '{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["x", "y"]]}, "added_tokens": []}'
-    for text, sentence in (("{", "is no JSON"), ("[]", "is no tokenizer"), (model, "tokenizer.json")):
+    for text, sentence in (("{", "is not JSON"), ("[]", "is no tokenizer"), (model, "tokenizer.json")):
         (folder / "tokenizer.json").write_text(text)
         result = run("preprocess", *words, "--eod-token", "a")
         assert result.exit_code == 1

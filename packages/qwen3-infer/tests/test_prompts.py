@@ -46,7 +46,7 @@ def test_json_lines_hold_prompts_or_conversations(tmp_path):
         ("a.txt", b"", "is empty; write one prompt a line"),
         ("a.txt", b"one\nab\xff\n", "line 2: byte 3 (0xff) is no UTF-8; save the file as UTF-8"),
         ("a.jsonl", b'{"prompt": "x"}\n\n', "line 2 is blank"),
-        ("a.jsonl", b'{"prompt": "x"\n', "line 1 is no JSON"),
+        ("a.jsonl", b'{"prompt": "x"\n', "line 1 is not JSON"),
         ("a.jsonl", b'["x"]\n', "line 1 must be an object"),
         (
             "a.jsonl",

@@ -282,8 +282,8 @@ def test_a_request_that_cannot_work_is_refused_with_its_field(client, fields, er
 @pytest.mark.parametrize(
     ("body", "kind", "status", "words"),
     [
-        (b'{"model": ', "application/json", 400, "the body is no JSON"),
-        (b"\xff\xfe", "application/json", 400, "the body is no JSON"),
+        (b'{"model": ', "application/json", 400, "the body is not JSON"),
+        (b"\xff\xfe", "application/json", 400, "the body is not JSON"),
         (b"[" * 100_000, "application/json", 400, "the body is nested too deeply"),
         (b"[]", "application/json", 400, "must be a JSON object"),
         (b"{}", "application/json", 400, "model: is missing"),

@@ -79,7 +79,7 @@ class TokenizerFile:
         try:
             parsed = orjson.loads(self._raw)
         except ValueError as error:
-            raise FormatError(f"{self.path} is no JSON: {error}") from error
+            raise FormatError(f"{self.path} is not JSON: {error}") from error
         if not isinstance(parsed, dict) or not isinstance(parsed.get("model"), dict):
             raise FormatError(f"{self.path} is no tokenizer (it has no model)")
         if not isinstance(parsed["model"].setdefault("vocab", {}), dict):

@@ -55,7 +55,7 @@ def load_long_record(raw: bytes) -> object:
     """Parse a record as orjson does, its long strings as LongText.
 
     Raises:
-        orjson.JSONDecodeError: It is no JSON.
+        orjson.JSONDecodeError: It is not JSON.
     """
     long_texts: dict[str, LongText] = {}
     skeleton = bytearray()

@@ -11,6 +11,7 @@ import orjson
 from qwen3_data.input.block import Block, Position
 from qwen3_data.input.long_text import LONG_BYTES, LongText, load_long_record
 from qwen3_data.input.shares import count_lines
+from qwen3_model.command.json_file import fault_of_line
 from qwen3_model.errors import FormatError
 
 OnError = Literal["fail", "skip"]
@@ -192,7 +193,7 @@ def load_record(raw: bytes, *, keeps_long: bool = False) -> object:
         keeps_long: Whether long strings of an object come as LongText.
 
     Raises:
-        BadRecordError: It is no JSON, or null.
+        BadRecordError: It is not JSON, or null.
     """
     try:
         record = load_long_record(raw) if keeps_long and len(raw) >= LONG_BYTES else orjson.loads(raw)
@@ -211,7 +212,7 @@ def _load_leniently(raw: bytes) -> object:
     try:
         record = json.loads(text)
     except json.JSONDecodeError as error:
-        raise BadRecordError(f"is no JSON: {error.msg} at character {error.pos + 1}") from error
+        raise BadRecordError(f"is not JSON: {fault_of_line(error)}") from error
     except RecursionError as error:
         raise BadRecordError("is nested too deeply") from error
     try:

@@ -19,7 +19,7 @@ def draw_lengths(inspection: Inspection, path: Path) -> None:
         figures = importlib.import_module("matplotlib.figure")
     except ImportError as error:
         raise ConfigError(
-            f"--png needs matplotlib ({error}): pip install 'qwen3-data[plot]', or leave --png out"
+            f"--output needs matplotlib ({error}): pip install 'qwen3-data[plot]', or leave --output out"
         ) from error
     figure = figures.Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()

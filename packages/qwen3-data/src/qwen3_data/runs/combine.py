@@ -100,7 +100,7 @@ def merge_tokens(
         if file.dtype != files[0].dtype:
             raise FormatError(
                 f"{file.prefix} has {file.dtype} tokens, but {files[0].prefix} has {files[0].dtype}; make "
-                "them with the same --dtype"
+                "them with the same --id-dtype"
             )
     manifests = [read_manifest(prefix) for prefix in prefixes]
     manifest = joint_manifest(prefixes, manifests, allow_incomplete=allow_incomplete)

@@ -34,7 +34,7 @@ def choose_dtype(name: str, vocab_size: int) -> np.dtype[np.integer]:
     """
     if name == "uint16" and vocab_size > 1 << 16:
         raise FormatError(
-            f"--dtype uint16 cannot hold a vocabulary of {vocab_size}; use --dtype auto or int32"
+            f"--id-dtype uint16 cannot hold a vocabulary of {vocab_size}; use --id-dtype auto or int32"
         )
     if name == "uint16" or (name == "auto" and vocab_size < UINT16_BELOW_VOCAB):
         return np.dtype("<u2")

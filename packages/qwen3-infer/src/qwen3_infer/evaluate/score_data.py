@@ -10,6 +10,7 @@ import numpy as np
 
 from qwen3_infer.folder.model_folder import ModelFolder
 from qwen3_infer.text.utf8 import decode_utf8
+from qwen3_model.command.json_file import fault_of_line
 from qwen3_model.command.small_files import INPUT_BYTES, read_small
 from qwen3_model.errors import ConfigError, FormatError, UsageError
 from qwen3_model.text.tokens import Manifest, TokenFile, open_tokens, read_manifest, sibling
@@ -161,7 +162,7 @@ def _of_json_lines(path: Path, folder: ModelFolder, reading: Reading) -> Iterato
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise FormatError(f"{where} is no JSON: {error}") from None
+                raise FormatError(f"{where} is not JSON: {fault_of_line(error)}") from None
             text = record.get(reading.json_key) if isinstance(record, dict) else None
             if not isinstance(text, str) or not text:
                 raise FormatError(

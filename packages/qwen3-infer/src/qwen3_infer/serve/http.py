@@ -191,7 +191,7 @@ async def read_json(request: HttpRequest, limits: Limits) -> object:
     except RecursionError:
         raise ApiError(400, "the body is nested too deeply", code="invalid_json") from None
     except ValueError as error:
-        raise ApiError(400, f"the body is no JSON: {error}", code="invalid_json") from None
+        raise ApiError(400, f"the body is not JSON: {error}", code="invalid_json") from None
 
 
 async def _read_body(request: HttpRequest, max_bytes: int) -> bytes:

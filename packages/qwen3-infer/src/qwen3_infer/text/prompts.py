@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen3_infer.text.utf8 import decode_utf8
+from qwen3_model.command.json_file import fault_of_line
 from qwen3_model.command.small_files import INPUT_BYTES, read_small
 from qwen3_model.errors import FormatError, UsageError
 
@@ -77,7 +78,7 @@ def _parse_request(line: str, where: str) -> Prompt:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{where} is no JSON: {error}") from None
+        raise FormatError(f"{where} is not JSON: {fault_of_line(error)}") from None
     if not isinstance(record, dict):
         raise FormatError(f'{where} must be an object such as {{"prompt": "..."}}')
     if unknown := sorted(record.keys() - set(JSON_KEYS)):

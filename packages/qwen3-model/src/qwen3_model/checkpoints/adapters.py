@@ -91,7 +91,7 @@ def read_peft(folder: Path, alpha: float | None = None) -> AdapterSet:
     if alpha is not None:
         config = replace(config, alpha=alpha, alpha_pattern={})
     if not (folder / WEIGHTS_FILE).is_file():
-        raise FormatError(f"{folder} has {CONFIG_FILE} but no {WEIGHTS_FILE}")
+        raise FormatError(f"{folder} has {CONFIG_FILE} but no {WEIGHTS_FILE}; give a PEFT adapter folder")
     file = open_safetensors(folder / WEIGHTS_FILE)
     copies = {match[1]: (file, name) for name in file.tensors if (match := BASE_COPY.fullmatch(name))}
     saved = _saved_modules(file, config)

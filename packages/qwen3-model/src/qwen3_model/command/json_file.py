@@ -34,3 +34,10 @@ def read_json(
     if not isinstance(value, dict):
         raise error(f"{path} holds no JSON object{end}")
     return value
+
+
+def fault_of_line(error: ValueError | RecursionError) -> str:
+    """Return why a line is not JSON, with the character of the line, from 1, where that shows."""
+    if not isinstance(error, json.JSONDecodeError):
+        return str(error)
+    return f"{error.msg} at character {error.pos + 1}"

@@ -31,5 +31,5 @@ def require_cann(environment: Mapping[str, str]) -> None:
         script = CANN_DIR.parent / "set_env.sh"
         raise ConfigError(
             f"this machine has an NPU but CANN is not set up; `source {script}` (or where CANN is) "
-            "before this, or choose the CPU (context.device_target); `qwen3-train doctor` says more"
+            "before this, or choose the CPU (--device cpu); `qwen3-train doctor` says more"
         )

@@ -289,7 +289,7 @@ def read_manifest(prefix: Path) -> Manifest | None:
         found = (num_sequences, num_indices - 1, bin_path.stat().st_size // dtype.itemsize)
         if found != (manifest.num_sequences, manifest.num_documents, manifest.num_tokens):
             raise FormatError(
-                f"{path} speaks of {counted(manifest.num_documents, 'document')}, "
+                f"{path} states {counted(manifest.num_documents, 'document')}, "
                 f"{counted(manifest.num_tokens, 'token')}, but the "
                 f"files beside it hold {counted(found[1], 'document')}, {counted(found[2], 'token')}; they "
                 "are of different runs, "

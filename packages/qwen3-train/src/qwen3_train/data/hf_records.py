@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from qwen3_model.command.checked import Checked
+from qwen3_model.command.json_file import fault_of_line
 from qwen3_model.command.small_files import LFS_POINTER_BYTES, refuse_lfs_pointer
 from qwen3_model.errors import ConfigError, FormatError
 from qwen3_train.settings.hf_loader import LOADER, HfDataSettings
@@ -139,7 +140,7 @@ def _broken_json(data: HfDataSettings) -> str | None:
                     where = f"{file}" if is_array else f"{file}, line {number}"
                     if not is_array and number == 1 and line.strip() in (b"{", b"["):
                         return None  # an object over several lines, which is another matter
-                    return f"{where} is not JSON: {error}"
+                    return f"{where} is not JSON: {error if is_array else fault_of_line(error)}"
     return None
 
 

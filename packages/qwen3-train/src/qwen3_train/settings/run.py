@@ -196,9 +196,7 @@ def _mode_problems(config: RunConfig, available: str) -> list[str]:
     if mode == "finetune" and not (config.get("load_checkpoint") or config.get("pretrained_model_dir")):
         problems.append("run_mode=finetune needs weights; give pretrained_model_dir or load_checkpoint")
     if config.get("context.device_target") == "Ascend" and available != "Ascend":
-        problems.append(
-            "context.device_target=Ascend but this machine has none; use --context.device_target CPU"
-        )
+        problems.append("context.device_target=Ascend but this machine has none; use --device cpu")
     return problems
 
 
