@@ -1,8 +1,11 @@
 """What Ascend's fused operators take by their documentation: more than MindSpore's own front end refuses.
 
-The checks read shapes and types only, in the subset of Python that a graph may hold, so they hold for a graph
-that is compiled as for a call that is computed. `install` puts them before MindSpore's operators.
+The checks read shapes and types only, so they hold for a graph that is compiled as for a call that is
+computed. `install` puts them before MindSpore's operators, where a graph has them as constants: as parts of
+it they would take a third of its time to compile.
 """
+
+from types import SimpleNamespace
 
 import mindspore as ms
 from mindspore import ops
@@ -147,23 +150,50 @@ def check_kv_cache_scatter_update(var, indices, updates, axis, halves):
     require(updates.shape[2] == var.shape[2], "cache: rows are as wide as the cache's")
 
 
+@ms.constexpr
+def accept(name, shapes, dtypes, others=()):
+    """Check a call in a graph: the shapes and types of its tensors, and the other arguments."""
+    tensors = [SimpleNamespace(shape=shape, dtype=dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
+    CHECKS[name](*tensors, *others)
+
+
+@ms.constexpr
+def accept_incremental(shapes, dtypes, lists, num_lengths, others):
+    """The same for `incre_flash_attention`: lists of keys and values, and a tuple of lengths or None."""
+    query, key, value, block_table = (
+        SimpleNamespace(shape=shape, dtype=dtype) for shape, dtype in zip(shapes, dtypes, strict=True)
+    )
+    lengths = None if num_lengths is None else (0,) * num_lengths
+    check_incre_flash_attention(query, [key] * lists[0], [value] * lists[1], lengths, block_table, *others)
+
+
+CHECKS = {
+    "rms_norm": check_rms_norm,
+    "swiglu": check_swiglu,
+    "rotary_position_embedding": check_rotary,
+    "flash_attention_score": lambda query, key, value, attn_mask, head_num, *others: check_flash_attention(
+        query, key, value, head_num, attn_mask, *others
+    ),
+    "kv_cache_scatter_update": check_kv_cache_scatter_update,
+}
 RMS_NORM, SWIGLU = ops.rms_norm, ops.auto_generate.swiglu
 ROTARY, STORE = ops.auto_generate.rotary_position_embedding, ops.auto_generate.kv_cache_scatter_update
 FLASH, INCREMENTAL = ops.flash_attention_score, ops.incre_flash_attention
 
 
 def rms_norm(x, gamma, epsilon=1e-6):
-    check_rms_norm(x, gamma, epsilon)
+    accept("rms_norm", (x.shape, gamma.shape), (x.dtype, gamma.dtype), (epsilon,))
     return RMS_NORM(x, gamma, epsilon)
 
 
 def swiglu(x, dim=-1):
-    check_swiglu(x, dim)
+    accept("swiglu", (x.shape,), (x.dtype,), (dim,))
     return SWIGLU(x, dim)
 
 
 def rotary_position_embedding(x, cos, sin, mode=0):
-    check_rotary(x, cos, sin, mode)
+    shapes, dtypes = (x.shape, cos.shape, sin.shape), (x.dtype, cos.dtype, sin.dtype)
+    accept("rotary_position_embedding", shapes, dtypes, (mode,))
     return ROTARY(x, cos, sin, mode)
 
 
@@ -179,7 +209,9 @@ def flash_attention_score(
             actual_seq_kvlen=actual_seq_kvlen, scalar_value=scalar_value, input_layout=input_layout,
             sparse_mode=sparse_mode,
         )  # fmt: skip
-    check_flash_attention(query, key, value, head_num, attn_mask, input_layout, sparse_mode, HALVES)
+    shapes = (query.shape, key.shape, value.shape, attn_mask.shape)
+    dtypes = (query.dtype, key.dtype, value.dtype, attn_mask.dtype)
+    accept("flash_attention_score", shapes, dtypes, (head_num, input_layout, sparse_mode, HALVES))
     return FLASH(
         query, key, value, head_num, attn_mask=attn_mask, scalar_value=scalar_value,
         input_layout=input_layout, sparse_mode=sparse_mode,
@@ -190,10 +222,11 @@ def incre_flash_attention(
     query, key, value, *, actual_seq_lengths=None, block_table=None, block_size=0, num_heads=1,
     input_layout="BSH", scale_value=1.0, num_key_value_heads=0,
 ):  # fmt: skip
-    check_incre_flash_attention(
-        query, key, value, actual_seq_lengths, block_table, block_size, num_heads, input_layout,
-        num_key_value_heads, HALVES,
-    )  # fmt: skip
+    shapes = (query.shape, key[0].shape, value[0].shape, block_table.shape)
+    dtypes = (query.dtype, key[0].dtype, value[0].dtype, block_table.dtype)
+    num_lengths = len(actual_seq_lengths) if isinstance(actual_seq_lengths, tuple) else None
+    others = (block_size, num_heads, input_layout, num_key_value_heads, HALVES)
+    accept_incremental(shapes, dtypes, (len(key), len(value)), num_lengths, others)
     return INCREMENTAL(
         query, key, value, actual_seq_lengths=actual_seq_lengths, block_table=block_table,
         block_size=block_size, num_heads=num_heads, input_layout=input_layout, scale_value=scale_value,
@@ -202,7 +235,8 @@ def incre_flash_attention(
 
 
 def kv_cache_scatter_update(var, indices, updates, axis):
-    check_kv_cache_scatter_update(var, indices, updates, axis, HALVES)
+    shapes, dtypes = (var.shape, indices.shape, updates.shape), (var.dtype, indices.dtype, updates.dtype)
+    accept("kv_cache_scatter_update", shapes, dtypes, (axis, HALVES))
     return STORE(var, indices, updates, axis)
 
 
