@@ -17,6 +17,8 @@ OTHER_NAMES = {
     "prompt": "input", "prompts": "input", "file": "input",
     "temp": "temperature", "max_tokens": "max_new_tokens", "tokenizer": "tokenizer_dir",
     "lr": "learning_rate", "resume": "resume_training", "dp": "data_parallel", "tp": "model_parallel",
+    "train_dataset_dir": "train_dataset.data_loader.config.data_path",
+    "num_samples": "train_dataset.data_loader.sizes", "strategy_load_checkpoint": "src_strategy_path_or_dir",
     "tensor_parallel": "model_parallel", "pp": "pipeline_stage", "pipeline_parallel": "pipeline_stage",
 }  # fmt: skip
 """What an option or a key is called by other tools, with underscores, and here; a hint names the latter."""
