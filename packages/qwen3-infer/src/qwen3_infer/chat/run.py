@@ -52,7 +52,7 @@ class Chat:
                 return
             try:
                 if command:
-                    self._do(command)
+                    self._execute(command)
                 elif line.strip():
                     self._show(partial(self._conversation.answer, line, *self._ways()))
             except ConfigError as error:
@@ -61,7 +61,7 @@ class Chat:
                 self._check()
                 self._terminal.note(str(error))
 
-    def _do(self, command: Command) -> None:
+    def _execute(self, command: Command) -> None:
         conversation, note = self._conversation, self._terminal.note
         match command.name:
             case "help":

@@ -81,11 +81,11 @@ def read_documents(values: Sequence[str], folder: ModelFolder, reading: Reading)
     for value in values:
         prefix = _token_prefix(value)
         if prefix is not None:
-            found = _of_tokens(prefix, folder)
+            found = _read_token_file(prefix, folder)
         elif value.lower().endswith(".jsonl"):
-            found = _of_json_lines(Path(value), folder, reading)
+            found = _read_json_lines(Path(value), folder, reading)
         else:
-            found = _of_text(Path(value), folder, reading)
+            found = _read_text(Path(value), folder, reading)
         for document in found:
             if reading.limit is not None and number >= reading.limit:
                 return
@@ -132,7 +132,7 @@ def _check_largest_id(tokens: TokenFile, prefix: Path, vocab_size: int) -> None:
             )
 
 
-def _of_tokens(prefix: Path, folder: ModelFolder) -> Iterator[Document]:
+def _read_token_file(prefix: Path, folder: ModelFolder) -> Iterator[Document]:
     tokens = open_tokens(prefix)
     bounds = tokens.document_indices.tolist()
     for number, (first, end) in enumerate(pairwise(bounds)):
@@ -144,14 +144,14 @@ def _of_tokens(prefix: Path, folder: ModelFolder) -> Iterator[Document]:
         yield Document(where=f"{prefix}, document {number}", ids=ids, num_bytes=len(text.encode()))
 
 
-def _of_text(path: Path, folder: ModelFolder, reading: Reading) -> Iterator[Document]:
+def _read_text(path: Path, folder: ModelFolder, reading: Reading) -> Iterator[Document]:
     text = decode_utf8(read_small(path, INPUT_BYTES).removeprefix(b"\xef\xbb\xbf"), str(path))
     if not text:
         raise FormatError(f"{path} is empty; there is nothing to score")
-    yield _document(text, str(path), None, folder, reading)
+    yield _encode_document(text, str(path), None, folder, reading)
 
 
-def _of_json_lines(path: Path, folder: ModelFolder, reading: Reading) -> Iterator[Document]:
+def _read_json_lines(path: Path, folder: ModelFolder, reading: Reading) -> Iterator[Document]:
     with path.open("rb") as file:
         number = 0
         for number, raw in enumerate(file, start=1):
@@ -169,12 +169,14 @@ def _of_json_lines(path: Path, folder: ModelFolder, reading: Reading) -> Iterato
                     f"{where} has no text at the key {reading.json_key!r}; name another with --json-keys"
                 )
             name = record.get("id")
-            yield _document(text, where, name if isinstance(name, str | int) else None, folder, reading)
+            yield _encode_document(
+                text, where, name if isinstance(name, str | int) else None, folder, reading
+            )
     if number == 0:
         raise FormatError(f"{path} is empty; write one object a line")
 
 
-def _document(
+def _encode_document(
     text: str, where: str, name: str | int | None, folder: ModelFolder, reading: Reading
 ) -> Document:
     try:

@@ -6,7 +6,7 @@ logits after each step, so that all of them choose from the same bits; rank 0 sh
 
 from collections.abc import Mapping, Sequence
 
-from qwen3_infer.generate.run import Output, prepare_generate, tell_notes
+from qwen3_infer.generate.run import Output, prepare_generate, print_notes
 from qwen3_infer.generate.shown import ShownReader
 from qwen3_infer.settings.settings import RunSettings
 from qwen3_model.ranks.msrun.checks import LaunchSettings, check_launch, count_ascend_devices
@@ -45,7 +45,7 @@ def launch_generate(
         devices = count_ascend_devices(environment.get("ASCEND_RT_VISIBLE_DEVICES"))
     check_launch(launch, num_devices=devices)
     if launch.node_rank == 0:
-        tell_notes(prepared, output)
+        print_notes(prepared, output)
     shown = ShownReader(launch.log_dir, output.say, output.note)
     # What a terminal decides is decided here, where there may be one.
     stream = "--stream" if output.stream else "--no-stream"

@@ -99,8 +99,8 @@ def _refuse_too_long(requests: list[Request], max_tokens: int | None) -> None:
         )
 
 
-def tell_notes(prepared: PreparedGeneration, output: Output) -> None:
-    """Tell the user what was found."""
+def print_notes(prepared: PreparedGeneration, output: Output) -> None:
+    """Print what the checks have found."""
     for note in prepared.notes:
         output.note(note)
 
@@ -114,7 +114,7 @@ def run_generate(
         Qwen3Error: Something cannot work, which is known before MindSpore is imported, or the weights do not.
     """
     prepared = prepare_generate(settings, output, truncate=truncate, allow_special=allow_special)
-    tell_notes(prepared, output)
+    print_notes(prepared, output)
     _write(settings, prepared, output, _generate_all(settings, device, prepared, output, rank=0))
 
 

@@ -40,20 +40,20 @@ def follow(folder: ModelFolder, device: Device, num_ranks: int, rank: Rank) -> N
         with socket.create_connection((rank.master_addr, port)) as link:
             link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             wire.send(link, {"rank": rank.number, "secret": secret})
-            _do_all(link, _Follower(model), notes if rank.number == 0 else None)
+            _answer_calls(link, _Follower(model), notes if rank.number == 0 else None)
     except OSError as error:
         raise Qwen3Error(f"the command's process is gone: {error}") from None
 
 
-def _do_all(link: socket.socket, follower: "_Follower", notes: list[str] | None) -> None:
-    """Do what comes until the end is said; who has notes says them first, and answers."""
+def _answer_calls(link: socket.socket, follower: "_Follower", notes: list[str] | None) -> None:
+    """Execute each call that is sent, up to `end`; the rank with notes sends them first, and answers."""
     if notes is not None:
         wire.send(link, {"notes": notes})
     while True:
         message, _ = wire.receive(link)
         if message["do"] == "end":
             return
-        said, arrays = follower.do(message["do"], message.get("with", []))
+        said, arrays = follower.execute(message["do"], message.get("with", []))
         if notes is not None:
             wire.send(link, said, arrays)
 
@@ -71,7 +71,7 @@ def _shared_address(tp: Tp, driver: str) -> tuple[int, int]:
 
 
 class _Follower:
-    """Does one call after the other."""
+    """Executes the calls of the process that runs the command."""
 
     def __init__(self, model: MindSporeModel) -> None:
         self._model = model
@@ -79,8 +79,8 @@ class _Follower:
         self._scorer: Scorer | None = None
         self._rows: Sequence[Logits] = ()
 
-    def do(self, name: str, values: list[Checked]) -> tuple[dict[str, Checked], list[np.ndarray]]:
-        """Do what is asked and return the answer."""
+    def execute(self, name: str, values: list[Checked]) -> tuple[dict[str, Checked], list[np.ndarray]]:
+        """Execute a call and return its answer: values, and arrays."""
         if name in ("engine", "chat_engine", "serve_engine"):
             self._engine, self._rows = None, ()  # its cache goes before the next one comes
             self._engine = engine = getattr(self._model, name)(*values)

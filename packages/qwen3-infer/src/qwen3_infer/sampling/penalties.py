@@ -11,7 +11,7 @@ from qwen3_infer.sampling.sampling import Sampling
 
 
 class GrowingArray:
-    """Numbers in a row whose address C++ is told; it has room for more than it has."""
+    """Numbers in a row whose address C++ has; there is room for more numbers."""
 
     def __init__(self, values: Collection[float], kind: type) -> None:
         self._room: np.ndarray = np.array(list(values), kind)

@@ -59,10 +59,10 @@ def write_faults(loop: asyncio.AbstractEventLoop, logger: logging.Logger, log: C
     """Let what goes wrong in the event loop and in uvicorn be lines of the log, a few of them."""
     throttled = Throttle(log, at_once=FAULTS_AT_ONCE, per_s=FAULTS_PER_S)
 
-    def tell(_: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+    def log_fault(_: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
         reason = context.get("exception")
         throttled(json.dumps({"error": context["message"], "reason": repr(reason) if reason else None}))
 
-    loop.set_exception_handler(tell)
+    loop.set_exception_handler(log_fault)
     logger.handlers[:] = [HttpLog(throttled)]
     logger.propagate = False

@@ -39,11 +39,11 @@ class TextStream:
         known = self._tokenizer.decode(self._ids[self._start : self._read])
         text = self._tokenizer.decode(self._ids[self._start :])
         if text.endswith(BROKEN):
-            return self._give(self._certain(known, text), is_last=False)
+            return self._release(self._certain(known, text), is_last=False)
         if len(text) <= len(known):
             return ""
         self._start, self._read = self._read, len(self._ids)
-        return self._give(text[len(known) :], is_last=False)
+        return self._release(text[len(known) :], is_last=False)
 
     def _certain(self, known: str, text: str) -> str:
         """Return what of a text that ends within a character no later byte can change; most often nothing."""
@@ -62,9 +62,9 @@ class TextStream:
         known = self._tokenizer.decode(self._ids[self._start : self._read])
         text = self._tokenizer.decode(self._ids[self._start :])
         self._start = self._read = len(self._ids)
-        return self._give(text[len(known) :], is_last=True)
+        return self._release(text[len(known) :], is_last=True)
 
-    def _give(self, new: str, *, is_last: bool) -> str:
+    def _release(self, new: str, *, is_last: bool) -> str:
         if self.is_stopped:
             return ""
         self._buffer += new

@@ -59,7 +59,7 @@ class SourceFile:
         try:
             yield descriptor.number
         finally:
-            _DESCRIPTORS.give_back(descriptor)
+            _DESCRIPTORS.release(descriptor)
 
     def read(self, start: int, size_bytes: int) -> NDArray[np.uint8]:
         """Return `size_bytes` from `start`, a copy.
@@ -158,8 +158,8 @@ class _Descriptors:
             self._shrink()
             return descriptor
 
-    def give_back(self, descriptor: _OpenDescriptor) -> None:
-        """Say that a descriptor is no longer used."""
+    def release(self, descriptor: _OpenDescriptor) -> None:
+        """Let a descriptor be closed when nobody else uses it."""
         with self._lock:
             descriptor.users -= 1
             if descriptor.is_retired and not descriptor.users:

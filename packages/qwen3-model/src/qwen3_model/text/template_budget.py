@@ -57,8 +57,8 @@ class Budget:
         # The values are kept, so that no other one gets the id of one that is measured.
         self._sizes: dict[int, tuple[Checked, Size]] = {}
 
-    def give(self, values: Mapping[str, Checked]) -> None:
-        """Take note of what is given to the template; the longer that is, the longer its values may be."""
+    def measure_input(self, values: Mapping[str, Checked]) -> None:
+        """Measure the template's input: the longer that is, the longer its values may be."""
         self._longest = LONGEST_VALUE + TIMES_GIVEN * sum(map(self.letters, values.values()))
 
     def step(self, letters: int = 0) -> None:

@@ -99,7 +99,7 @@ def render_limited(template: Template, values: Mapping[str, object]) -> str:
     context = template.new_context(dict(values))
     assert isinstance(context, LimitedContext)
     budget, length, parts = context.budget, 0, []
-    budget.give(values)
+    budget.measure_input(values)
     for part in template.root_render_func(context):
         length += len(part)
         budget.require(length)

@@ -115,8 +115,8 @@ def _resume_own(
     slices = find_slices(source, cuts, (name for name in parameters if name not in holders), rank)
     fits = slices is not None
     if slices is not None:
-        held = source.files[rank]
-        slices |= {name: from_file(held, name) for name in holders if name in held.tensors}
+        own_file = source.files[rank]
+        slices |= {name: from_file(own_file, name) for name in holders if name in own_file.tensors}
         fits = all(_fits(slice_.plan.shape, name, parameters) for name, slice_ in slices.items())
     if reader is not None:
         fits = bool(reader.holders([fits]).all())

@@ -124,7 +124,7 @@ def step_line(
     """
     mfu = f", mfu: {values['mfu']:.1%}" if "mfu" in values else ""
     parts = [
-        f"Epoch:[{_of(*epochs)}], step:[{_of(*steps)}], loss: {values['loss']:.6f}",
+        f"Epoch:[{_format_count(*epochs)}], step:[{_format_count(*steps)}], loss: {values['loss']:.6f}",
         f"per_step_time: {values['step_time_s'] * 1000:.0f}ms, lr: {values['lr']:.6g}",
         f"overflow cond: False, loss_scale: 1.0, global_norm: [{values['grad_norm']:.4f}]",
         f"tokens_per_s: {values['tokens_per_s']:.0f}{mfu}, eta: {clock(left_s)}",
@@ -132,5 +132,5 @@ def step_line(
     return f"{{ {', '.join(parts)} }}"
 
 
-def _of(now: int, last: int) -> str:
+def _format_count(now: int, last: int) -> str:
     return f"{now:{len(str(last))}}/{last}"

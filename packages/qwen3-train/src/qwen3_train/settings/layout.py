@@ -39,8 +39,8 @@ def reads_once(config: RunConfig, device: str) -> bool:
     `parallel.parameter_broadcast` decides; where it is left out, Ascend does, and a CPU, with sums slower
     than its files, does not.
     """
-    told = config.get("parallel.parameter_broadcast")
-    return bool(device == "Ascend" if told is None else told)
+    stated = config.get("parallel.parameter_broadcast")
+    return bool(device == "Ascend" if stated is None else stated)
 
 
 def _refuse_numbers_below_one(section: Mapping[str, Checked]) -> None:
