@@ -29,11 +29,11 @@ class Ranks:
     def __init__(self, address: str, num_ranks: int) -> None:
         """Listen for `num_ranks` processes, which know the secret, at a free port of `address`."""
         family, *_, target = socket.getaddrinfo(address.strip("[]"), 0, type=socket.SOCK_STREAM)[0]
-        self._door = socket.socket(family, socket.SOCK_STREAM)
-        self._door.bind(target)
-        self._door.listen(num_ranks)
-        self._door.settimeout(LOOK_S)
-        self.port, self.secret = self._door.getsockname()[1], secrets.randbits(96)
+        self._listener = socket.socket(family, socket.SOCK_STREAM)
+        self._listener.bind(target)
+        self._listener.listen(num_ranks)
+        self._listener.settimeout(LOOK_S)
+        self.port, self.secret = self._listener.getsockname()[1], secrets.randbits(96)
         self._num_ranks = num_ranks
         self._links: list[socket.socket] = []
         self._error: Qwen3Error | None = None
@@ -41,7 +41,7 @@ class Ranks:
         self._is_closed = False
 
     def meet(self) -> list[str]:
-        """Wait until all have loaded their shards; return what rank 0 says of it.
+        """Wait until all have loaded their shards; return rank 0's notes on it.
 
         Raises:
             Qwen3Error: One of them has failed.
@@ -50,7 +50,7 @@ class Ranks:
         while len(found) < self._num_ranks:
             self.check()
             try:
-                link, _ = self._door.accept()
+                link, _ = self._listener.accept()
             except TimeoutError:
                 continue
             link.settimeout(10)
@@ -84,7 +84,7 @@ class Ranks:
         return self._error is not None
 
     def call(self, message: dict[str, Checked]) -> tuple[dict[str, Checked], list[np.ndarray]]:
-        """Let all do something, and return rank 0's answer.
+        """Send a call to all ranks; return rank 0's answer.
 
         Raises:
             Qwen3Error: A process has ended.
@@ -92,7 +92,7 @@ class Ranks:
         return self._exchange(message, self._links)
 
     def ask_first(self, message: dict[str, object]) -> tuple[dict[str, object], list[np.ndarray]]:
-        """Ask rank 0 alone."""
+        """Send a call to rank 0 alone; return its answer."""
         return self._exchange(message, self._links[:1])
 
     def _exchange(
@@ -141,7 +141,7 @@ class Ranks:
     def close(self) -> None:
         """Let the processes end."""
         self._is_closed = True
-        self._door.close()
+        self._listener.close()
         for link in self._links:
             try:
                 wire.send(link, {"do": "end"})

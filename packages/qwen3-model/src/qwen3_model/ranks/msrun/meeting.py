@@ -1,6 +1,6 @@
 """How the launchers of a job's nodes start together, see a failure of any of them, and start again together.
 
-In a running job each launcher writes its own beat, and reads the beat of the next node and whether the start
+In a running job each launcher writes its own heartbeat, and reads that of the next node and whether the start
 has ended: two small files every two seconds, however many nodes there are. Only the node that decides about
 a start, the first that lives, reads those of all, and only until it has decided.
 """
@@ -33,10 +33,10 @@ from qwen3_model.ranks.msrun.node_files import (
 )
 
 BEAT_S, LOOK_S, MEET_S = 1.0, 2.0, 0.5
-"""Between two beats; between two looks while the job runs, and while nodes wait for each other."""
+"""Seconds between two heartbeats; between two looks of a job that runs, and of nodes that wait."""
 SEEN_BEATS = 5
-"""Beats in which a node that lives is seen to."""
-SAY_S = 30.0
+"""Heartbeats after which a node that runs has been seen."""
+NOTE_S = 30.0
 MAX_NAMED = 8
 
 
@@ -74,10 +74,10 @@ Propose = Callable[[Sequence[int], int], Start]
 
 
 class Meeting:
-    """A node's seat in the job; use it as a context, within which its beat goes on."""
+    """A node's membership of a job; a context manager that writes the node's heartbeat while it is open."""
 
     def __init__(self, folder: Path, node: int, num_nodes: int, address: str, rules: Rules) -> None:
-        """Take a seat.
+        """Join a job; nothing is written before the context is entered.
 
         Args:
             folder: Where the nodes meet, on a file system that all see.
@@ -112,7 +112,7 @@ class Meeting:
             # Nobody else may wait for a node that was asked to end.
             reason = f"node {self.node} has left the job: {error or type(error).__name__}"
             with suppress(OSError):
-                self._say_end(End(state=FAILED, reason=reason, is_final=True))
+                self._publish_end(End(state=FAILED, reason=reason, is_final=True))
         self._over.set()
         self._thread.join()
 
@@ -128,35 +128,35 @@ class Meeting:
         """
         self._set(state=WAITING, round=self._number)
         watches = [NodeWatch(self._files, node, every_s=MEET_S) for node in range(self.num_nodes)]
-        began_s = said_s = time.monotonic()
+        began_s = noted_s = time.monotonic()
         led_s = float("inf")
         while True:
-            if (found := self._decided()) is not None:
+            if (found := self._read_decision()) is not None:
                 return found
             waited_s = time.monotonic() - began_s
             if self._leader(watches) != self.node:
                 led_s = float("inf")
-                if not self._follows and waited_s > self._rules.first_s + SAY_S:
+                if not self._follows and waited_s > self._rules.first_s + NOTE_S:
                     raise Qwen3Error(f"node 0 has not let the job start within {waited_s:.0f} s")
                 time.sleep(MEET_S)
                 continue
             for watch in watches[self.node + 1 :]:
                 watch.look()
-            if any(self._is(watch, RUNNING, self._number - 1) for watch in watches):
+            if any(self._is_at(watch, RUNNING, self._number - 1) for watch in watches):
                 began_s, self._is_later, waited_s = time.monotonic(), True, 0.0
             led_s = min(max(led_s, began_s), time.monotonic())
-            ready = [watch.number for watch in watches if self._is(watch, WAITING, self._number)]
-            # Whoever has just begun to look at the others has not seen them move yet.
+            ready = [watch.number for watch in watches if self._is_at(watch, WAITING, self._number)]
+            # A node that has just become the leader has not seen a heartbeat of the others yet.
             if self._is_enough(ready, waited_s, time.monotonic() - led_s):
-                said = {watch.number: watch.state for watch in watches if watch.state is not None}
-                self._decide(propose, ready, said | {self.node: self._state})
-            elif time.monotonic() - said_s > SAY_S:
-                said_s = time.monotonic()
-                say(f"waiting for {self._missing(ready)} since {waited_s:.0f} s")
+                states = {watch.number: watch.state for watch in watches if watch.state is not None}
+                self._decide(propose, ready, states | {self.node: self._state})
+            elif time.monotonic() - noted_s > NOTE_S:
+                noted_s = time.monotonic()
+                say(f"waiting for {self._name_missing(ready)} since {waited_s:.0f} s")
             time.sleep(MEET_S)
 
     def check(self) -> bool:
-        """Look at the others, now and then; False while all is well.
+        """Look at the others every LOOK_S seconds; return False while all is well.
 
         Raises:
             EndedError: A node has failed or is lost.
@@ -169,8 +169,8 @@ class Meeting:
             end = self._files.end(self._round.number)
             if end.state:
                 raise EndedError(end.reason)
-        if self._neighbour is not None and (how := self._is_missing(self._neighbour)):
-            self._say_end(self._failure(how))
+        if self._neighbour is not None and (how := self._describe_loss(self._neighbour)):
+            self._publish_end(self._failure(how))
             raise EndedError(self._files.end(self._round.number).reason)
         return False
 
@@ -190,36 +190,36 @@ class Meeting:
             states = [watch.state for watch in watches if watch.state is not None]
             ended = [each for each in states if each.round == self._round.number and each.state in ENDED]
             if members and len(ended) == len(members):
-                self._say_end(End(state=STOPPED if stopped else DONE, reason=stopped))
+                self._publish_end(End(state=STOPPED if stopped else DONE, reason=stopped))
             try:
                 self.check()
             except EndedError:
-                return self._left()
+                return self._leave_start()
             time.sleep(MEET_S)
 
     def fail(self, reason: str) -> End:
-        """Say that this node's workers have failed, unless another's had before; return how it ended."""
-        self._say_end(self._failure(reason))
-        return self._left()
+        """Publish that this node's workers have failed, if it is the first; return how the start ended."""
+        self._publish_end(self._failure(reason))
+        return self._leave_start()
 
     def _failure(self, reason: str) -> End:
         assert self._round is not None
         return End(state=FAILED, reason=reason, is_final=self._round.restarts >= self._rules.max_restarts)
 
-    def _left(self) -> End:
+    def _leave_start(self) -> End:
         assert self._round is not None
         end = self._files.end(self._round.number)
         self._number, self._is_later, self._follows = self._round.number + 1, True, True
         self._round = self._neighbour = None
         return end
 
-    def _say_end(self, end: End) -> None:
+    def _publish_end(self, end: End) -> None:
         assert self._round is not None
         if not self._files.end(self._round.number).state:
             self._files.put_end(self._round.number, end)
         self._looked_s = float("-inf")
 
-    def _decided(self) -> Round | End | None:
+    def _read_decision(self) -> Round | End | None:
         try:
             refused = self._files.end(self._number)
             before = self._files.end(self._number - 1) if self._follows else End()
@@ -234,14 +234,14 @@ class Meeting:
         if round_ is None:
             return None
         if (self.node, self._state.start) in zip(round_.members, round_.starts, strict=True):
-            self._begin(round_)
+            self._join_start(round_)
             return round_
         # It goes on without this process, which waits for the next one.
         self._number, self._follows = self._number + 1, True
         self._set(round=self._number)
         return None
 
-    def _begin(self, round_: Round) -> None:
+    def _join_start(self, round_: Round) -> None:
         self._round = round_
         self._set(state=RUNNING, round=round_.number)
         index = round_.members.index(self.node)
@@ -249,7 +249,7 @@ class Meeting:
         self._neighbour = NodeWatch(self._files, after, every_s=LOOK_S) if after != self.node else None
 
     def _leader(self, watches: Sequence[NodeWatch]) -> int:
-        """Return the first node that lives; node 0 while no start has been."""
+        """Return the first node that is alive; node 0 before the first start."""
         for watch in watches[: self.node]:
             watch.look()
             if not watch.is_lost:
@@ -262,20 +262,20 @@ class Meeting:
         if self._is_later:
             return waited_s > self._rules.again_s and led_s > SEEN_BEATS * BEAT_S
         if waited_s > self._rules.first_s:
-            raise self._refused(
-                f"{self._missing(ready)} did not come within {waited_s:.0f} s; start the same command there, "
-                f"with an output_dir that all nodes see (they meet in {self._files.folder})"
+            raise self._refuse_start(
+                f"{self._name_missing(ready)} did not come within {waited_s:.0f} s; start the same command "
+                f"there, with an output_dir that all nodes see (they meet in {self._files.folder})"
             )
         return False
 
-    def _is(self, watch: NodeWatch, state: str, number: int) -> bool:
+    def _is_at(self, watch: NodeWatch, state: str, number: int) -> bool:
         if watch.number == self.node:
             return state == WAITING
         beat = watch.state
         return watch.is_alive and beat is not None and (beat.round, beat.state) == (number, state)
 
-    def _is_missing(self, neighbour: NodeWatch) -> str:
-        """Say how a neighbour has gone; "" where it is there, or has ended well."""
+    def _describe_loss(self, neighbour: NodeWatch) -> str:
+        """Return how a neighbour was lost; "" where it runs, or has ended well."""
         assert self._round is not None
         neighbour.look()
         state = neighbour.state
@@ -286,24 +286,24 @@ class Meeting:
             return f"{name} no longer answers"
         return ""
 
-    def _missing(self, ready: Sequence[int]) -> str:
+    def _name_missing(self, ready: Sequence[int]) -> str:
         missing = [str(node) for node in range(self.num_nodes) if node not in ready]
         more = f" and {len(missing) - MAX_NAMED} more" if len(missing) > MAX_NAMED else ""
         return f"node {', '.join(missing[:MAX_NAMED])}{more}"
 
-    def _decide(self, propose: Propose, ready: Sequence[int], said: Mapping[int, NodeState]) -> None:
+    def _decide(self, propose: Propose, ready: Sequence[int], states: Mapping[int, NodeState]) -> None:
         before = self._files.round(self._number - 1) if self._is_later else None
         restarts = before.restarts + 1 if before is not None else 0
         try:
             start = propose(ready, restarts)
         except BaseException as error:
-            self._refused(str(error) or type(error).__name__)
+            self._refuse_start(str(error) or type(error).__name__)
             raise
         round_ = Round(
             number=self._number,
             members=start.members,
-            starts=tuple(said[node].start for node in start.members),
-            address=said[start.members[0]].address,
+            starts=tuple(states[node].start for node in start.members),
+            address=states[start.members[0]].address,
             port=start.port,
             restarts=restarts,
             arguments=start.arguments,
@@ -311,8 +311,8 @@ class Meeting:
         )
         self._files.decide(round_)
 
-    def _refused(self, reason: str) -> Qwen3Error:
-        """Tell all nodes that the job does not start."""
+    def _refuse_start(self, reason: str) -> Qwen3Error:
+        """Publish that the job does not start; return the error to raise."""
         self._files.put_end(self._number, End(state=FAILED, reason=reason, is_final=True))
         return Qwen3Error(reason)
 
