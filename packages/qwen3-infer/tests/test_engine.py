@@ -34,6 +34,12 @@ def engine(model):
     return model.engine(NUM_ROWS, CONTEXT)
 
 
+@pytest.fixture(scope="module")
+def alone(model):
+    """Return an engine for one request at a time."""
+    return model.engine(1, 256)
+
+
 def test_an_engine_can_be_made_after_mindspore_has_computed(cache_dir):
     assert (ms.Tensor([1.0]) + 1.0).asnumpy() == 2.0
     device = Device(target="CPU", kernels="portable", num_threads=2, cache_dir=cache_dir)
@@ -124,7 +130,7 @@ def test_cached_logits_are_those_of_a_whole_forward_pass(golden, engine):
     np.testing.assert_allclose(np.stack(cached), whole[len(prompt) - 1 :], atol=ATOL_F32, rtol=0)
 
 
-def test_logits_are_the_same_decoded_read_at_once_and_in_any_batch(golden, model, engine):
+def test_logits_are_the_same_decoded_read_at_once_and_in_any_batch(golden, model, engine, alone):
     # To the last bit with native kernels; MindSpore's operators sum in an order that depends on the shape.
     compare = partial(np.testing.assert_allclose, rtol=0, atol=ATOL_F32)
     if isinstance(model, NativeModel):
@@ -135,29 +141,29 @@ def test_logits_are_the_same_decoded_read_at_once_and_in_any_batch(golden, model
     for place in range(33, len(ids)):
         decoded = decode(engine, {0: ids[place]}, [place])[0]
     compare(decoded, at_once)
-    alone = model.engine(1, 128)
     compare(prefill(alone, 0, ids), at_once)
     compare(decode(alone, {0: 7}, [len(ids)])[0], decode(engine, {0: 7, 1: 1, 2: 2}, [len(ids), 0, 0])[0])
 
 
-def test_a_common_beginning_is_read_once_and_gives_the_same_tokens(golden, model, make_request):
+def test_a_common_beginning_is_read_once_and_gives_the_same_tokens(golden, model, alone, make_request):
     if not isinstance(model, NativeModel):
         pytest.skip("MindSpore's own operators give other bits when a prompt is cut elsewhere")
     engine = Reads(model.engine(3, CONTEXT))
     shared = golden.cases[5]["prompt"][:100]
     prompts = [[*shared, *golden.cases[i]["prompt"][:20]] for i in (2, 3, 4)]
-    alone = []
+    wanted = []
     for ids in prompts:
-        (done,) = generate([make_request(ids, new_tokens=20)], model.engine(1, 160), NoText())
-        alone.append(done.ids)
+        (done,) = generate([make_request(ids, new_tokens=20)], alone, NoText())
+        assert done.num_shared == 0
+        wanted.append(done.ids)
     requests = [make_request(ids, index=i, new_tokens=20) for i, ids in enumerate(prompts)]
     done = sorted(generate(requests, engine, NoText()), key=lambda each: each.request.index)
-    assert [each.ids for each in done] == alone
+    assert [each.ids for each in done] == wanted
     assert [each.num_shared for each in done] == [0, 96, 96]
     assert engine.num_read == sum(map(len, prompts)) - 2 * 96
 
 
-def test_a_conversation_reads_only_what_is_new(golden, model, make_request):
+def test_a_conversation_reads_only_what_is_new(golden, model, alone, make_request):
     ids = golden.cases[5]["prompt"]
     engine = Reads(model.chat_engine(256))
     scheduler = Scheduler(engine, NoText())
@@ -168,7 +174,6 @@ def test_a_conversation_reads_only_what_is_new(golden, model, make_request):
     # Pieces begin at multiples of 32; the newest token was not read yet.
     assert second.num_shared == 96
     assert engine.num_read == 90 + len(longer) - 96
-    alone = model.engine(1, 256)
     (fresh,) = generate([make_request(longer, new_tokens=20)], alone, NoText())
     assert second.ids == fresh.ids
     other = [*ids[:40], *golden.cases[3]["prompt"]]
