@@ -119,10 +119,16 @@ def test_logits_of_a_row_do_not_depend_on_its_neighbours(golden, engine):
     np.testing.assert_array_equal(among, decode(engine, {1: 6}, [len(ids)])[0])
 
 
-def test_cached_logits_are_those_of_a_whole_forward_pass(golden, engine):
+@pytest.fixture(scope="module")
+def whole_pass(golden):
+    """Return ids and the logits after each, without a cache."""
     ids = golden.cases[5]["prompt"] + golden.cases[5]["greedy"][:3]
     uncached = build_model(golden.config, open_hf_weights(golden.dir), None, make_kernels("CPU"))
-    whole = ms.jit(uncached.construct)(ms.Tensor(np.array([ids], np.int32))).asnumpy()[0]
+    return ids, ms.jit(uncached.construct)(ms.Tensor(np.array([ids], np.int32))).asnumpy()[0]
+
+
+def test_cached_logits_are_those_of_a_whole_forward_pass(whole_pass, engine):
+    ids, whole = whole_pass
     prompt = ids[:-3]
     cached = [prefill(engine, 2, prompt)]
     for place in range(len(prompt), len(ids)):
