@@ -8,7 +8,8 @@ import sys
 import mindspore as ms
 import pytest
 
-from qwen3_model.command.run_config import Key, parse_run_config
+from qwen3_model.command.keys import Key
+from qwen3_model.command.run_config import parse_run_config
 from qwen3_model.device import ascend as ascend_settings
 from qwen3_model.device.ascend import CONTEXT_SCHEMA, AscendSettings, choose_device, read_ascend_settings
 from qwen3_model.errors import ConfigError

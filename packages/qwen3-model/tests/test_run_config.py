@@ -1,6 +1,7 @@
 import pytest
 
-from qwen3_model.command.run_config import Key, parse_dotted, parse_run_config
+from qwen3_model.command.keys import Key, parse_dotted
+from qwen3_model.command.run_config import parse_run_config
 from qwen3_model.errors import ConfigError, UsageError
 
 SCHEMA = {

@@ -10,7 +10,8 @@ import yaml
 from click.testing import CliRunner
 from train_inputs import TINY_MODEL, tiny_run, write_yaml
 
-from qwen3_model.command.run_config import Key, parse_run_config
+from qwen3_model.command.keys import Key
+from qwen3_model.command.run_config import parse_run_config
 from qwen3_model.errors import Qwen3Error
 from qwen3_train.cli import main
 from qwen3_train.settings.lr_schedule import ALIASES, SCHEDULES, make_schedule

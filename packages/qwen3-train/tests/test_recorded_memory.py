@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from qwen3_model.command.run_config import load_run_config, parse_dotted
+from qwen3_model.command.keys import parse_dotted
+from qwen3_model.command.run_config import load_run_config
 from qwen3_train.plan.memory import plan_memory
 from qwen3_train.plan.settings import read_plan_settings
 from qwen3_train.settings.schema import TRAIN

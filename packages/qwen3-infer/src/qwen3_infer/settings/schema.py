@@ -2,7 +2,7 @@
 
 from qwen3_infer.sampling.sampling import SAMPLING_TYPES
 from qwen3_model.command.checked import Checked
-from qwen3_model.command.run_config import Key
+from qwen3_model.command.keys import Key
 from qwen3_model.command.spellings import read_dtype
 from qwen3_model.device.ascend import CONTEXT_SCHEMA
 

@@ -13,13 +13,8 @@ from qwen3_model.checkpoints.companions import find_companions
 from qwen3_model.checkpoints.fused import FusedLayout, read_fused_layout
 from qwen3_model.checkpoints.weight_files import is_distributed
 from qwen3_model.command.checked import Checked
-from qwen3_model.command.run_config import (
-    RunConfig,
-    load_run_config,
-    parse_dotted,
-    parse_run_config,
-    peek_values,
-)
+from qwen3_model.command.keys import parse_dotted
+from qwen3_model.command.run_config import RunConfig, load_run_config, parse_run_config, peek_values
 from qwen3_model.device.ascend import AscendSettings, read_ascend_settings
 from qwen3_model.device.cann import require_cann
 from qwen3_model.device.simulation import default_device, read_simulation

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from qwen3_model.command.run_config import Key, RunConfig
+from qwen3_model.command.keys import Key
+from qwen3_model.command.run_config import RunConfig
 from qwen3_model.command.spellings import read_device
 from qwen3_model.errors import ConfigError
 

@@ -29,10 +29,10 @@ class OneReader:
         """Take a sum over `size` replicas, of which this is number `index`."""
         self._add, self._index, self._load = add, index, [0] * size
 
-    def holders(self, held: Sequence[bool]) -> NDArray[np.bool_]:
-        """Tell the others what this replica has; return it of each replica, (replicas, len(held))."""
-        mine = np.zeros((len(self._load), len(held)), np.float32)
-        mine[self._index] = held
+    def holders(self, has: Sequence[bool]) -> NDArray[np.bool_]:
+        """Exchange which weights each replica has; return that, (replicas, len(has))."""
+        mine = np.zeros((len(self._load), len(has)), np.float32)
+        mine[self._index] = has
         return self._add(mine.reshape(-1)).reshape(mine.shape) > 0
 
     def put(
@@ -65,7 +65,7 @@ class OneReader:
         fill(parameter, "F32", found)
 
     def _send(self, values_N: NDArray[np.float32], *, is_mine: bool) -> None:
-        """Send the values, or receive them in their place."""
+        """Send the values where `is_mine`, else receive them into `values_N`."""
         halves = values_N.view(np.uint16)
         for start in range(0, len(halves), CHUNK):
             part = halves[start : start + CHUNK]

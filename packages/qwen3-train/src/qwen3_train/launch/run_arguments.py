@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from qwen3_model.command.run_config import RunConfig, Schema, load_run_config, parse_dotted, peek_values
+from qwen3_model.command.keys import Schema, parse_dotted
+from qwen3_model.command.run_config import RunConfig, load_run_config, peek_values
 from qwen3_model.errors import UsageError
 from qwen3_train.prepare.prepare import PreparedRun
 from qwen3_train.settings.schema import FLAG_ALIASES, TRAIN

@@ -67,7 +67,7 @@ class _Sequence:
         self._split, self._chunks = ops.auto_generate.SplitWithSize(), ops.Concat(1)
         self._pair, self._rows = ops.Concat(-1), ops.Concat(0)
 
-    def of_chunks(self, k_RH: Tensor, v_RH: Tensor, num_samples: int, num_kv_heads: int) -> tuple:
+    def gather_chunks(self, k_RH: Tensor, v_RH: Tensor, num_samples: int, num_kv_heads: int) -> tuple:
         """Return for each chunk its keys and its values, (B, S, K * H)."""
         width = num_kv_heads * k_RH.shape[1]
         both = self._pair((k_RH.reshape(-1, width), v_RH.reshape(-1, width)))
@@ -158,7 +158,7 @@ class ContextPortableKernels(PortableKernels):
         """Return what the part's queries find in the sequence up to them, in the order of `q_RH`."""
         (b, _, _, num_kv_heads), _, _, _, plans = plan
         h = q_RH.shape[1]
-        queries, found = self.sequence.halves(q_RH), self.sequence.of_chunks(k_RH, v_RH, b, num_kv_heads)
+        queries, found = self.sequence.halves(q_RH), self.sequence.gather_chunks(k_RH, v_RH, b, num_kv_heads)
         outs: tuple[Tensor, ...] = ()
         for i in range(2):
             keys = self.plain.heads_first(found[i][0].reshape(-1, h), plans[i])
@@ -192,7 +192,7 @@ class ContextAscendKernels(AscendKernels):
         """Return what the part's queries find in the sequence up to them, in the order of `q_RH`."""
         (rows, length, num_heads, num_kv_heads), _, _, mask, ends = plan
         b, h = rows // 2, q_RH.shape[1]
-        queries, found = self.sequence.halves(q_RH), self.sequence.of_chunks(k_RH, v_RH, b, num_kv_heads)
+        queries, found = self.sequence.halves(q_RH), self.sequence.gather_chunks(k_RH, v_RH, b, num_kv_heads)
         outs: tuple[Tensor, ...] = ()
         for i in range(2):
             keys, values = found[i]

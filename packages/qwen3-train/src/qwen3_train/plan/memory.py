@@ -187,7 +187,7 @@ def _embedding_work(settings: PlanSettings) -> int:
 def _update_work(settings: PlanSettings, largest: int, *, is_tied: bool) -> int:
     if settings.is_fused:
         return largest * UPDATE_OUTPUTS
-    # On a CPU the scaled gradient alone, in the place of what a tied embedding's gradient has taken.
+    # On a CPU the scaled gradient alone, for which a tied embedding's gradient has left room.
     return 0 if is_tied else largest
 
 

@@ -1,6 +1,6 @@
 """The YAML keys of a run: mindformers' own, each used here, used on Ascend only, or without effect."""
 
-from qwen3_model.command.run_config import Key
+from qwen3_model.command.keys import Key
 from qwen3_model.command.spellings import read_dtype
 from qwen3_model.device.ascend import CONTEXT_SCHEMA
 
