@@ -64,33 +64,33 @@ class Connections:
 
     def __init__(self, limits: ConnectionLimits) -> None:
         self._limits = limits
-        self._of: dict[str, dict[TimedProtocol, None]] = {}
+        self._by_address: dict[str, dict[TimedProtocol, None]] = {}
         self._num = 0
 
     def enter(self, connection: "TimedProtocol", address: str) -> bool:
         """Count a new connection in, unless there is no room for it."""
-        own = self._of.get(address, {})
+        own = self._by_address.get(address, {})
         if len(own) >= self._limits.of_address and not self._make_room(address):
             return False
         if self._num >= self._limits.in_all:
-            most = max(self._of, key=lambda each: len(self._of[each]))
+            most = max(self._by_address, key=lambda each: len(self._by_address[each]))
             if not self._make_room(most):
                 return False
-        self._of.setdefault(address, {})[connection] = None
+        self._by_address.setdefault(address, {})[connection] = None
         self._num += 1
         return True
 
     def leave(self, connection: "TimedProtocol", address: str) -> None:
         """Count a connection out, if it is still counted."""
-        own = self._of.get(address, {})
+        own = self._by_address.get(address, {})
         if connection in own:
             del own[connection]
             self._num -= 1
             if not own:
-                del self._of[address]
+                del self._by_address[address]
 
     def _make_room(self, address: str) -> bool:
-        oldest = next((each for each in self._of[address] if each.is_waiting), None)
+        oldest = next((each for each in self._by_address[address] if each.is_waiting), None)
         if oldest is None:
             return False
         self.leave(oldest, address)

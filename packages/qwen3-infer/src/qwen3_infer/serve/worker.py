@@ -114,7 +114,7 @@ class Worker:
         )
 
     def cancel(self, ticket: Ticket) -> None:
-        """Free what a ticket holds, after the model's present call."""
+        """End a ticket's jobs and free their room, after the model's present call."""
         if not ticket.is_cancelled:
             ticket.is_cancelled = True
             self._inbox.put(lambda: self._leave(ticket))
@@ -169,7 +169,7 @@ class Worker:
         self._send(tickets)
 
     def _fail(self, error: Exception) -> None:
-        """Tell everyone that the model has failed, and begin anew with an empty cache."""
+        """Send the failure to every client, and begin anew with an empty cache."""
         self._note(f"the model failed: {error}")
         self.has_failed = True
         self._scheduler.cancel_all()
@@ -191,5 +191,5 @@ class Worker:
             self._loop.call_soon_threadsafe(put)
 
     def observe(self, seconds: float) -> None:
-        """Learn how long a job runs, for `busy`."""
+        """Update the mean time of a job, from which `busy` estimates."""
         self._seconds_per_job += (seconds - self._seconds_per_job) / 8

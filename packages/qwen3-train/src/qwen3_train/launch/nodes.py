@@ -63,20 +63,20 @@ def launch_on_nodes(node_run: NodesRun) -> str:
         if is_first:
             stack.enter_context(only_run(output_dir))
         log = _Log(launch.log_dir / log_name(launch), stack, quiet=node_run.quiet)
-        desk = _Desk(node_run, log, stack)
+        planner = _StartPlanner(node_run, log, stack)
         folder = output_dir / MEETING
         meeting = stack.enter_context(
             Meeting(folder, launch.node_rank, launch.num_nodes, address, node_run.rules)
         )
-        with suppress(Qwen3Error, OSError):  # whoever decides says what is wrong with the data
+        with suppress(Qwen3Error, OSError):  # the node that leads says what is wrong with the data
             index_share_of_run(node_run.settings, launch.node_rank, launch.num_nodes)
         while True:
-            agreed = meeting.agree(desk.propose, log.say)
+            agreed = meeting.agree(planner.propose, log.say)
             if isinstance(agreed, End):
                 return agreed.reason
             if agreed.is_finished:
                 return meeting.finish("").reason
-            end = _take_part(node_run, meeting, agreed, desk.last_step)
+            end = _take_part(node_run, meeting, agreed, planner.last_step)
             if end.state in ENDED:
                 log.say(last_words(end.reason, output_dir), "WARNING" if end.reason else "INFO")
                 return end.reason
@@ -102,8 +102,8 @@ class _Log:
         self.open().line(text, level)
 
 
-class _Desk:
-    """Where a start is decided on."""
+class _StartPlanner:
+    """Prepares the next start on the node that leads."""
 
     def __init__(self, node_run: NodesRun, log: _Log, stack: ExitStack) -> None:
         self._node_run, self._log, self._stack = node_run, log, stack
@@ -150,7 +150,7 @@ def _own_address(launch: LaunchSettings, node: int) -> str:
 
 
 def _take_part(node_run: NodesRun, meeting: Meeting, start: Round, last_step: int | None) -> End:
-    """Run this node's workers until all nodes have ended; say how they have."""
+    """Run this node's workers until all nodes have ended; return how they have ended."""
     launch = replace(
         node_run.launch,
         worker_num=len(start.members) * node_run.launch.local_worker_num,

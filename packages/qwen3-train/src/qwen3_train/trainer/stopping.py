@@ -1,6 +1,6 @@
 """When a run ends before its last step: at a signal or before a time limit, all ranks after the same step.
 
-Ranks compare notes about once a second, in one small sum, so that short steps do not pay for it.
+Ranks agree about once a second, by one small sum, so that short steps do not pay for it.
 """
 
 import re

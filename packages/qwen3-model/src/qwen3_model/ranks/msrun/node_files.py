@@ -1,10 +1,10 @@
-"""What the launchers of several nodes tell each other, in a folder that all of them see.
+"""The files by which the launchers of several nodes know of each other, in a folder that all of them see.
 
-    node_K.json     of node K alone: in which round it is, how, and a beat that grows while its launcher lives
+    node_K.json     of node K alone: its round, its state, and a heartbeat that grows while its launcher runs
     round_R.json    who takes part in start number R and how; made once, by whoever comes first
     end_R.json      why it has ended; there from its beginning, so that no node caches that it is missing
 
-No clock is compared with another's: a node is lost when its beat stands still in many looks of another one.
+No clock is compared with another's: a node is lost when many looks of another find its heartbeat unchanged.
 """
 
 import json
@@ -19,13 +19,13 @@ from qwen3_model.command.checked import Checked
 WAITING, RUNNING, DONE, STOPPED, FAILED = "waiting", "running", "done", "stopped", "failed"
 ENDED = (DONE, STOPPED)
 LOST_S = 20.0
-"""A beat that stands still so long is a lost node."""
+"""Seconds with the same heartbeat after which a node is lost."""
 ROUND_NAME = re.compile(r"(?:round|end)_(\d+)\.json")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NodeState:
-    """What a launcher says of itself."""
+    """A launcher's own state, as it writes it."""
 
     start: str = ""
     """Another for each process."""
@@ -81,12 +81,12 @@ class NodeFiles:
         return max((int(match[1]) for match in found if match), default=0)
 
     def node(self, number: int) -> NodeState | None:
-        """Return what a node said last; None where it has said nothing."""
+        """Return a node's last state; None where it has written none."""
         values = self._read(f"node_{number}.json")
         return None if values is None else NodeState(**values)
 
     def put_node(self, number: int, state: NodeState) -> None:
-        """Replace what a node says."""
+        """Replace a node's state."""
         self._write(f"node_{number}.json", asdict(state))
 
     def round(self, number: int) -> Round | None:
