@@ -30,6 +30,15 @@ def _part(tensors: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def op_by_op() -> None:
+    """Start each file op by op: in graph mode, which a file before may leave, each call compiles."""
+    if "mindspore" in sys.modules:
+        import mindspore as ms
+
+        ms.set_context(mode=ms.PYNATIVE_MODE)
+
+
 @pytest.fixture(scope="session")
 def golden() -> Callable[[str], SimpleNamespace]:
     """Return the reader of one golden file: config, tensors, weights by Hugging Face name, metadata."""

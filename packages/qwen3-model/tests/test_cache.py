@@ -28,8 +28,8 @@ def step(found, make_model):
     return ms.jit(CachedQwen3(model, KVCache(found.config, 2, CAPACITY)).construct)
 
 
-def prefill(step, prompts_BL, lengths_B):
-    positions_BL = np.tile(np.arange(prompts_BL.shape[1]), (len(prompts_BL), 1))
+def prefill(step, prompts_BL, lengths_B, first=0):
+    positions_BL = np.tile(first + np.arange(prompts_BL.shape[1]), (len(prompts_BL), 1))
     return step(ints(prompts_BL), ints(positions_BL), ints(lengths_B - 1)).asnumpy()
 
 
@@ -46,7 +46,8 @@ def test_greedy_decoding_of_ragged_rows_is_that_of_transformers(found, step, ass
 def test_what_an_earlier_text_left_behind_is_never_seen(found, step):
     rng = np.random.default_rng(1)
     clean = prefill(step, found.tensors["cached.prompts"], found.tensors["cached.lengths"])
-    prefill(step, rng.integers(0, found.config.vocab_size, (2, CAPACITY)), np.array([CAPACITY, CAPACITY]))
+    for first in range(0, CAPACITY, 8):
+        prefill(step, rng.integers(0, found.config.vocab_size, (2, 8)), np.array([8, 8]), first)
     again = prefill(step, found.tensors["cached.prompts"], found.tensors["cached.lengths"])
     np.testing.assert_array_equal(again, clean)
 
@@ -60,10 +61,10 @@ def test_a_row_does_not_depend_on_its_neighbour(found, step):
 
 
 def test_a_prompt_in_two_parts_is_the_prompt_in_one(found, step, assert_close):
-    prompts_BL = found.tensors["cached.prompts"]
-    whole = prefill(step, prompts_BL, np.array([8, 8]))
-    prefill(step, prompts_BL[:, :5], np.array([5, 5]))
-    rest = step(ints(prompts_BL[:, 5:]), ints(np.tile(np.arange(5, 8), (2, 1))), ints([2, 2])).asnumpy()
+    prompts_BL = np.concatenate([found.tensors["cached.prompts"], found.tensors["cached.prompts"][::-1]], 1)
+    whole = prefill(step, prompts_BL, np.array([16, 16]))
+    prefill(step, prompts_BL[:, :8], np.array([8, 8]))
+    rest = prefill(step, prompts_BL[:, 8:], np.array([8, 8]), 8)
     assert_close(rest, whole, atol=1e-5)
 
 
