@@ -21,6 +21,7 @@ from ascend_inputs import Inputs  # noqa: E402
 from ascend_matrix import functions_of, run_case  # noqa: E402
 
 ELSEWHERE = (
+    "sequence parallel, full recomputation",  # with adapters; of whole weights with context parallel
     "packed conversations, sequence parallel",  # context parallel has them, other cases sequence parallel
     f"prefill and decode of small, 1 ranks, {A2}",  # as on an A3
 )

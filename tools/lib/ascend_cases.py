@@ -145,16 +145,12 @@ def small_cases() -> Iterator[Case]:
         DOCUMENTS, EVALUATES, CHUNKED,
     )  # fmt: skip
     yield case(
-        "tensor parallel, selective recomputation, accumulation, skipped steps", PRETRAIN, "1.7b",
-        layout(tp=2), SELECTIVE, ACCUMULATES, SKIPS, rank=1, ranks=2,
+        "tensor parallel replicas, ZeRO-1, selective recomputation, accumulation, skipped steps", PRETRAIN,
+        "4b", layout(dp=2, tp=2, zero1=True), SELECTIVE, ACCUMULATES, SKIPS, rank=3, ranks=4,
     )  # fmt: skip
     yield case(
         "sequence parallel, full recomputation", PRETRAIN, "14b",
         layout(tp=4, sp=True), FULL, rank=3, ranks=4,
-    )  # fmt: skip
-    yield case(
-        "replicas with ZeRO-1, accumulation, skipped steps", PRETRAIN, "4b",
-        layout(dp=2, zero1=True), NONE, ACCUMULATES, SKIPS, rank=1, ranks=2,
     )  # fmt: skip
     yield case(
         "first of two stages, evaluation", PRETRAIN, "8b", layout(pp=2), NONE, EVALUATES, rank=0, ranks=2

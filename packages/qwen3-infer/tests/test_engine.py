@@ -181,6 +181,7 @@ def test_a_conversation_reads_only_what_is_new(golden, model, alone, make_reques
     assert second.num_shared == 96
     assert engine.num_read == 90 + len(longer) - 96
     (fresh,) = generate([make_request(longer, new_tokens=20)], alone, NoText())
+    assert fresh.num_shared == 0
     assert second.ids == fresh.ids
     other = [*ids[:40], *golden.cases[3]["prompt"]]
     (third,) = run([make_request(other, new_tokens=20)], scheduler)
