@@ -285,6 +285,11 @@ def test_an_argument_that_is_no_key_names_the_option_or_the_key_that_was_meant(w
             "No such option --tokenizer. Did you mean --tokenizer-dir?",
         ),
         ("qwen3-infer serve", ["--max-bodybytes", "1"], "--max-bodybytes: unknown key max_bodybytes"),
+        (
+            "qwen3-train launch",
+            ["--join=maybe"],
+            "--join=maybe is neither true nor false; write --join or",
+        ),
         ("qwen3-infer chat", ["tests"], "name the model's folder as --pretrained-model-dir tests"),
     ],
 )

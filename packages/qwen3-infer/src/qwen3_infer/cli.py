@@ -24,6 +24,7 @@ from qwen3_infer.cli_serve import serve
 from qwen3_infer.processes.rank import Rank
 from qwen3_model.command.base import CONTEXT, Commands, force_option, note, quiet_option, say_lines
 from qwen3_model.command.checked import Checked
+from qwen3_model.command.options import hide_option
 from qwen3_model.command.parsing import Option
 from qwen3_model.command.plain_text import without_controls
 from qwen3_model.command.private_files import state_home
@@ -156,6 +157,7 @@ def generate(
     help="Room for the conversation; the model's own context at most.",
 )
 @quiet_option()
+@hide_option("--join")
 @launch_options
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context

@@ -11,7 +11,7 @@ import click
 from qwen3_infer.cli_options import MODEL_OPTIONS, ArgumentKeeper, make_device, with_options
 from qwen3_model.command.base import CONTEXT, force_option, note, quiet_option, say
 from qwen3_model.command.checked import Checked
-from qwen3_model.command.options import limit_option
+from qwen3_model.command.options import hide_option, limit_option
 from qwen3_model.command.parsing import Option
 from qwen3_model.command.plain_text import counted
 from qwen3_model.ranks.msrun.checks import LaunchSettings
@@ -56,6 +56,7 @@ MODEL_KEYS = ("pretrained_model_dir", "load_checkpoint", "adapter", "device_targ
 @click.option("--json", "as_json", is_flag=True, help="Print the total as JSON.")
 @force_option("existing results")
 @quiet_option()
+@hide_option("--join")
 @launch_options
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
@@ -125,6 +126,7 @@ def score(
 
 @click.command("eval", cls=ArgumentKeeper, context_settings=CONTEXT | {"ignore_unknown_options": True})
 @with_options(MODEL_OPTIONS)
+@hide_option("--join")
 @launch_options
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context

@@ -10,6 +10,7 @@ import click
 from qwen3_infer.cli_options import MODEL_OPTIONS, SAMPLING_OPTIONS, ArgumentKeeper, make_device, with_options
 from qwen3_model.command.base import CONTEXT, quiet_option
 from qwen3_model.command.checked import Checked
+from qwen3_model.command.options import hide_option
 from qwen3_model.command.types import BYTES, SECONDS
 from qwen3_model.errors import UsageError
 from qwen3_model.ranks.msrun.checks import LaunchSettings
@@ -73,9 +74,11 @@ DEFAULT_TOKENS = 8192
     help="Open connections, half of them of one address; fewer where ulimit -n is low.",
 )  # fmt: skip
 @click.option("--max-body-bytes", type=BYTES, default="4MiB", show_default=True, help="Largest request.")
+@hide_option("--seed")
 @with_options(SAMPLING_OPTIONS)
 @click.option("--thinking/--no-thinking", default=None, help="Think before answering, the default.")
 @quiet_option()
+@hide_option("--join")
 @launch_options
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context

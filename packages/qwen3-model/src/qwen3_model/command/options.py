@@ -52,3 +52,16 @@ def device_option(name: str = "device_target", *, default: str | None = None) ->
         "--device", name, cls=Option, old=("--device-target",), type=DEVICE, default=default,
         help="Device; auto is Ascend where its driver is.  [default: auto, or what the YAML says]",
     )  # fmt: skip
+
+
+def hide_option(name: str) -> Decorator:
+    """Return a decorator that hides a shared option which this command takes only to refuse it."""
+
+    def hide(function: Callable[..., object]) -> Callable[..., object]:
+        options: list[click.Option] = getattr(function, "__click_params__", [])
+        for option in options:
+            if name in option.opts:
+                option.hidden = True
+        return function
+
+    return hide

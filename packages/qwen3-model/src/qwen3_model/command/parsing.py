@@ -99,6 +99,9 @@ class Command(click.Command):
                 yield name
             elif word in (FALSE if takes_any else FALSE[:1]):
                 yield f"--no-{name.removeprefix('--')}"
+            elif equals:
+                opposite = f"--no-{name.removeprefix('--')}"
+                raise click.UsageError(f"{arg} is neither true nor false; write {name} or {opposite}")
             else:
                 yield arg
                 continue
