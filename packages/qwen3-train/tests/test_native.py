@@ -25,7 +25,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="there i
 BETAS = (0.9, 0.95)
 RTOL_F32 = 1e-6  # a product and a sum rounded once or twice
 CONFIG = replace(
-    SIZES["0.6B"], vocab_size=60, hidden_size=24, intermediate_size=32, num_layers=2, num_heads=4,
+    SIZES["0.6B"], vocab_size=60, hidden_size=24, intermediate_size=32, num_layers=1, num_heads=4,
     num_kv_heads=2, head_dim=8, initializer_range=0.05,
 )  # fmt: skip
 
