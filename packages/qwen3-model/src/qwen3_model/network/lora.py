@@ -72,10 +72,10 @@ class LoraDropout(nn.Cell):
 
     def construct(self, x_MD: Tensor, salt: int, first_column: int = 0) -> Tensor:
         m, d = x_MD.shape
-        rows_M = self._mix(ops.arange(m).astype(ms.int32) + self.tick * PER_TICK + salt)
+        rows_M = self._mix(Tensor(np.arange(m, dtype=np.int32)) + self.tick * PER_TICK + salt)
         # The dependence keeps the columns from being constants: MindSpore has folded overflowing
         # products wrongly (2.7).
-        columns_D = ops.depend(ops.arange(d).astype(ms.int32), self.tick) + first_column
+        columns_D = ops.depend(Tensor(np.arange(d, dtype=np.int32)), self.tick) + first_column
         columns_D = self._mix(columns_D * PER_MODULE + salt)
         hash_MD = self._mix(rows_M.expand_dims(1) + columns_D.expand_dims(0))
         # The shift carries the sign along, so this lies in 0 to 2^31 - 1.

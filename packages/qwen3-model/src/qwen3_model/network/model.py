@@ -122,14 +122,14 @@ class Qwen3Model(nn.Cell):
             return cache.visible(position_ids_BL, rows_B)
         if segment_ids_BL is None or isinstance(segment_ids_BL, tuple):
             return segment_ids_BL
-        offsets_L = ops.arange(segment_ids_BL.shape[1])
+        offsets_L = Tensor(np.arange(segment_ids_BL.shape[1], dtype=np.int32))
         past_LS = offsets_L.expand_dims(0) <= offsets_L.expand_dims(1)
         return mint.logical_and(segment_ids_BL.expand_dims(1) == segment_ids_BL.expand_dims(2), past_LS)
 
 
 def positions_of(ids_BL: Tensor) -> Tensor:
     """Return 0, 1, 2, ... for each row, int32 of the shape of the ids."""
-    return ops.tile(ops.arange(ids_BL.shape[1]).expand_dims(0), (ids_BL.shape[0], 1))
+    return ops.tile(Tensor(np.arange(ids_BL.shape[1], dtype=np.int32)).expand_dims(0), (ids_BL.shape[0], 1))
 
 
 class Qwen3ForCausalLM(nn.Cell):
