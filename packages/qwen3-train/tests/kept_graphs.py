@@ -1,7 +1,7 @@
 """Let the runs of one process take over the compiled graphs of an earlier run of the same settings.
 
-Compiling is nine tenths of a tiny run. The weights are filled anew and the moments are zeros again, as in a new
-process; what a run reads, computes and writes is its own. Runs of adapters compile anew.
+Compiling is nine tenths of a tiny run. The weights are filled anew and the moments are zeros again, as in a
+new process; what a run reads, computes and writes is its own. Runs of adapters compile anew.
 """
 
 from collections.abc import Iterator

@@ -41,7 +41,7 @@ config = replace(SIZES["0.6B"], vocab_size=64, head_dim=32)
 # The runtime itself first, so that it does not count.
 take_steps(replace(config, **tiny), 32, "none")
 before = peak_bytes()
-shape = {"num_layers": 8, "hidden_size": 256, "intermediate_size": 1024, "num_heads": 8, "num_kv_heads": 4}
+shape = {"num_layers": 4, "hidden_size": 256, "intermediate_size": 1024, "num_heads": 8, "num_kv_heads": 4}
 results = take_steps(replace(config, **shape), 512, sys.argv[1])
 numbers = [f"{number!r}" for result in results for number in (result.loss, result.grad_norm)]
 sys.stdout.write(" ".join([*numbers, str(peak_bytes() - before)]) + "\n")

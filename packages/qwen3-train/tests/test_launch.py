@@ -21,6 +21,8 @@ from qwen3_train.cli import main
 from qwen3_train.reports.run_log import read_metrics
 from qwen3_train.settings.model import read_model
 
+pytestmark = pytest.mark.usefixtures("share_graphs")
+
 
 @pytest.fixture
 def prefix(tmp_path):

@@ -118,8 +118,8 @@ def test_recomputation_changes_no_number(measured):
 @pytest.mark.slow
 def test_recomputation_takes_less_memory(measured):
     none, selective, full = (measured[kind][1] for kind in ("none", "selective", "full"))
-    # Of 8 layers of 512 tokens: probabilities 8 x 512 x 512 floats, silu and product 512 x 1024 each.
-    spared = 8 * (8 * 512 * 512 + 2 * 512 * 1024) * 4
+    # Of 4 layers of 512 tokens: probabilities 8 x 512 x 512 floats, silu and product 512 x 1024 each.
+    spared = 4 * (8 * 512 * 512 + 2 * 512 * 1024) * 4
     # On a CPU whole layers are these two parts.
     for less in (selective, full):
         assert none - less > 0.5 * spared

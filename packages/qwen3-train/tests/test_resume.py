@@ -20,6 +20,8 @@ from qwen3_train.reports.run_log import read_metrics
 from qwen3_train.settings.run import read_settings
 from qwen3_train.settings.schema import TRAIN
 
+pytestmark = pytest.mark.usefixtures("share_graphs")
+
 
 @pytest.fixture
 def prefix(tmp_path):

@@ -24,6 +24,8 @@ from qwen3_train.settings.hf_loader import read_hf_data
 from qwen3_train.settings.model import read_model
 from qwen3_train.step.step import Evaluation
 
+pytestmark = pytest.mark.usefixtures("share_graphs")
+
 ATOL_LOSS = 1e-5  # reduction order
 ATOL_PACKED = 1e-6  # the same sums in another order
 # tools/parity names a file that transformers has just made.

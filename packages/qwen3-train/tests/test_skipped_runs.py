@@ -21,12 +21,16 @@ from qwen3_train.cli import main
 from qwen3_train.reports.run_log import read_metrics
 from qwen3_train.settings.model import read_model
 
+pytestmark = pytest.mark.usefixtures("share_graphs")
+
 STEPS, BAD_TOKEN = 8, 40
 # Sums in another order, as in test_parallel.
 LOSS_ATOL, NORM_RTOL, WEIGHT_ATOL = 1e-5, 1e-5, 2e-5
 LAYOUTS = {
-    "tp2 sp": ({"model_parallel": 2, "use_seq_parallel": True}, {}),
-    "tp2 accumulated": ({"model_parallel": 2}, {"runner_config__gradient_accumulation_steps": 2}),
+    "tp2 sp accumulated": (
+        {"model_parallel": 2, "use_seq_parallel": True},
+        {"runner_config__gradient_accumulation_steps": 2},
+    ),
     "dp2 zero1": ({"data_parallel": 2}, {"parallel__enable_parallel_optimizer": True}),
     "pp2": ({"pipeline_stage": 2, "micro_batch_num": 2}, {}),
 }

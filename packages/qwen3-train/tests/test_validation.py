@@ -18,6 +18,8 @@ from qwen3_train.settings.run import read_settings
 from qwen3_train.settings.schema import TRAIN
 from qwen3_train.settings.validation import BestLoss
 
+pytestmark = pytest.mark.usefixtures("share_graphs")
+
 
 def test_the_lowest_loss_is_kept_and_waiting_counts_evaluations_since():
     best = BestLoss()
