@@ -18,6 +18,8 @@ from qwen3_train.reports.run_log import read_metrics
 from qwen3_train.settings.lora import peft_targets, read_lora
 from qwen3_train.settings.model import read_model
 
+pytestmark = pytest.mark.usefixtures("share_graphs")
+
 CONFIG = read_model(TINY_MODEL, None)
 PET = {"pet_type": "lora", "lora_rank": 2, "lora_alpha": 4, "lora_dropout": 0.1, "target_modules": ".*"}
 
