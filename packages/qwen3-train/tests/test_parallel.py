@@ -27,6 +27,8 @@ from qwen3_train.plan.memory import plan_memory
 from qwen3_train.reports.run_log import read_metrics
 from qwen3_train.settings.model import read_model
 
+pytestmark = pytest.mark.usefixtures("share_graphs")
+
 # Sums in another order, at a learning rate of 0.02; largest seen: 2e-6, 3e-6 and 3e-6.
 LOSS_ATOL, NORM_RTOL, WEIGHT_ATOL = 1e-5, 1e-5, 2e-5
 MOMENT_ATOL = 1e-5
@@ -38,7 +40,7 @@ SP = {"use_seq_parallel": True}
 PP2 = {"pipeline_stage": 2, "micro_batch_num": 4}
 # Compiling is most of a run, and a graph for evaluation costs as much as one of a step. So a layout has both
 # kinds of model where its ranks exchange other things for each, keys that do not touch each other share a
-# run, and each way to evaluate is compared once.
+# run, each way to evaluate is compared once, and runs of equal settings share their graphs.
 ACCUMULATED = {"runner_config__gradient_accumulation_steps": 2}
 SHARED = {"callbacks__1__remove_redundancy": True}
 SELECT = {"recompute_config": {"recompute": [1, 0], "select_recompute": True}}
@@ -46,41 +48,40 @@ SELECT = {"recompute_config": {"recompute": [1, 0], "select_recompute": True}}
 RUNS = {
     2: {
         "tp2 tied": (TP2, {}),
-        "tp2 mindformers untied": (TP2, {"load_checkpoint": "mindformers"}),
-        "tp2 sp recompute untied": (TP2 | SP, {"recompute_config": {"recompute": True}}),
+        "tp2 sp recompute mindformers untied": (
+            TP2 | SP,
+            {"recompute_config": {"recompute": True}, "load_checkpoint": "mindformers"},
+        ),
         "dp2 tied": (DP2, {}),
         "dp2 untied": (DP2, {}),
         "dp2 zero1 tied": (DP2, {}),
-        "dp2 zero1 untied": (DP2, {}),
         "dp2 shared tied": (DP2, SHARED),
         "dp2 shared untied": (DP2, SHARED),
-        "pp2 accumulated tied": (PP2 | {"micro_batch_num": 2}, ACCUMULATED),
-        "pp2 select tied": (PP2, SELECT),
+        "pp2 accumulated select tied": (PP2 | {"micro_batch_num": 2}, ACCUMULATED | SELECT),
         "pp2 untied": (PP2, {}),
         "cp2 tied": (CP2, {}),
     },
     4: {
-        "tp2 pp2 tied": (TP2 | PP2, {}),
-        "tp2 pp2 chunks untied": (TP2 | PP2, {}),
+        "tp2 pp2 chunks tied": (TP2 | PP2, {}),
         "dp2 tp2 sp zero1 tied": (DP2 | TP2 | SP, ACCUMULATED),
         "dp2 pp2 untied": (DP2 | PP2 | {"micro_batch_num": 2}, {}),
         "cp2 tp2 sp zero1 untied": (CP2 | TP2 | SP, {}),
     },
 }
 SINGLE = ("single tied", "single untied")
-EVALUATED = ("tp2 tied", "pp2 untied", "dp2 zero1 untied", "tp2 pp2 tied", "cp2 tp2 sp zero1 untied")
+EVALUATED = ("tp2 tied", "pp2 untied", "dp2 zero1 tied", "tp2 pp2 chunks tied", "cp2 tp2 sp zero1 untied")
 # name: layout, run whose middle is gone on from, arguments
 RESUMED = {
     2: {
         "tp2 again": ("tp2", "tp2", ()),
         "tp2 from dp2 zero1": ("tp2", "dp2 zero1", ()),
-        "pp2 from dp2 shared": ("pp2 select", "dp2 shared", ()),
+        "pp2 from dp2 shared": ("pp2 accumulated select", "dp2 shared", ()),
         "cp2 from one process": ("cp2", "single", ()),
         "dp2 shared again": ("dp2 shared", "dp2 shared", ()),
         # Two replicas of the old batch: 16 samples a step where there were 8.
         "dp2 of twice the batch": ("dp2", "tp2", ("--runner_config.batch_size", "8")),
     },
-    4: {"dp2 tp2 sp zero1 from tp2 pp2": ("dp2 tp2 sp zero1", "tp2 pp2", ())},
+    4: {"dp2 tp2 sp zero1 from tp2 pp2": ("dp2 tp2 sp zero1", "tp2 pp2 chunks", ())},
 }
 MOVED = [name for runs in RESUMED.values() for name, (_, _, arguments) in runs.items() if not arguments]
 ALL = [name for runs in RUNS.values() for name in runs]
@@ -317,7 +318,7 @@ def test_a_run_resumes_under_another_layout(train, single, name):
 
 @pytest.mark.slow
 def test_one_process_goes_on_from_four(train, single):
-    source = train("tp2 pp2 tied")
+    source = train("tp2 pp2 chunks tied")
     moved = single("tied", *from_half(source), name="single from tp2 pp2")
     assert_same_run(moved, single("tied"), HALF)
 
