@@ -13,6 +13,9 @@ from qwen3_model.ranks.layout import Layout, Part, placement
 from qwen3_model.ranks.shards import Shards, Tp, Whole
 from qwen3_train.layout.stages import PAIR_BUFFER_MIB, stage_layers
 
+NUM_VALUES = 8
+"""Length of every sum of values for the host: one graph is compiled for all of them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
@@ -137,10 +140,12 @@ class WorldSum(nn.Cell):
         return self.world.sum(x)
 
     def add(self, *values: float) -> list[float]:
-        """Return the sum of each value over the ranks, in float32; all ranks wait for each other here."""
+        """Return the float32 sum of each value, NUM_VALUES at most, over the ranks, which all wait here."""
         if self.world.size == 1:
             return list(values)
-        return [float(total) for total in self.add_array(np.array(values, np.float32))]
+        padded_N = np.zeros(NUM_VALUES, np.float32)
+        padded_N[: len(values)] = values
+        return [float(total) for total in self.add_array(padded_N)[: len(values)]]
 
     def add_array(self, values_N: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the sum of an array over the ranks; one graph is compiled for each length."""
