@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent
 DEMO_DATA = ROOT / "tools/demo_data"
 
-# Two pytest workers share two cores: one thread each, or they spend their time waiting for each other.
+# Pytest's workers share the cores: one thread each, or they spend their time waiting for each other.
 # MindSpore and numpy read these when they are first imported, which no conftest does.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
