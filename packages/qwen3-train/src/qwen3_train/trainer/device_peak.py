@@ -5,6 +5,7 @@ has no such figure, so one product in float32 is timed.
 """
 
 import configparser
+import functools
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,8 +85,9 @@ def ascend_peak(chip: str, cann: Path) -> Peak | None:
     return Peak(float(flops), f"{cores} cubes of {cube} at {megahertz} MHz, {path.name} of CANN")
 
 
+@functools.cache
 def measured_peak() -> Peak:
-    """Time a product of matrices on a CPU, with the threads of this process."""
+    """Time a product of matrices on a CPU, once, with the threads of this process."""
     import mindspore as ms
 
     square = ms.Tensor(np.ones((SIDE, SIDE), np.float32))
