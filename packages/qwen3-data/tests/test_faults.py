@@ -125,6 +125,27 @@ def test_an_interrupted_run_is_not_forgotten(preprocess, corpus, monkeypatch, tm
     assert preprocess(corpus, *SKIP, "--resume").exit_code == 0
 
 
+@pytest.mark.parametrize("damage", [
+    lambda text: text[:-9], lambda text: "[]", lambda text: "{}", lambda text: "[" * 100_000,
+    lambda text: text.replace('"num_documents": ', '"num_documents": 1'),
+    lambda text: text.replace('"position": [', '"position": ["x", '),
+])  # fmt: skip
+def test_a_damaged_resume_point_is_refused_and_force_begins_anew(
+    preprocess, corpus, monkeypatch, tmp_path, damage
+):
+    with monkeypatch.context() as patch:
+        die_at(patch, 130, KeyboardInterrupt())
+        preprocess(corpus, *SKIP)
+    path = tmp_path / ".out.partial" / "progress.json"
+    path.write_text(damage(path.read_text()))
+    for words in ((), ("--resume",), ("--resume", "--force")):
+        result = preprocess(corpus, *SKIP, *words)
+        assert result.exit_code == 1
+        assert f"{path} is damaged or of an earlier version; pass --force without --resume" in result.stderr
+    assert preprocess(corpus, *SKIP, "--force").exit_code == 0
+    assert bytes_of(tmp_path)
+
+
 def test_resume_of_a_whole_output_does_nothing(preprocess, write_jsonl, tmp_path):
     source = write_jsonl([{"text": "a"}])
     assert preprocess(source, "--resume").exit_code == 0

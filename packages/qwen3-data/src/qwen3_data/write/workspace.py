@@ -5,6 +5,7 @@ of one run; without it, no reader opens the rest.
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -30,7 +31,7 @@ class Workspace:
         self.folder = folder_of(prefix)
         prefix.parent.mkdir(parents=True, exist_ok=True)
         self._lock = self._take_lock()
-        self.progress = self._read_progress()
+        self.progress = None if force and not resume else self._read_progress()
         if not resume:
             if self.progress is not None and not force:
                 self._lock.close()
@@ -62,11 +63,17 @@ class Workspace:
     def _read_progress(self) -> dict[str, Checked] | None:
         path = self.folder / "progress.json"
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            progress = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-        except ValueError as error:
-            raise Qwen3Error(f"{path} is damaged; pass --force to begin anew") from error
+        except (ValueError, RecursionError):
+            progress = None
+        if not isinstance(progress, dict) or progress.pop("digest", "") != _digest(progress):
+            self._lock.close()
+            raise Qwen3Error(
+                f"{path} is damaged or of an earlier version; pass --force without --resume to begin anew"
+            )
+        return progress
 
     def _empty(self) -> None:
         self.progress = None
@@ -76,7 +83,8 @@ class Workspace:
 
     def save_progress(self, progress: Mapping[str, object]) -> None:
         """Save the position from which `--resume` continues."""
-        write_text_atomically(self.folder / "progress.json", json.dumps(progress))
+        whole = {**progress, "digest": _digest(progress)}
+        write_text_atomically(self.folder / "progress.json", json.dumps(whole))
 
     def commit(self, names: list[str]) -> None:
         """Make `<name>.bin`, `.json` and `.idx` of the folder visible; may be repeated after a kill.
@@ -126,6 +134,11 @@ class Workspace:
     def has_progress(prefix: Path) -> bool:
         """Return whether an interrupted run of `prefix` can be resumed."""
         return (folder_of(prefix) / "progress.json").exists()
+
+
+def _digest(progress: Mapping[str, object]) -> str:
+    """Return what tells a file that was changed from the one that a run wrote."""
+    return hashlib.sha256(json.dumps(progress).encode("utf-8")).hexdigest()
 
 
 def folder_of(prefix: Path) -> Path:
