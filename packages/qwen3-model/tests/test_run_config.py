@@ -72,6 +72,7 @@ def test_bad_file_is_one_sentence(text, message):
         (["--seed", "x"], "--seed: seed='x' must be int"),
         (["--seed"], "--seed needs a value"),
         (["--optimizer", "1"], "--optimizer: optimizer=1 must be a section with keys"),
+        (["--options", "seed=1"], "--options: write each key on its own, as --seed 1 or --a.b 2"),
         (["--lr"], "--lr: unknown key lr (did you mean optimizer.learning_rate?)"),
         (["--profile", "3"], "--profile: profile=3 must be True or False"),
         (["--seed", "--shape"], "--seed needs a value"),

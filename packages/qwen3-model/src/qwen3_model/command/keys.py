@@ -85,6 +85,8 @@ def _is_switch(dotted: str, schema: Schema) -> bool:
 def unknown_key(dotted: str, schema: Schema) -> OverrideError:
     """Return the error for an argument whose key the schema lacks."""
     top = dotted.partition(".")[0]
+    if top == "options":  # mindformers' way to give several
+        return OverrideError(f"--{dotted}: write each key on its own, as --seed 1 or --a.b 2", dotted)
     return OverrideError(f"--{dotted}: unknown key {top}", dotted, keys_meant(dotted, schema))
 
 
