@@ -55,8 +55,8 @@ def _options(words):
 
 
 def test_the_demos_commands_are_those_of_the_walkthrough(monkeypatch, tmp_path):
-    told = []
-    monkeypatch.setattr(demo, "_step", lambda _title, *words: told.append(words))
+    commands = []
+    monkeypatch.setattr(demo, "_step", lambda _title, *words: commands.append(words))
     prefix = demo._make_tokens(tmp_path)
     run_dir = demo._train(tmp_path, prefix, steps=300)
     model_dir = demo._make_model(tmp_path, run_dir)
@@ -66,7 +66,7 @@ def test_the_demos_commands_are_those_of_the_walkthrough(monkeypatch, tmp_path):
         run_dir / "checkpoint": "output/checkpoint", run_dir / "strategy": "output/strategy",
         tmp_path / "merged": "merged", model_dir: "model",
     }  # fmt: skip
-    named = [[str(names.get(word, word)).removeprefix(f"{ROOT}/") for word in words] for words in told]
+    named = [[str(names.get(word, word)).removeprefix(f"{ROOT}/") for word in words] for words in commands]
     text = (ROOT / "docs/walkthrough.md").read_text(encoding="utf-8").replace("\\\n", " ")
     shown = dict(_options(shlex.split(line)) for line in re.findall(r"^qwen3-.*", text, re.MULTILINE)[:8])
     of_the_demo_alone = {("--workers", "2"), ("--train_dataset.data_loader.sizes", "[2400, 0, 0]")}
