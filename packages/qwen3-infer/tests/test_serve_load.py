@@ -13,19 +13,48 @@ import pytest
 
 KEY = "correct horse battery staple"
 MEGABYTE = 2**20
+LONG = 60_000
+"""Tokens of a request that lasts until its test lets go of it: minutes, on any machine."""
 
 
-def arguments(serve_dir, port=0):
+@pytest.fixture(scope="module")
+def long_dir(tmp_path_factory, demo_folder_writer, demo_tokenizer_dir):
+    """Return a model folder whose context holds LONG tokens."""
+    directory = tmp_path_factory.mktemp("load") / "tiny"
+    return demo_folder_writer(
+        directory, demo_tokenizer_dir, hidden_size=32, max_position_embeddings=LONG + 100
+    )
+
+
+def arguments(long_dir, port=0):
     return (
-        "-m", "qwen3_infer", "serve", "--pretrained-model-dir", str(serve_dir), "--port", str(port),
-        "--quiet", "--max-requests", "2", "--max-tokens-in-cache", "4096", "--max-queue", "200",
-        "--queue-timeout", "30", "--send-timeout", "2", "--api-key", KEY,
+        "-m", "qwen3_infer", "serve", "--pretrained-model-dir", str(long_dir), "--port", str(port),
+        "--quiet", "--max-requests", "3", "--max-tokens-in-cache", str(2 * LONG + 500), "--max-queue", "200",
+        "--queue-timeout", "300", "--send-timeout", "2", "--api-key", KEY,
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def server(start_server, serve_dir):
-    return start_server(*arguments(serve_dir))
+def server(start_server, long_dir):
+    return start_server(*arguments(long_dir))
+
+
+@pytest.fixture
+def keep_busy(server, wait_until):
+    """Return a function that sends requests which last until their connections are closed."""
+    wires = []
+
+    def keep(count, max_tokens=LONG):
+        for _ in range(count):
+            wires.append(Wire(server))
+            wires[-1].send(max_tokens=max_tokens, ignore_eos=True)
+        wait_until(lambda: value(server, "qwen3_requests_running") == count)
+        return wires
+
+    yield keep
+    for wire in wires:
+        wire.socket.close()
+    wait_until(lambda: is_idle(server))
 
 
 @pytest.fixture(scope="module")
@@ -94,19 +123,17 @@ def test_two_hundred_connections_at_once_are_all_answered(server):
     assert [answer.usage.completion_tokens for answer in answers] == [2 + n % 5 for n in range(200)]
 
 
-def test_more_than_the_queue_holds_are_told_when_to_come_again(server):
+def test_more_than_the_queue_holds_are_told_when_to_come_again(server, keep_busy):
+    running = keep_busy(3, max_tokens=LONG // 2)
+
     async def ask():
         async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0) as many:
-
-            def send(**fields):
-                return many.completions.create(model="tiny", prompt="Hello", **fields)
-
-            running = [await send(max_tokens=1900, stream=True) for _ in range(2)]
-            asked = [asyncio.ensure_future(send(max_tokens=2)) for _ in range(210)]
+            made = [many.completions.create(model="tiny", prompt="Hello", max_tokens=2) for _ in range(210)]
+            asked = [asyncio.ensure_future(each) for each in made]
             while sum(each.done() for each in asked) < 10:
                 await asyncio.sleep(0.01)
-            for stream in running:
-                await stream.close()
+            for wire in running:
+                wire.socket.close()
             return await asyncio.gather(*asked, return_exceptions=True)
 
     answers = asyncio.run(ask())
@@ -118,46 +145,44 @@ def test_more_than_the_queue_holds_are_told_when_to_come_again(server):
     assert all(each.usage.completion_tokens == 2 for each in answers if each not in refused)
 
 
-def test_a_request_that_does_not_fit_the_cache_now_waits_for_its_turn(server, client, wait_until):
-    streams = [complete(client, max_tokens=1900, stream=True) for _ in range(2)]
-    for stream in streams:
-        next(stream)
-    assert value(server, "qwen3_cache_tokens_used") > 3800
+def test_a_request_that_does_not_fit_the_cache_now_waits_for_its_turn(server, client, keep_busy, wait_until):
+    running = keep_busy(2)
+    assert value(server, "qwen3_cache_tokens_used") > 2 * LONG
     found = []
     waiting = threading.Thread(target=lambda: found.append(complete(client, max_tokens=600)))
     waiting.start()
     wait_until(lambda: value(server, "qwen3_requests_waiting") == 1)
     assert not found
-    for stream in streams:
-        stream.close()
+    for wire in running:
+        wire.socket.close()
     waiting.join(60)
     assert found[0].usage.completion_tokens == 600
 
 
 def test_the_slot_of_a_client_that_leaves_is_free_at_once(server, wait_until):
-    gone = value(server, "qwen3_disconnects_total")
+    gone, before = value(server, "qwen3_disconnects_total"), len(departures(server))
     wire = Wire(server)
-    wire.send(max_tokens=1900, stream=True)
+    wire.send(max_tokens=LONG, ignore_eos=True, stream=True)
     assert b"200 OK" in wire.read(b"data: ")
     assert not is_idle(server)
     wire.socket.close()
     wait_until(lambda: is_idle(server))
     wait_until(lambda: value(server, "qwen3_disconnects_total") == gone + 1)
-    wait_until(lambda: departures(server))
+    wait_until(lambda: len(departures(server)) == before + 1)
     record = departures(server)[-1]
-    assert record["completion_tokens"] < 1900
+    assert record["completion_tokens"] < LONG
     assert record["finish"] == "unfinished"
 
 
 def test_a_client_that_leaves_before_an_answer_that_does_not_stream_frees_its_slot_too(server, wait_until):
     before = len(departures(server))
     wire = Wire(server)
-    wire.send(max_tokens=1900)
+    wire.send(max_tokens=LONG, ignore_eos=True)
     wait_until(lambda: not is_idle(server))
     wire.socket.close()
     wait_until(lambda: is_idle(server))
     wait_until(lambda: len(departures(server)) == before + 1)
-    assert departures(server)[-1]["completion_tokens"] < 1900
+    assert departures(server)[-1]["completion_tokens"] < LONG
 
 
 def departures(server):
@@ -167,7 +192,7 @@ def departures(server):
 def test_a_client_that_does_not_read_holds_nobody_up_and_is_given_up(server, client, wait_until):
     gone = value(server, "qwen3_disconnects_total")
     wire = Wire(server, receive_bytes=4096)
-    wire.send(max_tokens=1900, stream=True, logprobs=20, n=2)
+    wire.send(max_tokens=LONG, ignore_eos=True, stream=True, logprobs=20, n=2)
     wait_until(lambda: not is_idle(server))
     assert complete(client).usage.completion_tokens == 2
     wait_until(lambda: value(server, "qwen3_disconnects_total") == gone + 1, limit_s=60)
