@@ -2,7 +2,7 @@
 
 from qwen3_infer.sampling.sampling import SAMPLING_TYPES
 from qwen3_model.command.checked import Checked
-from qwen3_model.command.keys import Key
+from qwen3_model.command.keys import Key, Schema
 from qwen3_model.command.spellings import read_dtype
 from qwen3_model.device.ascend import CONTEXT_SCHEMA
 
@@ -10,7 +10,7 @@ TEXT, FLAG, COUNT = Key((str,)), Key((bool,)), Key((int,))
 NO_EFFECT = Key(effect="none")
 FLOAT32_ONLY = Key((str,), ("float32",), spelled=read_dtype)
 # config.json says what the model is; these keys may repeat it and change nothing.
-MODEL_CONFIG: dict[str, object] = {
+MODEL_CONFIG: Schema = {
     "compute_dtype": Key((str,), ("bfloat16", "float16", "float32"), "ascend", read_dtype),
     "layernorm_compute_dtype": FLOAT32_ONLY, "softmax_compute_dtype": FLOAT32_ONLY,
     # Turns are computed in float32, weights are bfloat16 on Ascend and the

@@ -7,8 +7,8 @@ import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import TypeAlias
 
-from qwen3_model.command.checked import Checked
 from qwen3_model.command.spellings import OTHER_NAMES
 from qwen3_model.errors import OverrideError, UsageError
 
@@ -19,7 +19,7 @@ class Key:
 
     types: tuple[type, ...] = ()
     """Allowed types, empty for any; an int passes for a float, a bool never for a number, nor do nan, inf."""
-    choices: tuple[Checked, ...] | range = ()
+    choices: tuple[object, ...] | range = ()
     """Allowed values, or the range of whole numbers; empty for any."""
     effect: str = "used"
     """"used", "ascend" (has an effect on Ascend only) or "none" (accepted for compatibility, named once)."""
@@ -27,7 +27,7 @@ class Key:
     """Returns the value that a text means, None for a text without meaning; "auto" leaves the key out."""
 
 
-Schema = Mapping[str, Checked]
+Schema: TypeAlias = Mapping[str, "Key | Schema | list[Schema]"]
 
 
 def parse_dotted(
@@ -73,7 +73,7 @@ def parse_dotted(
 
 def _is_switch(dotted: str, schema: Schema) -> bool:
     """Return whether a key is true or false and nothing else."""
-    rule: object = schema
+    rule: Key | Schema | list[Schema] | None = schema
     for part in dotted.split("."):
         if isinstance(rule, list):
             rule = rule[0]

@@ -12,6 +12,7 @@ import yaml
 
 from qwen3_model.command.checked import Checked
 from qwen3_model.command.keys import Key, Schema, hint, keys_meant, unknown_key
+from qwen3_model.command.narrow import as_section, as_sections
 from qwen3_model.command.small_files import YAML_BYTES, read_small_text
 from qwen3_model.command.yaml_loader import parse_yaml
 from qwen3_model.errors import ConfigError, OverrideError, Qwen3Error, UsageError
@@ -24,17 +25,25 @@ TYPE_WORDS: Mapping[type, str] = {dict: "a section with keys", bool: "True or Fa
 class RunConfig:
     """A checked run configuration."""
 
-    values: dict[str, Checked]
+    values: dict[str, object]
     """The nested YAML values after the overrides, none of them None."""
     notes: tuple[str, ...]
     """One sentence for each kind of key that has no effect here."""
 
     def get(self, dotted: str, default: Checked = None) -> Checked:
         """Return the value at `a.b.c`, or `default` when a part is absent or the value is None."""
-        value: Checked = self.values
+        value: object = self.values
         for part in dotted.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         return default if value is None else value
+
+    def section(self, dotted: str) -> Mapping[str, object]:
+        """Return the section at `a.b.c`; an empty one when it is absent."""
+        return as_section(self.get(dotted, {}))
+
+    def sections(self, dotted: str) -> Sequence[Mapping[str, object]]:
+        """Return the list of sections at `a.b.c`; an empty one when it is absent."""
+        return as_sections(self.get(dotted, []))
 
     def to_yaml(self) -> str:
         """Return YAML that reads back as the same configuration."""
@@ -92,7 +101,7 @@ def peek_values(path: Path) -> object:
         return {}
 
 
-def section_problems(section: Mapping[str, Checked], schema: Schema, name: str) -> list[str]:
+def section_problems(section: Mapping[str, object], schema: Schema, name: str) -> list[str]:
     """Return what is wrong with the keys of a section that its own schema leaves open."""
     return list(_problems(section, schema, f"{name}."))
 
@@ -116,31 +125,32 @@ def _respell(values: dict[str, object], schema: Schema) -> None:
             _respell(value, rule)
 
 
-def _without_nulls(values: Mapping[str, Checked], schema: Schema) -> dict[str, Checked]:
-    kept: dict[str, Checked] = {}
+def _without_nulls(values: Mapping[str, object], schema: Schema) -> dict[str, object]:
+    kept: dict[str, object] = {}
     for key, value in values.items():
         rule = schema[key]
         if value is None:
             continue
         if isinstance(rule, list):
-            kept[key] = [_without_nulls(item, rule[0]) for item in value]
+            kept[key] = [_without_nulls(item, rule[0]) for item in as_sections(value)]
         else:
-            kept[key] = value if isinstance(rule, Key) else _without_nulls(value, rule)
+            kept[key] = value if isinstance(rule, Key) else _without_nulls(as_section(value), rule)
     return kept
 
 
-def _override(values: dict[str, Checked], dotted: str, new: Checked) -> None:
+def _override(values: dict[str, object], dotted: str, new: object) -> None:
     parts = dotted.split(".")
-    section: Checked = values
+    section: dict[str, object] | list[object] = values
     for index, part in enumerate(parts[:-1]):
         if isinstance(section, list):
-            section = section[_list_index(section, part, dotted)]
+            inner = section[_list_index(section, part, dotted)]
         else:
             if section.get(part) is None:
                 section[part] = {}
-            section = section[part]
-        if not isinstance(section, dict | list):
-            raise UsageError(f"--{dotted}: {'.'.join(parts[: index + 1])} is {section!r}, not a section")
+            inner = section[part]
+        if not isinstance(inner, dict | list):
+            raise UsageError(f"--{dotted}: {'.'.join(parts[: index + 1])} is {inner!r}, not a section")
+        section = inner
     if isinstance(section, list):
         section[_list_index(section, parts[-1], dotted)] = new
     else:
@@ -168,7 +178,7 @@ def _check_override(values: dict[str, object], dotted: str, schema: Schema) -> N
         raise UsageError(f"--{dotted}: {'; '.join(problems)}")
 
 
-def _problems(values: Mapping[str, Checked], schema: Schema, prefix: str) -> Iterator[str]:
+def _problems(values: Mapping[str, object], schema: Schema, prefix: str) -> Iterator[str]:
     for key, value in values.items():
         name = f"{prefix}{key}"
         if key not in schema:
@@ -186,7 +196,7 @@ def _problems(values: Mapping[str, Checked], schema: Schema, prefix: str) -> Ite
                 yield f"{name}={value!r} must be a section with keys"
 
 
-def _list_problems(name: str, value: Checked, item_schema: Schema) -> Iterator[str]:
+def _list_problems(name: str, value: object, item_schema: Schema) -> Iterator[str]:
     if value is None:
         return
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
@@ -196,7 +206,7 @@ def _list_problems(name: str, value: Checked, item_schema: Schema) -> Iterator[s
         yield from _problems(item, item_schema, f"{name}.{index}.")
 
 
-def _value_problems(name: str, value: Checked, rule: Key) -> Iterator[str]:
+def _value_problems(name: str, value: object, rule: Key) -> Iterator[str]:
     if value is None:
         return
     if rule.types and not _has_type(value, rule.types):
@@ -226,7 +236,7 @@ def _notes(values: Mapping[str, object], schema: Schema) -> Iterator[str]:
 
 
 def _collect_effects(
-    values: Mapping[str, Checked], schema: Schema, prefix: str, found: dict[str, list[str]]
+    values: Mapping[str, object], schema: Schema, prefix: str, found: dict[str, list[str]]
 ) -> None:
     for key, value in values.items():
         rule = schema[key]
@@ -234,7 +244,7 @@ def _collect_effects(
             if rule.effect in found:
                 found[rule.effect].append(f"{prefix}{key}")
         elif isinstance(rule, list):
-            for item in value or ():
+            for item in as_sections(value):
                 _collect_effects(item, rule[0], f"{prefix}{key}.", found)
-        elif value is not None:
-            _collect_effects(value, rule, f"{prefix}{key}.", found)
+        else:
+            _collect_effects(as_section(value), rule, f"{prefix}{key}.", found)

@@ -5,12 +5,11 @@ is chosen.
 """
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from qwen3_model.command.keys import Key
+from qwen3_model.command.keys import Key, Schema
 from qwen3_model.command.run_config import RunConfig
 from qwen3_model.command.spellings import read_device
 from qwen3_model.errors import ConfigError
@@ -22,7 +21,7 @@ PRECISION_MODES = (
 LEVELS = ("O0", "O1")
 
 _ASCEND, _NO_EFFECT = Key(effect="ascend"), Key(effect="none")
-CONTEXT_SCHEMA: Mapping[str, object] = {
+CONTEXT_SCHEMA: Schema = {
     "device_target": Key((str,), ("CPU", "Ascend"), spelled=read_device),
     "device_id": Key((int,), effect="ascend"),
     "max_device_memory": Key((str,), effect="ascend"),

@@ -1,6 +1,6 @@
 """The YAML keys of a run: mindformers' own, each used here, used on Ascend only, or without effect."""
 
-from qwen3_model.command.keys import Key
+from qwen3_model.command.keys import Key, Schema
 from qwen3_model.command.spellings import read_dtype
 from qwen3_model.device.ascend import CONTEXT_SCHEMA
 
@@ -9,7 +9,7 @@ NO_EFFECT = Key(effect="none")
 SEED = Key((int,), range(2**32))  # what NumPy's generators take
 FLOAT32_ONLY = Key((str,), ("float32",), spelled=read_dtype)  # what is computed on every device
 
-PET_CONFIG: dict[str, object] = {
+PET_CONFIG: Schema = {
     "pet_type": Key((str,), ("lora",)), "lora_rank": COUNT, "lora_alpha": NUMBER, "lora_dropout": NUMBER,
     "lora_a_init": TEXT, "lora_b_init": TEXT, "target_modules": TEXT,
     "freeze_include": Key((list, str)), "freeze_exclude": Key((list, str)),
@@ -17,7 +17,7 @@ PET_CONFIG: dict[str, object] = {
     "compute_dtype": NO_EFFECT,
 }  # fmt: skip
 
-MODEL_CONFIG: dict[str, object] = {
+MODEL_CONFIG: Schema = {
     # Hugging Face's names, then mindformers' other spellings of the same.
     "vocab_size": COUNT, "hidden_size": COUNT, "intermediate_size": COUNT, "num_hidden_layers": COUNT,
     "num_attention_heads": COUNT, "num_key_value_heads": COUNT, "head_dim": COUNT,
@@ -50,7 +50,7 @@ MODEL_CONFIG: dict[str, object] = {
     "use_contiguous_weight_layout_attention": FLAG, "use_interleaved_weight_layout_mlp": FLAG,
 }  # fmt: skip
 
-GPT_DATASET: dict[str, object] = {
+GPT_DATASET: Schema = {
     "data_path": ANY, "train_data_path": ANY, "valid_data_path": ANY, "test_data_path": ANY, "split": ANY,
     "seed": SEED, "seq_length": COUNT, "eod": COUNT, "pad": COUNT,
     "eod_mask_loss": FLAG, "reset_position_ids": FLAG, "reset_attention_mask": FLAG,
@@ -63,7 +63,7 @@ GPT_DATASET: dict[str, object] = {
     "add_extra_token_to_sequence": Key((bool,), (True,)),
 }  # fmt: skip
 
-HANDLER: dict[str, object] = {
+HANDLER: Schema = {
     "type": TEXT,
     "seq_length": COUNT, "padding": FLAG, "pack_strategy": TEXT, "prompt_style": TEXT, "loss_on": TEXT,
     "empty_think": TEXT, "thoughts": TEXT, "too_long": TEXT, "on_bad_record": TEXT,
@@ -76,12 +76,12 @@ HANDLER: dict[str, object] = {
     "original_column_name": TEXT, "new_column_name": TEXT, "column_mapping": ANY,
 }  # fmt: skip
 
-ENTRY: dict[str, object] = {
+ENTRY: Schema = {
     "type": TEXT, "load_func": TEXT, "path": TEXT, "name": TEXT, "data_dir": TEXT, "split": TEXT,
     "data_files": ANY, "handler": [HANDLER], "weight": NUMBER,
 }  # fmt: skip
 
-DATA_LOADER: dict[str, object] = {
+DATA_LOADER: Schema = {
     "datasets": [ENTRY],
     "type": TEXT, "datasets_type": Key((str,), ("GPTDataset",)), "sizes": Key((list,)), "config": GPT_DATASET,
     # HFDataLoader.
@@ -92,14 +92,14 @@ DATA_LOADER: dict[str, object] = {
     "compressed_eod_mask_length": NO_EFFECT, "use_broadcast_data": NO_EFFECT,
 }  # fmt: skip
 
-DATASET: dict[str, object] = {
+DATASET: Schema = {
     "data_loader": DATA_LOADER, "drop_remainder": Key((bool,), (True,)),
     "input_columns": NO_EFFECT, "construct_args_key": NO_EFFECT, "num_parallel_workers": NO_EFFECT,
     "prefetch_size": NO_EFFECT, "python_multiprocessing": NO_EFFECT, "numa_enable": NO_EFFECT,
     "seed": SEED,
 }  # fmt: skip
 
-LR_SCHEDULE: dict[str, object] = {
+LR_SCHEDULE: Schema = {
     "type": TEXT, "learning_rate": NUMBER, "base_lr": NUMBER, "total_steps": COUNT, "warmup_steps": COUNT,
     "warmup_ratio": NUMBER, "warmup_lr_init": NUMBER, "num_cycles": NUMBER, "lr_end": NUMBER, "power": NUMBER,
     "decay_steps": COUNT, "decay_ratio": NUMBER, "keep_steps": COUNT, "lr_end1": NUMBER, "final_steps": COUNT,
@@ -107,7 +107,7 @@ LR_SCHEDULE: dict[str, object] = {
     "t_mult": COUNT, "eta_min": NUMBER,
 }  # fmt: skip
 
-CALLBACK: dict[str, object] = {
+CALLBACK: Schema = {
     "type": Key(
         (str,), ("MFLossMonitor", "CheckpointMonitor", "TrainCallBack", "EarlyStopping", "OnRequestExit")
     ),
@@ -123,7 +123,7 @@ CALLBACK: dict[str, object] = {
     "save_mindir": NO_EFFECT, "file_name": NO_EFFECT,
 }  # fmt: skip
 
-MONITOR: dict[str, object] = {
+MONITOR: Schema = {
     "global_norm_spike_threshold": NUMBER, "global_norm_spike_count_threshold": COUNT,
     # That stops the run for another program to start it again.
     "check_for_global_norm": Key((bool,), (False,)), "print_struct": Key((bool,), (False,)),
@@ -134,7 +134,7 @@ MONITOR: dict[str, object] = {
     "embedding_local_norm_threshold": NO_EFFECT,
 }  # fmt: skip
 
-TRAIN: dict[str, object] = {
+TRAIN: Schema = {
     "seed": SEED, "output_dir": TEXT, "run_mode": TEXT, "use_parallel": FLAG,
     "load_checkpoint": TEXT, "load_ckpt_format": Key((str,), ("safetensors",)), "pretrained_model_dir": TEXT,
     "auto_trans_ckpt": FLAG, "resume_training": Key((bool, str)),
