@@ -18,8 +18,9 @@ from qwen3_infer.folder.model_folder import ModelFolder
 from qwen3_infer.sampling.grammar import Grammars
 from qwen3_infer.sampling.sampling import Sampling
 from qwen3_infer.serve.errors import ApiError
-from qwen3_infer.serve.requests import Service, read_chat, read_completion
+from qwen3_infer.serve.requests import read_chat, read_completion
 from qwen3_infer.serve.responses_request import read_response
+from qwen3_infer.serve.service import Service
 from qwen3_infer.serve.tokens import detokenize, tokenize
 from qwen3_infer.settings.settings import Decoding
 from qwen3_infer.text.output import ChatOutput

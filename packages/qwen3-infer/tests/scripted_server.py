@@ -18,8 +18,8 @@ import numpy as np
 from qwen3_infer.folder.model_folder import open_model_folder
 from qwen3_infer.sampling.sampling import Sampling
 from qwen3_infer.schedule.scheduler import Scheduler
-from qwen3_infer.serve.requests import Service
 from qwen3_infer.serve.run import ServeSettings, bound, serve_app
+from qwen3_infer.serve.service import Service
 from qwen3_infer.serve.worker import Worker
 from qwen3_infer.settings.settings import Decoding
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from qwen3_infer.schedule.jobs import Event
+from qwen3_infer.serve.errors import ApiError
 from qwen3_infer.serve.requests import ApiRequest
 from qwen3_infer.text.output import ChatOutput, Part
-from qwen3_model.command.checked import Checked
 from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
 
@@ -21,8 +21,10 @@ class Choice:
     output: ChatOutput
     reasoning: str = ""
     text: str = ""
-    calls: list[dict[str, Checked]] = field(default_factory=list)
-    logprobs: list[dict[str, Checked]] = field(default_factory=list)
+    calls: list[dict[str, object]] = field(default_factory=list)
+    logprobs: list[dict[str, object]] = field(default_factory=list)
+    legacy_logprobs: list[dict[str, list[object]]] = field(default_factory=list)
+    """The same as the older endpoint has them: each a list for each key."""
     finish_reason: str | None = None
     num_tokens: int = 0
     num_thought: int = 0
@@ -84,7 +86,7 @@ class Answer:
             for index in range(len(self.choices)):
                 yield self._chunk(index, {"delta": {"role": "assistant", "content": ""}, "logprobs": None})
 
-    def add(self, event: Event) -> Iterator[dict[str, Checked]]:
+    def add(self, event: Event) -> Iterator[dict[str, object]]:
         """Take in a token and yield the chunks that it makes certain."""
         index = event.job.request.index * self._num_samples + event.job.request.sample
         choice = self.choices[index]
@@ -117,7 +119,7 @@ class Answer:
                 for token, (logprob, likeliest) in zip(prompt_ids[1:], event.job.prompt_logprobs, strict=True)
             ]
             logprobs = _joined(entries)
-            choice.logprobs.append(logprobs)
+            choice.legacy_logprobs.append(logprobs)
         if self._request.is_prompt_alone:
             choice.finish_reason = "length"
         return self._chunk(index, {"text": choice.text, "logprobs": logprobs})
@@ -134,14 +136,14 @@ class Answer:
             choice.finish_reason = "tool_calls" if choice.calls and reason == "stop" else reason
             yield self._chunk(index, {"delta": {}, "logprobs": None})
 
-    def _delta(self, choice: Choice, part: Part) -> dict[str, Checked]:
+    def _delta(self, choice: Choice, part: Part) -> dict[str, object]:
         if part.kind == "reasoning":
             choice.reasoning += part.text
             return {"reasoning_content": part.text}
         if part.kind == "content":
             choice.text += part.text
             return {"content": part.text}
-        call = {
+        call: dict[str, object] = {
             "id": f"call_{uuid.uuid4().hex}",
             "type": "function",
             "function": {"name": part.name, "arguments": part.text},
@@ -164,9 +166,9 @@ class Answer:
             head = self._head | ({"object": "chat.completion.chunk"} if self._request.is_chat else {})
             yield head | {"choices": [], "usage": self.usage()}
 
-    def error_chunk(self, body: dict[str, object]) -> dict[str, object]:
+    def error_chunk(self, error: ApiError) -> dict[str, object]:
         """Return how a stream says what went wrong."""
-        return body
+        return error.body()
 
     def frame(self, chunk: dict[str, object]) -> str:
         """Return a chunk as an event of a stream."""
@@ -175,7 +177,7 @@ class Answer:
     end = "data: [DONE]\n\n"
     """What tells the client that the stream is whole."""
 
-    def whole(self) -> dict[str, Checked]:
+    def whole(self) -> dict[str, object]:
         """Return the answer of a request that does not stream."""
         choices = [self._whole_choice(index, choice) for index, choice in enumerate(self.choices)]
         return self._head | {"choices": choices, "usage": self.usage()}
@@ -183,8 +185,8 @@ class Answer:
     def _whole_choice(self, index: int, choice: Choice) -> dict[str, object]:
         tail = {"finish_reason": choice.finish_reason}
         if not self._request.is_chat:
-            logprobs = _joined(choice.logprobs) if choice.logprobs else None
-            return {"index": index, "text": choice.text, "logprobs": logprobs} | tail
+            joined = _joined(choice.legacy_logprobs) if choice.legacy_logprobs else None
+            return {"index": index, "text": choice.text, "logprobs": joined} | tail
         content = None if choice.calls and not choice.text else choice.text
         message: dict[str, object] = {"role": "assistant", "content": content, "refusal": None}
         if choice.reasoning:
@@ -224,19 +226,19 @@ class Answer:
             "bytes": None if raw is None else list(raw),
         }
 
-    def _legacy_logprobs(self, choice: Choice, event: Event) -> dict[str, object] | None:
+    def _legacy_logprobs(self, choice: Choice, event: Event) -> dict[str, list[object]] | None:
         if event.logprob is None:
             return None
         entry = self._legacy_entry(choice, event.token, event.logprob, event.top_logprobs)
-        choice.logprobs.append(entry)
+        choice.legacy_logprobs.append(entry)
         return entry
 
     def _legacy_entry(
         self, choice: Choice, token: int, logprob: float | None, likeliest: Sequence[tuple[int, float]]
-    ) -> dict[str, object]:
+    ) -> dict[str, list[object]]:
         """Return what the older endpoint says of one token; the first of a prompt has no probability."""
         tops = None if logprob is None else {self._legacy_text(other): value for other, value in likeliest}
-        entry = {
+        entry: dict[str, list[object]] = {
             "tokens": [self._legacy_text(token)],
             "token_logprobs": [logprob],
             "top_logprobs": [tops],
@@ -258,5 +260,5 @@ class Answer:
         return self._tokenizer.token_text(token)
 
 
-def _joined(entries: Sequence[dict[str, Checked]]) -> dict[str, Checked]:
+def _joined(entries: Sequence[dict[str, list[object]]]) -> dict[str, list[object]]:
     return {key: [value for entry in entries for value in entry[key]] for key in entries[0]}

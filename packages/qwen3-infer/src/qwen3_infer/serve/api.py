@@ -10,13 +10,14 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
+from qwen3_infer.schedule.jobs import Event
 from qwen3_infer.serve.answers import Answer
 from qwen3_infer.serve.errors import ApiError
 from qwen3_infer.serve.http import ClientGoneError, Limits, Record, read_json, until_gone
 from qwen3_infer.serve.metrics import Metrics
-from qwen3_infer.serve.requests import ApiRequest, Service
+from qwen3_infer.serve.requests import ApiRequest
+from qwen3_infer.serve.service import Service
 from qwen3_infer.serve.worker import Ticket, Worker
-from qwen3_model.command.checked import Checked
 from qwen3_model.errors import Qwen3Error
 
 MOST_READ_AT_ONCE = 2
@@ -54,7 +55,7 @@ class Conversions:
 
     def __init__(
         self,
-        convert: Callable[[Checked, Service], dict[str, Checked]],
+        convert: Callable[[object, Service], dict[str, object]],
         service: Service,
         limits: Limits,
         reading: Reading,
@@ -77,7 +78,7 @@ class Completions:
 
     def __init__(
         self,
-        understand: Callable[[Checked, Service], ApiRequest],
+        understand: Callable[[object, Service], ApiRequest],
         service: Service,
         worker: Worker,
         metrics: Metrics,
@@ -138,7 +139,7 @@ class Completions:
             await self._send(send, answer.end.encode())
         except ApiError as error:
             scope["record"].facts["error"] = error.code
-            await self._send_event(send, answer, answer.error_chunk(error.body()))
+            await self._send_event(send, answer, answer.error_chunk(error))
         # A stream that is cut short for another reason has no proper end, so that its client knows.
         await self._send(send, b"", is_last=True)
 
@@ -155,7 +156,7 @@ class Completions:
 
     async def _chunks(
         self, answer: Answer, ticket: Ticket, record: Record
-    ) -> AsyncIterator[list[dict[str, Checked]]]:
+    ) -> AsyncIterator[list[dict[str, object]]]:
         """Yield the chunks of each token until every choice is whole."""
         deadline_s = asyncio.get_running_loop().time() + self._limits.request_timeout_s
         while not answer.is_done:
@@ -163,13 +164,13 @@ class Completions:
             if isinstance(event, Exception):
                 reason = str(event) if isinstance(event, Qwen3Error) else "the model failed; the log says why"
                 raise ApiError(500, reason, code="model_error")
-            if "first_token_s" not in record.facts:
-                first_token_s = time.monotonic() - record.started_s
-                record.facts["first_token_s"] = round(first_token_s, 4)
-                self._metrics.first_token_s.observe(first_token_s)
+            if record.first_token_s is None:
+                record.first_token_s = time.monotonic() - record.started_s
+                record.facts["first_token_s"] = round(record.first_token_s, 4)
+                self._metrics.first_token_s.observe(record.first_token_s)
             yield list(answer.add(event))
 
-    async def _next_event(self, ticket: Ticket, deadline_s: float) -> Checked:
+    async def _next_event(self, ticket: Ticket, deadline_s: float) -> Event | Exception:
         """Return the next event; `deadline_s` is the event loop's time by which the answer must be whole."""
         if not ticket.has_started and ticket.events.empty():
             in_time_s = asyncio.get_running_loop().time() + self._limits.queue_timeout_s
@@ -197,7 +198,7 @@ class Completions:
             "finish": ",".join(reason or "unfinished" for reason in answer.finish_reasons),
         }
         num_later = answer.num_tokens - len(answer.choices)
-        if answer.is_done and num_later > 0:
+        if answer.is_done and num_later > 0 and record.first_token_s is not None:
             self._worker.observe(elapsed_s)
-            per_token_s = (elapsed_s - record.facts["first_token_s"]) * len(answer.choices) / num_later
+            per_token_s = (elapsed_s - record.first_token_s) * len(answer.choices) / num_later
             metrics.token_s.observe(per_token_s)

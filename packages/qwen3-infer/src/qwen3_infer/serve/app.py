@@ -16,9 +16,10 @@ from qwen3_infer.serve.errors import ApiError
 from qwen3_infer.serve.http import Gate, Limits
 from qwen3_infer.serve.metrics import CONTENT_TYPE, Metrics
 from qwen3_infer.serve.page import make_page
-from qwen3_infer.serve.requests import Service, read_chat, read_completion
+from qwen3_infer.serve.requests import read_chat, read_completion
 from qwen3_infer.serve.responses_answer import ResponsesAnswer
 from qwen3_infer.serve.responses_request import read_response
+from qwen3_infer.serve.service import Service
 from qwen3_infer.serve.tokens import detokenize, tokenize
 from qwen3_infer.serve.worker import Worker
 
@@ -67,7 +68,9 @@ def make_app(
         return Response(metrics.text(), media_type=CONTENT_TYPE)
 
     document = openapi.describe(__version__, service.name)
-    docs = HTMLResponse(openapi.page(document), headers={"content-security-policy": "default-src 'none'"})
+    docs = HTMLResponse(
+        openapi.page(__version__, service.name), headers={"content-security-policy": "default-src 'none'"}
+    )
     reading = Reading(worker)
     completions = partial(
         Completions, service=service, worker=worker, metrics=metrics, limits=limits, reading=reading

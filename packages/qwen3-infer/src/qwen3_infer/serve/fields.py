@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from qwen3_infer.sampling.sampling import MOST_PENALTY
 from qwen3_infer.serve.errors import ApiError, invalid
-from qwen3_model.command.checked import Checked
+from qwen3_model.command.narrow import as_int, as_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,7 @@ class Field:
 
     types: tuple[type, ...]
     rule: str
-    accepts: Callable[[Checked], bool] = lambda _: True
+    accepts: Callable[[object], bool] = lambda _: True
     schema: Mapping[str, object] = field(default_factory=dict)
     """The field's JSON Schema, as far as that can state what is accepted."""
 
@@ -27,7 +27,7 @@ def _number(low: float, high: float) -> Field:
     return Field(
         (int, float),
         f"must be a number from {low:g} to {high:g}",
-        lambda v: low <= v <= high,
+        lambda v: low <= as_number(v) <= high,
         {"type": "number", "minimum": low, "maximum": high},
     )
 
@@ -36,7 +36,7 @@ def _count(low: int, high: int) -> Field:
     return Field(
         (int,),
         f"must be a whole number from {low} to {high}",
-        lambda v: low <= v <= high,
+        lambda v: low <= as_int(v) <= high,
         {"type": "integer", "minimum": low, "maximum": high},
     )
 
@@ -64,13 +64,13 @@ ANYTHING = Field((object,), "")
 LENGTH = Field(
     (int,),
     "must be a whole number of at least 1, or -1 for as many as there is room for",
-    lambda v: v == -1 or 1 <= v < 2**31,
+    lambda v: v == -1 or 1 <= as_int(v) < 2**31,
     {"type": "integer", "minimum": -1, "maximum": 2**31 - 1},
 )
 NO_OR_LENGTH = Field(
     (int,),
     "must be a whole number, 0 with echo alone, or -1 for as many as there is room for",
-    lambda v: -1 <= v < 2**31,
+    lambda v: -1 <= as_int(v) < 2**31,
     LENGTH.schema,
 )
 EFFORT = _one_of("none", "minimal", "low", "medium", "high", "xhigh")
@@ -179,7 +179,7 @@ TOKENIZE: dict[str, Field] = {
 DETOKENIZE: dict[str, Field] = {"model": TEXT, "tokens": IDS}
 
 
-def check_fields(body: object, fields: Mapping[str, Field]) -> dict[str, Checked]:
+def check_fields(body: object, fields: Mapping[str, Field]) -> dict[str, object]:
     """Return the fields of a request that are given and not null.
 
     Raises:

@@ -17,7 +17,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qwen3_infer.serve.errors import ApiError
 from qwen3_infer.serve.metrics import Metrics
-from qwen3_model.command.checked import Checked
 
 MOST_HEADER_BYTES, MOST_HEADERS = 32 * 1024, 200
 LOCAL_HOST = re.compile(r"(localhost|127(\.(25[0-5]|2[0-4]\d|1?\d?\d)){3}|\[::1\])(:\d*)?", re.IGNORECASE)
@@ -56,7 +55,9 @@ class Record:
 
     started_s: float = field(default_factory=time.monotonic)
     status: int = 0
-    facts: dict[str, Checked] = field(default_factory=dict)
+    first_token_s: float | None = None
+    """Seconds from its beginning to the first token."""
+    facts: dict[str, object] = field(default_factory=dict)
 
 
 class Gate:

@@ -5,8 +5,8 @@ import json
 from collections.abc import Mapping
 
 from qwen3_infer.serve.fields import CHAT, COMPLETION, DETOKENIZE, RESPONSES, TOKENIZE, Field
-from qwen3_model.command.checked import Checked
 
+TITLE = "qwen3-infer serve"
 POSTS: Mapping[str, tuple[str, Mapping[str, Field], tuple[str, ...]]] = {
     "/v1/chat/completions": ("Messages to an answer.", CHAT, ("model", "messages")),
     "/v1/completions": ("Text, or token ids, to what follows.", COMPLETION, ("model", "prompt")),
@@ -58,7 +58,7 @@ def describe(version: str, model: str) -> dict[str, object]:
     key = {"type": "http", "scheme": "bearer"}
     return {
         "openapi": "3.1.0",
-        "info": {"title": "qwen3-infer serve", "version": version},
+        "info": {"title": TITLE, "version": version},
         "paths": paths,
         "components": {"schemas": {"Error": _error()}, "securitySchemes": {"key": key}},
         "security": [{}, {"key": []}],
@@ -66,15 +66,18 @@ def describe(version: str, model: str) -> dict[str, object]:
 
 
 def _body(fields: Mapping[str, Field], required: tuple[str, ...], model: str) -> dict[str, object]:
-    properties: dict[str, object] = {}
-    for name, each in fields.items():
-        schema: dict[str, object] = {"enum": [model]} if name == "model" else dict(each.schema)
-        if schema and name not in required:
-            schema = {"anyOf": [schema, {"type": "null"}]}
-        properties[name] = schema | ({"description": each.rule} if each.rule else {})
+    properties = {
+        name: _schema(name, each, required, model) | ({"description": each.rule} if each.rule else {})
+        for name, each in fields.items()
+    }
     return {
         "type": "object", "properties": properties, "required": list(required), "additionalProperties": False,
     }  # fmt: skip
+
+
+def _schema(name: str, field: Field, required: tuple[str, ...], model: str) -> dict[str, object]:
+    schema: dict[str, object] = {"enum": [model]} if name == "model" else dict(field.schema)
+    return {"anyOf": [schema, {"type": "null"}]} if schema and name not in required else schema
 
 
 def _refusals() -> dict[str, object]:
@@ -89,30 +92,27 @@ def _error() -> dict[str, object]:
     return {"type": "object", "properties": {"error": error}, "required": ["error"]}
 
 
-def page(document: Mapping[str, Checked]) -> str:
-    """Return the document as HTML without scripts, styles or anything from elsewhere."""
-    parts = [f"<h1>{html.escape(document['info']['title'])} {html.escape(document['info']['version'])}</h1>"]
+def page(version: str, model: str) -> str:
+    """Return what `describe` says as HTML without scripts, styles or anything from elsewhere."""
+    parts = [f"<h1>{TITLE} {html.escape(version)}</h1>"]
     parts.append('<p>As a document: <a href="openapi.json">openapi.json</a></p>')
-    for path, methods in document["paths"].items():
-        for method, what in methods.items():
-            parts.append(f"<h2>{method.upper()} {path}</h2><p>{html.escape(what['summary'])}</p>")
-            if "requestBody" in what:
-                parts.append(_table(what["requestBody"]["content"]["application/json"]["schema"]))
+    parts += [f"<h2>GET {path}</h2><p>{html.escape(text)}</p>" for path, text in GETS.items()]
+    for path, (text, fields, required) in POSTS.items():
+        parts.append(f"<h2>POST {path}</h2><p>{html.escape(text)}</p>")
+        parts.append(_table(fields, required, model))
     parts.append("<h2>Errors</h2><table>")
     parts += [f"<tr><td>{status}</td><td>{html.escape(text)}</td></tr>" for status, text in REFUSALS.items()]
     parts.append("</table>")
-    head = '<!doctype html><html lang="en"><meta charset="utf-8"><title>qwen3-infer serve</title>'
+    head = '<!doctype html><html lang="en"><meta charset="utf-8"><title>' + TITLE + "</title>"
     return head + "\n".join(parts) + "</html>\n"
 
 
-def _table(schema: Mapping[str, Checked]) -> str:
+def _table(fields: Mapping[str, Field], required: tuple[str, ...], model: str) -> str:
     rows = []
-    for name, each in schema["properties"].items():
-        must = "yes" if name in schema["required"] else ""
-        rule = each.get("description", "any value; without effect")
-        shown = json.dumps(
-            {key: value for key, value in each.items() if key != "description"}, ensure_ascii=False
-        )
+    for name, each in fields.items():
+        must = "yes" if name in required else ""
+        rule = each.rule or "any value; without effect"
+        shown = json.dumps(_schema(name, each, required, model), ensure_ascii=False)
         cells = (name, must, rule, shown)
         rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
     head = "<tr><th>field</th><th>required</th><th>values</th><th>schema</th></tr>"

@@ -4,48 +4,23 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from qwen3_infer.folder.model_folder import ModelFolder
-from qwen3_infer.sampling.grammar import Grammar, Grammars
-from qwen3_infer.sampling.sampling import Sampling
+from qwen3_infer.sampling.grammar import Grammar
 from qwen3_infer.schedule.requests import Request
+from qwen3_infer.serve.decoding import read_decoding
 from qwen3_infer.serve.errors import ApiError, invalid
-from qwen3_infer.serve.fields import CHAT, COMPLETION, SAMPLING, check_fields
+from qwen3_infer.serve.fields import CHAT, COMPLETION, check_fields
+from qwen3_infer.serve.service import Service
 from qwen3_infer.serve.structured import read_response_format, read_tool_choice, write_grammar
 from qwen3_infer.settings.settings import Decoding
 from qwen3_infer.text.messages import MessageError, read_messages, read_tools
 from qwen3_infer.text.prompt import TooLongError, check_length, encode_conversation, ends_in_thought
 from qwen3_infer.text.prompts import Prompt
-from qwen3_model.command.checked import Checked
+from qwen3_model.command.narrow import as_int, as_list, as_section, optional
 from qwen3_model.errors import FormatError, Qwen3Error
 
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's own default for completions."""
 MOST_SEQUENCES = 128
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Service:
-    """What a server answers with, whatever the request."""
-
-    folder: ModelFolder
-    """Tokenizer and config."""
-    name: str
-    """The model's, for clients."""
-    defaults: Decoding
-    """What a request does not say."""
-    thinking: bool
-    """Whether the model thinks when a request does not say."""
-    context_tokens: int
-    """Longest prompt and completion together."""
-    grammars: Grammars
-    """Compiles what answers must follow."""
-    token_bytes: int
-    """Bytes of the longest token: a text has at least its bytes divided by this many tokens."""
-
-    @property
-    def max_prompt_bytes(self) -> int:
-        """A longer text cannot fit, however it is tokenised."""
-        return self.context_tokens * self.token_bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,8 +65,8 @@ def read_chat(body: object, service: Service) -> ApiRequest:
     if given.get("top_logprobs") and not given.get("logprobs"):
         raise invalid("top_logprobs", "needs logprobs: true")
     try:
-        messages = read_messages(given["messages"])
-        tools = read_tools(given.get("tools", [])) if given.get("tool_choice") != "none" else ()
+        messages = read_messages(as_list(given["messages"]))
+        tools = read_tools(as_list(given.get("tools", []))) if given.get("tool_choice") != "none" else ()
         forced = read_tool_choice(given.get("tool_choice"), tools)
         schema = read_response_format(given.get("response_format")) if not forced else None
         thinking = thinking_of(given, service)
@@ -114,21 +89,22 @@ def read_chat(body: object, service: Service) -> ApiRequest:
             service.folder.tokenizer,
             schema=schema,
             tools=forced or tools,
-            several=given.get("parallel_tool_calls", True) and not isinstance(given.get("tool_choice"), dict),
+            several=bool(given.get("parallel_tool_calls", True))
+            and not isinstance(given.get("tool_choice"), dict),
             follows_thought=thinking or in_thought,
         )
         grammar = Grammar(text=text, may_think=thinking, starts_in_thought=in_thought)
         _check_grammar(grammar, "tool_choice" if forced else "response_format", service)
     decoding = replace(
-        _decoding(given, service),
+        read_decoding(given, service),
         logprobs=bool(given.get("logprobs")),
-        top_logprobs=given.get("top_logprobs", 0),
+        top_logprobs=as_int(given.get("top_logprobs", 0)),
         grammar=grammar,
     )
     if grammar:  # behind a whole answer nothing else may follow, also with ignore_eos
         ends = decoding.stop_ids | {service.folder.tokenizer.eos_id}
         decoding = replace(decoding, stop_ids=ends)
-    length = given.get("max_completion_tokens", given.get("max_tokens"))
+    length = optional(as_int, given.get("max_completion_tokens", given.get("max_tokens")))
     return ApiRequest(
         is_chat=True,
         requests=_requests([ids], given, decoding, length, service),
@@ -149,16 +125,17 @@ def read_completion(body: object, service: Service) -> ApiRequest:
     check_model(given, service)
     if "prompt" not in given:
         raise invalid("prompt", "is missing")
+    num_likeliest = optional(as_int, given.get("logprobs"))
     decoding = replace(
-        _decoding(given, service), logprobs="logprobs" in given, top_logprobs=given.get("logprobs", 0)
+        read_decoding(given, service), logprobs=num_likeliest is not None, top_logprobs=num_likeliest or 0
     )
     prompts = _prompt_ids(given["prompt"], service)
-    length = given.get("max_tokens", DEFAULT_COMPLETION_TOKENS)
+    length = as_int(given.get("max_tokens", DEFAULT_COMPLETION_TOKENS))
     echo = bool(given.get("echo"))
     if length == 0 and not echo:
         raise invalid("max_tokens", "must be at least 1 without echo")
-    if echo and "logprobs" in given:
-        decoding = replace(decoding, prompt_logprobs=given["logprobs"])
+    if echo:
+        decoding = replace(decoding, prompt_logprobs=num_likeliest)
     return ApiRequest(
         is_chat=False,
         requests=_requests(prompts, given, decoding, length or 1, service),
@@ -179,7 +156,7 @@ def _check_grammar(grammar: Grammar, param: str, service: Service) -> None:
         raise invalid(param, f"the JSON schema cannot be followed: {error}") from None
 
 
-def check_model(given: Mapping[str, Checked], service: Service) -> None:
+def check_model(given: Mapping[str, object], service: Service) -> None:
     """Raise ApiError unless the request names the model that is here."""
     if "model" not in given:
         raise invalid("model", "is missing")
@@ -192,9 +169,9 @@ def check_model(given: Mapping[str, Checked], service: Service) -> None:
         )
 
 
-def thinking_of(given: Mapping[str, Checked], service: Service) -> bool:
+def thinking_of(given: Mapping[str, object], service: Service) -> bool:
     """Return whether the model shall think."""
-    settings = given.get("chat_template_kwargs", {})
+    settings = as_section(given.get("chat_template_kwargs", {}))
     named_keys = {key for key, value in settings.items() if value is not None}
     if unknown := sorted(named_keys - {"enable_thinking"}):
         raise invalid("chat_template_kwargs", f"knows enable_thinking alone, not {', '.join(unknown)}")
@@ -206,9 +183,9 @@ def thinking_of(given: Mapping[str, Checked], service: Service) -> bool:
     return service.thinking if named is None else named
 
 
-def _usage_wanted(given: Mapping[str, Checked]) -> dict[str, bool]:
+def _usage_wanted(given: Mapping[str, object]) -> dict[str, bool]:
     """Return when a stream tells the counts, as arguments of `ApiRequest`."""
-    options = given.get("stream_options", {})
+    options = as_section(given.get("stream_options", {}))
     if unknown := sorted(options.keys() - {"include_usage", "include_obfuscation", "continuous_usage_stats"}):
         raise invalid("stream_options", f"has no {', '.join(unknown)}")
     if not all(isinstance(value, bool | None) for value in options.values()):
@@ -220,79 +197,37 @@ def _usage_wanted(given: Mapping[str, Checked]) -> dict[str, bool]:
     }
 
 
-def _decoding(given: Mapping[str, Checked], service: Service) -> Decoding:
-    """Lay a request's fields over the server's defaults, as flags go over generation_config.json."""
-    base, folder = service.defaults, service.folder
-    values: dict[str, Checked] = {name: getattr(base.sampling, name) for name in SAMPLING}
-    values |= {name: given[name] for name in SAMPLING if name in given}
-    values["logit_bias"] = _logit_bias(given.get("logit_bias", {}), service)
-    values["top_k"] = max(0, values["top_k"])  # -1 is vLLM's for all
-    if values["top_p"] == 0:  # the likeliest token alone, as elsewhere
-        values["top_p"], values["top_k"] = 1.0, 1
-    asks = any(name in given for name in ("top_p", "top_k", "min_p"))
-    if asks and base.sampling.is_greedy and "temperature" not in given:
-        values["temperature"] = folder.defaults.sampling.get("temperature", 1.0)
-    stop = given.get("stop", [])
-    texts = [stop] if isinstance(stop, str) and stop else stop or []
-    if len(texts) > 16 or not all(isinstance(text, str) and 0 < len(text) <= 1000 for text in texts):
-        raise invalid("stop", "must be a text or up to 16 texts, of 1 to 1000 characters each")
-    stop_ids = given.get("stop_token_ids", [])
-    if not all(is_id(number, service) for number in stop_ids):
-        raise invalid("stop_token_ids", f"must be whole numbers below {folder.config.vocab_size}")
-    return replace(
-        base,
-        sampling=Sampling(**values),
-        stop_strings=(*base.stop_strings, *texts),
-        stop_ids=frozenset(stop_ids) | (frozenset() if given.get("ignore_eos") else base.stop_ids),
-        num_sequences=1,
-        min_tokens=given.get("min_tokens", 0),
-    )
-
-
-def _logit_bias(given: Mapping[str, Checked], service: Service) -> tuple[tuple[int, float], ...]:
-    biases = []
-    for name, bias in given.items():
-        token = int(name) if name.isascii() and name.isdigit() and len(name) < 10 else -1
-        is_number = isinstance(bias, int | float) and not isinstance(bias, bool)
-        if not (is_id(token, service) and is_number and -100 <= bias <= 100):
-            vocab_size = service.folder.config.vocab_size
-            raise invalid(
-                "logit_bias", f"must have token ids below {vocab_size}, and numbers from -100 to 100"
-            )
-        biases.append((token, float(bias)))
-    return tuple(sorted(biases))
-
-
-def is_id(value: Checked, service: Service) -> bool:
-    """Return whether a value is the number of a row of the vocabulary."""
-    vocab_size = service.folder.config.vocab_size
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < vocab_size
-
-
-def _prompt_ids(prompt: Checked, service: Service) -> list[list[int]]:
+def _prompt_ids(prompt: object, service: Service) -> list[list[int]]:
     """Return the ids of each prompt; special tokens spelled in a text are text."""
     if isinstance(prompt, str) or (isinstance(prompt, list) and prompt and isinstance(prompt[0], int)):
         prompt = [prompt]
-    if not prompt or len(prompt) > MOST_SEQUENCES:
+    prompts = as_list(prompt)
+    if not prompts or len(prompts) > MOST_SEQUENCES:
         raise invalid("prompt", f"must be 1 to {MOST_SEQUENCES} prompts")
-    if all(isinstance(text, str) for text in prompt):
-        try:
-            for text in prompt:
-                check_length(text, service.max_prompt_bytes)
-            found = service.folder.tokenizer.encode_batch(prompt)
-        except TooLongError as error:
-            raise too_long(error, "prompt", service) from None
-        except Qwen3Error as error:
-            raise ApiError(400, str(error), param="prompt") from None
+    texts = [text for text in prompts if isinstance(text, str)]
+    if len(texts) == len(prompts):
+        found = _encode_texts(texts, service)
     else:
-        found = prompt
-        if not all(isinstance(ids, list) and all(is_id(each, service) for each in ids) for ids in found):
+        lists = [service.token_ids(each) if isinstance(each, list) else None for each in prompts]
+        found = [ids for ids in lists if ids is not None]
+        if len(found) < len(lists):
             raise invalid(
                 "prompt", f"must be texts, or lists of token ids below {service.folder.config.vocab_size}"
             )
     if not all(found):
         raise invalid("prompt", "is empty; the model needs at least one token to go on from")
     return found
+
+
+def _encode_texts(texts: list[str], service: Service) -> list[list[int]]:
+    try:
+        for text in texts:
+            check_length(text, service.max_prompt_bytes)
+        return service.folder.tokenizer.encode_batch(texts)
+    except TooLongError as error:
+        raise too_long(error, "prompt", service) from None
+    except Qwen3Error as error:
+        raise ApiError(400, str(error), param="prompt") from None
 
 
 def too_long(error: TooLongError, param: str, service: Service) -> ApiError:
@@ -309,19 +244,19 @@ def too_long(error: TooLongError, param: str, service: Service) -> ApiError:
 
 def _requests(
     prompts: list[list[int]],
-    given: Mapping[str, Checked],
+    given: Mapping[str, object],
     decoding: Decoding,
     length: int | None,
     service: Service,
 ) -> tuple[Request, ...]:
-    num_samples = given.get("n", 1)
+    num_samples = as_int(given.get("n", 1))
     if len(prompts) * num_samples > MOST_SEQUENCES:
         raise invalid("n", f"times the number of prompts must be at most {MOST_SEQUENCES}")
     length = None if length == -1 else length
     fewest = max(length or 1, decoding.min_tokens)
     if length and decoding.min_tokens > length:
         raise invalid("min_tokens", f"is more than the {length} tokens that may be made")
-    seed = given["seed"] % 2**64 if "seed" in given else secrets.randbits(64)
+    seed = as_int(given["seed"]) % 2**64 if "seed" in given else secrets.randbits(64)
     made = []
     for index, ids in enumerate(prompts):
         room = service.context_tokens - len(ids)

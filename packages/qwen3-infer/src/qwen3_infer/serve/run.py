@@ -17,7 +17,7 @@ from qwen3_model.command.plain_text import counted, one_line
 from qwen3_model.errors import Qwen3Error, UsageError
 
 if TYPE_CHECKING:
-    from qwen3_infer.serve.requests import Service
+    from qwen3_infer.serve.service import Service
     from qwen3_infer.serve.worker import Worker
 
 HEAD_TIMEOUT_S = 10.0
@@ -92,7 +92,7 @@ def run_serve(
         open_model(folder, device, launch, quiet=quiet, note=note) as model,
     ):
         from qwen3_infer.schedule.scheduler import Scheduler
-        from qwen3_infer.serve.requests import Service
+        from qwen3_infer.serve.service import Service
         from qwen3_infer.serve.worker import Worker
 
         context_tokens = min(folder.config.max_position_embeddings, serve.max_tokens_in_cache)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from qwen3_infer.text.messages import MessageError
 from qwen3_infer.text.output import CALL, CALL_END
-from qwen3_model.command.checked import Checked
+from qwen3_model.command.narrow import as_section
 from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
 # JSON on one line, so that a model cannot go on with white space for ever.
@@ -13,8 +13,8 @@ FORM = {"whitespace_flexible": False, "item_separator": ",[ ]?", "key_separator"
 
 
 def read_tool_choice(
-    choice: Checked, tools: Sequence[Mapping[str, Checked]]
-) -> tuple[Mapping[str, Checked], ...]:
+    choice: object, tools: Sequence[Mapping[str, object]]
+) -> tuple[Mapping[str, object], ...]:
     """Return the tools of which one must be called, none when no call is asked for.
 
     Args:
@@ -30,30 +30,32 @@ def read_tool_choice(
         if not tools:
             raise MessageError("tool_choice", "required needs tools")
         return tuple(tools)
-    function = choice.get("function", choice) if isinstance(choice, dict) else None
-    if not isinstance(function, dict) or choice.get("type") != "function":
+    fields = choice if isinstance(choice, dict) else {}
+    function = fields.get("function", fields)
+    if not isinstance(function, dict) or fields.get("type") != "function":
         raise MessageError(
             "tool_choice",
             'must be "auto", "none", "required" or {"type": "function", "function": {"name": ...}}',
         )
-    named = tuple(tool for tool in tools if tool["function"]["name"] == function.get("name"))
+    named = tuple(tool for tool in tools if _function(tool)["name"] == function.get("name"))
     if not named:
         raise MessageError("tool_choice", f"names {function.get('name')!r}, which is none of the tools")
     return named[:1]
 
 
-def read_response_format(given: Checked) -> dict[str, Checked] | None:
+def read_response_format(given: object) -> dict[str, object] | None:
     """Return the JSON schema of the answer, None for any text.
 
     Raises:
         MessageError: It is none of OpenAI's three forms.
     """
-    kind = given.get("type") if isinstance(given, dict) else None
+    fields = given if isinstance(given, dict) else {}
+    kind = fields.get("type")
     if given is None or kind == "text":
         return None
     if kind == "json_object":
         return {"type": "object"}
-    described = given.get("json_schema", given) if kind == "json_schema" else None
+    described = fields.get("json_schema", fields) if kind == "json_schema" else None
     schema = described.get("schema") if isinstance(described, dict) else None
     if not isinstance(schema, dict):
         raise MessageError(
@@ -67,8 +69,8 @@ def read_response_format(given: Checked) -> dict[str, Checked] | None:
 def write_grammar(
     tokenizer: Qwen3Tokenizer,
     *,
-    schema: Mapping[str, Checked] | None,
-    tools: Iterable[Mapping[str, Checked]],
+    schema: Mapping[str, object] | None,
+    tools: Iterable[Mapping[str, object]],
     several: bool,
     follows_thought: bool,
 ) -> str:
@@ -88,14 +90,14 @@ def write_grammar(
     calls = []
     for number, tool in enumerate(tools):
         calls.append(f"call_{number}")
-        function = tool["function"]
+        function = _function(tool)
         begin = _quote('\n{"name": ' + json.dumps(function["name"]) + ', "arguments": ')
         rules.append(
             f"call_{number}: {_tag(tokenizer, CALL)} {begin} arguments_{number} {_quote('}' + chr(10))} "
             f"{_tag(tokenizer, CALL_END)}"
         )
-        arguments = {"type": "object"} | (function.get("parameters") or {})
-        rules.append(f"arguments_{number}: %json {_schema(arguments)}")
+        arguments = as_section(function.get("parameters") or {})
+        rules.append(f"arguments_{number}: %json {_schema({'type': 'object', **arguments})}")
     if calls:
         answers.append('call ("\\n" call)*' if several else "call")
         rules.append(f"call: {' | '.join(calls)}")
@@ -103,6 +105,10 @@ def write_grammar(
     if space:
         rules.append(r"space: /[ \n\r\t]{0,4}/")
     return "\n".join([f"start: {space}answer", f"answer: {' | '.join(answers)}", *rules])
+
+
+def _function(tool: Mapping[str, object]) -> Mapping[str, object]:
+    return as_section(tool["function"])
 
 
 def _schema(schema: Mapping[str, object]) -> str:

@@ -2,14 +2,15 @@
 
 from qwen3_infer.serve.errors import ApiError, invalid
 from qwen3_infer.serve.fields import DETOKENIZE, TOKENIZE, check_fields
-from qwen3_infer.serve.requests import Service, check_model, is_id, thinking_of, too_long
+from qwen3_infer.serve.requests import check_model, thinking_of, too_long
+from qwen3_infer.serve.service import Service
 from qwen3_infer.text.messages import MessageError, read_messages, read_tools
 from qwen3_infer.text.prompt import TooLongError, check_length, encode_conversation
-from qwen3_model.command.checked import Checked
+from qwen3_model.command.narrow import as_list, as_text
 from qwen3_model.errors import Qwen3Error
 
 
-def tokenize(body: object, service: Service) -> dict[str, Checked]:
+def tokenize(body: object, service: Service) -> dict[str, object]:
     """Return the ids of a text, or of messages with the chat template around them.
 
     Raises:
@@ -22,10 +23,12 @@ def tokenize(body: object, service: Service) -> dict[str, Checked]:
     tokenizer = service.folder.tokenizer
     try:
         if "prompt" in given:
-            check_length(given["prompt"], service.max_prompt_bytes)
-            ids = tokenizer.encode(given["prompt"])
+            text = as_text(given["prompt"])
+            check_length(text, service.max_prompt_bytes)
+            ids = tokenizer.encode(text)
         else:
-            messages, tools = read_messages(given["messages"]), read_tools(given.get("tools", []))
+            messages = read_messages(as_list(given["messages"]))
+            tools = read_tools(as_list(given.get("tools", [])))
             ids = encode_conversation(
                 tokenizer, messages, tools, thinking=thinking_of(given, service),
                 max_bytes=service.max_prompt_bytes,
@@ -40,7 +43,7 @@ def tokenize(body: object, service: Service) -> dict[str, Checked]:
     return {"count": len(ids), "max_model_len": service.context_tokens, "tokens": ids, "token_strs": texts}
 
 
-def detokenize(body: object, service: Service) -> dict[str, Checked]:
+def detokenize(body: object, service: Service) -> dict[str, object]:
     """Return the text of ids, special tokens included.
 
     Raises:
@@ -50,6 +53,7 @@ def detokenize(body: object, service: Service) -> dict[str, Checked]:
     check_model({"model": service.name} | given, service)
     if "tokens" not in given:
         raise invalid("tokens", "is missing")
-    if not all(is_id(number, service) for number in given["tokens"]):
+    ids = service.token_ids(as_list(given["tokens"]))
+    if ids is None:
         raise invalid("tokens", f"must be whole numbers below {service.folder.config.vocab_size}")
-    return {"prompt": service.folder.tokenizer.decode(given["tokens"], skip_special=False)}
+    return {"prompt": service.folder.tokenizer.decode(ids, skip_special=False)}

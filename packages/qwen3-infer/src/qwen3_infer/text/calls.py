@@ -9,8 +9,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from qwen3_model.command.checked import Checked
-
 MOST_NESTED = 256
 """Levels of objects and lists in a call; a deeper one stays text."""
 NO_JSON = -1
@@ -94,8 +92,10 @@ def parse_calls(text: str) -> tuple[Call, ...]:
         return ()
 
 
-def _parse_call(call: Checked) -> Call:
-    name = call.get("name") if isinstance(call, dict) else None
+def _parse_call(call: object) -> Call:
+    if not isinstance(call, dict):
+        raise ValueError("a call is an object")  # noqa: TRY004
+    name = call.get("name")
     if not isinstance(name, str) or not name.strip() or not _is_sendable(name):
         raise ValueError("a call has a name")
     named = [call[key] for key in ("arguments", "parameters") if call.get(key) is not None]

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-from qwen3_model.command.checked import Checked
 from qwen3_model.errors import FormatError
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
@@ -24,7 +23,7 @@ class MessageError(FormatError):
         self.where, self.rule = where, rule
 
 
-def read_messages(messages: Sequence[Checked]) -> list[dict[str, Checked]]:
+def read_messages(messages: Sequence[object]) -> list[dict[str, object]]:
     """Return the messages with texts as contents.
 
     Raises:
@@ -33,7 +32,7 @@ def read_messages(messages: Sequence[Checked]) -> list[dict[str, Checked]]:
     return [_read_message(message, f"messages[{number}]") for number, message in enumerate(messages)]
 
 
-def _read_message(message: Checked, where: str) -> dict[str, Checked]:
+def _read_message(message: object, where: str) -> dict[str, object]:
     if not isinstance(message, dict):
         raise MessageError(where, "must be an object with role and content")
     named = message.get("role")
@@ -52,7 +51,7 @@ def _read_message(message: Checked, where: str) -> dict[str, Checked]:
         raise MessageError(f"{where}.content", "is missing")
     if content is None and role not in ("assistant", "tool"):
         raise MessageError(f"{where}.content", "must be a text or a list of parts, not null")
-    read: dict[str, Checked] = {"role": role, "content": content or ""}
+    read: dict[str, object] = {"role": role, "content": content or ""}
     if calls:
         read["tool_calls"] = _read_calls(calls, f"{where}.tool_calls")
     thought = message.get("reasoning_content")
@@ -64,7 +63,7 @@ def _read_message(message: Checked, where: str) -> dict[str, Checked]:
     return read
 
 
-def _read_content(content: Checked, where: str) -> str | None:
+def _read_content(content: object, where: str) -> str | None:
     if content is None or isinstance(content, str):
         return content
     if not isinstance(content, list):
@@ -80,33 +79,37 @@ def _read_content(content: Checked, where: str) -> str | None:
     return "".join(texts)
 
 
-def _read_calls(calls: Checked, where: str) -> list[Mapping[str, Checked]]:
+def _read_calls(calls: object, where: str) -> list[Mapping[str, object]]:
     if not isinstance(calls, list):
         raise MessageError(where, "must be a list")
     return [_read_call(call, f"{where}[{number}]") for number, call in enumerate(calls)]
 
 
-def _read_call(call: Checked, where: str) -> Mapping[str, Checked]:
-    function = call.get("function") if isinstance(call, dict) else None
+def _read_call(call: object, where: str) -> Mapping[str, object]:
+    fields = call if isinstance(call, dict) else {}
+    function = fields.get("function")
     if not (isinstance(function, dict) and isinstance(function.get("name"), str)):
         raise MessageError(where, "must be an object with a function that has a name")
     arguments = function.get("arguments")
     if not isinstance(arguments, str | dict | None):
         raise MessageError(f"{where}.function.arguments", "must be the text of a JSON object")
-    return {**call, "function": {**function, "arguments": arguments or {}}}
+    return {**fields, "function": {**function, "arguments": arguments or {}}}
 
 
-def read_tools(tools: Sequence[Checked]) -> tuple[Mapping[str, Checked], ...]:
+def read_tools(tools: Sequence[object]) -> tuple[Mapping[str, object], ...]:
     """Return the functions that the model may call.
 
     Raises:
-        MessageError: One is no function with a name.
+        MessageError: One is no function with a name, or its parameters are no object.
     """
-    for number, tool in enumerate(tools):
-        function = tool.get("function") if isinstance(tool, dict) and tool.get("type") == "function" else None
-        name = function.get("name") if isinstance(function, dict) else None
-        if not isinstance(name, str) or not name:
-            raise MessageError(
-                f"tools[{number}]", "must be of type function, with a function that has a name"
-            )
-    return tuple(tools)
+    return tuple(_read_tool(tool, f"tools[{number}]") for number, tool in enumerate(tools))
+
+
+def _read_tool(tool: object, where: str) -> Mapping[str, object]:
+    fields = tool if isinstance(tool, dict) else {}
+    function = fields.get("function") if fields.get("type") == "function" else None
+    if not (isinstance(function, dict) and isinstance(function.get("name"), str) and function["name"]):
+        raise MessageError(where, "must be of type function, with a function that has a name")
+    if not isinstance(function.get("parameters") or {}, dict):
+        raise MessageError(f"{where}.function.parameters", "must be an object, a JSON schema")
+    return fields
