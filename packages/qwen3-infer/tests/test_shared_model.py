@@ -200,6 +200,22 @@ def test_messages_arrive_with_their_arrays():
             wire.receive(there)
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        "nonsense", "[]", "[" * 5000, '{"message": {}}', '{"message": 1, "arrays": []}',
+        '{"message": {}, "arrays": [["<f4"]]}', '{"message": {}, "arrays": [["O", [0]]]}',
+        '{"message": {}, "arrays": [["<f4", [-1, -1]]]}', '{"message": {}, "arrays": [[4, [0]]]}',
+    ],
+)  # fmt: skip
+def test_what_another_program_sends_is_no_message(head):
+    here, there = socket.socketpair()
+    with here, there:
+        here.sendall(wire.LENGTH.pack(len(head)) + head.encode() + bytes(4))
+        with pytest.raises(OSError, match="sends no message of this program"):
+            wire.receive(there)
+
+
 @pytest.fixture
 def device_rank():
     """Return a model whose only process stands for one on a device: the likeliest first, all on demand."""

@@ -23,7 +23,7 @@ from qwen3_infer.cli_plan import plan
 from qwen3_infer.cli_serve import serve
 from qwen3_infer.processes.rank import Rank
 from qwen3_model.command.base import CONTEXT, Commands, force_option, note, quiet_option, say_lines
-from qwen3_model.command.checked import Checked
+from qwen3_model.command.narrow import as_flag, as_int, as_text, optional
 from qwen3_model.command.options import hide_option
 from qwen3_model.command.parsing import Option
 from qwen3_model.command.plain_text import without_controls
@@ -91,7 +91,7 @@ def generate(
     output: Path | None,
     stream: bool | None,
     make_launch: Callable[[Path], LaunchSettings],
-    **options: Checked,
+    **options: object,
 ) -> None:
     """Complete prompts.
 
@@ -115,13 +115,13 @@ def generate(
     from qwen3_infer.settings.settings import read_settings
     from qwen3_model.device.simulation import read_simulation
 
-    kernels, threads = options.pop("kernels"), options.pop("threads")
-    how = {name: options.pop(name) for name in ("truncate", "allow_special")}
+    kernels, threads = as_text(options.pop("kernels")), optional(as_int, options.pop("threads"))
+    how = {name: as_flag(options.pop(name)) for name in ("truncate", "allow_special")}
     where = Output(
         records_path=output,
-        force=options.pop("force"),
+        force=as_flag(options.pop("force")),
         stream=sys.stdout.isatty() if stream is None else stream,
-        quiet=options.pop("quiet"),
+        quiet=as_flag(options.pop("quiet")),
         say=_say,
         note=note,
     )
@@ -170,7 +170,7 @@ def chat(
     context_tokens: int,
     quiet: bool,
     make_launch: Callable[[Path], LaunchSettings],
-    **options: Checked,
+    **options: object,
 ) -> None:
     """Talk with the model.
 
@@ -185,7 +185,7 @@ def chat(
     from qwen3_infer.cli_launch import read_launch, read_worker_num, runs_for_another
     from qwen3_infer.settings.settings import read_settings
 
-    kernels, threads = options.pop("kernels"), options.pop("threads")
+    kernels, threads = as_text(options.pop("kernels")), optional(as_int, options.pop("threads"))
     worker_num = read_worker_num(make_launch)
     settings = read_settings(config_path, options, overrides, worker_num=worker_num, environment=os.environ)
     launch, device = (

@@ -10,7 +10,7 @@ import click
 
 from qwen3_infer.cli_options import MODEL_OPTIONS, ArgumentKeeper, make_device, with_options
 from qwen3_model.command.base import CONTEXT, force_option, note, quiet_option, say
-from qwen3_model.command.checked import Checked
+from qwen3_model.command.narrow import as_flag, as_int, as_text, build, optional
 from qwen3_model.command.options import hide_option, limit_option
 from qwen3_model.command.parsing import Option
 from qwen3_model.command.plain_text import counted
@@ -67,7 +67,7 @@ def score(
     overrides: tuple[str, ...],
     as_json: bool,
     make_launch: Callable[[Path], LaunchSettings],
-    **options: Checked,
+    **options: object,
 ) -> None:
     """Measure how well the model predicts a text.
 
@@ -89,7 +89,7 @@ def score(
     from qwen3_infer.settings.settings import read_settings
     from qwen3_model.device.simulation import Simulation
 
-    kernels, threads = options.pop("kernels"), options.pop("threads")
+    kernels, threads = as_text(options.pop("kernels")), optional(as_int, options.pop("threads"))
     run = read_settings(
         config_path,
         {name: options.pop(name) for name in MODEL_KEYS},
@@ -98,14 +98,14 @@ def score(
         environment=os.environ,
     )
     launch, device = read_launch(context, make_launch, run.output_dir), make_device(run, kernels, threads)
-    if runs_for_another(context, run, device, launch, quiet=options["quiet"]):
+    if runs_for_another(context, run, device, launch, quiet=as_flag(options["quiet"])):
         return
     is_dry = isinstance(launch, Simulation)
     if is_dry:
         options["output"] = None
     names = ("json_key", "allow_special", "limit")
-    reading = Reading(**{name: options.pop(name) for name in names})
-    settings = ScoreSettings(model=run, reading=reading, **options)
+    reading = build(Reading, {name: options.pop(name) for name in names})
+    settings = build(ScoreSettings, options | {"model": run, "reading": reading})
     total = run_score(
         settings,
         device,
@@ -138,7 +138,7 @@ def evaluate(
     threads: int | None,
     arguments: tuple[str, ...],
     make_launch: Callable[[Path], LaunchSettings],
-    **model: Checked,
+    **model: object,
 ) -> None:
     """Run tasks of lm_eval, the evaluation harness.
 

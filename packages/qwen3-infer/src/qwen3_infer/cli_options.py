@@ -1,15 +1,14 @@
 """The options that the commands of qwen3-infer share."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import click
 
 from qwen3_infer.device import Device
-from qwen3_model.command.checked import Checked
 from qwen3_model.command.options import device_option, threads_option
 from qwen3_model.command.parsing import Command
 from qwen3_model.command.private_files import cache_home
@@ -18,6 +17,7 @@ if TYPE_CHECKING:  # it reads YAML, which `--help` needs not
     from qwen3_infer.settings.settings import RunSettings
 
 ARGUMENTS = "qwen3_infer.arguments"
+Decorator: TypeAlias = Callable[[Callable[..., object]], Callable[..., object]]
 
 
 class ArgumentKeeper(Command):
@@ -28,7 +28,7 @@ class ArgumentKeeper(Command):
         return super().parse_args(ctx, args)
 
 
-MODEL_OPTIONS = (
+MODEL_OPTIONS: tuple[Decorator, ...] = (
     click.option(
         "--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="YAML of the run."
     ),
@@ -52,7 +52,7 @@ MODEL_OPTIONS = (
     ),
     threads_option(),
 )
-SAMPLING_OPTIONS = (
+SAMPLING_OPTIONS: tuple[Decorator, ...] = (
     click.option("--max-new-tokens", type=int, help="Longest completion.  [default: the model's, or 512]"),
     click.option("--do-sample/--no-do-sample", default=None, help="Draw tokens, or take the likeliest."),
     click.option("--temperature", type=float, help="Divides the logits; 0 takes the likeliest token."),
@@ -71,10 +71,10 @@ SAMPLING_OPTIONS = (
 )
 
 
-def with_options(options: Sequence[Checked]) -> Checked:
+def with_options(options: Sequence[Decorator]) -> Decorator:
     """Return a decorator that adds `options` to a command, in their order."""
 
-    def decorate(command: Checked) -> Checked:
+    def decorate(command: Callable[..., object]) -> Callable[..., object]:
         for option in reversed(options):
             command = option(command)
         return command

@@ -6,7 +6,6 @@ from pathlib import Path
 import click
 
 from qwen3_model.command.base import CONTEXT
-from qwen3_model.command.checked import Checked
 from qwen3_model.command.options import device_memory_option
 from qwen3_model.command.parsing import Command
 from qwen3_model.errors import ConfigError
@@ -44,7 +43,7 @@ def plan(
     max_device_memory: int | None,
     as_json: bool,
     overrides: tuple[str, ...],
-    **flags: Checked,
+    **flags: object,
 ) -> None:
     """Say what memory generating takes of an Ascend device.
 

@@ -9,7 +9,7 @@ import click
 
 from qwen3_infer.cli_options import MODEL_OPTIONS, SAMPLING_OPTIONS, ArgumentKeeper, make_device, with_options
 from qwen3_model.command.base import CONTEXT, quiet_option
-from qwen3_model.command.checked import Checked
+from qwen3_model.command.narrow import as_int, as_text, build, optional
 from qwen3_model.command.options import hide_option
 from qwen3_model.command.types import BYTES, SECONDS
 from qwen3_model.errors import UsageError
@@ -91,7 +91,7 @@ def serve(
     api_key_file: Path | None,
     quiet: bool,
     make_launch: Callable[[Path], LaunchSettings],
-    **options: Checked,
+    **options: object,
 ) -> None:
     """Answer OpenAI's requests over HTTP; shows a chat page.
 
@@ -115,16 +115,15 @@ def serve(
         api_key = api_key_file.read_text(encoding="utf-8").strip()
     if api_key == "":
         raise UsageError("the API key is empty; leave it out to have none")
-    kernels, threads = options.pop("kernels"), options.pop("threads")
+    kernels, threads = as_text(options.pop("kernels")), optional(as_int, options.pop("threads"))
     names = ("host", "port", "insecure", "model_name", "max_requests", "max_queue",
              "max_connections", "max_body_bytes")  # fmt: skip
     times = ("queue_timeout", "request_timeout", "send_timeout", "drain_timeout")
     own = {name: options.pop(name) for name in names} | {f"{name}_s": options.pop(name) for name in times}
     worker_num = read_worker_num(make_launch)
     settings = read_settings(config_path, options, overrides, worker_num=worker_num, environment=os.environ)
-    serving = ServeSettings(
-        api_key=api_key, max_tokens_in_cache=settings.max_tokens_in_cache or DEFAULT_TOKENS, **own
-    )
+    own |= {"api_key": api_key, "max_tokens_in_cache": settings.max_tokens_in_cache or DEFAULT_TOKENS}
+    serving = build(ServeSettings, own)
     device = make_device(settings, kernels, threads)
     launch = read_launch(context, make_launch, settings.output_dir)
     if runs_for_another(context, settings, device, launch, quiet=quiet):

@@ -13,7 +13,6 @@ from qwen3_infer.settings.settings import Decoding
 from qwen3_infer.text.output import ChatOutput, Part
 from qwen3_infer.text.prompt import ends_in_thought
 from qwen3_infer.text.prompts import Prompt
-from qwen3_model.command.checked import Checked
 from qwen3_model.errors import ConfigError
 
 RETRY_STEP = 1_000_003
@@ -55,11 +54,11 @@ class Conversation:
         self._num_retries = 0
         self.system = system or ""
         """The system message, "" for none."""
-        self.turns: list[Mapping[str, Checked]] = []
+        self.turns: list[Mapping[str, str]] = []
         """Questions and answers."""
 
     @property
-    def messages(self) -> list[Mapping[str, Checked]]:
+    def messages(self) -> list[Mapping[str, str]]:
         """All of it, as the chat template takes it."""
         system = [{"role": "system", "content": self.system}] if self.system else []
         return [*system, *self.turns]
@@ -126,7 +125,7 @@ class Conversation:
             finish_reason=reason,
         )
 
-    def _request(self, messages: list[Mapping[str, Checked]]) -> Request:
+    def _request(self, messages: list[Mapping[str, str]]) -> Request:
         (request,) = make_requests(
             [Prompt(messages=tuple(messages), where="the conversation")],
             self._folder,

@@ -6,6 +6,7 @@ lm_eval is not a dependency: this module is imported when it is installed.
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -29,7 +30,7 @@ from qwen3_infer.schedule.requests import Request
 from qwen3_infer.settings.settings import Decoding
 from qwen3_infer.steps.score_engine import Scorer
 from qwen3_infer.text.prompts import Prompt
-from qwen3_model.command.checked import Checked
+from qwen3_model.command.narrow import build
 from qwen3_model.command.progress import Progress
 from qwen3_model.errors import ConfigError
 
@@ -79,7 +80,7 @@ class Qwen3LM(TemplateLM):
     shared_model: "NativeModel | MindSporeModel | RemoteModel | None" = None
     """The model where it is loaded already, in processes that share it out; lm_eval hands on texts alone."""
 
-    def __init__(self, pretrained: str, batch_size: int | str = 1, **arguments: Checked) -> None:
+    def __init__(self, pretrained: str, batch_size: int | str = 1, **arguments: object) -> None:
         """Open the folder; the weights are loaded at the first request.
 
         Args:
@@ -210,7 +211,7 @@ class Qwen3LM(TemplateLM):
         """Return what the harness writes into its results."""
         return {"model_dtype": self._model.compute_dtype, "mindspore": version("mindspore")}
 
-    def _request(self, index: int, text: str, settings: dict[str, Checked]) -> Request:
+    def _request(self, index: int, text: str, settings: dict[str, object]) -> Request:
         wanted = normalize_gen_kwargs(settings, DEFAULT_NEW_TOKENS)
         new_tokens = int(wanted["max_gen_toks"])
         if not 0 < new_tokens < self.max_length:
@@ -229,7 +230,7 @@ class Qwen3LM(TemplateLM):
             else tuple(filter(None, handle_stop_sequences(wanted["until"], end)))
         )
         decoding = Decoding(
-            sampling=Sampling(**values),
+            sampling=build(Sampling, values),
             max_new_tokens=new_tokens,
             is_length_explicit=True,
             stop_ids=frozenset({*self.folder.defaults.stop_ids, self.eot_token_id}),
@@ -267,7 +268,7 @@ class Qwen3LM(TemplateLM):
         return self._scorer
 
 
-def _read_arguments(values: dict[str, Checked]) -> Arguments:
+def _read_arguments(values: Mapping[str, object]) -> Arguments:
     known = {field.name for field in dataclasses.fields(Arguments)}
     if unknown := sorted(values.keys() - known - {"device", "max_batch_size"}):
         raise ConfigError(
@@ -278,7 +279,7 @@ def _read_arguments(values: dict[str, Checked]) -> Arguments:
         if name in found and type(found[name]) is not kind:
             what = "true or false" if kind is bool else "a whole number"
             raise ConfigError(f"model_args: {name}={found[name]!r} must be {what}")
-    return Arguments(**found)
+    return build(Arguments, found)
 
 
 def _batch_size(value: int | str) -> int:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen3_infer.sampling.sampling import SAMPLING_TYPES, Sampling
-from qwen3_model.command.checked import Checked
 from qwen3_model.command.json_file import read_json
+from qwen3_model.command.narrow import build
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError
 
@@ -33,7 +33,7 @@ class GenerationConfig:
 
     do_sample: bool
     """Whether tokens are drawn; otherwise the likeliest is taken."""
-    sampling: Mapping[str, Checked]
+    sampling: Mapping[str, float]
     """Fields of `Sampling` that the file sets."""
     stop_ids: tuple[int, ...]
     """Tokens that end a completion."""
@@ -54,12 +54,14 @@ def read_generation_config(directory: Path, config: Qwen3Config) -> GenerationCo
     do_sample = raw.get("do_sample", False)
     if not isinstance(do_sample, bool):
         raise ConfigError(f"{path}: do_sample={do_sample!r} must be true or false")
-    sampling: dict[str, Checked] = {key: raw[key] for key in SAMPLING_TYPES if key in raw}
-    for key, value in sampling.items():
+    sampling: dict[str, float] = {}
+    for key in (key for key in SAMPLING_TYPES if key in raw):
+        value = raw[key]
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ConfigError(f"{path}: {key}={value!r} must be a number")
+        sampling[key] = value
     try:
-        Sampling(**sampling)
+        build(Sampling, sampling)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     return GenerationConfig(

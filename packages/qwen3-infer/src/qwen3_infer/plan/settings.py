@@ -8,7 +8,7 @@ from qwen3_infer.settings.schema import FLAG_KEYS
 from qwen3_infer.settings.settings import DEFAULT_NEW_TOKENS, MODEL_PARALLEL, read_run_config
 from qwen3_infer.steps.pieces import DEVICE_PIECES, batch_size, round_up
 from qwen3_model.checkpoints.describe import find_config
-from qwen3_model.command.checked import Checked
+from qwen3_model.command.narrow import as_int, optional
 from qwen3_model.config import Qwen3Config
 from qwen3_model.device.ascend import has_float32_residual
 from qwen3_model.device.memory import read_memory_limit
@@ -79,27 +79,27 @@ def read_plan_settings(
     run = read_run_config(config_path, overrides)
     given = {FLAG_KEYS[name]: value for name, value in flags.items() if value is not None}
 
-    def value_of(key: str, default: object) -> Checked:
+    def value_of(key: str, default: object) -> object:
         return given.get(key, run.get(key, default))
 
     source = value_of("pretrained_model_dir", "")
     if not source:
         raise UsageError("name the model as --pretrained-model-dir DIR, or a size as 32B")
     model = find_config(str(source))
-    tp = worker_num or (1 if run.get("use_parallel") is False else run.get(MODEL_PARALLEL, 1))
+    tp = worker_num or (1 if run.get("use_parallel") is False else as_int(run.get(MODEL_PARALLEL, 1)))
     if problems := split_problems(model, tp):
         raise ConfigError("; ".join(problems))
-    num_requests = value_of("predict_batch_size", 1)
+    num_requests = as_int(value_of("predict_batch_size", 1))
     if num_requests < 1:
         raise UsageError(f"--predict-batch-size {num_requests} must be at least 1")
-    request_tokens = prompt_tokens + value_of("generation.max_new_tokens", DEFAULT_NEW_TOKENS)
+    request_tokens = prompt_tokens + as_int(value_of("generation.max_new_tokens", DEFAULT_NEW_TOKENS))
     if request_tokens > model.max_position_embeddings:
         raise UsageError(
             f"{request_tokens} tokens of a prompt and its completion are more than the model's context of "
             f"{model.max_position_embeddings}; lower --prompt-tokens or --max-new-tokens"
         )
     room = round_up(request_tokens, BLOCK_TOKENS)
-    cache_tokens = value_of("max_tokens_in_cache", None)
+    cache_tokens = optional(as_int, value_of("max_tokens_in_cache", None))
     return PlanSettings(
         model=model,
         tp=tp,

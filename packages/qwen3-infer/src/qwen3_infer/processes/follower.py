@@ -17,7 +17,7 @@ from qwen3_infer.processes.local import open_local
 from qwen3_infer.processes.rank import Rank
 from qwen3_infer.sampling.logits import Likeliest, Logits
 from qwen3_infer.steps.score_engine import Scorer
-from qwen3_model.command.checked import Checked
+from qwen3_model.command.narrow import as_int, as_ints, as_list, as_text
 from qwen3_model.errors import Qwen3Error, WeightError
 from qwen3_model.ranks.shards import Tp
 
@@ -53,7 +53,7 @@ def _answer_calls(link: socket.socket, follower: "_Follower", notes: list[str] |
         message, _ = wire.receive(link)
         if message["do"] == "end":
             return
-        said, arrays = follower.execute(message["do"], message.get("with", []))
+        said, arrays = follower.execute(as_text(message["do"]), as_list(message.get("with", [])))
         if notes is not None:
             wire.send(link, said, arrays)
 
@@ -79,23 +79,24 @@ class _Follower:
         self._scorer: Scorer | None = None
         self._rows: Sequence[Logits] = ()
 
-    def execute(self, name: str, values: list[Checked]) -> tuple[dict[str, Checked], list[np.ndarray]]:
+    def execute(self, name: str, values: Sequence[object]) -> tuple[dict[str, object], list[np.ndarray]]:
         """Execute a call and return its answer: values, and arrays."""
         if name in ("engine", "chat_engine", "serve_engine"):
             self._engine, self._rows = None, ()  # its cache goes before the next one comes
-            self._engine = engine = getattr(self._model, name)(*values)
+            self._engine = engine = getattr(self._model, name)(*as_ints(values))
             names = ("num_rows", "num_tokens", "unit", "longest", "pieces", "shares_beginnings")
             return {key: getattr(engine, key) for key in names}, []
         if name == "scorer":
             self._scorer = None
-            self._scorer = self._model.scorer(*values)
+            self._scorer = self._model.scorer(*as_ints(values))
             return {}, []
         if name == "about":
             return {"compute_dtype": self._model.compute_dtype}, []
         if name == "score":
             assert self._scorer is not None
+            ids, num_targets = values
             try:
-                found = self._scorer.score(*values)
+                found = self._scorer.score(as_ints(ids), as_int(num_targets))
             except WeightError as error:
                 return {"error": str(error)}, []
             return {}, [found.log_probs_T, found.is_likeliest_T]
@@ -103,16 +104,18 @@ class _Follower:
             return {}, [np.stack([row.whole() for row in self._rows if isinstance(row, Likeliest)])]
         assert self._engine is not None
         if name == "copy":
-            self._engine.copy(*values)
+            self._engine.copy(*as_ints(values))
             return {}, []
+        if name == "decode":
+            self._rows = self._engine.decode(*(np.array(each, np.int32) for each in values))
+            return {}, _arrays(self._rows)
+        start, ids, position, length = values
+        piece = as_int(start), as_ints(ids), as_int(position), as_int(length)
         if name == "read_all":
             self._rows = ()
-            return {}, [self._engine.read_all(*values)]
-        if name == "read":
-            self._rows = [self._engine.read(*values)]
-        else:
-            assert name == "decode", name
-            self._rows = self._engine.decode(*(np.array(each, np.int32) for each in values))
+            return {}, [self._engine.read_all(*piece)]
+        assert name == "read", name
+        self._rows = [self._engine.read(*piece)]
         return {}, _arrays(self._rows)
 
 

@@ -8,14 +8,14 @@ import secrets
 import select
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from qwen3_infer.processes import wire
 from qwen3_infer.sampling.logits import LikeliestRows, Logits
 from qwen3_infer.steps.scored import Scored
-from qwen3_model.command.checked import Checked
+from qwen3_model.command.narrow import as_flag, as_int, as_ints, as_text, as_texts
 from qwen3_model.errors import Qwen3Error, WeightError
 
 LOOK_S = 0.2
@@ -56,17 +56,17 @@ class Ranks:
             link.settimeout(10)
             try:
                 hello, _ = wire.receive(link)
-                if hello["secret"] != self.secret:
+                if hello.get("secret") != self.secret:
                     raise ConnectionError("another program")
-            except (OSError, ValueError, KeyError, TypeError):
+            except OSError:
                 link.close()
                 continue
             link.settimeout(None)
             link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            found[hello["rank"]] = link
+            found[as_int(hello["rank"])] = link
         self._links = [found[rank] for rank in range(self._num_ranks)]
         said, _ = self._answer()
-        return list(said["notes"])
+        return list(as_texts(said["notes"]))
 
     def check(self) -> None:
         """Raise what has ended a process, should one have ended."""
@@ -83,7 +83,7 @@ class Ranks:
         """Whether a process has ended that nobody asked to end."""
         return self._error is not None
 
-    def call(self, message: dict[str, Checked]) -> tuple[dict[str, Checked], list[np.ndarray]]:
+    def call(self, message: Mapping[str, object]) -> tuple[Mapping[str, object], list[np.ndarray]]:
         """Send a call to all ranks; return rank 0's answer.
 
         Raises:
@@ -91,13 +91,13 @@ class Ranks:
         """
         return self._exchange(message, self._links)
 
-    def ask_first(self, message: dict[str, object]) -> tuple[dict[str, object], list[np.ndarray]]:
+    def ask_first(self, message: Mapping[str, object]) -> tuple[Mapping[str, object], list[np.ndarray]]:
         """Send a call to rank 0 alone; return its answer."""
         return self._exchange(message, self._links[:1])
 
     def _exchange(
-        self, message: dict[str, object], links: Sequence[socket.socket]
-    ) -> tuple[dict[str, object], list[np.ndarray]]:
+        self, message: Mapping[str, object], links: Sequence[socket.socket]
+    ) -> tuple[Mapping[str, object], list[np.ndarray]]:
         self.check()
         try:
             for link in links:
@@ -113,7 +113,7 @@ class Ranks:
         said, _, _ = select.select(self._links[1:], [], [], 0)
         return self._links.index(said[0]) if said else None
 
-    def _answer(self) -> tuple[dict[str, Checked], list[np.ndarray]]:
+    def _answer(self) -> tuple[Mapping[str, object], list[np.ndarray]]:
         try:
             while not select.select(self._links[:1], [], [], LOOK_S)[0]:
                 if self._gone() is not None:  # rank 0 waits for it, and would for half an hour
@@ -122,7 +122,7 @@ class Ranks:
         except OSError:
             self._raise_verdict()
         if "error" in said:
-            raise WeightError(said["error"])
+            raise WeightError(as_text(said["error"]))
         return said, arrays
 
     def _raise_verdict(self) -> None:
@@ -192,12 +192,12 @@ class RemoteModel:
 class RemoteEngine:
     """The engine of all processes; there is one at a time."""
 
-    def __init__(self, ranks: Ranks, facts: dict[str, Checked]) -> None:
+    def __init__(self, ranks: Ranks, facts: Mapping[str, object]) -> None:
         self._ranks = ranks
-        self.num_rows, self.num_tokens = int(facts["num_rows"]), int(facts["num_tokens"])
-        self.unit, self.longest = int(facts["unit"]), int(facts["longest"])
-        self.pieces = tuple(facts["pieces"])
-        self.shares_beginnings = bool(facts["shares_beginnings"])
+        self.num_rows, self.num_tokens = as_int(facts["num_rows"]), as_int(facts["num_tokens"])
+        self.unit, self.longest = as_int(facts["unit"]), as_int(facts["longest"])
+        self.pieces = tuple(as_ints(facts["pieces"]))
+        self.shares_beginnings = as_flag(facts["shares_beginnings"])
 
     def read(self, start: int, ids: Sequence[int], position: int, length: int) -> Logits:
         """Add `ids` to the region at `start`, from `position` on, filled up to `length`."""
@@ -218,7 +218,7 @@ class RemoteEngine:
         """Copy the first `num_tokens`, a multiple of the shortest piece, of one region to another."""
         self._ranks.call({"do": "copy", "with": [int(source), int(target), int(num_tokens)]})
 
-    def _rows(self, message: dict[str, object]) -> Sequence[Logits]:
+    def _rows(self, message: Mapping[str, object]) -> Sequence[Logits]:
         _, arrays = self._ranks.call(message)
         if len(arrays) == 1:
             return list(arrays[0])

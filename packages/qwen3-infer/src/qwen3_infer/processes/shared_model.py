@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from qwen3_infer.device import Device
 from qwen3_infer.folder.model_folder import ModelFolder
+from qwen3_model.command.narrow import as_text
 from qwen3_model.device.simulation import Simulation
 from qwen3_model.errors import ConfigError, Qwen3Error
 from qwen3_model.ranks.layout_checks import split_problems
@@ -86,7 +87,7 @@ def open_model(
             note(text)
         is_up.set()
         about, _ = ranks.call({"do": "about"})
-        yield RemoteModel(ranks, about["compute_dtype"])
+        yield RemoteModel(ranks, as_text(about["compute_dtype"]))
     finally:
         ranks.close()
         if not ranks.has_failed:  # who waits for one that has ended would not hear

@@ -5,13 +5,15 @@ bytes of the arrays.
 """
 
 import json
+import math
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from qwen3_model.command.checked import Checked
+from qwen3_model.command.narrow import as_ints, as_list, as_section, as_text
+from qwen3_model.errors import FormatError
 
 LENGTH = struct.Struct("<Q")
 MOST_BYTES = 1 << 32
@@ -31,24 +33,29 @@ def send(to: socket.socket, message: object, arrays: Sequence[np.ndarray] = ()) 
         to.sendall(array.data.cast("B"))
 
 
-def receive(source: socket.socket) -> tuple[Checked, list[np.ndarray]]:
-    """Return the next message and its arrays.
+def receive(source: socket.socket) -> tuple[Mapping[str, object], list[np.ndarray]]:
+    """Return the next message, a JSON object, and its arrays.
 
     Raises:
-        OSError: The other side is gone.
+        OSError: The other side is gone, or sends something else.
     """
     (length,) = LENGTH.unpack(_exactly(source, LENGTH.size))
-    head = json.loads(_exactly(source, length))
-    arrays = []
-    for dtype, shape in head["arrays"]:
-        kind = np.dtype(dtype)
-        body = _exactly(source, int(np.prod(shape)) * kind.itemsize)
-        arrays.append(np.frombuffer(body, kind).reshape(shape))
-    return head["message"], arrays
+    try:
+        head = as_section(json.loads(_exactly(source, length)))
+        arrays = [_array(source, *as_list(each)) for each in as_list(head["arrays"])]
+        return as_section(head["message"]), arrays
+    except (FormatError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ConnectionError(f"the other side sends no message of this program: {error}") from None
+
+
+def _array(source: socket.socket, dtype: object, shape: object) -> np.ndarray:
+    kind, sizes = np.dtype(as_text(dtype)), as_ints(shape)
+    body = _exactly(source, math.prod(sizes) * kind.itemsize)
+    return np.frombuffer(body, kind).reshape(sizes)
 
 
 def _exactly(source: socket.socket, count: int) -> bytearray:
-    if count > MOST_BYTES:
+    if not 0 <= count <= MOST_BYTES:
         raise ConnectionError(f"a message of {count} bytes")
     body = bytearray(count)
     view, at = memoryview(body), 0

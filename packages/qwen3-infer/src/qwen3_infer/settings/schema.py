@@ -1,7 +1,8 @@
 """The YAML keys of a prediction: mindformers' own, and a `generation` section; each used or named once."""
 
+from collections.abc import Mapping
+
 from qwen3_infer.sampling.sampling import SAMPLING_TYPES
-from qwen3_model.command.checked import Checked
 from qwen3_model.command.keys import Key, Schema
 from qwen3_model.command.spellings import read_dtype
 from qwen3_model.device.ascend import CONTEXT_SCHEMA
@@ -31,7 +32,14 @@ MODEL_CONFIG: Schema = {
     "offset": NO_EFFECT, "checkpoint_name_or_path": NO_EFFECT,
 }  # fmt: skip
 
-PREDICT: dict[str, Checked] = {
+GENERATION: Mapping[str, Key] = {
+    "do_sample": FLAG, **{name: Key((kind,)) for name, kind in SAMPLING_TYPES.items()},
+    "max_new_tokens": COUNT,
+    "stop": Key((str, list)), "stop_ids": Key((list,)), "chat": FLAG, "thinking": FLAG,
+    "num_return_sequences": COUNT, "logprobs": FLAG,
+}  # fmt: skip
+
+PREDICT: Schema = {
     "seed": COUNT, "output_dir": TEXT, "run_mode": Key((str,), ("predict",)),
     "use_parallel": FLAG, "use_legacy": Key((bool,), (False,)),
     "load_checkpoint": TEXT, "load_ckpt_format": Key((str,), ("safetensors",)), "adapter": TEXT,
@@ -40,12 +48,7 @@ PREDICT: dict[str, Checked] = {
     "trainer": {"type": Key((str,), ("CausalLanguageModelingTrainer",)), "model_name": NO_EFFECT},
     "predict_data": Key((str, list)), "predict_batch_size": COUNT, "save_file": TEXT,
     "max_tokens_in_cache": COUNT,
-    "generation": {
-        "do_sample": FLAG, **{name: Key((kind,)) for name, kind in SAMPLING_TYPES.items()},
-        "max_new_tokens": COUNT,
-        "stop": Key((str, list)), "stop_ids": Key((list,)), "chat": FLAG, "thinking": FLAG,
-        "num_return_sequences": COUNT, "logprobs": FLAG,
-    },
+    "generation": GENERATION,
     "runner_config": NO_EFFECT,
     "context": {
         **CONTEXT_SCHEMA, "mode": Key((int,), (0, 1)),
@@ -74,5 +77,5 @@ FLAG_KEYS = {
     "max_tokens_in_cache": "max_tokens_in_cache",
     "save_file": "save_file",
     "device_target": "context.device_target",
-    **{name: f"generation.{name}" for name in PREDICT["generation"]},
+    **{name: f"generation.{name}" for name in GENERATION},
 }

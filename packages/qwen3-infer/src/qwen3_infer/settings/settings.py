@@ -12,8 +12,8 @@ from qwen3_infer.settings.schema import FLAG_KEYS, PREDICT
 from qwen3_model.checkpoints.companions import find_companions
 from qwen3_model.checkpoints.fused import FusedLayout, read_fused_layout
 from qwen3_model.checkpoints.weight_files import is_distributed
-from qwen3_model.command.checked import Checked
 from qwen3_model.command.keys import parse_dotted
+from qwen3_model.command.narrow import as_flag, as_int, as_list, as_section, as_text, build, optional
 from qwen3_model.command.run_config import RunConfig, load_run_config, parse_run_config, peek_values
 from qwen3_model.device.ascend import AscendSettings, read_ascend_settings
 from qwen3_model.device.cann import require_cann
@@ -61,7 +61,7 @@ class RunSettings:
     """Whether the chat template is put around the prompts."""
     thinking: bool
     """Whether the model thinks before it answers."""
-    generation: Mapping[str, Checked]
+    generation: Mapping[str, object]
     """The YAML's `generation` section with the flags over it."""
     notes: tuple[str, ...]
     """What to tell the user about keys without effect."""
@@ -103,7 +103,7 @@ class Decoding:
 
 def read_settings(
     config_path: Path | None,
-    flags: Mapping[str, Checked],
+    flags: Mapping[str, object],
     overrides: tuple[str, ...],
     *,
     worker_num: int = 1,
@@ -125,11 +125,11 @@ def read_settings(
     run = read_run_config(config_path, overrides)
     given = {FLAG_KEYS[name]: value for name, value in flags.items() if value not in (None, ())}
 
-    def value_of(key: str, default: Checked = None) -> Checked:
+    def value_of(key: str, default: object = None) -> object:
         return given.get(key, run.get(key, default))
 
     paths = {
-        key: Path(value) if (value := value_of(key)) else None
+        key: Path(as_text(value)) if (value := value_of(key)) else None
         for key in ("pretrained_model_dir", "load_checkpoint", "src_strategy_path_or_dir", "adapter")
     }
     checkpoint = paths["load_checkpoint"]
@@ -142,16 +142,15 @@ def read_settings(
         raise UsageError("give the model's folder as --pretrained-model-dir DIR")
     if checkpoint is None and is_distributed(model_dir):
         checkpoint = model_dir  # a run has its own config.json and tokenizer
-    data = value_of("predict_data", ())
-    batch_size = value_of("predict_batch_size", 1)
+    batch_size = as_int(value_of("predict_batch_size", 1))
     if batch_size < 1:
         raise UsageError(f"--predict-batch-size {batch_size} must be at least 1")
-    max_tokens = value_of("max_tokens_in_cache")
+    max_tokens = optional(as_int, value_of("max_tokens_in_cache"))
     if max_tokens is not None and max_tokens < 64:
         raise UsageError(f"--max-tokens-in-cache {max_tokens} must be at least 64")
     generation, device = (
         _generation(run, given),
-        _device(value_of("context.device_target"), environment or {}),
+        _device(optional(as_text, value_of("context.device_target")), environment or {}),
     )
     return RunSettings(
         model_dir=model_dir,
@@ -160,14 +159,14 @@ def read_settings(
         fused_layout=read_fused_layout(run),
         adapter=paths["adapter"],
         model_parallel=_model_parallel(run, worker_num),
-        output_dir=Path(value_of("output_dir", "output")),
-        predict_data=_texts(data),
+        output_dir=Path(as_text(value_of("output_dir", "output"))),
+        predict_data=_texts(value_of("predict_data", ())),
         batch_size=batch_size,
         max_tokens_in_cache=max_tokens,
-        result_path=Path(value_of("save_file", DEFAULT_RESULT)),
+        result_path=Path(as_text(value_of("save_file", DEFAULT_RESULT))),
         device_target=device,
         ascend=read_ascend_settings(run, device, worker_num),
-        seed=_seed(value_of("seed", 0)),
+        seed=_seed(as_int(value_of("seed", 0))),
         chat=bool(generation.get("chat", False)),
         thinking=bool(generation.get("thinking", True)),
         generation=generation,
@@ -188,7 +187,7 @@ def read_run_config(config_path: Path | None, overrides: Sequence[str]) -> RunCo
             f"{overrides[0]}"
         )
     pairs = parse_dotted(overrides, PREDICT, {"device": "context.device_target"})
-    mode: Checked = dict(pairs).get("run_mode")
+    mode: object = dict(pairs).get("run_mode")
     if mode is None and config_path is not None:
         values = peek_values(config_path)
         mode = values.get("run_mode") if isinstance(values, dict) else None
@@ -203,15 +202,16 @@ def read_run_config(config_path: Path | None, overrides: Sequence[str]) -> RunCo
     return load_run_config(config_path, pairs, PREDICT)
 
 
-def _texts(data: Checked) -> tuple[str, ...]:
-    values = (data,) if isinstance(data, str) else tuple(data)
-    for number, value in enumerate(values, start=1):
+def _texts(data: object) -> tuple[str, ...]:
+    texts = []
+    for number, value in enumerate([data] if isinstance(data, str) else as_list(data), start=1):
         if not isinstance(value, str):
             raise ConfigError(
                 f"predict_data: entry {number} is {value!r}, which is no text; put a prompt or a file's name "
                 "in quotes"
             )
-    return values
+        texts.append(value)
+    return tuple(texts)
 
 
 def _device(wanted: str | None, environment: Mapping[str, str]) -> str:
@@ -230,7 +230,7 @@ def _model_parallel(run: RunConfig, worker_num: int) -> int:
     """Return how many processes share the model out, which is all that are started."""
     if worker_num < 1:
         raise UsageError(f"--worker-num {worker_num} must be at least 1")
-    is_parallel, wanted = run.get("use_parallel"), run.get(MODEL_PARALLEL, worker_num)
+    is_parallel, wanted = run.get("use_parallel"), as_int(run.get(MODEL_PARALLEL, worker_num))
     if is_parallel is False and worker_num > 1:
         raise UsageError(
             f"use_parallel is False but --worker-num is {worker_num}; add --use_parallel True "
@@ -245,7 +245,7 @@ def _model_parallel(run: RunConfig, worker_num: int) -> int:
 
 
 def _unused_layout(run: RunConfig) -> tuple[str, ...]:
-    wanted = run.get(MODEL_PARALLEL, 1)
+    wanted = as_int(run.get(MODEL_PARALLEL, 1))
     if run.get("use_parallel") is False and wanted > 1:
         return (f"{MODEL_PARALLEL}={wanted} has no effect while use_parallel is False",)
     return ()
@@ -257,13 +257,13 @@ def _unused_mode(run: RunConfig) -> tuple[str, ...]:
     return ()
 
 
-def _generation(run: RunConfig, given: Mapping[str, Checked]) -> dict[str, Checked]:
-    section = {key: value for key, value in (run.get("generation") or {}).items() if value is not None}
-    return section | {
+def _generation(run: RunConfig, given: Mapping[str, object]) -> dict[str, object]:
+    flags = {
         key.removeprefix("generation."): value
         for key, value in given.items()
         if key.startswith("generation.")
     }
+    return {**as_section(run.get("generation", {})), **flags}
 
 
 def _seed(seed: int) -> int:
@@ -298,35 +298,41 @@ def make_decoding(settings: RunSettings, defaults: GenerationConfig, vocab_size:
     if wants_greedy and [key for key in asked if not (key == "temperature" and own[key] == 0)]:
         raise ConfigError(f"do_sample is off but {', '.join(asked)} is given; leave one of them out")
     is_random = own.get("do_sample", defaults.do_sample) or bool(asked)
-    values = dict(defaults.sampling) | {key: own[key] for key in SAMPLING_TYPES if key in own}
+    values: dict[str, object] = {
+        **defaults.sampling,
+        **{key: own[key] for key in SAMPLING_TYPES if key in own},
+    }
     if not is_random:
         values["temperature"] = 0.0
-    length = own.get("max_new_tokens")
+    length = optional(as_int, own.get("max_new_tokens"))
     if length is not None and length < 1:
         raise ConfigError(f"max_new_tokens={length} must be at least 1")
     stop = own.get("stop", ())
-    stop_strings = (stop,) if isinstance(stop, str) else tuple(stop)
-    if not all(isinstance(text, str) and text for text in stop_strings):
-        raise ConfigError(f"stop={list(stop_strings)} must be texts that are not empty")
-    num_sequences = own.get("num_return_sequences", 1)
+    asked_stops = [stop] if isinstance(stop, str) else as_list(stop)
+    stop_strings = tuple(text for text in asked_stops if isinstance(text, str) and text)
+    if len(stop_strings) < len(asked_stops):
+        raise ConfigError(f"stop={list(asked_stops)} must be texts that are not empty")
+    num_sequences = as_int(own.get("num_return_sequences", 1))
     if num_sequences < 1 or (num_sequences > 1 and not values.get("temperature", 1.0)):
         raise ConfigError(
             f"num_return_sequences={num_sequences} must be at least 1, and 1 when the likeliest token is "
             "taken, which gives the same completion every time"
         )
     return Decoding(
-        sampling=Sampling(**values),
+        sampling=build(Sampling, values),
         max_new_tokens=length or defaults.max_new_tokens or DEFAULT_NEW_TOKENS,
         is_length_explicit=length is not None,
-        stop_ids=frozenset(defaults.stop_ids) | _extra_stop_ids(own.get("stop_ids", ()), vocab_size),
+        stop_ids=frozenset(defaults.stop_ids) | _extra_stop_ids(as_list(own.get("stop_ids", ())), vocab_size),
         stop_strings=stop_strings,
         num_sequences=num_sequences,
-        logprobs=own.get("logprobs", False),
+        logprobs=as_flag(own.get("logprobs", False)),
     )
 
 
-def _extra_stop_ids(ids: Checked, vocab_size: int) -> frozenset[int]:
-    for number in ids:
+def _extra_stop_ids(values: Sequence[object], vocab_size: int) -> frozenset[int]:
+    ids = set()
+    for number in values:
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < vocab_size:
             raise ConfigError(f"stop id {number!r} is no token of a vocabulary of {vocab_size} rows")
+        ids.add(number)
     return frozenset(ids)
