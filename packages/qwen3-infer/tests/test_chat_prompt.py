@@ -51,3 +51,9 @@ def test_messages_that_the_template_refuses_are_one_sentence(tokenizer):
         encode_conversation(
             tokenizer, [{"role": "user", "content": HI[0]["content"]}, {"role": "assistant"}, 3]
         )  # type: ignore[list-item]
+
+
+def test_a_template_that_makes_no_text_is_one_sentence(tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizer, "_template", "{# nothing #}")
+    with pytest.raises(FormatError, match="the chat template makes no text of these messages"):
+        encode_conversation(tokenizer, HI)

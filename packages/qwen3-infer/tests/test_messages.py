@@ -2,7 +2,7 @@
 
 import pytest
 
-from qwen3_infer.text.messages import MessageError, read_messages
+from qwen3_infer.text.messages import MessageError, read_messages, read_tools
 
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
@@ -60,3 +60,30 @@ def test_what_would_change_something_is_named(message, where, words):
     with pytest.raises(MessageError, match=words) as found:
         read_messages([message])
     assert found.value.where == where
+
+
+@pytest.mark.parametrize(
+    ("tool", "where"),
+    [
+        (3, "tools[0]"),
+        ({"type": "web_search"}, "tools[0]"),
+        ({"type": "function", "function": {"name": ""}}, "tools[0]"),
+        (
+            {"type": "function", "function": {"name": "f", "parameters": ["a"]}},
+            "tools[0].function.parameters",
+        ),
+        ({"type": "function", "function": {"name": "f", "parameters": "a"}}, "tools[0].function.parameters"),
+    ],
+)
+def test_what_is_no_tool_is_refused_by_its_place(tool, where):
+    with pytest.raises(MessageError) as caught:
+        read_tools([tool])
+    assert caught.value.where == where
+
+
+def test_a_tool_needs_no_parameters():
+    tools = [
+        {"type": "function", "function": {"name": "f"} | given, "strict": True}
+        for given in ({}, {"parameters": None}, {"parameters": {}})
+    ]
+    assert read_tools(tools) == tuple(tools)

@@ -101,6 +101,7 @@ def test_the_yaml_says_what_no_flag_says():
         (["--pretrained-model-dir", "8B", "--worker-num", "3"], 1, "does not divide by"),
         (["--pretrained-model-dir", "8B", "--prompt-tokens", "50000"], 2, "more than the model's context"),
         (["--pretrained-model-dir", "8B", "--max-device-memory", "58"], 2, "no amount of memory"),
+        (["--pretrained-model-dir", "8B", "--parallel_config.model_parallel", "0"], 2, "must be from 1"),
     ],
 )
 def test_what_cannot_be_planned_is_one_sentence(arguments, code, sentence):

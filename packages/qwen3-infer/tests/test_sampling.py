@@ -126,6 +126,8 @@ def test_log_probability_is_the_models_own():
         ({"temperature": -0.1}, "temperature=-0.1 is no sampling value; it must be at least 0"),
         ({"temperature": float("nan")}, "temperature=nan"),
         ({"top_k": -1}, "top_k=-1 is no sampling value; it must be a whole number >= 0"),
+        ({"top_k": 2**31}, "top_k=2147483648 is no sampling value; it must be below 2147483648"),
+        ({"temperature": 10**400}, "temperature=10{79} is no sampling value; it must be at least 0"),
         ({"top_p": 0.0}, "top_p=0.0 is no sampling value; it must be above 0 and at most 1"),
         ({"top_p": 1.5}, "top_p=1.5"),
         ({"min_p": 1.5}, "min_p=1.5 is no sampling value; it must be from 0 to 1"),

@@ -45,6 +45,7 @@ class Sampling:
     def __post_init__(self) -> None:
         _require(self.temperature >= 0, "temperature", self.temperature, "at least 0")
         _require(isinstance(self.top_k, int) and self.top_k >= 0, "top_k", self.top_k, "a whole number >= 0")
+        _require(self.top_k < 2**31, "top_k", self.top_k, "below 2147483648")
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
         _require(0 <= self.min_p <= 1, "min_p", self.min_p, "from 0 to 1")
         _require(
@@ -72,8 +73,12 @@ SAMPLING_TYPES: dict[str, type] = {
 
 
 def _require(condition: bool, name: str, value: float, rule: str) -> None:
-    if not condition or not math.isfinite(value):
-        raise ConfigError(f"{name}={value!r} is no sampling value; it must be {rule}")
+    try:
+        is_right = condition and math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
+        is_right = False
+    if not is_right:
+        raise ConfigError(f"{name}={value!r:.80} is no sampling value; it must be {rule}")
 
 
 def make_generator(seed: int, index: int, sample: int = 0) -> np.random.Generator:

@@ -54,7 +54,7 @@ PREDICT: Schema = {
         **CONTEXT_SCHEMA, "mode": Key((int,), (0, 1)),
     },
     "parallel_config": {
-        "data_parallel": Key((int,), (1,)), "model_parallel": COUNT,
+        "data_parallel": Key((int,), (1,)), "model_parallel": Key((int,), range(1, 2**31)),
         "pipeline_stage": Key((int,), (1,)), "vocab_emb_dp": NO_EFFECT, "micro_batch_num": NO_EFFECT,
     },
     "parallel": {

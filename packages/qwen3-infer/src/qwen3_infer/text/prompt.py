@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from qwen3_model.errors import FormatError
 from qwen3_model.text.special_tokens import SpecialTokens, reveal
 from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
@@ -35,7 +36,7 @@ def encode_conversation(
 
     Raises:
         TooLongError: It is longer than `max_bytes`.
-        FormatError: The tokenizer has no template, or it refuses the messages.
+        FormatError: The tokenizer has no template, or it refuses the messages or makes no text of them.
     """
     special = SpecialTokens(tokenizer.special_tokens)
     hidden, hidden_tools = special.hide(messages), special.hide(tools)
@@ -48,6 +49,10 @@ def encode_conversation(
             ids.append(tokenizer.special_tokens[part])
         else:
             ids.extend(tokenizer.encode(reveal(part)))
+    if not ids:
+        raise FormatError(
+            "the chat template makes no text of these messages; a prompt has at least one token"
+        )
     return ids
 
 
