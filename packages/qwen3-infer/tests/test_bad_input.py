@@ -44,6 +44,7 @@ CASES = {
     "no place for records": (2, "--output /proc/nope/x.jsonl cannot be written: No such file or directory;"),
     "numbers as prompts": (1, "predict_data: entry 2 is None, which is no text; put a prompt or a file's"),
     "no prompt": (2, "there is no prompt; give --input a text, a .txt file or a .jsonl file"),
+    "cache beyond all addresses": (1, "out of memory; use a smaller batch or sequence, or more memory"),
     "folder for a result": (2, "folder is a folder; results are written to a file"),
 }
 
@@ -93,6 +94,7 @@ def arguments(make_demo_folder, tmp_path, request):
         "no place for records": of("--save-file", "new.txt", "--output", "/proc/nope/x.jsonl"),
         "numbers as prompts": of("--config", tmp_path / "numbers.yaml", data=[]),
         "no prompt": of(data=[]),
+        "cache beyond all addresses": of("--save-file", "new.txt", "--max-tokens-in-cache", 10**30),
         "folder for a result": of("--save-file", tmp_path / "folder"),
     }
 

@@ -107,6 +107,12 @@ def compare(found, expected, where):
         (1, "model_args has beams; the model qwen3 knows", ["--tasks", TASKS, "--model_args", "beams=2"]),
         (1, "max_length=900 must be 2 to 256", ["--tasks", TASKS, "--model_args", "max_length=900"]),
         (1, "batch_size=none must be a whole number", ["--tasks", TASKS, "--batch_size", "none"]),
+        (1, "model_args: adapter=5 must be a text", ["--tasks", TASKS, "--model_args", "adapter=5"]),
+        (
+            1,
+            "gen_kwargs: top_p: 'wide' is not a number",
+            ["--tasks", "local_completion", "--gen_kwargs", "top_p=wide,do_sample=True"],
+        ),
     ],
 )
 def test_what_the_harness_cannot_do_is_one_sentence(scored, monkeypatch, tmp_path, code, sentence, extra):

@@ -30,9 +30,9 @@ from qwen3_infer.schedule.requests import Request
 from qwen3_infer.settings.settings import Decoding
 from qwen3_infer.steps.score_engine import Scorer
 from qwen3_infer.text.prompts import Prompt
-from qwen3_model.command.narrow import build
+from qwen3_model.command.narrow import as_number, build
 from qwen3_model.command.progress import Progress
-from qwen3_model.errors import ConfigError
+from qwen3_model.errors import ConfigError, FormatError
 
 if TYPE_CHECKING:  # imported where it computes
     from qwen3_infer.engine.models import MindSporeModel
@@ -219,22 +219,18 @@ class Qwen3LM(TemplateLM):
                 f"max_gen_toks={new_tokens} leaves no room in a context of {self.max_length} tokens"
             )
         values = dict(self.folder.defaults.sampling) if wanted["do_sample"] else {}
-        values |= {key: wanted[key] for key in SAMPLING_TYPES if wanted.get(key) is not None}
+        values |= {key: _number(key, wanted[key]) for key in SAMPLING_TYPES if wanted.get(key) is not None}
         if not wanted["do_sample"]:
             values["temperature"] = 0.0
         end = self.tokenizer.decode([self.eot_token_id], skip_special=False)
         # A thought may hold a stop text; what follows it is cut afterwards.
-        stops = (
-            ()
-            if self.own.think_end_token
-            else tuple(filter(None, handle_stop_sequences(wanted["until"], end)))
-        )
+        stops = [] if self.own.think_end_token else handle_stop_sequences(wanted["until"], end)
         decoding = Decoding(
             sampling=build(Sampling, values),
             max_new_tokens=new_tokens,
             is_length_explicit=True,
             stop_ids=frozenset({*self.folder.defaults.stop_ids, self.eot_token_id}),
-            stop_strings=stops,
+            stop_strings=tuple(filter(None, stops)),
         )
         ids = self.tok_encode(text)[-(self.max_length - new_tokens) :] or [self.eot_token_id]
         return Request(
@@ -275,11 +271,21 @@ def _read_arguments(values: Mapping[str, object]) -> Arguments:
             f"model_args has {', '.join(unknown)}; the model qwen3 knows {', '.join(sorted(known))}"
         )
     found = {name: value for name, value in values.items() if name in known}
-    for name, kind in {"max_length": int, "threads": int, "seed": int, "enable_thinking": bool}.items():
-        if name in found and type(found[name]) is not kind:
+    for name, value in found.items():
+        kind = {"max_length": int, "threads": int, "seed": int, "enable_thinking": bool}.get(name)
+        if kind is None and not isinstance(value, str | Path | None):
+            raise ConfigError(f"model_args: {name}={value!r} must be a text")
+        if kind is not None and type(value) is not kind:
             what = "true or false" if kind is bool else "a whole number"
-            raise ConfigError(f"model_args: {name}={found[name]!r} must be {what}")
+            raise ConfigError(f"model_args: {name}={value!r} must be {what}")
     return build(Arguments, found)
+
+
+def _number(key: str, value: object) -> float:
+    try:
+        return as_number(value)
+    except FormatError as error:
+        raise ConfigError(f"gen_kwargs: {key}: {error}") from None
 
 
 def _batch_size(value: int | str) -> int:

@@ -51,8 +51,10 @@ class NativeNetwork:
         """
         self._vocab_size, self._hidden_size = config.vocab_size, config.hidden_size
         shape = (2, config.num_layers, config.num_kv_heads, cache_tokens, config.head_dim)
-        # Takes memory only where tokens are written.
-        self._cache_2NJTH = np.zeros(shape, np.float32)
+        try:  # takes memory only where tokens are written
+            self._cache_2NJTH = np.zeros(shape, np.float32)
+        except ValueError as error:  # NumPy's, of more than any machine can address
+            raise MemoryError(str(error)) from None
         self._weights = weights
         frequencies_H, turn_scale = rope_frequencies(config)
         self._frequencies_H = np.ascontiguousarray(frequencies_H, np.float32)
