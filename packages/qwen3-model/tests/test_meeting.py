@@ -1,12 +1,14 @@
 """How the launchers of several nodes agree on a start, see its end and start again; here as threads."""
 
+import json
+import os
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from qwen3_model.errors import Qwen3Error
+from qwen3_model.errors import FormatError, Qwen3Error
 from qwen3_model.ranks.msrun import meeting, node_files
 from qwen3_model.ranks.msrun.meeting import EndedError, Meeting, Rules, Start
 from qwen3_model.ranks.msrun.node_files import DONE, FAILED, STOPPED, End, NodeFiles, Round
@@ -214,13 +216,67 @@ def test_a_look_that_is_refused_does_not_count(tmp_path, monkeypatch):
     assert watch.is_lost
 
 
+@pytest.mark.parametrize(
+    ("contents", "fault"),
+    [
+        ("[]", "holds no JSON object: [] is not a section"),
+        ("null", "holds no JSON object: None"),
+        ('{"beat": "1"}', "has a wrong beat: '1' is not a whole number"),
+        ('{"round": true}', "has a wrong round: True"),
+        ('{"state": {"name": "done"}}', "has a wrong state"),
+        ('{"speed": 1}', "has the unknown key 'speed'"),
+    ],
+)
+def test_a_node_of_another_version_is_named_once_it_is_seen_to_write(tmp_path, contents, fault):
+    files = NodeFiles(tmp_path)
+    watch = node_files.NodeWatch(files, 1, every_s=1)
+    path = tmp_path / "node_1.json"
+    path.write_text(contents)
+    for _ in range(2):  # an earlier job has left it
+        watch.look()
+    assert watch.state is None
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(FormatError) as error:
+        watch.look()
+    assert str(error.value).startswith(f"{path} {fault}")
+
+
+@pytest.mark.parametrize(
+    ("contents", "fault"),
+    [
+        ({"members": None}, "has a wrong members: None is not a list"),
+        ({"members": ["0"]}, "has a wrong members: '0' is not a whole number"),
+        ({"starts": ["x", "y"]}, "has 2 starts of 1 members"),
+        ({"is_finished": "no"}, "has a wrong is_finished"),
+        ({"devices": 8}, "has the unknown key 'devices'"),
+        ({}, "lacks port"),
+    ],
+)
+def test_a_start_that_another_version_has_decided_ends_the_job(tmp_path, contents, fault):
+    whole = {"number": 1, "members": [0], "starts": ["x"], "address": "h", "restarts": 0}
+    port = {"port": 1} if contents else {}
+    seat = Meeting(tmp_path, 1, 2, "host1", Rules(first_s=1, again_s=1))
+    (tmp_path / "round_1.json").write_text(json.dumps(whole | port | contents))
+    with pytest.raises(FormatError) as error:
+        seat.agree(lambda nodes, restarts: None, print)
+    assert str(error.value).startswith(f"{tmp_path / 'round_1.json'} {fault}")
+
+
+@pytest.mark.parametrize("contents", ["", "[1]", '{"state": 1}', '{"why": ""}'])
+def test_an_unreadable_end_of_an_earlier_job_is_named(tmp_path, contents):
+    (tmp_path / "round_1.json").touch()
+    (tmp_path / "end_1.json").write_text(contents)
+    with pytest.raises(FormatError, match=r"end_1\.json .*; remove .* and start all nodes"):
+        Meeting(tmp_path, 0, 2, "host0", Rules(first_s=1, again_s=1))
+
+
 def test_only_two_small_files_are_read_in_a_look(tmp_path, monkeypatch):
     read, seats = [], []
 
     def work(seat, start):
         if seat.node == 0:
             look, files = seat._files._read, []
-            monkeypatch.setattr(seat._files, "_read", lambda name: files.append(name) or look(name))
+            monkeypatch.setattr(seat._files, "_read", lambda *given: files.append(given[0]) or look(*given))
             for _ in range(3):
                 time.sleep(meeting.LOOK_S)
                 seat.check()

@@ -16,8 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from qwen3_model.command.checked import Checked
-from qwen3_model.errors import Qwen3Error
+from qwen3_model.errors import FormatError, Qwen3Error
 from qwen3_model.ranks.msrun.node_files import (
     DONE,
     ENDED,
@@ -25,6 +24,7 @@ from qwen3_model.ranks.msrun.node_files import (
     RUNNING,
     STOPPED,
     WAITING,
+    DamagedFileError,
     End,
     NodeFiles,
     NodeState,
@@ -111,7 +111,7 @@ class Meeting:
         if error is not None and self._round is not None:
             # Nobody else may wait for a node that was asked to end.
             reason = f"node {self.node} has left the job: {error or type(error).__name__}"
-            with suppress(OSError):
+            with suppress(OSError, FormatError):
                 self._publish_end(End(state=FAILED, reason=reason, is_final=True))
         self._over.set()
         self._thread.join()
@@ -126,7 +126,7 @@ class Meeting:
         Raises:
             Qwen3Error: Not all came to the first start, or whoever decides cannot let the job start.
         """
-        self._set(state=WAITING, round=self._number)
+        self._set(WAITING, self._number)
         watches = [NodeWatch(self._files, node, every_s=MEET_S) for node in range(self.num_nodes)]
         began_s = noted_s = time.monotonic()
         led_s = float("inf")
@@ -165,7 +165,7 @@ class Meeting:
         if time.monotonic() - self._looked_s < LOOK_S:
             return False
         self._looked_s = time.monotonic()
-        with suppress(OSError, ValueError):
+        with suppress(OSError, DamagedFileError):
             end = self._files.end(self._round.number)
             if end.state:
                 raise EndedError(end.reason)
@@ -181,7 +181,7 @@ class Meeting:
             stopped: Why this node's workers ended before the last step; "" where they did not.
         """
         assert self._round is not None
-        self._set(state=STOPPED if stopped else DONE, reason=stopped)
+        self._set(STOPPED if stopped else DONE, self._round.number, stopped)
         members = self._round.members if self.node == self._round.members[0] else ()
         watches = [NodeWatch(self._files, node, every_s=MEET_S) for node in members]
         while True:
@@ -224,7 +224,7 @@ class Meeting:
             refused = self._files.end(self._number)
             before = self._files.end(self._number - 1) if self._follows else End()
             round_ = self._files.round(self._number)
-        except (OSError, ValueError):
+        except (OSError, DamagedFileError):
             return None
         for end in (before, refused):
             if end.is_final:
@@ -238,12 +238,12 @@ class Meeting:
             return round_
         # It goes on without this process, which waits for the next one.
         self._number, self._follows = self._number + 1, True
-        self._set(round=self._number)
+        self._set(WAITING, self._number)
         return None
 
     def _join_start(self, round_: Round) -> None:
         self._round = round_
-        self._set(state=RUNNING, round=round_.number)
+        self._set(RUNNING, round_.number)
         index = round_.members.index(self.node)
         after = round_.members[(index + 1) % len(round_.members)]
         self._neighbour = NodeWatch(self._files, after, every_s=LOOK_S) if after != self.node else None
@@ -316,9 +316,9 @@ class Meeting:
         self._files.put_end(self._number, End(state=FAILED, reason=reason, is_final=True))
         return Qwen3Error(reason)
 
-    def _set(self, **changes: Checked) -> None:
+    def _set(self, state: str, number: int, reason: str = "") -> None:
         with self._lock:
-            self._state = replace(self._state, **changes)
+            self._state = replace(self._state, state=state, round=number, reason=reason)
         self._put()
 
     def _put(self) -> None:

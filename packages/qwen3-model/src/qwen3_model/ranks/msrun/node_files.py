@@ -11,10 +11,13 @@ import json
 import os
 import re
 import secrets
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
+from typing import TypeVar
 
-from qwen3_model.command.checked import Checked
+from qwen3_model.command.narrow import as_flag, as_int, as_ints, as_section, as_text, as_texts, build
+from qwen3_model.errors import FormatError
 
 WAITING, RUNNING, DONE, STOPPED, FAILED = "waiting", "running", "done", "stopped", "failed"
 ENDED = (DONE, STOPPED)
@@ -68,8 +71,25 @@ class End:
     """No start follows."""
 
 
+Contents = TypeVar("Contents", NodeState, Round, End)
+READERS: Mapping[str, Callable[[object], object]] = {
+    "start": as_text, "beat": as_int, "round": as_int, "state": as_text, "address": as_text,
+    "reason": as_text, "number": as_int, "members": lambda value: tuple(as_ints(value)),
+    "starts": lambda value: tuple(as_texts(value)), "port": as_int, "restarts": as_int,
+    "arguments": lambda value: tuple(as_texts(value)), "is_finished": as_flag, "is_final": as_flag,
+}  # fmt: skip
+"""How each key of the files is read; one key means the same in all of them."""
+
+
+class DamagedFileError(FormatError):
+    """A file that is not JSON, as one that a machine was writing when it went down."""
+
+
 class NodeFiles:
-    """Reads and writes the folder."""
+    """Reads and writes the folder.
+
+    What reads raises DamagedFileError, or FormatError for a file that another version has written.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -82,8 +102,11 @@ class NodeFiles:
 
     def node(self, number: int) -> NodeState | None:
         """Return a node's last state; None where it has written none."""
-        values = self._read(f"node_{number}.json")
-        return None if values is None else NodeState(**values)
+        return self._read(f"node_{number}.json", NodeState)
+
+    def node_changed_ns(self, number: int) -> int:
+        """Return when a node's state was last written, by the file system's clock."""
+        return (self.folder / f"node_{number}.json").stat().st_mtime_ns
 
     def put_node(self, number: int, state: NodeState) -> None:
         """Replace a node's state."""
@@ -91,16 +114,17 @@ class NodeFiles:
 
     def round(self, number: int) -> Round | None:
         """Return a start; None where it is not decided yet."""
-        values = self._read(f"round_{number}.json")
-        if values is None:
-            return None
-        for key in ("members", "starts", "arguments"):
-            values[key] = tuple(values[key])
-        return Round(**values)
+        name = f"round_{number}.json"
+        found = self._read(name, Round)
+        if found is not None and not len(found.members) == len(found.starts) > 0:
+            raise self._of_another_version(
+                name, f"has {len(found.starts)} starts of {len(found.members)} members"
+            )
+        return found
 
     def decide(self, round_: Round) -> bool:
         """Make a start known, and forget those before the last; False where another was first."""
-        if self._read(f"end_{round_.number}.json") is None:
+        if not (self.folder / f"end_{round_.number}.json").exists():
             self.put_end(round_.number, End())
         temporary = self._temporary(f"round_{round_.number}.json", asdict(round_))
         try:
@@ -117,24 +141,48 @@ class NodeFiles:
 
     def end(self, number: int) -> End:
         """Return why a start has ended."""
-        values = self._read(f"end_{number}.json")
-        return End() if values is None else End(**values)
+        return self._read(f"end_{number}.json", End) or End()
 
     def put_end(self, number: int, end: End) -> None:
         """Say why a start has ended."""
         self._write(f"end_{number}.json", asdict(end))
 
-    def _read(self, name: str) -> dict[str, Checked] | None:
+    def _read(self, name: str, kind: type[Contents]) -> Contents | None:
         try:
-            values: dict[str, Checked] = json.loads((self.folder / name).read_text(encoding="utf-8"))
+            stated: object = json.loads((self.folder / name).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-        return values
+        except (ValueError, RecursionError) as error:
+            raise DamagedFileError(
+                f"{self.folder / name} is not JSON: {error}; remove {self.folder} and start all nodes again"
+            ) from None
+        try:
+            values = as_section(stated)
+        except FormatError as error:
+            raise self._of_another_version(name, f"holds no JSON object: {error}") from None
+        known = {field.name: field.default for field in fields(kind)}
+        checked: dict[str, object] = {}
+        for key, value in values.items():
+            if key not in known:
+                raise self._of_another_version(name, f"has the unknown key {key!r}")
+            try:
+                checked[key] = READERS[key](value)
+            except FormatError as error:
+                raise self._of_another_version(name, f"has a wrong {key}: {error}") from None
+        if missing := [key for key, default in known.items() if default is MISSING and key not in checked]:
+            raise self._of_another_version(name, f"lacks {', '.join(missing)}")
+        return build(kind, checked)
 
-    def _write(self, name: str, values: dict[str, Checked]) -> None:
+    def _of_another_version(self, name: str, fault: str) -> FormatError:
+        return FormatError(
+            f"{self.folder / name} {fault}, as a launcher of another version writes; remove {self.folder} "
+            "and start all nodes with the same version"
+        )
+
+    def _write(self, name: str, values: Mapping[str, object]) -> None:
         self._temporary(name, values).replace(self.folder / name)
 
-    def _temporary(self, name: str, values: dict[str, Checked]) -> Path:
+    def _temporary(self, name: str, values: Mapping[str, object]) -> Path:
         path = self.folder / f".{name}.{secrets.token_hex(4)}"
         # Not synced: after a crash of the machine nobody reads it.
         path.write_text(json.dumps(values), encoding="utf-8")
@@ -149,18 +197,35 @@ class NodeWatch:
         self._files, self.number, self._longest = files, number, LOST_S / every_s
         self.state: NodeState | None = None
         self._still, self.has_moved = 0, False
+        self._foreign_ns = 0
 
     def look(self) -> None:
-        """Look once; a look that the file system refuses does not count."""
+        """Look once; a look that the file system refuses does not count.
+
+        Raises:
+            FormatError: A launcher of another version writes the node's state, again and again.
+        """
         try:
-            state = self._files.node(self.number)
-        except (OSError, ValueError):
+            state = self._read_state()
+        except (OSError, DamagedFileError):
             return
         if state == self.state:
             self._still += 1
             return
         self.has_moved = self.state is not None
         self.state, self._still = state, 0
+
+    def _read_state(self) -> NodeState | None:
+        try:
+            return self._files.node(self.number)
+        except DamagedFileError:
+            raise
+        except FormatError:
+            # One that an earlier job has left stands still, until this job's launcher replaces it.
+            before, self._foreign_ns = self._foreign_ns, self._files.node_changed_ns(self.number)
+            if before not in (0, self._foreign_ns):
+                raise
+            return None
 
     @property
     def is_lost(self) -> bool:
