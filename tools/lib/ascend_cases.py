@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 from ascend_inputs import ROOT, TOKENIZER, Inputs
 
-from qwen3_model.command.checked import Checked
+from qwen3_model.command.narrow import as_int, as_list, as_section, build
 
 CONFIGS = ROOT / "configs/qwen3"
 A2, A3 = "Ascend910B2", "Ascend910_9391"
@@ -31,7 +31,7 @@ class Case:
     rank: int = 0
     ranks: int = 1
     soc: str = A2
-    changes: Mapping[str, Checked] = field(default_factory=dict)
+    changes: Mapping[str, object] = field(default_factory=dict)
     """Values by dotted keys; `length` stands for all lengths of sequences."""
     program: str = "generate"
     """Command of qwen3-infer, where the YAML is one for prediction."""
@@ -46,7 +46,7 @@ class Case:
         path = folder / "run.yaml"
         if self.yaml.startswith("predict"):
             path.write_text(yaml.safe_dump(values), encoding="utf-8")
-            model = inputs.model(f"model_{self.name}", self.changes["sizes"])
+            model = inputs.model(f"model_{self.name}", as_section(self.changes["sizes"]))
             own = {
                 "generate": ["--save-file", str(folder / "answers.txt")],
                 "score": ["--data", str(inputs.document)],
@@ -59,52 +59,74 @@ class Case:
         path.write_text(yaml.safe_dump(values), encoding="utf-8")
         return ["qwen3-train", "launch", "--config", str(path)]
 
-    def _values(self) -> dict[str, Checked]:
-        values = yaml.safe_load((CONFIGS / f"{self.yaml}.yaml").read_text(encoding="utf-8"))
+    def _values(self) -> dict[str, object]:
+        values: dict[str, object] = yaml.safe_load(
+            (CONFIGS / f"{self.yaml}.yaml").read_text(encoding="utf-8")
+        )
         for dotted, value in self.changes.items():
             if dotted == "length":
-                _set_length(values, value)
+                _set_length(values, as_int(value))
             elif dotted != "sizes":
                 set_key(values, dotted, value)
         return deepcopy(values)
 
-    def _give_inputs(self, values: dict[str, Checked], inputs: Inputs, folder: Path) -> None:
+    def _give_inputs(self, values: dict[str, object], inputs: Inputs, folder: Path) -> None:
         values["output_dir"] = str(folder / "out")
-        loader, sizes = values["train_dataset"]["data_loader"], values["model"]["model_config"]
+        loader, sizes = _section(values, LOADER), _section(values, MODEL)
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             sizes.pop(name, None)
         steps = {"type": "TrainCallBack", "stop_step": 1}
-        values["callbacks"] = [*values["callbacks"], steps]
+        values["callbacks"] = [*as_list(values["callbacks"]), steps]
         values["pretrained_model_dir"] = str(TOKENIZER)
         if loader["type"] == "HFDataLoader":
             values["pretrained_model_dir"] = str(inputs.model(f"model_{self.name}", sizes))
             loader |= {"data_files": str(inputs.conversations), "cache_dir": str(inputs.folder / "cache")}
         else:
             loader["sizes"] = [64, 4, 0]
-            loader["config"] |= {"data_path": [str(inputs.tokens)], "eod": inputs.eod, "split": "90, 10, 0"}
+            given = {"data_path": [str(inputs.tokens)], "eod": inputs.eod, "split": "90, 10, 0"}
+            _section(loader, "config").update(given)
 
 
-def set_key(values: dict[str, Checked], dotted: str, value: Checked) -> None:
+def set_key(values: dict[str, object], dotted: str, value: object) -> None:
     """Set the value of a dotted key, making sections on the way."""
     *sections, last = dotted.split(".")
-    place: Checked = values
-    for section in sections:
-        place = place[int(section)] if isinstance(place, list) else place.setdefault(section, {})
-    place[int(last) if isinstance(place, list) else last] = value
+    place: object = values
+    for name in sections:
+        if isinstance(place, list):
+            place = place[int(name)]
+        else:
+            assert isinstance(place, dict)
+            place = place.setdefault(name, {})
+    if isinstance(place, list):
+        place[int(last)] = value
+    else:
+        assert isinstance(place, dict)
+        place[last] = value
 
 
-def _set_length(values: dict[str, Checked], length: int) -> None:
+def _section(values: Mapping[str, object], dotted: str) -> dict[str, object]:
+    """Return a section that the YAML has, to be changed."""
+    place: object = values
+    for name in dotted.split("."):
+        place = as_section(place)[name]
+    assert isinstance(place, dict)
+    return place
+
+
+def _set_length(values: dict[str, object], length: int) -> None:
     set_key(values, f"{MODEL}.seq_length", length)
-    loader = values["train_dataset"]["data_loader"]
-    for place in loader.get("handler") or [loader["config"]]:
-        place["seq_length"] = length
+    loader = _section(values, LOADER)
+    for number in range(len(as_list(loader.get("handler") or ()))):
+        set_key(loader, f"handler.{number}.seq_length", length)
+    if not loader.get("handler"):
+        set_key(loader, "config.seq_length", length)
 
 
 def layout(
     *, dp: int = 1, cp: int = 1, tp: int = 1, pp: int = 1, sp: bool = False, zero1: bool = False
-) -> dict[str, Checked]:
+) -> dict[str, object]:
     """Return the keys of a layout; a pipeline has two micro-batches more than stages, and a layer a stage."""
-    keys = {
+    keys: dict[str, object] = {
         "use_parallel": dp * cp * tp * pp > 1,
         "parallel_config.data_parallel": dp,
         "parallel_config.context_parallel": cp,
@@ -134,11 +156,11 @@ SIZES = ("0.6b", "1.7b", "4b", "8b", "14b", "32b")
 def small_cases() -> Iterator[Case]:
     """Yield the cases of tools/test: every kind of graph, at small widths."""
 
-    def case(name: str, kind: str, size: str, *changes: Mapping[str, Checked], **facts: Checked) -> Case:
-        merged = dict(SMALL)
+    def case(name: str, kind: str, size: str, *changes: Mapping[str, object], **facts: object) -> Case:
+        merged: dict[str, object] = dict(SMALL)
         for change in changes:
             merged |= change
-        return Case(name=name, yaml=kind.format(size), changes=merged, **facts)
+        return build(Case, {"name": name, "yaml": kind.format(size), "changes": merged, **facts})
 
     yield case(
         "one process, documents apart, evaluation, loss in chunks", PRETRAIN, "0.6b", layout(), NONE,
@@ -184,7 +206,7 @@ def small_cases() -> Iterator[Case]:
     yield from _generation("small", sizes)
 
 
-def _generation(name: str, sizes: Mapping[str, Checked]) -> Iterator[Case]:
+def _generation(name: str, sizes: Mapping[str, object]) -> Iterator[Case]:
     prompts = (
         "--predict-data", "The game was " * 20, "--predict-data", "One",
         "--predict-batch-size", "2", "--max-new-tokens", "3",
@@ -213,7 +235,7 @@ def all_cases() -> Iterator[Case]:
         yield from _generation(size, values["model"]["model_config"] | {"num_hidden_layers": 2})
 
 
-LAYOUTS: tuple[tuple[str, dict[str, Checked], int], ...] = (
+LAYOUTS: tuple[tuple[str, dict[str, int], int], ...] = (
     ("one process", {}, 0),
     ("tp 2", {"tp": 2}, 1),
     ("tp 2, sequence parallel", {"tp": 2, "sp": True}, 1),
@@ -237,9 +259,9 @@ def _layouts() -> Iterator[Case]:
     for kind in (PRETRAIN, FINETUNE, LORA):
         for words, keys, rank in LAYOUTS:
             for how, recompute in (("none", NONE), ("selective", SELECTIVE), ("full", FULL)):
-                changes: dict[str, Checked] = SMALL | layout(**keys) | recompute | SKIPS
+                changes: dict[str, object] = {**SMALL, **build(layout, keys), **recompute, **SKIPS}
                 if kind == PRETRAIN:
-                    changes |= ACCUMULATES | EVALUATES
+                    changes |= {**ACCUMULATES, **EVALUATES}
                 yield Case(
                     name=f"layouts: {kind.partition('_')[0]}, {words}, recomputation {how}",
                     yaml=kind.format("0.6b" if kind == FINETUNE else "8b"), rank=rank,

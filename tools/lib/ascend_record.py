@@ -15,11 +15,10 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypedDict, TypeVar
 
 from ascend_dry_run import dry_run, dry_run_environment
 from ascend_inputs import ROOT, Inputs
-
-from qwen3_model.command.checked import Checked
 
 TRAINING = ROOT / "packages/qwen3-train/tests/recorded_memory.json"
 GENERATION = ROOT / "packages/qwen3-infer/tests/recorded_memory.json"
@@ -33,13 +32,39 @@ GIVEN = {
 """What each kind of YAML must be given to be read; nothing is read there."""
 
 
+class TrainingRow(TypedDict):
+    """What is recorded of a rank that trains."""
+
+    name: str
+    config: str
+    changes: list[str]
+    rank: int
+    ranks: int
+
+
+class GenerationRow(TypedDict):
+    """What is recorded of a rank that generates."""
+
+    name: str
+    size: str
+    layers: int
+    requests: int
+    prompt_tokens: int
+    new_tokens: int
+    rank: int
+    ranks: int
+
+
+Row = TypeVar("Row", TrainingRow, GenerationRow)
+
+
 def record(part: str) -> int:
     """Record all settings whose name has `part`; return the exit code."""
     failed = _record(TRAINING, part, measure_step) + _record(GENERATION, part, measure_generation)
     return 1 if failed else 0
 
 
-def _record(path: Path, part: str, measure: Callable[[dict[str, object]], int | str]) -> int:
+def _record(path: Path, part: str, measure: Callable[[Row], int | str]) -> int:
     """Record those of one file; return how many failed."""
     recorded = json.loads(path.read_text(encoding="utf-8"))
     failed = 0
@@ -58,11 +83,11 @@ def _record(path: Path, part: str, measure: Callable[[dict[str, object]], int | 
     return failed
 
 
-def measure_step(row: dict[str, Checked]) -> int | str:
+def measure_step(row: TrainingRow) -> int | str:
     """Return the peak of two steps of training in bytes, or why there is none."""
     kind = row["config"].partition("_")[0]
     command = [
-        sys.executable, "-s", STEP, ROOT / f"configs/qwen3/{row['config']}.yaml", *GIVEN[kind],
+        sys.executable, "-s", str(STEP), str(ROOT / f"configs/qwen3/{row['config']}.yaml"), *GIVEN[kind],
         *row["changes"],
     ]  # fmt: skip
     environment = dry_run_environment(row["rank"], row["ranks"]) | {"GLOG_v": "3"}
@@ -76,7 +101,7 @@ def measure_step(row: dict[str, Checked]) -> int | str:
     return int(json.loads(lines[-1])["peak_bytes"])
 
 
-def measure_generation(row: dict[str, Checked]) -> int | str:
+def measure_generation(row: GenerationRow) -> int | str:
     """Return the peak of reading the longest prompt and of decoding in bytes, or why there is none."""
     from qwen3_model.config import SIZES
     from qwen3_model.text.tokenizer import Qwen3Tokenizer

@@ -15,7 +15,6 @@ from qwen3_infer.schedule.requests import Request
 from qwen3_infer.schedule.scheduler import Scheduler
 from qwen3_infer.settings.settings import Decoding
 from qwen3_infer.text.prompts import Prompt
-from qwen3_model.command.checked import Checked
 
 PROMPT_TOKENS = 1000
 SETTINGS: dict[str, dict[str, object]] = {
@@ -68,7 +67,7 @@ class Engine:
 
     unit, pieces, shares_beginnings = 64, (1024, 64), False
 
-    def __init__(self, batches: Sequence[np.ndarray], **attributes: Checked) -> None:
+    def __init__(self, batches: Sequence[np.ndarray], **attributes: object) -> None:
         self.batches, self.num_rows = itertools.cycle(batches), len(batches[0])
         self.num_tokens = self.num_rows * 4096
         vars(self).update(attributes)

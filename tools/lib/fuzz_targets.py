@@ -28,10 +28,9 @@ from qwen3_model.checkpoints.adapter_config import read_adapter_config
 from qwen3_model.checkpoints.hf_folder import open_hf_tensors
 from qwen3_model.checkpoints.iteration_files import open_iteration
 from qwen3_model.checkpoints.safetensors_file import TensorPlan, encode_header, open_safetensors
-from qwen3_model.checkpoints.strategy import read_strategy
+from qwen3_model.checkpoints.strategy import TensorLayout, read_strategy
 from qwen3_model.checkpoints.strategy_json import read_json_strategy
 from qwen3_model.checkpoints.tensors import Tensors
-from qwen3_model.command.checked import Checked
 from qwen3_model.command.plain_text import as_message, without_controls
 from qwen3_model.command.yaml_loader import parse_yaml
 from qwen3_model.config import SIZES, Qwen3Config
@@ -144,7 +143,7 @@ def _strategy_json(folder: _Folder, raw: bytes) -> None:
     _place(read_json_strategy(folder.with_file("x.json", raw) / "x.json")[1])
 
 
-def _place(layouts: dict[str, Checked]) -> None:
+def _place(layouts: dict[str, TensorLayout]) -> None:
     for layout in layouts.values():
         for rank in range(min(MOST_RANKS, layout.num_devices())):
             layout.slice_of(rank)

@@ -132,7 +132,13 @@ TENSORS, FILES = "state_dict_metadata", "storage_data"
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (lambda told: told.pop(FILES), "is no metadata of a checkpoint: KeyError"),
+        (lambda told: told.pop(FILES), "is no metadata of a checkpoint: storage_data is missing"),
+        (lambda told: told.update({FILES: []}), "storage_data: [] is not a section with keys"),
+        (lambda told: told.update({TENSORS: None}), "state_dict_metadata: None is not a section with keys"),
+        (lambda told: told[FILES].update({next(iter(told[FILES])): {}}), "{} is not a list"),
+        (lambda told: first(told, FILES)[0].update(file_name=None), "file_name: None is not a text"),
+        (lambda told: first(told, TENSORS).update(global_shape="64"), "global_shape: '64' is not a list"),
+        (lambda told: first(told, TENSORS).update(axis_fragmentations=[True]), "True is not a whole number"),
         (lambda told: told[FILES].update({"__import__('os')": []}), "is no metadata of a checkpoint"),
         (lambda told: told[TENSORS].clear(), "lists no tensor"),
         (lambda told: first(told, FILES)[0].update(file_name="../x"), "outside of its folder"),

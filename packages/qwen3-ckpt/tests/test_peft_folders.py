@@ -179,6 +179,14 @@ def test_keys_that_change_the_mathematics_or_are_unknown_are_refused_by_name(tmp
         ({"rank_pattern": {"(": 3}}, "rank_pattern must map patterns of modules to numbers"),
         ({"alpha_pattern": {"q_proj": -1}}, "alpha_pattern of q_proj is -1, not a number above 0"),
         ({"r": 0}, "r is 0, not a rank"),
+        ({"r": "8"}, "r is '8', not a rank"),
+        ({"lora_alpha": True}, "lora_alpha is True, not a number above 0"),
+        ({"use_rslora": "false"}, "use_rslora is 'false', not true or false"),
+        (
+            {"rank_pattern": ["q_proj"]},
+            "rank_pattern is ['q_proj'], but must map patterns of modules to numbers",
+        ),
+        ({"alpha_pattern": {"q_proj": [8]}}, "alpha_pattern of q_proj is [8], not a number above 0"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(tmp_path, told, sentence):

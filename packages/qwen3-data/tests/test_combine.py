@@ -199,6 +199,9 @@ def test_inspect_draws_the_lengths(run, whole, tmp_path):
     assert (tmp_path / "lengths.png").read_bytes().startswith(b"\x89PNG")
 
 
+UNKNOWN = {"num_skipped_records": None, "num_special_texts": None}
+
+
 def shares(preprocess, source, count, *words, prefix="part"):
     for index in range(count):
         result = preprocess(source, "--shard-index", index, "--num-shards", count, *words, prefix=prefix)
@@ -291,6 +294,30 @@ def test_parts_do_not_claim_the_counts_of_the_whole_and_give_them_back(run, prep
     assert run("merge", parts[1], parts[0], "--output-prefix", tmp_path / "turned").exit_code == 0
     turned = read_manifest(tmp_path / "turned")
     assert (turned.num_documents, turned.num_special_texts, turned.settings) == (40, None, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"settings": {"shard": "0 of 2"}}, "settings: shard is '0 of 2', not the index of a share"),
+        ({"settings": {"shard": [0, None]}}, "settings: shard is [0, None], not the index of a share"),
+        ({"settings": {"shard": [2, 2]}}, "settings: shard is [2, 2], not the index of a share"),
+        ({"part": {"index": 0, "of": 1, "whole": [1]}}, "part: whole: [1] is not a section with keys"),
+        ({"part": {"index": 0, "of": 1, "whole": {}}}, "part: whole: settings is missing"),
+        (
+            {"part": {"index": 0, "of": 1, "whole": {"settings": 1, "part": None, **UNKNOWN}}},
+            "has values of a wrong type in ['settings']",
+        ),
+    ],
+)
+def test_a_manifest_of_another_form_is_one_sentence(run, preprocess, corpus, tmp_path, change, sentence):
+    assert preprocess(corpus).exit_code == 0
+    manifest = tmp_path / "out_text_document.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"settings": None} | change))
+    result = run("merge", tmp_path / "out_text_document", "--output-prefix", tmp_path / "merged")
+    assert (result.exit_code, "Traceback" in result.output) == (1, False)
+    assert f"{manifest}" in result.stderr
+    assert sentence in result.stderr
 
 
 def test_more_files_than_a_process_may_open_are_merged(run, tmp_path):

@@ -161,6 +161,8 @@ BAD = [
     ({"messages": [Q, {**A, "tool_calls": "f()"}]},
      "has tool_calls in message 1 (assistant) that are no functions"),
     ({"messages": [Q, {**A, "tool_calls": [{"name": "f"}]}]}, "has tool_calls in message 1"),
+    ({"messages": [Q, {**A, "tool_calls": 1}]}, "has tool_calls in message 1"),
+    ({"messages": [Q, {**A, "tool_calls": {"name": "f", "arguments": {}}}]}, "has tool_calls in message 1"),
     ({"messages": [Q, {**A, "tool_calls": [{"function": {"arguments": {}}}]}]},
      "has tool_calls in message 1"),
     ({"messages": [Q, {"role": ["assistant"], "content": "a"}]}, "has the role ['assistant'] in message 1"),

@@ -180,7 +180,8 @@ def test_init_says_how_much_room_is_missing_before_it_starts(tmp_path, monkeypat
 
 
 def test_a_disk_that_fills_up_leaves_nothing_half_written(tmp_path, tiny_config):
-    command = [sys.executable, "-m", "qwen3_model", "init", str(tiny_config), str(tmp_path / "out")]
+    # -B: a module that is compiled now would be cut off as well, and broken for whoever imports it next.
+    command = [sys.executable, "-B", "-m", "qwen3_model", "init", str(tiny_config), str(tmp_path / "out")]
 
     def limit_files():
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))

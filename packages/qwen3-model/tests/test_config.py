@@ -81,6 +81,9 @@ def test_a_missing_key_is_named():
         Qwen3Config.from_hf(raw)
 
 
+YARN = {"rope_type": "yarn", "factor": 4.0}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -102,6 +105,18 @@ def test_a_missing_key_is_named():
         ({"num_hidden_layers": 0}, "num_layers=0"),
         ({"rms_norm_eps": 0}, "rms_norm_eps=0"),
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings='yes'"),
+        ({"num_hidden_layers": True}, "num_layers=True"),
+        ({"layer_types": 28}, "layer_types=28 must list"),
+        ({"dtype": ["bfloat16"]}, "dtype=['bfloat16']"),
+        ({"eos_token_id": [[1]]}, "eos_token_id=([1],)"),
+        ({"rope_theta": "1e6"}, "rope_theta: '1e6' is not a number"),
+        ({"rope_theta": True}, "rope_theta: True is not a number"),
+        ({"rope_theta": float("nan")}, "rope_theta=nan must be a finite number"),
+        ({"rope_scaling": []}, "rope_scaling=[] must be a section"),
+        ({"rope_scaling": YARN | {"factor": None}}, "lacks factor"),
+        ({"rope_scaling": YARN | {"factor": [4]}}, "rope_scaling.factor: [4] is not a number"),
+        ({"rope_scaling": YARN | {"beta_fast": "32"}}, "rope_scaling.beta_fast: '32' is not a number"),
+        ({"rope_scaling": YARN | {"truncate": 0}}, "rope_scaling.truncate: 0 is not true or false"),
     ],
 )
 def test_what_is_not_implemented_is_refused_by_name(change, message):

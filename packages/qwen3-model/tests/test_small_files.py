@@ -1,5 +1,6 @@
 """No file that is read whole makes its reader take more than a stated limit."""
 
+import dataclasses
 import json
 import time
 
@@ -16,7 +17,7 @@ from qwen3_model.command.plain_text import as_message, one_line, without_control
 from qwen3_model.command.run_config import load_run_config
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import FormatError, Qwen3Error
-from qwen3_model.text.sft import read_sft_manifest
+from qwen3_model.text.sft import SftManifest, read_sft_manifest
 from qwen3_model.text.tokenizer import Qwen3Tokenizer
 from qwen3_model.text.tokens import read_manifest
 
@@ -62,6 +63,16 @@ def test_a_file_of_anything_is_one_sentence(tmp_path, name, body):
     with pytest.raises(Qwen3Error) as found:
         READERS[name](tmp_path)
     assert len(as_message(str(found.value))) < 4500
+
+
+@pytest.mark.parametrize("name", ["sources", "packed", "seq_length", "thoughts"])
+@pytest.mark.parametrize("value", [None, [1], {"a": 1}, 1.5, [True]])
+def test_instruction_data_whose_manifest_has_another_type_is_named(tmp_path, name, value):
+    kinds = {int: 1, bool: True, str: "sft", tuple[str, ...]: []}
+    whole = {field.name: kinds[field.type] for field in dataclasses.fields(SftManifest)}
+    (tmp_path / "sft.json").write_text(json.dumps(whole | {name: value}), encoding="utf-8")
+    with pytest.raises(FormatError, match=rf"sft\.json has values of a wrong type in \['{name}'\]"):
+        read_sft_manifest(tmp_path / "sft.json")
 
 
 @pytest.mark.parametrize("pattern", ["(a+)+$", "(a|aa)*b", ".*.*.*.*.*x", "x" * 2000, "((?:q.){9}){9}"])

@@ -57,6 +57,10 @@ DAMAGED = [
     "", "{", "[]", "{}", '{"parallel_layout_item": {}}', '{"parallel_layout_item": {"a": 1}}',
     '{"a":' * 100_000,
     '{"parallel_layout_item": {"a": {"dev_matrix": [2], "tensor_map": [true]}}}',
+    '{"parallel_layout_item": [1]}', '{"parallel_layout_item": {"a": {"dev_matrix": "2"}}}',
+    '{"parallel_layout_item": {}, "parallel_strategy_item": {"n": {"stage": Infinity}}}',
+    '{"parallel_layout_item": {}, "parallel_strategy_item": {"n": 1}}',
+    '{"parallel_layout_item": {}, "current_stage": true}',
 ]  # fmt: skip
 
 

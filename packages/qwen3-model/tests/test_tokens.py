@@ -162,6 +162,8 @@ def test_a_manifest_of_another_run_is_refused(pair):
         ({"eod_id": None}, r"wrong type in \['eod_id'\]"),
         ({"eod_appended": 1}, r"wrong type in \['eod_appended'\]"),
         ({"settings": []}, r"wrong type in \['settings'\]"),
+        ({"sources": ["a", 5]}, r"wrong type in \['sources'\]"),
+        ({"version": True}, r"wrong type in \['version'\]"),
         ({"colour": "red"}, r"unknown \['colour'\]"),
     ],
 )

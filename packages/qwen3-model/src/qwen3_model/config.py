@@ -8,11 +8,12 @@ transformers reads it.
 import difflib
 import functools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwen3_model.command.checked import Checked
 from qwen3_model.command.json_file import read_json
+from qwen3_model.command.narrow import build
 from qwen3_model.command.plain_text import without_controls
 from qwen3_model.errors import ConfigError
 from qwen3_model.rope_scaling import YarnScaling, read_rope
@@ -141,7 +142,7 @@ class Qwen3Config:
             raise ConfigError(f"dtype={self.dtype!r} is none of {', '.join(DTYPES)}")
 
     @classmethod
-    def from_hf(cls, raw: dict[str, Checked]) -> "Qwen3Config":
+    def from_hf(cls, raw: Mapping[str, object]) -> "Qwen3Config":
         """Read the contents of a `config.json`.
 
         Raises:
@@ -156,20 +157,23 @@ class Qwen3Config:
         for key, allowed in MUST_EQUAL.items():
             if key in raw and raw[key] not in allowed:
                 raise ConfigError(f"config.json: {key}={raw[key]!r} is not implemented, only {allowed[0]!r}")
-        if any(kind != "full_attention" for kind in raw.get("layer_types") or ()):
+        kinds = raw.get("layer_types") or ()
+        if not isinstance(kinds, list | tuple):
+            raise ConfigError(f"config.json: layer_types={kinds!r} must list the kind of each layer")
+        if any(kind != "full_attention" for kind in kinds):
             raise ConfigError(
                 "config.json: layer_types has other kinds than 'full_attention', which only is implemented"
             )
         if missing := sorted(MAPPED.keys() - raw.keys() - OPTIONAL.keys()):
             raise ConfigError(f"config.json lacks {', '.join(missing)}")
         theta, scaling = read_rope(raw)
-        values: dict[str, Checked] = {
+        values: dict[str, object] = {
             ours: raw.get(theirs, OPTIONAL.get(theirs)) for theirs, ours in MAPPED.items()
         }
-        if isinstance(values["eos_token_id"], list):
-            values["eos_token_id"] = tuple(values["eos_token_id"])
-        dtype = raw.get("dtype") or raw.get("torch_dtype") or "float32"
-        return cls(**values, rope_theta=theta, rope_scaling=scaling, dtype=dtype)
+        if isinstance(ids := values["eos_token_id"], list):
+            values["eos_token_id"] = tuple(ids)
+        values["dtype"] = raw.get("dtype") or raw.get("torch_dtype") or "float32"
+        return build(cls, {**values, "rope_theta": theta, "rope_scaling": scaling})
 
     @classmethod
     def from_dir(cls, directory: Path) -> "Qwen3Config":
@@ -196,8 +200,6 @@ class Qwen3Config:
             config = cls.from_hf(raw)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
-        except (TypeError, ValueError, AttributeError) as error:
-            raise ConfigError(f"{path} has a value of a wrong type: {error}") from None
         _note_others_keys(str(path), tuple(sorted(key for key in raw if key.startswith(IGNORED_PREFIXES))))
         return config
 

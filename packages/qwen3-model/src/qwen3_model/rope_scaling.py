@@ -1,18 +1,24 @@
 """How `config.json` describes the rotary embedding: its base and, for long contexts, YaRN's stretch."""
 
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
-from qwen3_model.command.checked import Checked
-from qwen3_model.errors import ConfigError
+from qwen3_model.command.narrow import as_flag, as_number, build
+from qwen3_model.errors import ConfigError, FormatError
 
-KEYS = {
-    "factor",
-    "original_max_position_embeddings",
-    "attention_factor",
-    "beta_fast",
-    "beta_slow",
-    "truncate",
+T = TypeVar("T")
+
+KEYS: Mapping[str, Callable[[object], object]] = {
+    "factor": as_number,
+    "original_max_position_embeddings": as_number,
+    "attention_factor": as_number,
+    "beta_fast": as_number,
+    "beta_slow": as_number,
+    "truncate": as_flag,
 }
+"""What a scaling may state, each with what checks its type."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,20 +60,15 @@ class YarnScaling:
         return raw
 
 
-def read_rope(raw: dict[str, Checked]) -> tuple[float, YarnScaling | None]:
+def read_rope(raw: Mapping[str, object]) -> tuple[float, YarnScaling | None]:
     """Return the base and the scaling from either spelling of `config.json`.
 
     Raises:
         ConfigError: No base is stated, the two spellings disagree, or the kind of scaling is not implemented.
     """
-    for key in ("rope_parameters", "rope_scaling"):
-        if not isinstance(raw.get(key) or {}, dict):
-            raise ConfigError(f"config.json: {key}={raw[key]!r} must be a section with keys")
-    newer = dict(raw.get("rope_parameters") or {})
-    older = dict(raw.get("rope_scaling") or {})
-    bases = {
-        float(source["rope_theta"]) for source in (raw, newer, older) if source.get("rope_theta") is not None
-    }
+    newer, older = _section(raw, "rope_parameters"), _section(raw, "rope_scaling")
+    stated = [base for source in (raw, newer, older) if (base := source.get("rope_theta")) is not None]
+    bases = {float(_checked("rope_theta", base, as_number)) for base in stated}
     for source in (newer, older):
         source.pop("rope_theta", None)
     if len(bases) != 1:
@@ -78,7 +79,24 @@ def read_rope(raw: dict[str, Checked]) -> tuple[float, YarnScaling | None]:
     return bases.pop(), scalings[0] if scalings else None
 
 
-def _read_scaling(source: dict[str, Checked], raw: dict[str, Checked]) -> YarnScaling | None:
+def _section(raw: Mapping[str, object], key: str) -> dict[str, object]:
+    section = raw.get(key)
+    if not isinstance(section, dict | None):
+        raise ConfigError(f"config.json: {key}={section!r} must be a section with keys")
+    return dict(section or {})
+
+
+def _checked(key: str, value: object, narrow: Callable[[object], T]) -> T:
+    try:
+        narrowed = narrow(value)
+    except FormatError as error:
+        raise ConfigError(f"config.json: {key}: {error}") from None
+    if isinstance(narrowed, float) and not math.isfinite(narrowed):
+        raise ConfigError(f"config.json: {key}={value} must be a finite number")
+    return narrowed
+
+
+def _read_scaling(source: dict[str, object], raw: Mapping[str, object]) -> YarnScaling | None:
     kind = source.pop("rope_type", None) or source.pop("type", None) or "default"
     source.pop("type", None)
     if kind == "default":
@@ -87,9 +105,14 @@ def _read_scaling(source: dict[str, Checked], raw: dict[str, Checked]) -> YarnSc
         return None
     if kind != "yarn":
         raise ConfigError(f"config.json: rope type {kind!r} is not implemented, only 'default' and 'yarn'")
-    if unknown := sorted(source.keys() - KEYS):
+    if unknown := sorted(source.keys() - KEYS.keys()):
         raise ConfigError(f"config.json: rope_scaling has unknown keys {', '.join(unknown)}")
-    if "factor" not in source:
-        raise ConfigError("config.json: rope_scaling of type 'yarn' lacks factor")
     source.setdefault("original_max_position_embeddings", raw.get("max_position_embeddings"))
-    return YarnScaling(**{key: value for key, value in source.items() if value is not None})
+    stated = {
+        key: _checked(f"rope_scaling.{key}", value, KEYS[key])
+        for key, value in source.items()
+        if value is not None
+    }
+    if missing := [key for key in ("factor", "original_max_position_embeddings") if key not in stated]:
+        raise ConfigError(f"config.json: rope_scaling of type 'yarn' lacks {', '.join(missing)}")
+    return build(YarnScaling, stated)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import click
 
 from qwen3_model.command.base import force_option, quiet_option, say
-from qwen3_model.command.checked import Checked
 from qwen3_model.command.types import BYTES, DTYPE
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ SAFETENSORS_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 class FiniteRange(click.FloatRange):
     """A range of floats without NaN, which compares with nothing, and infinity."""
 
-    def convert(self, value: Checked, param: click.Parameter | None, ctx: click.Context | None) -> float:
+    def convert(self, value: float, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):
             self.fail(f"{value!r} is no finite number", param, ctx)

@@ -15,7 +15,7 @@ from qwen3_data.commands.cli_options import (
 )
 from qwen3_data.commands.cli_types import ManyValues
 from qwen3_model.command.base import force_option, quiet_option, say
-from qwen3_model.command.checked import Checked
+from qwen3_model.command.narrow import build
 from qwen3_model.command.parsing import Command, Option
 from qwen3_model.command.plain_text import counted
 
@@ -46,7 +46,7 @@ def count_command(
     engine: str,
     *,
     allow_special: bool,
-    **options: Checked,
+    **options: object,
 ) -> None:
     """Count documents and tokens of text, without writing anything.
 
@@ -71,7 +71,7 @@ def count_command(
     with load_encoders(chosen, file, allow_special=allow_special) as encoders:
         from qwen3_data.look.count import CountSettings, count_tokens
 
-        settings = CountSettings(json_keys=keys, **options)
+        settings = build(CountSettings, {"json_keys": keys, **options})
         count = count_tokens(settings, sources, file.facts(None), encoders)
     for key, found in count.keys.items():
         num_empty = found.num_documents - found.num_with_tokens

@@ -1,12 +1,13 @@
 """`qwen3-data inspect`."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import click
 
 from qwen3_model.command.base import say
-from qwen3_model.command.checked import Checked
+from qwen3_model.command.narrow import build
 from qwen3_model.command.options import limit_option, start_option
 from qwen3_model.command.parsing import Command, Option
 from qwen3_model.command.plain_text import counted
@@ -49,7 +50,7 @@ def inspect_command(
     start: int,
     *,
     is_sft: bool,
-    **options: Checked,
+    **options: object,
 ) -> None:
     """Say what a token file holds.
 
@@ -63,7 +64,7 @@ def inspect_command(
     if is_sft:
         _inspect_sft(prefix, tokenizer_dir, range(start, start + docs))
     else:
-        _inspect_tokens(prefix, tokenizer_dir, range(start, start + docs), **options)
+        build(partial(_inspect_tokens, prefix, tokenizer_dir, range(start, start + docs)), options)
 
 
 def _inspect_tokens(

@@ -14,7 +14,7 @@ from qwen3_data.commands.cli_options import (
 )
 from qwen3_data.commands.cli_types import ManyValues, OutputPrefix, TokenizerType
 from qwen3_model.command.base import force_option, quiet_option, say
-from qwen3_model.command.checked import Checked
+from qwen3_model.command.narrow import build
 from qwen3_model.command.parsing import Option
 from qwen3_model.command.types import BYTES
 from qwen3_model.errors import UsageError
@@ -128,7 +128,7 @@ def preprocess_command(
     json_keys: tuple[str, ...],
     workers: int | None,
     tokenizer_type: str,
-    **options: Checked,
+    **options: object,
 ) -> None:
     """Encode text as Megatron token files.
 
@@ -155,7 +155,7 @@ def preprocess_command(
     keys = tuple(dict.fromkeys(key for entry in json_keys for key in entry.split(",") if key))
     if not keys:
         raise UsageError("--json-keys names no key")
-    settings = Settings(json_keys=keys, **options)
+    settings = build(Settings, {"json_keys": keys, **options})
     result = preprocess(settings)
     from qwen3_data.runs.report import preprocess_report  # now, since it needs what loads beside the encoder
 

@@ -8,7 +8,7 @@ import click
 from qwen3_data.commands.cli_options import engine_option, max_record_option, on_error_option, workers_option
 from qwen3_data.commands.cli_types import ManyValues, OutputPrefix
 from qwen3_model.command.base import force_option, quiet_option, say
-from qwen3_model.command.checked import Checked
+from qwen3_model.command.narrow import build
 from qwen3_model.command.plain_text import counted
 
 
@@ -70,7 +70,7 @@ from qwen3_model.command.plain_text import counted
 )
 @force_option()
 @quiet_option()
-def sft_command(workers: int | None, **options: Checked) -> None:
+def sft_command(workers: int | None, **options: object) -> None:
     """Turn instruction data into tokens and a loss mask.
 
     The chat template renders each conversation; loss is on the assistant's words alone.
@@ -87,7 +87,7 @@ def sft_command(workers: int | None, **options: Checked) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     from qwen3_data.runs.sft import SftSettings, write_sft
 
-    output, manifest, totals = write_sft(SftSettings(**options))
+    output, manifest, totals = write_sft(build(SftSettings, options))
     fill = manifest.num_tokens / (manifest.num_packs * manifest.seq_length)
     say(
         f"{counted(manifest.num_samples, 'conversation')} in {counted(manifest.num_packs, 'sequence')}, "

@@ -6,7 +6,10 @@ the whole.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+
+from qwen3_model.command.narrow import as_section, as_sections, as_text, optional
+from qwen3_model.errors import FormatError
 
 QWEN3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -18,20 +21,24 @@ BORDER = re.compile(r"(?<=[A-Za-z\u4e00-\u9fff])(?=[ \n,.\u3002\uff0c\u3001])")
 AFTER_BORDER = " \n,.\u3002\uff0c\u3001"
 
 
-def can_split(tokenizer_json: dict) -> bool:
-    """Return whether texts may be cut at borders for this tokenizer."""
-    pre = tokenizer_json.get("pre_tokenizer") or {}
-    steps = pre.get("pretokenizers", [pre])
-    patterns = [step.get("pattern", {}).get("Regex") for step in steps if step.get("type") == "Split"]
-    normalizer = tokenizer_json.get("normalizer")
-    added = tokenizer_json.get("added_tokens", [])
+def can_split(tokenizer_json: Mapping[str, object]) -> bool:
+    """Return whether texts may be cut at borders for this tokenizer; not where its file has another form."""
+    try:
+        pre = as_section(tokenizer_json.get("pre_tokenizer") or {})
+        steps = as_sections(pre.get("pretokenizers", [pre]))
+        splits = [as_section(step.get("pattern", {})) for step in steps if step.get("type") == "Split"]
+        normalizer = optional(as_section, tokenizer_json.get("normalizer"))
+        added = as_sections(tokenizer_json.get("added_tokens", []))
+        contents = [as_text(entry["content"]) for entry in added]
+    except FormatError:
+        return False
     return (
-        patterns == [QWEN3_PATTERN]
+        [split.get("Regex") for split in splits] == [QWEN3_PATTERN]
         and all(step.get("type") in ("Split", "ByteLevel") for step in steps)
         and not any(step.get("add_prefix_space") for step in steps)
         and (normalizer is None or normalizer.get("type") == "NFC")
         and not any(entry["lstrip"] or entry["rstrip"] or entry["single_word"] for entry in added)
-        and not any(letter in entry["content"] for entry in added for letter in AFTER_BORDER)
+        and not any(letter in content for content in contents for letter in AFTER_BORDER)
     )
 
 

@@ -2,13 +2,17 @@
 
 import importlib
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import orjson
 
 from qwen3_data.input.block import Block, Position, too_long
 from qwen3_data.input.sources import Source
-from qwen3_model.command.checked import Checked
 from qwen3_model.errors import ConfigError, FormatError
+
+if TYPE_CHECKING:
+    from pyarrow import RecordBatch
+    from pyarrow.parquet import ColumnChunkMetaData, FileMetaData
 
 MAX_ROWS = 1024
 BATCH_BYTES = 4 << 20
@@ -63,7 +67,7 @@ def parquet_blocks(
             pyarrow.default_memory_pool().release_unused()
 
 
-def _records(rows: Checked) -> Iterator[bytes]:
+def _records(rows: "RecordBatch") -> Iterator[bytes]:
     """Yield each row as JSON; of one that is no Unicode the bytes that are none, for the parser to refuse."""
     try:
         values = rows.to_pylist()
@@ -94,7 +98,7 @@ def _plain(value: object) -> str:
     return value.decode("utf-8") if isinstance(value, bytes) else str(value)
 
 
-def _batch_rows(metadata: Checked, keys: list[str] | None) -> int:
+def _batch_rows(metadata: "FileMetaData", keys: list[str] | None) -> int:
     """Return how many rows hold about BATCH_BYTES where they are longest, by the file's metadata.
 
     A value of a column's dictionary may stand in every row, however few bytes the rows have in the file.
@@ -109,7 +113,7 @@ def _batch_rows(metadata: Checked, keys: list[str] | None) -> int:
     return max(1, min(MAX_ROWS, int(BATCH_BYTES / max(1, row_bytes)), int(MOST_BYTES / max(1, value_bytes))))
 
 
-def _dictionary_bytes(column: Checked) -> float:
+def _dictionary_bytes(column: "ColumnChunkMetaData") -> float:
     """Return about how many bytes a column's dictionary has, and so its longest value at most."""
     if not column.has_dictionary_page or column.dictionary_page_offset is None:
         return 0.0

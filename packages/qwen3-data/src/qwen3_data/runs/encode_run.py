@@ -21,8 +21,8 @@ from qwen3_data.input.sources import Source, refuse_changed
 from qwen3_data.runs.preprocess_settings import Settings
 from qwen3_data.write.token_writer import TokenWriter, WriterState, choose_dtype
 from qwen3_data.write.workspace import Workspace
-from qwen3_model.command.checked import Checked
 from qwen3_model.command.files import write_text_atomically
+from qwen3_model.command.narrow import as_flag, as_ints, as_section, build
 from qwen3_model.command.progress import Progress
 from qwen3_model.errors import ConfigError, FormatError
 from qwen3_model.text.tokens import MANIFEST_VERSION, Manifest, manifest_json, sibling
@@ -74,7 +74,7 @@ class EncodeRun:
         tokenizer: TokenizerFacts,
         share: Share,
         workspace: Workspace,
-        run_settings: dict[str, Checked],
+        run_settings: dict[str, object],
         encoders: Encoders,
     ) -> None:
         self.settings, self.sources, self.tokenizer = settings, sources, tokenizer
@@ -89,10 +89,11 @@ class EncodeRun:
         self._is_encoded = False
         if workspace.progress is not None:
             progress = workspace.progress
-            self.totals = Totals(**progress["totals"])
-            self.position = Position(*progress["position"])
-            self.states = {key: WriterState(*state) for key, state in progress["states"].items()}
-            self._is_encoded = progress["finished"]
+            states = as_section(progress["states"])
+            self.totals = build(Totals, as_section(progress["totals"]))
+            self.position = Position(*as_ints(progress["position"]))
+            self.states = {key: WriterState(*as_ints(state)) for key, state in states.items()}
+            self._is_encoded = as_flag(progress["finished"])
 
     def execute(self) -> None:
         """Encode what is left and make the output visible."""

@@ -14,8 +14,8 @@ from qwen3_data.runs.preprocess_settings import Settings
 from qwen3_data.runs.provenance import changed_settings, run_settings
 from qwen3_data.write.token_writer import choose_dtype
 from qwen3_data.write.workspace import Workspace, check_rejects, refuse_existing_outputs, refuse_inputs
-from qwen3_model.command.checked import Checked
 from qwen3_model.command.files import write_text_atomically
+from qwen3_model.command.narrow import as_int, as_section
 from qwen3_model.errors import ConfigError, Qwen3Error
 from qwen3_model.text.tokens import Manifest, read_manifest, sibling
 
@@ -94,13 +94,14 @@ def _write_no_rejects(rejects: Path, manifest: Manifest) -> None:
     write_text_atomically(rejects, "")
 
 
-def _check_same_run(workspace: Workspace, asked: dict[str, Checked]) -> None:
+def _check_same_run(workspace: Workspace, asked: dict[str, object]) -> None:
     if workspace.progress is None:
         return
-    made, skipped = workspace.progress["run"], workspace.progress["totals"]["num_skipped"]
-    changed = changed_settings(asked, made, skipped, finished=False)
-    if workspace.progress.get("format") != RESUME_FORMAT:
-        changed.append("version of qwen3-data")
+    if workspace.progress.get("format") == RESUME_FORMAT:
+        made, totals = as_section(workspace.progress["run"]), as_section(workspace.progress["totals"])
+        changed = changed_settings(asked, made, as_int(totals["num_skipped"]), finished=False)
+    else:
+        changed = ["version of qwen3-data"]
     if changed:
         raise ConfigError(
             f"the interrupted run in {workspace.folder} had another {', '.join(changed)}; resume it with the "
@@ -108,7 +109,7 @@ def _check_same_run(workspace: Workspace, asked: dict[str, Checked]) -> None:
         )
 
 
-def _finished(outputs: list[Path], asked: dict[str, Checked], *, force: bool) -> list[Manifest] | None:
+def _finished(outputs: list[Path], asked: dict[str, object], *, force: bool) -> list[Manifest] | None:
     """Return the manifests of finished outputs of this run; None where they are missing or do not tell.
 
     Raises:

@@ -7,16 +7,17 @@ got every share, and counts stay true when a file is cut and joined again.
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from qwen3_data.encode.tokenizer_facts import TokenizerFacts
 from qwen3_data.input.sources import Source
 from qwen3_data.runs.preprocess_settings import Settings
-from qwen3_model.command.checked import Checked
+from qwen3_model.command.narrow import as_ints, as_section, build, field
 from qwen3_model.errors import ConfigError, FormatError
-from qwen3_model.text.tokens import Manifest, manifest_json
+from qwen3_model.text.tokens import MANIFEST_TYPES, Manifest, check_types, manifest_json, sibling
 
 SHARE_NAME = re.compile(r"_(\d{5})-of-(\d{5})(?=_|$)")
 NOT_OF_THE_RUN = ("shard", "inputs", "on-error", "rejects")
@@ -26,11 +27,13 @@ SUMS = ("num_documents", "num_sequences", "num_tokens", "num_skipped_records", "
 RESTORED = ("settings", "part", "num_skipped_records", "num_special_texts")
 """Fields of a whole's manifest that its parts cannot state."""
 SHOWN = 5
+Run = tuple[int, *tuple[str, ...]]
+"""What tells a run of several shares from others: the number of its shares first."""
 
 
 def run_settings(
     settings: Settings, sources: Sequence[Source], tokenizer: TokenizerFacts, dtype: str
-) -> dict[str, Checked]:
+) -> dict[str, object]:
     """Return all that decides what a run writes, by the names of its options."""
     facts = [[str(source.path), source.size_bytes, source.changed_ns] for source in sources]
     return {
@@ -52,7 +55,7 @@ def run_settings(
 
 
 def changed_settings(
-    asked: Mapping[str, Checked], made: Mapping[str, Checked], num_skipped: int, *, finished: bool
+    asked: Mapping[str, object], made: Mapping[str, object], num_skipped: int, *, finished: bool
 ) -> list[str]:
     """Return the options in which a run differs from the one that it would go on with.
 
@@ -73,7 +76,7 @@ def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-def part_manifest(whole: Manifest, index: int, count: int, counts: Mapping[str, Checked]) -> Manifest:
+def part_manifest(whole: Manifest, index: int, count: int, counts: Mapping[str, int]) -> Manifest:
     """Return the manifest of one of the parts that `split` makes of a file.
 
     Args:
@@ -85,9 +88,8 @@ def part_manifest(whole: Manifest, index: int, count: int, counts: Mapping[str, 
     restored = {name: getattr(whole, name) for name in RESTORED}
     identity = hashlib.sha256(manifest_json(whole).encode()).hexdigest()
     part = {"index": index, "of": count, "whole": restored | {"sha256": identity}}
-    return replace(
-        whole, **counts, settings=None, num_skipped_records=None, num_special_texts=None, part=part
-    )
+    unknown = dict.fromkeys(("settings", "num_skipped_records", "num_special_texts"))
+    return build(partial(replace, whole), {**counts, **unknown, "part": part})
 
 
 def joint_manifest(
@@ -112,48 +114,60 @@ def joint_manifest(
                     f"{getattr(first, name)}; only files of one tokenizer and end-of-document rule can be "
                     "merged"
                 )
-    changes: dict[str, Checked] = {name: _sum(getattr(one, name) for one in known) for name in SUMS}
+    changes: dict[str, object] = {name: _sum(getattr(one, name) for one in known) for name in SUMS}
     changes["sources"] = tuple(dict.fromkeys(source for one in known for source in one.sources))
     changes |= {"settings": None, "part": None, "version": max(one.version for one in known)}
     if is_whole_run and first.settings is not None:
         changes["settings"] = _settings_of_all([dict(one.settings or {}) for one in known])
-    whole = _whole_of(known)
-    if whole is not None:
-        changes |= {name: whole[name] for name in RESTORED}
-    return replace(first, **changes)
+    return build(partial(replace, first), {**changes, **_restored(prefixes, known)})
 
 
-def _sum(values: Checked) -> int | None:
-    numbers = list(values)
-    return None if None in numbers else sum(numbers)
+def _sum(values: Iterable[int | None]) -> int | None:
+    total = 0
+    for value in values:
+        if value is None:
+            return None
+        total += value
+    return total
 
 
 def _settings_of_all(shares: list[dict[str, object]]) -> dict[str, object]:
     """Return the settings of the run that is not shared and writes the same."""
     joint = shares[0] | {"shard": [0, 1]}
-    if any(share["inputs"] != joint["inputs"] for share in shares):
+    if any(share.get("inputs") != joint.get("inputs") for share in shares):
         joint["inputs"] = None
-    joint["rejects"] = all(share["rejects"] for share in shares)
-    if any(share["on-error"] == "skip" for share in shares):
+    joint["rejects"] = all(share.get("rejects") for share in shares)
+    if any(share.get("on-error") == "skip" for share in shares):
         joint["on-error"] = "skip"
     return joint
 
 
-def _whole_of(manifests: Sequence[Manifest]) -> Mapping[str, Checked] | None:
-    """Return what the manifest of a whole said of which these are all parts in order."""
-    parts = [manifest.part for manifest in manifests]
-    first = parts[0]
-    if first is None or not {"index", "of", "whole"} <= first.keys():
-        return None
-    wanted = [{**first, "index": index} for index in range(first["of"])]
-    return first["whole"] if parts == wanted else None
+def _restored(prefixes: Sequence[Path], manifests: Sequence[Manifest]) -> dict[str, object]:
+    """Return what the manifest of a whole said of which these are all parts in order; else nothing."""
+    first = manifests[0].part
+    if first is None or not {"index", "of", "whole"} <= first.keys() or first["of"] != len(manifests):
+        return {}
+    if [one.part for one in manifests] != [{**first, "index": index} for index in range(len(manifests))]:
+        return {}
+    path = sibling(prefixes[0], ".json")
+    try:
+        restored = field(first, "whole", _restored_fields)
+    except FormatError as error:
+        raise FormatError(f"{path}: part: {error}; split the whole again") from None
+    check_types(restored, MANIFEST_TYPES, path)
+    return restored
+
+
+def _restored_fields(whole: object) -> dict[str, object]:
+    stated = as_section(whole)
+    return {name: field(stated, name, lambda value: value) for name in RESTORED}
 
 
 def _check_shares(
     prefixes: Sequence[Path], manifests: Sequence[Manifest | None], *, allow_incomplete: bool
 ) -> bool:
     """Refuse an incomplete, repeated or mixed set of shares; return whether the files are one whole run."""
-    runs: dict[tuple[Checked, ...], dict[int, Path]] = {}
+    runs: dict[Run, dict[int, Path]] = {}
     for prefix, manifest in zip(prefixes, manifests, strict=True):
         share = _share_of(prefix, manifest)
         if share is None:
@@ -176,10 +190,10 @@ def _check_shares(
     return len(runs) == 1 and not broken and sum(map(len, runs.values())) == len(prefixes)
 
 
-def _share_of(prefix: Path, manifest: Manifest | None) -> tuple[tuple[Checked, ...], int] | None:
+def _share_of(prefix: Path, manifest: Manifest | None) -> tuple[Run, int] | None:
     """Return what tells a run of several shares from others, its number of shares first, and the share."""
     if manifest is not None and manifest.settings is not None:
-        index, count = manifest.settings.get("shard") or (0, 1)
+        index, count = _stated_share(prefix, manifest.settings.get("shard") or (0, 1))
         same = {name: value for name, value in manifest.settings.items() if name not in NOT_OF_THE_RUN}
         names = [Path(source).name for source in manifest.sources]
         return ((count, _digest([same, names])), index) if count > 1 else None
@@ -189,7 +203,20 @@ def _share_of(prefix: Path, manifest: Manifest | None) -> tuple[tuple[Checked, .
     return (int(found[2]), str(prefix.parent), SHARE_NAME.sub("", prefix.name)), int(found[1])
 
 
-def _incomplete(broken: Mapping[tuple[Checked, ...], Mapping[int, Path]]) -> str:
+def _stated_share(prefix: Path, shard: object) -> tuple[int, int]:
+    try:
+        index, count = as_ints(shard)
+    except (FormatError, ValueError):
+        index, count = -1, 0
+    if not 0 <= index < count:
+        raise FormatError(
+            f"{sibling(prefix, '.json')}: settings: shard is {shard!r:.40}, not the index of a share and "
+            "their number; preprocess again or remove the manifest"
+        )
+    return index, count
+
+
+def _incomplete(broken: Mapping[Run, Mapping[int, Path]]) -> str:
     if len(broken) > 1:
         (one, first), (other, second) = list(broken.items())[:2]
         return (

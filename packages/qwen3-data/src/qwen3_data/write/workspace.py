@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import IO
 
 from qwen3_data.input.sources import Source
-from qwen3_model.command.checked import Checked
 from qwen3_model.command.files import refuse_existing, require_writable, sync, write_text_atomically
 from qwen3_model.errors import ConfigError, OutputExistsError, Qwen3Error
 from qwen3_model.text.tokens import sibling
@@ -60,7 +59,7 @@ class Workspace:
             raise busy
         return lock
 
-    def _read_progress(self) -> dict[str, Checked] | None:
+    def _read_progress(self) -> dict[str, object] | None:
         path = self.folder / "progress.json"
         try:
             progress = json.loads(path.read_text(encoding="utf-8"))

@@ -39,7 +39,7 @@ def encode_conversation(
         FormatError: The tokenizer has no template, or it refuses the messages or makes no text of them.
     """
     special = SpecialTokens(tokenizer.special_tokens)
-    hidden, hidden_tools = special.hide(messages), special.hide(tools)
+    hidden, hidden_tools = special.hide_each(messages), special.hide_each(tools)
     rendered = tokenizer.apply_chat_template(hidden, hidden_tools or None, enable_thinking=thinking)
     if max_bytes is not None:
         check_length(rendered, max_bytes)

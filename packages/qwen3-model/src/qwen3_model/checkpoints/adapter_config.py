@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwen3_model.command.checked import Checked
 from qwen3_model.command.json_file import read_json
 from qwen3_model.errors import FormatError
 
@@ -42,7 +41,7 @@ class AdapterConfig:
     """Rank of modules without one of their own; None where the file does not say."""
     is_rslora: bool
     """Whether the scale is alpha / sqrt(rank) instead of alpha / rank."""
-    rank_pattern: Mapping[str, int]
+    rank_pattern: Mapping[str, float]
     alpha_pattern: Mapping[str, float]
     modules_to_save: tuple[str, ...]
     """Ends of the paths of modules whose whole weights lie in the adapter, in place of the base's."""
@@ -95,15 +94,15 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
         raise FormatError(f"{path}: r is {rank!r}, not a rank of at least 1")
     return AdapterConfig(
-        path=path, alpha=alpha, rank=rank, is_rslora=bool(config.get("use_rslora")),
+        path=path, alpha=alpha, rank=rank, is_rslora=_flag(config, "use_rslora", path),
         rank_pattern=_pattern(config, "rank_pattern", path),
         alpha_pattern=_pattern(config, "alpha_pattern", path),
-        modules_to_save=tuple(saved), ties_head=bool(config.get("ensure_weight_tying")),
+        modules_to_save=tuple(saved), ties_head=_flag(config, "ensure_weight_tying", path),
         base=str(config.get("base_model_name_or_path") or ""),
     )  # fmt: skip
 
 
-def stated_alpha_in(config: Mapping[str, Checked], path: Path) -> float:
+def stated_alpha_in(config: Mapping[str, object], path: Path) -> float:
     """Return LoRA's alpha; raise FormatError where it is no number above 0."""
     alpha = config.get("lora_alpha")
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < float("inf"):
@@ -137,10 +136,20 @@ def peft_config(
     }
 
 
-def _pattern(config: Mapping[str, Checked], key: str, path: Path) -> dict[str, Checked]:
-    pattern = config.get(key) or {}
+def _flag(config: Mapping[str, object], key: str, path: Path) -> bool:
+    value = config.get(key) or False
+    if not isinstance(value, bool):
+        raise FormatError(f"{path}: {key} is {value!r}, not true or false")
+    return value
+
+
+def _pattern(config: Mapping[str, object], key: str, path: Path) -> dict[str, float]:
+    stated = config.get(key) or {}
+    if not isinstance(stated, dict):
+        raise FormatError(f"{path}: {key} is {stated!r:.80}, but must map patterns of modules to numbers")
+    pattern: dict[str, float] = {}
     try:
-        for name, value in pattern.items():
+        for name, value in stated.items():
             if not is_simple_pattern(name):
                 raise FormatError(
                     f"{path}: {key} has the pattern {name:.80}, which may never end to match; write "
@@ -148,9 +157,10 @@ def _pattern(config: Mapping[str, Checked], key: str, path: Path) -> dict[str, C
                 )
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
                 raise FormatError(f"{path}: {key} of {name} is {value!r}, not a number above 0")
-    except (AttributeError, TypeError, re.error) as error:
+            pattern[name] = value
+    except re.error as error:
         raise FormatError(f"{path}: {key} must map patterns of modules to numbers: {error}") from None
-    return dict(pattern)
+    return pattern
 
 
 def is_simple_pattern(pattern: str) -> bool:
@@ -165,6 +175,6 @@ def is_simple_pattern(pattern: str) -> bool:
     return len(pattern) <= MOST_PATTERN and repetitions <= MOST_REPETITIONS and not is_nested
 
 
-def _by_pattern(pattern: Mapping[str, Checked], module: str, default: Checked) -> Checked:
+def _by_pattern(pattern: Mapping[str, float], module: str, default: float) -> float:
     fitting = (value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", module))
     return next(fitting, default)

@@ -4,13 +4,24 @@ from collections import Counter
 from dataclasses import asdict
 from math import prod
 from pathlib import Path
+from typing import NotRequired, TypedDict
 
 from qwen3_model.checkpoints.hf_folder import INDEX_FILE, SINGLE_FILE, open_hf_tensors
-from qwen3_model.command.checked import Checked
 from qwen3_model.config import SIZES, Qwen3Config, find_size
 from qwen3_model.errors import ConfigError
 
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+
+class Facts(TypedDict):
+    """What `info --json` prints."""
+
+    config: dict[str, object]
+    parameters: dict[str, int]
+    weight_bytes: dict[str, int]
+    cache_bytes_per_token: dict[str, int]
+    stored_bytes: NotRequired[dict[str, int]]
+    """Of the files of a folder that has weights."""
 
 
 def find_config(source: str) -> Qwen3Config:
@@ -35,8 +46,8 @@ def find_config(source: str) -> Qwen3Config:
     return Qwen3Config.from_file(path)
 
 
-def describe(source: str) -> dict[str, object]:
-    """Return the facts about `source` as a JSON-like dictionary.
+def describe(source: str) -> Facts:
+    """Return the facts about `source`.
 
     Units: parameters are counts of weights, a tied head counted once; bytes are bytes.
     """
@@ -46,7 +57,7 @@ def describe(source: str) -> dict[str, object]:
         counts[_part(name)] += prod(shape)
     total = config.num_parameters()
     cached_per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim
-    facts: dict[str, object] = {
+    facts: Facts = {
         "config": asdict(config),
         "parameters": {**counts, "total": total},
         "weight_bytes": {dtype: total * size for dtype, size in BYTES.items()},
@@ -65,7 +76,7 @@ def describe(source: str) -> dict[str, object]:
     return facts
 
 
-def to_text(facts: dict[str, Checked]) -> str:
+def to_text(facts: Facts) -> str:
     """Lay out what `describe` found for people."""
     config, parameters = facts["config"], facts["parameters"]
     lines = [f"{name:<24} {value}" for name, value in config.items()]

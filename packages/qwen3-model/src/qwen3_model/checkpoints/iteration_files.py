@@ -10,7 +10,7 @@ Parts are numbered with the last axis running fastest. A run of one device write
 
 import ast
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -26,9 +26,9 @@ from qwen3_model.checkpoints.rows import (
     from_file,
 )
 from qwen3_model.checkpoints.safetensors_file import SafetensorsFile, TensorPlan, open_safetensors
-from qwen3_model.command.checked import Checked
 from qwen3_model.command.files import is_file_name
 from qwen3_model.command.json_file import read_json
+from qwen3_model.command.narrow import as_ints, as_section, as_sections, as_text, field
 from qwen3_model.command.small_files import INDEX_BYTES, read_small_text
 from qwen3_model.errors import FormatError, WeightError
 
@@ -105,27 +105,21 @@ def open_iteration(folder: Path) -> tuple[dict[str, LazyTensor], list[Safetensor
                 f"{folder} has files of several devices but no {METADATA}, which says what they hold"
             )
         return {name: from_file(file, name) for file in files for name in file.tensors}, files
-    meta: dict[str, Checked] = read_json(path, INDEX_BYTES)
+    meta = read_json(path, INDEX_BYTES)
     opened: dict[str, SafetensorsFile] = {}
     try:
-        storage = {ast.literal_eval(key): value for key, value in meta["storage_data"].items()}
+        stored = field(meta, "storage_data", as_section)
+        storage = {ast.literal_eval(key): field(stored, key, _file_names) for key in stored}
+        stated = field(meta, "state_dict_metadata", as_section)
         tensors, problems = {}, []
-        for name, entry in meta["state_dict_metadata"].items():
-            shape, cuts = tuple(entry["global_shape"]), tuple(entry["axis_fragmentations"])
+        for name in stated:
+            shape, cuts = field(stated, name, _shape_and_cuts)
             try:
                 tensors[name] = _assemble(folder, name, shape, cuts, storage, opened)
             except WeightError as error:
                 problems.append(str(error))
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        SyntaxError,
-        AttributeError,
-        RecursionError,
-        MemoryError,
-    ) as error:
-        raise FormatError(f"{path} is no metadata of a checkpoint: {type(error).__name__} {error}") from None
+    except (TypeError, ValueError, SyntaxError, RecursionError, MemoryError, FormatError) as error:
+        raise FormatError(f"{path} is no metadata of a checkpoint: {error}") from None
     if problems:
         more = f"; and {len(problems) - MAX_NAMED} more" if len(problems) > MAX_NAMED else ""
         raise WeightError(f"{folder} is not whole: {'; '.join(problems[:MAX_NAMED])}{more}")
@@ -134,12 +128,23 @@ def open_iteration(folder: Path) -> tuple[dict[str, LazyTensor], list[Safetensor
     return tensors, list(opened.values())
 
 
+def _file_names(entries: object) -> Sequence[str]:
+    """Return the files that are said to hold a part; each of them has all of it."""
+    return [field(entry, "file_name", as_text) for entry in as_sections(entries)]
+
+
+def _shape_and_cuts(entry: object) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    section = as_section(entry)
+    shape, cuts = (field(section, key, as_ints) for key in ("global_shape", "axis_fragmentations"))
+    return tuple(shape), tuple(cuts)
+
+
 def _assemble(
     folder: Path,
     name: str,
     shape: tuple[int, ...],
     cuts: tuple[int, ...],
-    storage: Mapping[object, list[dict[str, object]]],
+    storage: Mapping[object, Sequence[str]],
     opened: dict[str, SafetensorsFile],
 ) -> LazyTensor:
     if len(cuts) != len(shape) or any(cut < 1 or size % cut for size, cut in zip(shape, cuts, strict=True)):
@@ -150,10 +155,10 @@ def _assemble(
     rows: dict[tuple[int, ...], FileRows] = {}
     dtypes: set[str] = set()
     for number, slice_index in enumerate(product(*map(range, cuts))):
-        entries = storage.get((name, (number,)), [])
-        file = next((file for file in _holders(folder, name, entries, opened)), None)
+        names = storage.get((name, (number,)), ())
+        file = next((file for file in _holders(folder, name, names, opened)), None)
         if file is None:
-            files = " or ".join(str(each.get("file_name")) for each in entries) or "no file"
+            files = " or ".join(names) or "no file"
             raise WeightError(f"{name}: part {number} of {math.prod(cuts)} is missing from {files}")
         info = file.tensors[name]
         if info.shape != local:
@@ -166,10 +171,9 @@ def _assemble(
 
 
 def _holders(
-    folder: Path, name: str, entries: list[dict[str, Checked]], opened: dict[str, SafetensorsFile]
+    folder: Path, name: str, names: Sequence[str], opened: dict[str, SafetensorsFile]
 ) -> Iterator[SafetensorsFile]:
-    for entry in entries:
-        file_name = entry["file_name"]
+    for file_name in names:
         if not is_file_name(file_name):
             raise WeightError(f"{name} is said to be outside of its folder, in {file_name}")
         if file_name not in opened and (folder / file_name).is_file():

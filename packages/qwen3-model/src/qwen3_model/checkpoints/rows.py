@@ -20,7 +20,6 @@ from qwen3_model.checkpoints.safetensors_file import (
     from_float32,
     to_float32,
 )
-from qwen3_model.command.checked import Checked
 
 PIECE_BYTES = 512 << 10
 """Small enough that the allocator keeps a piece instead of asking the system for new pages each time."""
@@ -99,8 +98,7 @@ class LazyTensor:
         data = self.rows.read(rows.start, rows.stop, columns.start * size, columns.stop * size)
         lengths = [part.stop - part.start for part in wanted[:2]]
         part = (data.view(dtype) if data.size else np.empty(0, dtype)).reshape([*lengths, *shape[2:]])
-        inner: tuple[Checked, ...] = (..., *wanted[2:])
-        return part[inner] if len(shape) > 2 else part
+        return part[(slice(None), slice(None), *wanted[2:])] if len(shape) > 2 else part
 
 
 class FileRows:

@@ -5,12 +5,12 @@ import math
 import mmap
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from qwen3_model.checkpoints.tensors import TensorPart
-from qwen3_model.command.checked import Checked
 
 # Elements read and converted at a time: what a core's cache holds.
 CHUNK = 1 << 18
@@ -19,6 +19,7 @@ NUM_THREADS = 2
 LARGE_PAGE = 2 << 20
 
 Values = np.ndarray | TensorPart
+Piece = TypeVar("Piece")
 
 
 def make_room(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
@@ -88,7 +89,7 @@ def _copy(values: np.ndarray, target: np.ndarray) -> None:
     np.copyto(target, values)
 
 
-def _in_threads(work: Callable[[Checked], None], pieces: Sequence[object]) -> None:
+def _in_threads(work: Callable[[Piece], None], pieces: Sequence[Piece]) -> None:
     if len(pieces) < NUM_THREADS:
         for piece in pieces:
             work(piece)

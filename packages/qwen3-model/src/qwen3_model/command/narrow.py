@@ -79,6 +79,16 @@ def optional(narrow: Callable[[object], T], value: object) -> T | None:
     return None if value is None else narrow(value)
 
 
+def field(section: Mapping[str, object], key: str, narrow: Callable[[object], T]) -> T:
+    """Return `section[key]` as `narrow` returns it; raise FormatError with the key where it does not."""
+    if key not in section:
+        raise FormatError(f"{key} is missing")
+    try:
+        return narrow(section[key])
+    except FormatError as error:
+        raise FormatError(f"{key}: {error}") from None
+
+
 def build(make: Callable[..., T], values: Mapping[str, object]) -> T:
     """Return what `make` returns for `values` as keyword arguments, of the types that its caller states."""
     return make(**values)

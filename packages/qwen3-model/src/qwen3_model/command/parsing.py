@@ -2,14 +2,18 @@
 
 import copy
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import click
 
-from qwen3_model.command.checked import Checked
+from qwen3_model.command.narrow import build
 from qwen3_model.command.plain_text import as_message
 from qwen3_model.command.spellings import OTHER_NAMES
 from qwen3_model.errors import OverrideError
+
+if TYPE_CHECKING:
+    from click.parser import _OptionParser  # OptionParser before click 8.2
 
 TRUE, FALSE = ("true", "t", "yes", "y", "on", "1"), ("false", "f", "no", "n", "off", "0")
 
@@ -18,20 +22,25 @@ class Option(click.Option):
     """An option that also takes its earlier names, which neither `--help` nor completion shows."""
 
     def __init__(
-        self, *args: Checked, old: tuple[str, ...] = (), takes_words: bool = False, **attributes: Checked
+        self,
+        param_decls: Sequence[str] | None = None,
+        *,
+        old: tuple[str, ...] = (),
+        takes_words: bool = False,
+        **attributes: object,
     ) -> None:
         """Make an option.
 
         Args:
-            args: As of click.Option.
+            param_decls: Its names, as of click.Option.
             old: Earlier names, with hyphens; those of mindformers belong here, too.
             takes_words: Whether a switch is followed by any of click's words for true and false, such as 0.
             attributes: As of click.Option.
         """
-        super().__init__(*args, **attributes)
+        build(super().__init__, {"param_decls": param_decls, **attributes})
         self.old, self.takes_words = old, takes_words
 
-    def add_to_parser(self, parser: Checked, ctx: click.Context) -> None:
+    def add_to_parser(self, parser: "_OptionParser", ctx: click.Context) -> None:
         super().add_to_parser(parser, ctx)
         if self.old:
             earlier = copy.copy(self)
@@ -42,7 +51,7 @@ class Option(click.Option):
 class Command(click.Command):
     """A command whose switches are written `--x`, `--no-x`, `--x True` or `--x=False`."""
 
-    def make_parser(self, ctx: click.Context) -> Checked:
+    def make_parser(self, ctx: click.Context) -> "_OptionParser":
         parser = super().make_parser(ctx)
         for option in self.params:
             if not isinstance(option, click.Option):

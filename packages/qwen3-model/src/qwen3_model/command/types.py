@@ -4,7 +4,6 @@ import math
 
 import click
 
-from qwen3_model.command.checked import Checked
 from qwen3_model.command.spellings import parse_memory, read_bytes, read_device, read_dtype
 
 
@@ -16,7 +15,7 @@ class Dtype(click.ParamType):
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
         return "[bfloat16|float16|float32]"
 
-    def convert(self, value: Checked, param: click.Parameter | None, ctx: click.Context | None) -> str:
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
         dtype = read_dtype(str(value))
         if dtype is None:
             self.fail(f"{value!r} is not one of bfloat16, float16, float32 (bf16, fp16, fp32)", param, ctx)
@@ -28,7 +27,7 @@ class Bytes(click.ParamType):
 
     name = "size"
 
-    def convert(self, value: Checked, param: click.Parameter | None, ctx: click.Context | None) -> int:
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
         found = read_bytes(str(value))
@@ -47,7 +46,7 @@ class DeviceMemory(click.ParamType):
 
     name = "size"
 
-    def convert(self, value: Checked, param: click.Parameter | None, ctx: click.Context | None) -> int:
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
         return value if isinstance(value, int) else parse_memory(str(value))
 
 
@@ -59,7 +58,7 @@ class Device(click.ParamType):
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
         return "[auto|cpu|ascend]"
 
-    def convert(self, value: Checked, param: click.Parameter | None, ctx: click.Context | None) -> str:
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
         device = read_device(str(value))
         if device is None:
             self.fail(f"{value!r} is not one of cpu, ascend, auto", param, ctx)
@@ -73,7 +72,7 @@ class RenamedChoice(click.Choice):
         super().__init__(choices, case_sensitive=False)
         self.old = old
 
-    def convert(self, value: Checked, param: click.Parameter | None, ctx: click.Context | None) -> Checked:
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
         return super().convert(self.old.get(str(value).lower(), value), param, ctx)
 
 
@@ -85,7 +84,7 @@ class Seconds(click.FloatRange):
     def __init__(self, *, min_open: bool = True) -> None:
         super().__init__(0, min_open=min_open)
 
-    def convert(self, value: Checked, param: click.Parameter | None, ctx: click.Context | None) -> float:
+    def convert(self, value: float, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):
             self.fail(f"{value!r} is no finite number", param, ctx)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from qwen3_model.command.narrow import as_text
 from qwen3_model.errors import FormatError
 from qwen3_model.text.conversations import Conversation, ConversationError, Message, read_conversations
 from qwen3_model.text.special_tokens import SpecialTokens, reveal
@@ -18,7 +19,7 @@ Thoughts = Literal["keep", "split", "template"]
 START, END = "<|im_start|>", "<|im_end|>"
 HEADER = "assistant\n"
 NO_THOUGHT = re.compile(r"<think>\n\n</think>\n\n")
-QUESTION = {"role": "user", "content": "?"}
+QUESTION: Message = {"role": "user", "content": "?"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +69,8 @@ class ChatRenderer:
         """
         hidden = replace(
             conversation,
-            messages=self._special.hide(conversation.messages),
-            tools=self._special.hide(conversation.tools),
+            messages=self._special.hide_each(conversation.messages),
+            tools=None if conversation.tools is None else self._special.hide_each(conversation.tools),
         )
         answers = [n for n, message in enumerate(hidden.messages) if message["role"] == "assistant"]
         wanted = [
@@ -163,4 +164,4 @@ class _Turns:
 
 
 def _has_thought(message: Message) -> bool:
-    return bool(message.get("reasoning_content")) or "</think>" in message["content"]
+    return bool(message.get("reasoning_content")) or "</think>" in as_text(message["content"])

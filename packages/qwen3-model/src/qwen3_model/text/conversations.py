@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from qwen3_model.command.checked import Checked
 from qwen3_model.errors import Qwen3Error
 
 ROLE_OF_SPEAKER = {
@@ -29,7 +28,7 @@ KEYS_OF_ROLE = {
 }
 """What is rendered, and the two of a tool's answer that name its call, which the answer's index says, too."""
 
-Message = dict[str, Checked]
+Message = dict[str, object]
 
 
 class ConversationError(Qwen3Error):
@@ -41,7 +40,7 @@ class Conversation:
     """What the chat template renders."""
 
     messages: list[Message]
-    tools: list[Checked] | None = None
+    tools: list[Message] | None = None
     unlearned: frozenset[int] = field(default=frozenset())
     """Answers, by the number of their message, whose record says that they are not to be learned."""
 
@@ -136,7 +135,7 @@ def _question_and_answer(instruction: object, record: Mapping[str, object]) -> l
     return [{"role": "user", "content": instruction}, {"role": "assistant", "content": record.get("output")}]
 
 
-def _tools(record: Mapping[str, object]) -> list[object] | None:
+def _tools(record: Mapping[str, object]) -> list[Message] | None:
     tools = record.get("tools")
     if tools in (None, "", []):
         return None
@@ -145,7 +144,7 @@ def _tools(record: Mapping[str, object]) -> list[object] | None:
     return tools
 
 
-def _checked(messages: list[Message], tools: list[object] | None) -> Conversation:
+def _checked(messages: list[Message], tools: list[Message] | None) -> Conversation:
     """Return a conversation of which nothing is lost when it is rendered."""
     rendered: list[Message] = []
     unlearned: set[int] = set()
@@ -178,7 +177,8 @@ def _check_keys(message: Message, role: str, where: str) -> None:
             )
         if key in TEXT_KEYS and key != "content" and not isinstance(value, str):
             raise ConversationError(f"has a {key} in {where} that is no text")
-    for call in message.get("tool_calls", []):
+    calls = message.get("tool_calls", [])
+    for call in calls if isinstance(calls, list) else [None]:
         function = call.get("function", call) if isinstance(call, dict) else None
         if (
             not isinstance(function, dict)

@@ -4,21 +4,27 @@ docs/formats/sft.md describes the files.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3_model.command.checked import Checked
 from qwen3_model.command.file_map import map_file
 from qwen3_model.command.json_file import read_json
+from qwen3_model.command.narrow import as_texts, build
 from qwen3_model.errors import FormatError
-from qwen3_model.text.tokens import TokenFile, open_tokens, sibling
+from qwen3_model.text.tokens import TokenFile, check_types, open_tokens, sibling
 
 SFT_VERSION = 2
 """Version 1 lacks `thoughts`, which were what the template left of them."""
 KIND = "sft"
+MANIFEST_TYPES: Mapping[str, tuple[type, ...]] = {
+    "kind": (str,), "tokenizer_name": (str,), "tokenizer_sha256": (str,), "template_sha256": (str,),
+    "packed": (bool,), "loss_on": (str,), "empty_think": (str,), "thoughts": (str,), "sources": (list,),
+}  # fmt: skip
+"""JSON types of the manifest's fields; the others are int."""
 IGNORED_LABEL = -100
 
 
@@ -127,5 +133,5 @@ def read_sft_manifest(path: Path) -> SftManifest:
         raise FormatError(
             f"{path} lacks {sorted(names - raw.keys())} and has the unknown {sorted(raw.keys() - names)}"
         )
-    checked: dict[str, Checked] = raw
-    return SftManifest(**{**checked, "sources": tuple(checked["sources"])})
+    check_types(raw, MANIFEST_TYPES, path)
+    return build(SftManifest, {**raw, "sources": tuple(as_texts(raw["sources"]))})

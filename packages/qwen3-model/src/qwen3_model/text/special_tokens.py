@@ -8,8 +8,6 @@ make the same ids of a conversation.
 import re
 from collections.abc import Iterable, Mapping
 
-from qwen3_model.command.checked import Checked
-
 MARK = "\ue0f3"
 """Breaks a special token behind its first character; a private-use character, doubled where a text has it."""
 MARKS = re.compile(f"{MARK}({MARK}?)")
@@ -23,7 +21,7 @@ class SpecialTokens:
         self._texts = sorted(texts, key=len, reverse=True)
         self._pattern = re.compile(f"({'|'.join(map(re.escape, self._texts))})") if self._texts else None
 
-    def hide(self, value: object) -> Checked:
+    def hide(self, value: object) -> object:
         """Return a JSON value in which no text contains a special token."""
         if isinstance(value, str):
             text = value.replace(MARK, MARK + MARK)
@@ -35,6 +33,10 @@ class SpecialTokens:
         if isinstance(value, list | tuple):
             return [self.hide(inner) for inner in value]
         return value
+
+    def hide_each(self, entries: Iterable[Mapping[str, object]]) -> list[dict[str, object]]:
+        """Return messages or tools in which no text contains a special token."""
+        return [{key: self.hide(inner) for key, inner in entry.items()} for entry in entries]
 
     def cut(self, rendered: str) -> list[str]:
         """Return the parts of a rendering: special tokens, and the texts between them; none is empty."""

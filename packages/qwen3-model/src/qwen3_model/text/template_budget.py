@@ -2,14 +2,16 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from types import NoneType
+from typing import TypeVar
 
 from jinja2 import Undefined
 from jinja2.utils import Namespace
 
-from qwen3_model.command.checked import Checked
 from qwen3_model.errors import FormatError
+
+Value = TypeVar("Value")
 
 MOST_STEPS = 2_000_000
 """Turns of loops, calls and filters in all."""
@@ -27,7 +29,7 @@ WIDEST = 10_000
 STEPS_PER_LOOK = 64 - 1
 LETTERS_PER_LOOK = 100_000
 PLAIN = (bool, float, NoneType, Undefined)
-CONTAINERS: tuple[type, ...] = (
+CONTAINERS: tuple[type[Collection[object]], ...] = (
     dict,
     list,
     tuple,
@@ -55,9 +57,9 @@ class Budget:
         self._longest = sys.maxsize
         self._until_s = time.thread_time() + MOST_SECONDS
         # The values are kept, so that no other one gets the id of one that is measured.
-        self._sizes: dict[int, tuple[Checked, Size]] = {}
+        self._sizes: dict[int, tuple[object, Size]] = {}
 
-    def measure_input(self, values: Mapping[str, Checked]) -> None:
+    def measure_input(self, values: Mapping[str, object]) -> None:
         """Measure the template's input: the longer that is, the longer its values may be."""
         self._longest = LONGEST_VALUE + TIMES_GIVEN * sum(map(self.letters, values.values()))
 
@@ -79,13 +81,13 @@ class Budget:
         if time.thread_time() > self._until_s:
             raise TemplateLimitError(f"it takes more than {MOST_SECONDS:.0f} s")
 
-    def each(self, values: Iterable[Checked], letters: int = 0) -> Iterator[Checked]:
+    def each(self, values: Iterable[Value], letters: int = 0) -> Iterator[Value]:
         """Yield `values`, one step each, of which each makes `letters`."""
         for value in values:
             self.step(letters)
             yield value
 
-    def take(self, value: Checked) -> Checked:
+    def take(self, value: Value) -> Value:
         """Count a value that was made; return it."""
         self.step(self.letters(value))
         return value
@@ -101,7 +103,7 @@ class Budget:
         if letters > self._longest:
             raise TemplateLimitError(f"it makes a value of more than {self._longest:,} letters")
 
-    def size(self, value: Checked) -> Size:
+    def size(self, value: object) -> Size:
         """Return the size of a value; one that appears twice in it counts twice, as in its text."""
         if isinstance(value, str):
             found = len(value), 1, 0
@@ -122,7 +124,7 @@ class Budget:
         self.require(found[0])
         return found
 
-    def _inner_size(self, value: Checked) -> Size:
+    def _inner_size(self, value: Iterable[object]) -> Size:
         if (known := self._sizes.get(id(value))) is not None:
             return known[1]
         entries = [*value.keys(), *value.values()] if isinstance(value, dict) else value

@@ -1,16 +1,15 @@
 """jinja2's sandbox with a budget: what a template does is counted, and what it makes is measured."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from functools import wraps
 
-from jinja2 import Template, nodes, pass_context
+from jinja2 import Environment, Template, nodes, pass_context
 from jinja2.exceptions import TemplateSyntaxError
 from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
-from qwen3_model.command.checked import Checked
 from qwen3_model.text.template_budget import Budget
 from qwen3_model.text.template_calls import (
     FILTER_CHECKS,
@@ -29,8 +28,15 @@ FOREIGN = (nodes.Block, nodes.Extends, nodes.Include, nodes.Import, nodes.FromIm
 class LimitedContext(Context):
     """The variables of one rendering, and its budget."""
 
-    def __init__(self, *args: Checked, **named: Checked) -> None:
-        super().__init__(*args, **named)
+    def __init__(
+        self,
+        environment: Environment,
+        parent: dict[str, object],
+        name: str | None,
+        blocks: dict[str, Callable[[Context], Iterator[str]]],
+        globals: MutableMapping[str, object] | None = None,
+    ) -> None:
+        super().__init__(environment, parent, name, blocks, globals)
         self.budget = Budget()
 
 
@@ -40,7 +46,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"+", "*", "%", "**"})
     context_class = LimitedContext
 
-    def __init__(self, filters: Mapping[str, Callable[..., object]], names: Mapping[str, Checked]) -> None:
+    def __init__(self, filters: Mapping[str, Callable[..., object]], names: Mapping[str, object]) -> None:
         """Add `filters` and the global `names` to those of jinja2 that a chat template needs."""
         # What is constant is computed while rendering, too, where it is counted.
         super().__init__(
@@ -72,24 +78,25 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         """Return the sandbox's own `format` for that of a text; there is no `format_map`."""
         return None if getattr(value, "__name__", "") == "format_map" else super().wrap_str_format(value)
 
-    def call_binop(self, context: Checked, operator: str, left: Checked, right: Checked) -> Checked:
+    def call_binop(self, context: Context, operator: str, left: object, right: object) -> object:
         """Compute an operator, if its result is not too long."""
-        budget = context.budget
+        budget = _budget(context)
         check_operator(budget, operator, left, right)
         return budget.take(super().call_binop(context, operator, left, right))
 
-    def call(self, context: Checked, callee: Checked, /, *given: Checked, **named: Checked) -> Checked:
+    def call(self, context: Context, callee: object, /, *given: object, **named: object) -> object:
         """Call what a template calls."""
-        budget = context.budget
+        budget = _budget(context)
         budget.step()
         text = getattr(getattr(callee, "__wrapped__", callee), "__self__", None)
         if isinstance(text, str):
-            if callee.__name__ == "format":
+            name = getattr(callee, "__name__", "")
+            if name == "format":
                 check_format(budget, text, (*given, *named.values()))
             else:
-                check_method(budget, text, callee.__name__, given)
+                check_method(budget, text, name, given)
         elif isinstance(callee, LoopContext):
-            given = tuple(budget.each(value) for value in given)
+            given = tuple(budget.each(value) if isinstance(value, Iterable) else value for value in given)
         result = super().call(context, callee, *given, **named)
         return result if isinstance(result, Namespace) else budget.take(result)
 
@@ -97,14 +104,18 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
 def render_limited(template: Template, values: Mapping[str, object]) -> str:
     """Return what a template of a LimitedEnvironment makes of `values`."""
     context = template.new_context(dict(values))
-    assert isinstance(context, LimitedContext)
-    budget, length, parts = context.budget, 0, []
+    budget, length, parts = _budget(context), 0, []
     budget.measure_input(values)
     for part in template.root_render_func(context):
         length += len(part)
         budget.require(length)
         parts.append(part)
     return "".join(parts)
+
+
+def _budget(context: Context) -> Budget:
+    assert isinstance(context, LimitedContext)  # as `context_class` says
+    return context.budget
 
 
 class _Counting(NodeTransformer):
@@ -163,7 +174,7 @@ def _printed(context: LimitedContext, value: object) -> object:
 
 
 @pass_context
-def _each(context: LimitedContext, values: Checked, letters: int) -> Iterator[Checked]:
+def _each(context: LimitedContext, values: Iterable[object], letters: int) -> Iterator[object]:
     return context.budget.each(values, letters)
 
 
@@ -187,9 +198,9 @@ def _counted(name: str, function: Callable[..., object]) -> Callable[..., object
 
     @pass_context
     @wraps(function)
-    def counted(context: LimitedContext, value: Checked, *given: Checked, **named: Checked) -> Checked:
+    def counted(context: LimitedContext, value: object, *given: object, **named: object) -> object:
         budget = context.budget
-        if hasattr(value, "__next__"):
+        if isinstance(value, Iterator):
             value = budget.each(value) if takes_iterators else list(budget.each(value))
         budget.letters(value)
         for entry in (*given, *named.values()):

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3_model.command.checked import Checked
 from qwen3_model.command.file_map import map_file, read_mapped
 from qwen3_model.command.json_file import read_json
 from qwen3_model.command.plain_text import counted
@@ -76,9 +75,9 @@ class Manifest:
     """Bad records left out under `--on-error skip`; None where only those of a whole are known."""
     num_special_texts: int | None = 0
     """Documents whose text spells a special token; None where only those of a whole are known."""
-    settings: Mapping[str, Checked] | None = None
+    settings: Mapping[str, object] | None = None
     """What the run was asked to do, as `qwen3-data preprocess --resume` compares it; None where not known."""
-    part: Mapping[str, Checked] | None = None
+    part: Mapping[str, object] | None = None
     """Set in a file that `split` made: its `index`, `of` how many, and what the `whole` manifest said."""
 
 
@@ -317,10 +316,23 @@ def _parse_manifest(raw: object, path: Path) -> Manifest:
         raise FormatError(
             f"{path} is no manifest of version {raw['version']}: missing {missing}, unknown {unknown}"
         )
-    wrong = [name for name in raw if type(raw[name]) not in MANIFEST_TYPES.get(name, (int,))]
+    check_types(raw, MANIFEST_TYPES, path)
+    return Manifest(**{**raw, "sources": tuple(raw["sources"])})
+
+
+def check_types(manifest: Mapping[str, object], types: Mapping[str, tuple[type, ...]], path: Path) -> None:
+    """Raise FormatError for fields of a manifest of another type than `types` says, or than int.
+
+    Lists, of which a manifest has `sources` alone, must have texts.
+    """
+    wrong = [
+        name
+        for name, value in manifest.items()
+        if type(value) not in types.get(name, (int,))
+        or (isinstance(value, list) and not all(isinstance(entry, str) for entry in value))
+    ]
     if wrong:
         raise FormatError(f"{path} has values of a wrong type in {wrong}")
-    return Manifest(**{**raw, "sources": tuple(raw["sources"])})
 
 
 def manifest_json(manifest: Manifest) -> str:

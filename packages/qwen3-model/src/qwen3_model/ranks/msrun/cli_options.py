@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from qwen3_model.command.checked import Checked
+from qwen3_model.command.narrow import as_int, build
 from qwen3_model.command.parsing import Option
 from qwen3_model.command.types import SECONDS
 from qwen3_model.errors import UsageError
@@ -47,7 +47,7 @@ def launch_options(command: Callable[..., object]) -> Callable[..., object]:
     """Add the flags to `command`, which gets them as `make_launch(output_dir)`, a maker of LaunchSettings."""
 
     @functools.wraps(command)
-    def with_settings(*arguments: Checked, log_dir: Path | None, **others: Checked) -> Checked:
+    def with_settings(*arguments: object, log_dir: Path | None, **others: object) -> object:
         names = (
             "worker_num", "local_worker_num", "master_addr", "master_port", "node_rank", "join",
             "cluster_time_out",
@@ -56,7 +56,7 @@ def launch_options(command: Callable[..., object]) -> Callable[..., object]:
 
         def make_launch(output_dir: Path) -> LaunchSettings:
             values = _with_defaults(given, read_slurm(os.environ))
-            return LaunchSettings(log_dir=log_dir or output_dir / "msrun_log", **values)
+            return build(LaunchSettings, {"log_dir": log_dir or output_dir / "msrun_log", **values})
 
         return command(*arguments, make_launch=make_launch, **others)
 
@@ -65,9 +65,9 @@ def launch_options(command: Callable[..., object]) -> Callable[..., object]:
     return with_settings
 
 
-def _with_defaults(given: dict[str, Checked], step: SlurmStep | None) -> dict[str, Checked]:
+def _with_defaults(given: dict[str, object], step: SlurmStep | None) -> dict[str, object]:
     """Fill in what was not given: from Slurm's step, or for one node."""
-    worker_num, values = given["worker_num"], dict(given)
+    worker_num, values = as_int(given["worker_num"]), dict(given)
     # A command of one worker needs no others, and whoever names nodes by hand does not want Slurm's.
     if step is not None and step.num_nodes > 1 and worker_num > 1 and "node_rank" not in given:
         if "local_worker_num" not in given and worker_num % step.num_nodes:
