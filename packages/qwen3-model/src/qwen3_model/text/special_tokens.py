@@ -35,8 +35,11 @@ class SpecialTokens:
         return value
 
     def hide_each(self, entries: Iterable[Mapping[str, object]]) -> list[dict[str, object]]:
-        """Return messages or tools in which no text contains a special token."""
-        return [{key: self.hide(inner) for key, inner in entry.items()} for entry in entries]
+        """Return messages or tools in which no text contains a special token; the template refuses others."""
+        return [
+            {key: self.hide(inner) for key, inner in entry.items()} if isinstance(entry, Mapping) else entry
+            for entry in entries
+        ]
 
     def cut(self, rendered: str) -> list[str]:
         """Return the parts of a rendering: special tokens, and the texts between them; none is empty."""
