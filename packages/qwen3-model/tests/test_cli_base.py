@@ -96,7 +96,7 @@ def test_a_stopped_command_removes_its_temporary_files(tmp_path, number, exit_co
     assert process.stdout is not None
     assert process.stdout.readline() == "started\n"
     process.send_signal(number)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == exit_code
     assert "Traceback" not in errors
     assert list(tmp_path.iterdir()) == []

@@ -75,8 +75,8 @@ def test_a_compiler_that_takes_too_long_ends_with_all_that_it_started(sources, c
     alive = tmp_path / "alive"
     script = f'(while :; do date +%s%N > "{alive}"; sleep 0.05; done) &\nwait'
     compilers = make_compiler(tmp_path / "compiler", script)
-    with pytest.raises(BuildError, match=r"took more than 0\.5 s for the native kernels"):
-        compiled_library(sources, cache, compilers=compilers, timeout_s=0.5)
+    with pytest.raises(BuildError, match="took more than 2 s for the native kernels"):
+        compiled_library(sources, cache, compilers=compilers, timeout_s=2)
     last = alive.read_text("ascii")
     time.sleep(0.3)
     assert alive.read_text("ascii") == last

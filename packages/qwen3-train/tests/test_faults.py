@@ -112,11 +112,11 @@ def killed_launcher(folder, start, full_disk):
     fault = fault_of(folder, "wait", 1, 6)
     process = start("broken", *RESUME, fault=fault)
     deadline_s = time.monotonic() + LONGEST_S
-    while not Path(fault["marker"]).exists():
+    other = folder / "broken" / "checkpoint" / "rank_0" / "qwen3_rank_0-1_6.safetensors"
+    while not (Path(fault["marker"]).exists() and other.exists()):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline_s
         time.sleep(0.1)
-    time.sleep(1)  # rank 0 has its file by now
     process.send_signal(signal.SIGKILL)
     process.communicate()
     deadline_s = time.monotonic() + GONE_S

@@ -17,6 +17,8 @@ from qwen3_train.reports.run_log import read_metrics
 from qwen3_train.trainer.stopping import CHECK_S, StopAgreement, parse_duration
 
 LONGEST_S = 300
+ENDLESS = 20_000
+"""Steps of a run that a test ends: more than it takes while the test looks."""
 
 
 class Clock:
@@ -142,7 +144,7 @@ def losses(out):
 
 @pytest.mark.slow
 def test_a_process_that_is_asked_to_end_saves_and_goes_on_as_the_unbroken_one(start, tmp_path):
-    steps, out = 1500, tmp_path / "out"
+    steps, out = ENDLESS, tmp_path / "out"
     process = start("out", steps)
     wait_for_step(process, out, 5)
     process.send_signal(signal.SIGTERM)
@@ -173,13 +175,13 @@ def test_a_file_that_asks_for_it_ends_a_run_and_refuses_the_next_start(start, tm
     out, asked = tmp_path / "out", tmp_path / "exit.json"
     exit_callback = {"type": "OnRequestExit", "config_file": str(asked)}
     callbacks = [{"type": "MFLossMonitor"}, {"type": "CheckpointMonitor"}, exit_callback]
-    process = start("out", 1500, callbacks=callbacks)
+    process = start("out", ENDLESS, callbacks=callbacks)
     wait_for_step(process, out, 3)
     asked.write_text('{"GracefulExit": 1}', encoding="utf-8")
     told, _ = process.communicate(timeout=LONGEST_S)
     assert process.returncode == 75
     assert f"ended by GracefulExit in {asked}: step {len(losses(out))} is saved" in told
-    again = start("out", 1500, callbacks=callbacks)
+    again = start("out", ENDLESS, callbacks=callbacks)
     assert f"{asked} says GracefulExit: 1, which ends a run; set it to 0" in again.communicate()[1]
     assert again.returncode == 1
 
@@ -188,7 +190,7 @@ def test_a_file_that_asks_for_it_ends_a_run_and_refuses_the_next_start(start, tm
 def test_ranks_that_are_all_signalled_save_the_same_step(start, tmp_path):
     out = tmp_path / "out"
     layout = {"use_parallel": True, "parallel_config": {"model_parallel": 2}}
-    process = start("out", 1500, "--worker-num", "2", **layout)
+    process = start("out", ENDLESS, "--worker-num", "2", **layout)
     wait_for_step(process, out, 5)
     workers = [path.read_text() for path in (out / "msrun_log").glob(".*.state.json")]
     for text in workers:  # scheduler included, as scancel does
@@ -205,7 +207,7 @@ def test_ranks_that_are_all_signalled_save_the_same_step(start, tmp_path):
 @pytest.mark.slow
 def test_a_folder_that_vanishes_is_an_error_and_not_the_end_of_the_run(start, tmp_path):
     out = tmp_path / "out"
-    process = start("out", 300)
+    process = start("out", ENDLESS)
     wait_for_step(process, out, 3)
     shutil.rmtree(out)
     told, error = process.communicate(timeout=LONGEST_S)
