@@ -328,7 +328,9 @@ def test_answers_do_not_depend_on_who_else_asks(client, server):
     alone = [complete(client, prompt).choices[0].text for prompt in prompts]
 
     async def together():
-        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as many:
+        async with openai.AsyncOpenAI(
+            base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60
+        ) as many:
             made = [many.completions.create(model="tiny", prompt=each, max_tokens=12) for each in prompts]
             return [answer.choices[0].text for answer in await asyncio.gather(*made)]
 
