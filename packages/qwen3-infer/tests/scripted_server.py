@@ -28,7 +28,7 @@ MARKUP = (
     'Here: <script>window.hacked = 1</script> <img src=x onerror="window.hacked = 2"> & done.'
 )
 HELLO = "<think>\nA greeting; I answer in kind.\n</think>\n\nHello! I am Qwen3. What would you like to know?"
-LONG = "and again " * 300
+LONG = "and again " * 1900  # a quarter of a minute
 MARKDOWN = (
     "## Two ways\n\nA list with **bold** and `code`:\n\n* one\n* [two](https://example.com/)\n\n"
     '```python\ndef greet(name):\n    print(f"Hello, {name} <b>")\n```\n\n'
@@ -102,7 +102,7 @@ def main():
         name="Qwen3-scripted",
         defaults=Decoding(
             sampling=Sampling(temperature=0.0),
-            max_new_tokens=2000,
+            max_new_tokens=4000,
             is_length_explicit=False,
             stop_ids=frozenset([folder.tokenizer.eos_id]),
             stop_strings=(),

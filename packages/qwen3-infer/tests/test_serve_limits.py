@@ -16,21 +16,34 @@ from click.testing import CliRunner
 from qwen3_infer.cli import main
 
 LIMITS = {
-    "max_requests": 2, "max_queue": 2, "request_timeout_s": 2, "queue_timeout_s": 0.3, "send_timeout_s": 1,
-    "drain_timeout_s": 1,
+    "max_requests": 2, "max_queue": 2, "queue_timeout_s": 0.3, "send_timeout_s": 1, "drain_timeout_s": 1,
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def server(start_server, serve_dir):
+def start(start_server, serve_dir):
     script = Path(__file__).with_name("scripted_server.py")
-    return start_server(str(script), str(serve_dir), json.dumps(LIMITS))
+    return lambda **limits: start_server(str(script), str(serve_dir), json.dumps(LIMITS | limits))
+
+
+@pytest.fixture(scope="module")
+def server(start):
+    return start()
 
 
 @pytest.fixture(scope="module")
 def client(server):
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+    with connect(server) as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def hasty_server(start):
+    return start(request_timeout_s=2)
+
+
+def connect(server):
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60)
 
 
 def chat(client, text, **fields):
@@ -38,18 +51,20 @@ def chat(client, text, **fields):
     return client.chat.completions.create(model="Qwen3-scripted", messages=messages, **fields)
 
 
-def test_an_answer_that_takes_too_long_is_ended(client, server, wait_until):
-    with pytest.raises(openai.InternalServerError, match="the answer took more than 2 s") as found:
-        chat(client, "a long one")
-    assert found.value.status_code == 504
-    wait_until(lambda: server.metrics()["qwen3_requests_running"] == 0)
+def test_an_answer_that_takes_too_long_is_ended(hasty_server, wait_until):
+    with connect(hasty_server) as client:
+        with pytest.raises(openai.InternalServerError, match="the answer took more than 2 s") as found:
+            chat(client, "a long one")
+        assert found.value.status_code == 504
+    wait_until(lambda: hasty_server.metrics()["qwen3_requests_running"] == 0)
 
 
-def test_a_stream_that_takes_too_long_ends_with_an_error(client, server):
-    chunks = chat(client, "a long one", stream=True)
-    assert [next(chunks).choices[0].delta.content for _ in range(2)] == ["", "and"]
-    with pytest.raises(openai.APIError, match="the answer took more than 2 s"):
-        list(chunks)
+def test_a_stream_that_takes_too_long_ends_with_an_error(hasty_server):
+    with connect(hasty_server) as client:
+        chunks = chat(client, "a long one", stream=True)
+        assert [next(chunks).choices[0].delta.content for _ in range(2)] == ["", "and"]
+        with pytest.raises(openai.APIError, match="the answer took more than 2 s"):
+            list(chunks)
 
 
 def test_who_waits_too_long_for_room_is_told_when_to_come_again(client, server):
