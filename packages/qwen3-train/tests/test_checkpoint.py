@@ -105,6 +105,25 @@ def test_weights_alone_are_no_training_checkpoint(tmp_path):
         read_state(file)
 
 
+@pytest.mark.parametrize(
+    ("stated", "fault"),
+    [
+        ("[1]", "[1] is not a section with keys"),
+        ("{", "Expecting property name"),
+        ('{"version": "2"}', "'2' is not a whole number"),
+        ('{"start": {"steps": "a"}}', "'a' is not a whole number"),
+        ('{"best": {"loss": 1.0, "step": 2}}', "None is not a whole number"),
+        ('{"data": 1}', "1 is not a text"),
+    ],
+)
+def test_a_damaged_statement_of_the_run_is_one_sentence(tmp_path, stated, fault):
+    file = open_safetensors(save(tmp_path, 1))
+    file.metadata["qwen3_train"] = stated
+    with pytest.raises(FormatError, match=r"rank_0-.*what its metadata say of the run.*damaged: ") as caught:
+        read_state(file)
+    assert fault in str(caught.value)
+
+
 def test_a_run_that_went_back_removes_what_it_gave_up_and_never_its_own(tmp_path):
     for step in (1, 2, 3):
         save(tmp_path, step, keep_max=9)

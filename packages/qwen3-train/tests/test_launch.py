@@ -291,6 +291,23 @@ def test_report_draws_the_run(tmp_path):
     assert (tmp_path / "report.html").read_text(encoding="utf-8").count("<svg") == 4
 
 
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("[1]", "metrics.jsonl: line 1 holds no metrics of a step: [1] is not a section with keys"),
+        ('{"loss": 1.0}', "metrics.jsonl: line 1 holds no metrics of a step: it has no step"),
+        ('{"step": 1, "loss": "a"}', "line 1 holds no metrics of a step: loss: 'a' is not a number"),
+        ('{"step": 1, "loss": 2.0, "lr": 0.1}', "metrics.jsonl: step 1 has loss and no tokens_per_s"),
+    ],
+)
+def test_report_of_another_programs_metrics_is_a_sentence(tmp_path, line, sentence):
+    (tmp_path / "metrics.jsonl").write_text(f"{line}\n", encoding="utf-8")
+    result = CliRunner().invoke(main, ["report", str(tmp_path)])
+    assert result.exit_code == 1
+    assert sentence in result.stderr
+    assert len(result.output.strip().splitlines()) == 1
+
+
 def test_report_of_a_folder_without_run_is_a_sentence(tmp_path):
     result = CliRunner().invoke(main, ["report", str(tmp_path)])
     assert result.exit_code == 1

@@ -37,7 +37,7 @@ BOTH = sorted(SELECTED)
 @pytest.mark.parametrize(
     ("section", "expected"),
     [
-        (None, [[[], [], []], [[], [], []]]),
+        ({}, [[[], [], []], [[], [], []]]),
         ({"recompute": False, "select_recompute": False}, [[[], [], []], [[], [], []]]),
         ({"recompute": True, "select_recompute": True}, [["whole"] * 3, ["whole"] * 3]),
         ({"select_recompute": True}, [[BOTH] * 3, [BOTH] * 3]),

@@ -132,6 +132,8 @@ LOADER = "train_dataset__data_loader"
 REFUSED = (
     ({f"{LOADER}__type": "HFDataLoader"}, "data_loader.sizes is a key of BlendedMegatron.*, not of HFData"),
     ({f"{LOADER}__handler": [{"type": "take", "n": 2}]}, "data_loader.handler is a key of HFDataLoader, not"),
+    ({f"{LOADER}__handler": [{"column_mapping": "a"}]}, "column_mapping='a' must be a section with keys"),
+    ({f"{LOADER}__handler": [{"column_names": 3}]}, "handler.0.column_names=3 must be list or str"),
     ({"seed": -1}, "seed=-1 must be from 0 to 4294967295"),
     ({"train_dataset__data_loader__config__seed": 2**32}, "config.seed=4294967296 must be from 0"),
     ({"model__model_config__rope_scaling": "yarn"}, "rope_scaling='yarn' must be a section with keys"),

@@ -215,6 +215,7 @@ def test_a_record_without_answer_is_one_sentence_or_skipped(samples_of):
         ([{"prompt": "a", "answer": "b"}], {}, "the dataset has the columns answer, prompt, but a conv"),
         ([{"messages": []}], {"prompt_style": "vicuna"}, "has the columns messages, but a conversation"),
         (RECORDS, {"steps": [{"type": "take", "n": 0}]}, "gives no record after its handlers"),
+        (RECORDS, {"steps": [{"type": "skip", "n": -1}]}, "handler: skip.n=-1. fails"),
         (
             RECORDS,
             {"steps": [{"type": "rename_column", "original_column_name": "x", "new_column_name": "y"}]},

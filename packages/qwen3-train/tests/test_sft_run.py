@@ -122,6 +122,7 @@ def test_a_run_on_conversations_learns_and_leaves_a_model_that_stops(tmp_path, d
         ({"pretrained_model_dir": ""}, "instruction data need a tokenizer; give pretrained_model_dir"),
         ({"model__model_config__vocab_size": 64}, "has 4096 tokens, but the model has vocab_size=64"),
         ({"do_eval": True}, "do_eval=True needs held-out conversations; describe them in eval_dataset"),
+        ({"do_eval": True, "eval_dataset": 3}, "eval_dataset=3 must be a section with keys"),
         ({"runner_config__batch_size": 7}, "one step takes 7 samples"),
         (
             {"train_dataset__data_loader": {"type": "SftFileDataLoader", "path": "json"}},

@@ -101,9 +101,15 @@ def peek_values(path: Path) -> object:
         return {}
 
 
-def section_problems(section: Mapping[str, object], schema: Schema, name: str) -> list[str]:
-    """Return what is wrong with the keys of a section that its own schema leaves open."""
-    return list(_problems(section, schema, f"{name}."))
+def read_section(value: object, schema: Schema, name: str) -> dict[str, object]:
+    """Return the section at a key that the schema of its YAML leaves open, checked against one of its own.
+
+    Raises:
+        ConfigError: It is no section, or has unknown keys or wrong values, all of which are named.
+    """
+    if problems := list(_problems({name: value}, {name: schema}, "")):
+        raise ConfigError("; ".join(problems))
+    return _without_nulls(as_section(value), schema)
 
 
 def _parse_override(key: str, value: str) -> object:

@@ -9,7 +9,7 @@ it.
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +21,11 @@ from qwen3_model.checkpoints.safetensors_file import (
     TensorPlan,
     write_safetensors,
 )
-from qwen3_model.command.checked import Checked
 from qwen3_model.command.files import write_atomically, write_text_atomically
+from qwen3_model.command.narrow import as_int, as_number, as_section, as_text, optional
 from qwen3_model.errors import FormatError
 from qwen3_train.data.batch_plan import Start
+from qwen3_train.settings.validation import BestLoss
 
 STATE_VERSION = 2
 """Version of the JSON under `qwen3_train` in a checkpoint's metadata; in 1 `data` depended on the batch."""
@@ -53,17 +54,17 @@ class TrainState:
     """Samples of a step; None where the checkpoint does not say."""
     start: Start = field(default_factory=Start)
     """From where on steps have that size."""
-    facts: Mapping[str, Checked] = field(default_factory=dict)
+    facts: Mapping[str, object] = field(default_factory=dict)
     """What decides the data's fingerprint besides their files, in words."""
     course: str = ""
     """Random number of the run's start, equal on all ranks, by which files of two starts differ."""
     version: int = STATE_VERSION
     skipped: int = 0
     """Number of steps taken whose update was not applied."""
-    settings: Mapping[str, Checked] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict)
     """Rates, betas and the like of the run, by key."""
-    best: Mapping[str, Checked] = field(default_factory=dict)
-    """Fields of `BestLoss`; empty where nothing was evaluated."""
+    best: BestLoss | None = None
+    """The lowest loss of its evaluations; None where nothing was evaluated."""
 
 
 def save_checkpoint(
@@ -112,25 +113,44 @@ def read_state(file: SafetensorsFile) -> TrainState:
     """Return the step and data of a checkpoint; one that mindformers wrote names no data ("").
 
     Raises:
-        FormatError: It holds no global_step, or was written by a newer version.
+        FormatError: It holds no global_step, was written by a newer version, or what it states is damaged.
     """
-    raw: dict[str, Checked] = json.loads(file.metadata.get("qwen3_train", "{}"))
-    if raw.get("version", STATE_VERSION) > STATE_VERSION:
+    try:
+        raw = as_section(json.loads(file.metadata.get("qwen3_train", "{}")))
+        version = as_int(raw.get("version", STATE_VERSION))
+    except (FormatError, ValueError, RecursionError) as error:
+        raise _damaged(file, error) from None
+    if version > STATE_VERSION:
         raise FormatError(f"{file.path} was written by a newer qwen3-train; upgrade to resume from it")
     if "global_step" not in file.tensors:
         raise FormatError(f"{file.path} has no global_step; it is no training checkpoint")
-    return TrainState(
-        _scalar(file, "global_step"),
-        raw.get("data", ""),
-        raw.get("base", ""),
-        raw.get("global_batch"),
-        Start(**raw.get("start", {})),
-        raw.get("facts", {}),
-        raw.get("course", ""),
-        raw.get("version", STATE_VERSION),
-        raw.get("skipped", 0),
-        raw.get("settings", {}),
-        raw.get("best", {}),
+    try:
+        start, best = as_section(raw.get("start", {})), as_section(raw.get("best", {}))
+        return TrainState(
+            _scalar(file, "global_step"),
+            as_text(raw.get("data", "")),
+            as_text(raw.get("base", "")),
+            optional(as_int, raw.get("global_batch")),
+            Start(*(as_int(start.get(each.name, 0)) for each in fields(Start))),
+            as_section(raw.get("facts", {})),
+            as_text(raw.get("course", "")),
+            version,
+            as_int(raw.get("skipped", 0)),
+            as_section(raw.get("settings", {})),
+            _best(best) if best else None,
+        )
+    except FormatError as error:
+        raise _damaged(file, error) from None
+
+
+def _best(values: Mapping[str, object]) -> BestLoss:
+    return BestLoss(as_number(values.get("loss")), as_int(values.get("step")), as_int(values.get("waited")))
+
+
+def _damaged(file: SafetensorsFile, error: Exception) -> FormatError:
+    return FormatError(
+        f"{file.path}: what its metadata say of the run (qwen3_train) is damaged: {error}; resume from "
+        "another checkpoint"
     )
 
 
@@ -150,7 +170,7 @@ def _state_json(state: TrainState) -> dict[str, object]:
     if state.settings:
         values["settings"] = dict(state.settings)
     if state.best:
-        values["best"] = dict(state.best)
+        values["best"] = asdict(state.best)
     if state.skipped:
         values["skipped"] = state.skipped
     if state.course:

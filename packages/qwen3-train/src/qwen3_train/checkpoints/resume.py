@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 
-from qwen3_model.command.checked import Checked
 from qwen3_model.command.plain_text import counted
 from qwen3_model.errors import ConfigError
 from qwen3_train.checkpoints.checkpoint import TrainState, read_epoch, read_state
@@ -59,7 +58,7 @@ def continue_plan(
             f"{source.first} belongs to another base (fingerprint {state.base or 'none'}, now "
             f"{base or 'none'}); name the folder that its adapters were trained on as pretrained_model_dir"
         )
-    best = BestLoss(**state.best)
+    best = state.best or BestLoss()
     notes += changed_settings(state.settings, run_facts(settings))
     wanted = fingerprint(plan.global_batch if state.version == 1 else None)
     if not state.data:
@@ -103,7 +102,7 @@ def run_facts(settings: TrainSettings) -> dict[str, object]:
     return read_back
 
 
-def changed_settings(before: Mapping[str, Checked], now: Mapping[str, Checked]) -> list[str]:
+def changed_settings(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
     """Return a sentence for each setting that differs; none where the checkpoint does not say."""
     if not before:
         return []

@@ -5,12 +5,16 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from qwen3_model.command.checked import Checked
 from qwen3_model.command.json_file import fault_of_line
+from qwen3_model.command.narrow import as_int
 from qwen3_model.command.small_files import LFS_POINTER_BYTES, refuse_lfs_pointer
 from qwen3_model.errors import ConfigError, FormatError
 from qwen3_train.settings.hf_loader import LOADER, HfDataSettings
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 FILE_FORMATS = ("json", "csv", "parquet", "arrow", "text")
 """Values of `path` that name a format of `data_files`."""
@@ -25,7 +29,7 @@ KINDS = (("messages",), ("conversations",), ("instances",), ("instruction", "out
 """Columns that make a record a conversation; see docs/formats/sft.md."""
 
 
-def load_records(data: HfDataSettings) -> Checked:
+def load_records(data: HfDataSettings) -> "Dataset":
     """Return the `datasets.Dataset` that the section describes, its own methods applied.
 
     Raises:
@@ -37,7 +41,7 @@ def load_records(data: HfDataSettings) -> Checked:
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it would say comes as our sentence
-    records = _load(datasets, data)
+    records = _load(data)
     for method, values in data.steps:
         records = _apply(records, method, values)
     if not len(records):
@@ -55,7 +59,7 @@ def load_records(data: HfDataSettings) -> Checked:
     return records
 
 
-def read_rows(records: Checked) -> Iterator[dict[str, Checked]]:
+def read_rows(records: "Dataset") -> Iterator[dict[str, object]]:
     """Yield the records as the files had them, without the None that arrow puts where a key is absent."""
     for batch in records.iter(batch_size=1000):
         names = list(batch)
@@ -176,7 +180,7 @@ def _refuse_scheme(path: str) -> None:
         )
 
 
-def _paths(files: Checked) -> list[str]:
+def _paths(files: object) -> list[str]:
     if isinstance(files, Mapping):
         return [path for part in files.values() for path in _paths(part)]
     if isinstance(files, list | tuple):
@@ -184,7 +188,9 @@ def _paths(files: Checked) -> list[str]:
     return [str(files)] if files else []
 
 
-def _load(datasets: Checked, data: HfDataSettings) -> Checked:
+def _load(data: HfDataSettings) -> "Dataset":
+    import datasets
+
     try:
         if data.load_func == "load_from_disk":
             loaded = datasets.load_from_disk(data.path)
@@ -219,13 +225,13 @@ def _advice(data: HfDataSettings) -> str:
     return "; without a network use path: json and data_files"
 
 
-def _apply(records: Checked, method: str, values: Mapping[str, Checked]) -> Checked:
+def _apply(records: "Dataset", method: str, values: Mapping[str, object]) -> "Dataset":
     values = dict(values)
     if method in ("take", "skip"):
-        values["n"] = min(values.get("n", 0), len(records))
+        values["n"] = min(as_int(values.get("n", 0)), len(records))
     try:
         return getattr(records, method)(**values)
-    except (TypeError, ValueError, KeyError, IndexError) as error:
+    except (TypeError, ValueError, KeyError, IndexError, OverflowError) as error:
         given = ", ".join(f"{key}={value!r}" for key, value in values.items())
         raise ConfigError(
             f"{LOADER}.handler: {method}({given}) fails on columns {', '.join(records.column_names)}: {error}"

@@ -6,10 +6,11 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from qwen3_model.command.checked import Checked
 from qwen3_model.command.files import write_atomically
 from qwen3_model.command.plain_text import counted
 from qwen3_model.command.progress import Progress
@@ -24,6 +25,10 @@ from qwen3_train.data.sft_dataset import SftSamples
 from qwen3_train.data.vicuna_prompt import VicunaPrompt
 from qwen3_train.settings.hf_loader import LOADER, ChatSettings, HfDataSettings
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Number = TypeVar("Number", bound=np.integer)
 CACHE_VERSION = 2
 """Raised whenever the same records would give other samples."""
 BLOCK_RECORDS = 1000
@@ -117,7 +122,7 @@ def _cut_evenly(conversations: list[ChatSample], seq_length: int) -> SftSamples:
 
 
 def _encode(
-    records: Checked,
+    records: "Dataset",
     chat: ChatSettings,
     tokenizer: Qwen3Tokenizer,
     counts: SampleCounts,
@@ -162,7 +167,7 @@ def _style(chat: ChatSettings, tokenizer: Qwen3Tokenizer) -> ChatRenderer | Vicu
     return ChatRenderer(tokenizer, loss_on=chat.loss_on, empty_think=chat.empty_think, thoughts=chat.thoughts)
 
 
-def _key(records: Checked, chat: ChatSettings, tokenizer: Qwen3Tokenizer) -> str:
+def _key(records: "Dataset", chat: ChatSettings, tokenizer: Qwen3Tokenizer) -> str:
     """Hash what the samples depend on: the records themselves, the settings, tokenizer and template."""
     digest = hashlib.sha256()
     template = tokenizer.chat_template if chat.prompt_style == "qwen" else ""
@@ -196,7 +201,7 @@ def _read_cache(path: Path) -> tuple[SftSamples, SampleCounts] | None:
         return None  # not there, or damaged: made again
 
 
-def _join(parts: list[Checked], dtype: type) -> Checked:
+def _join(parts: list[NDArray[np.integer]], dtype: type[Number]) -> NDArray[Number]:
     return np.concatenate(parts) if parts else np.empty(0, dtype)
 
 

@@ -15,13 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from qwen3_model.command.checked import Checked
 from qwen3_model.device.simulation import read_simulation
 from qwen3_model.errors import Qwen3Error
 from qwen3_model.ranks.msrun.checks import LaunchSettings, count_ascend_devices
 from qwen3_model.ranks.msrun.launcher import Job, launch_workers
 from qwen3_train.doctor.checks import machine_findings
 from qwen3_train.doctor.finding import FAIL, PASS, SKIPPED, Finding
+from qwen3_train.doctor.measured import Measured
 
 LOSSES, GRAD_NORM = (6.536376, 5.047460), 3.230459
 """Losses of `doctor.probe`'s two steps, in nats, and the norm of the first, in float32 on a CPU."""
@@ -77,7 +77,8 @@ def examine(
                 "device", PASS, "the workers of this node have finished; node 0 says what they found"
             )
             return
-        yield from _judge(device, launch.worker_num, json.loads(found.read_text(encoding="utf-8")))
+        measured: Measured = json.loads(found.read_text(encoding="utf-8"))
+        yield from _judge(device, launch.worker_num, measured)
 
 
 def _use_device(device: str, launch: LaunchSettings, found: Path, environment: Mapping[str, str]) -> None:
@@ -124,7 +125,7 @@ def _limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def _judge(device: str, num_ranks: int, found: dict[str, Checked]) -> Iterator[Finding]:
+def _judge(device: str, num_ranks: int, found: Measured) -> Iterator[Finding]:
     error, allowed = found["product_error"], PRODUCT_RTOL[device]
     yield Finding(
         "device", PASS if error <= allowed else FAIL,
@@ -144,7 +145,7 @@ def _judge(device: str, num_ranks: int, found: dict[str, Checked]) -> Iterator[F
     yield from _judge_steps(device, found)
 
 
-def _judge_steps(device: str, found: dict[str, Checked]) -> Iterator[Finding]:
+def _judge_steps(device: str, found: Measured) -> Iterator[Finding]:
     steps, atol = found["steps"], ATOL[device]
     losses, norm = [step["loss"] for step in steps], steps[0]["grad_norm"]
     differences = [abs(loss - known) for loss, known in zip(losses, LOSSES, strict=True)]

@@ -17,6 +17,7 @@ from qwen3_model.network.loading import init_model
 from qwen3_model.network.model import Qwen3ForCausalLM
 from qwen3_model.ranks.layout import Layout
 from qwen3_train.data.batches import Batch
+from qwen3_train.doctor.measured import Measured, MeasuredStep, MeasuredSum
 from qwen3_train.parallel.grid import Grid, WorldSum, make_grid
 from qwen3_train.settings.adam import AdamSettings
 from qwen3_train.step.step import TrainStep
@@ -35,7 +36,7 @@ MODEL = {
 }  # fmt: skip
 
 
-def probe(device: str, rank: int, num_ranks: int, work_dir: Path) -> dict[str, object]:
+def probe(device: str, rank: int, num_ranks: int, work_dir: Path) -> Measured:
     """Use the device, all ranks together, and return what was found, as JSON can hold it.
 
     MindSpore writes into `work_dir` by itself.
@@ -62,7 +63,7 @@ def _product_error() -> float:
     return float(np.abs(found - wanted).max() / np.abs(wanted).max())
 
 
-def _sum_over_ranks(grid: Grid) -> dict[str, object]:
+def _sum_over_ranks(grid: Grid) -> MeasuredSum:
     """Add up a large vector; every rank gives its number from 1, so that a missing one shows."""
     add, size = WorldSum(grid.world), grid.layout.num_ranks
     mine = Tensor(np.full(SUM_BYTES // 4, grid.rank + 1, np.float32))
@@ -75,7 +76,7 @@ def _sum_over_ranks(grid: Grid) -> dict[str, object]:
     return {"is_right": is_right, "seconds": best_s, "gb_per_s": SUM_BYTES / best_s / 1e9}
 
 
-def _train(device: str, config: Qwen3Config, grid: Grid) -> list[dict[str, float]]:
+def _train(device: str, config: Qwen3Config, grid: Grid) -> list[MeasuredStep]:
     """Take two steps of a small model on the same tokens in every replica, which one process takes, too."""
     model = Qwen3ForCausalLM(config, make_kernels(device), tp=grid.tp, part=grid.part)
     init_model(model, SEED)
@@ -89,7 +90,7 @@ def _train(device: str, config: Qwen3Config, grid: Grid) -> list[dict[str, float
         position_ids_BL=None,
         segment_ids_BL=None,
     )
-    found = []
+    found: list[MeasuredStep] = []
     for number in range(1, STEPS + 1):
         started_s = time.perf_counter()
         result = step.run([batch], LR, number)

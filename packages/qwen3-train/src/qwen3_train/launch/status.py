@@ -1,12 +1,12 @@
 """How far the rank with the loss is, as the metrics file of a running job says."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
-from qwen3_model.command.checked import Checked
 from qwen3_model.command.progress import clock
+from qwen3_model.errors import FormatError
 from qwen3_model.ranks.msrun.logs import tail_lines
+from qwen3_train.reports.run_log import parse_metrics
 
 RECENT_STEPS = 20
 
@@ -29,17 +29,17 @@ class MetricsTail:
         self.path = path
         self._before = self._signature()
 
-    def steps(self) -> list[dict[str, Checked]]:
+    def steps(self) -> list[dict[str, float]]:
         """Return the objects of the last steps, oldest first; none while the file is an earlier run's."""
         if self._signature() in (None, self._before):
             return []
         found = []
         for line in tail_lines(self.path):
             try:
-                values = json.loads(line)
-            except json.JSONDecodeError:
+                values = parse_metrics(line)
+            except (FormatError, ValueError, RecursionError):
                 continue  # cut by the beginning of the tail or by a write under way
-            if isinstance(values, dict) and "loss" in values and "step" in values:
+            if "loss" in values:
                 found.append(values)
         return found
 
@@ -51,7 +51,7 @@ class MetricsTail:
         return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def progress_line(steps: list[dict[str, Checked]], total_steps: int | None) -> str:
+def progress_line(steps: list[dict[str, float]], total_steps: int | None) -> str:
     """Return one line on the newest step: step, loss, learning rate, speed, gradient norm, time left."""
     newest = steps[-1]
     parts = [

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields
 
+from qwen3_model.command.narrow import as_text
 from qwen3_model.command.run_config import RunConfig
 from qwen3_model.device.ascend import has_float32_residual
 from qwen3_model.errors import ConfigError
@@ -101,8 +102,9 @@ def read_plan_settings(config: RunConfig) -> PlanSettings:
     assert samples is not None
     assert common is not None
     assert common.recompute.kind is not None
-    is_fused = config.get("context.device_target", "Ascend") == "Ascend"
-    compute = config.get("model.model_config.compute_dtype", "bfloat16")
+    device = as_text(config.get("context.device_target", "Ascend"))
+    is_fused = device == "Ascend"
+    compute = as_text(config.get("model.model_config.compute_dtype", "bfloat16"))
     compute_bytes = ITEM_BYTES[compute] if is_fused else 4
     lora = common.lora
     return PlanSettings(
@@ -114,7 +116,7 @@ def read_plan_settings(config: RunConfig) -> PlanSettings:
         compute_bytes=compute_bytes,
         residual_bytes=4 if has_float32_residual(config) else compute_bytes,
         adapters=None if lora is None else Adapters(lora.rank, lora.target_modules),
-        broadcasts=reads_once(config, config.get("context.device_target", "Ascend")),
+        broadcasts=reads_once(config, device),
         reads_weights=config.get("run_mode") == "finetune"
         or weights_source(config, common.hf_dir, common.resume) is not None,
         num_files=samples.num_files,

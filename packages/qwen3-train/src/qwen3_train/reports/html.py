@@ -48,12 +48,14 @@ def report_page(runs: Sequence[Run]) -> str:
 def _series(run: Run, number: int, key: str, held_out: str | None, *, is_alone: bool) -> list[Series]:
     compiled = run.compiling_steps if key in SPEEDS else frozenset()
     lines = [line for line in run.lines if key in line]
-    points = [(line["step"], line[key]) for line in lines if line["step"] not in compiled]
-    points = points or [(line["step"], line[key]) for line in lines]
+    points = [(int(line["step"]), line[key]) for line in lines if line["step"] not in compiled]
+    points = points or [(int(line["step"]), line[key]) for line in lines]
     # Of a single run, the held-out curve has a colour of its own.
     name = "training" if is_alone and held_out else run.name
     found = [Series(name=name, colour=number, points=points)]
-    if held_out and (others := [(line["step"], line[held_out]) for line in run.lines if held_out in line]):
+    if held_out and (
+        others := [(int(line["step"]), line[held_out]) for line in run.lines if held_out in line]
+    ):
         label, colour = ("held out", 1) if is_alone else (f"{run.name}, held out", number)
         found.append(Series(name=label, colour=colour, points=others, is_held_out=True))
     return found

@@ -28,7 +28,9 @@ def write_report(run_dirs: Sequence[Path], width: int, output: Path | None = Non
     runs, is_alone = [read_run(run_dir) for run_dir in run_dirs], len(run_dirs) == 1
     lines = []
     for run_dir, run in zip(run_dirs, runs, strict=True):
-        curve = draw_curve([line["step"] for line in run.steps], [line["loss"] for line in run.steps], width)
+        curve = draw_curve(
+            [int(line["step"]) for line in run.steps], [line["loss"] for line in run.steps], width
+        )
         summary = [f"{name:<11} {value}" for name, value in run.summary()]
         lines += [*([] if is_alone else [f"{run_dir}:"]), *summary, "", curve, ""]
     if is_alone:

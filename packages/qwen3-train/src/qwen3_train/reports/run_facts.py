@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwen3_model.command.checked import Checked
 from qwen3_model.command.plain_text import counted
 from qwen3_model.command.progress import clock
 from qwen3_model.errors import FormatError
 from qwen3_train.checkpoints.run_folder import METRICS, RESOLVED_CONFIG, STARTS
 from qwen3_train.reports.run_log import read_metrics
+
+WRITTEN_WITH = {"loss": ("lr", "tokens_per_s", "step_time_s"), "eval_loss": ("eval_perplexity",)}
+"""What stands in each line that has a loss."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,27 +22,28 @@ class Run:
 
     name: str
     """Name of its folder."""
-    lines: list[dict[str, Checked]]
+    lines: list[dict[str, float]]
     """Lines of the metrics file: steps and evaluations."""
-    starts: list[dict[str, Checked]]
+    starts: list[dict[str, object]]
     """What each start of the run said of itself; empty for a run that says nothing."""
     configuration: str
 
     @property
-    def steps(self) -> list[dict[str, Checked]]:
+    def steps(self) -> list[dict[str, float]]:
         """Lines of the steps."""
         return [line for line in self.lines if "loss" in line]
 
     @property
-    def evaluations(self) -> list[dict[str, Checked]]:
+    def evaluations(self) -> list[dict[str, float]]:
         """Lines of the evaluations."""
         return [line for line in self.lines if "eval_loss" in line]
 
     @property
     def compiling_steps(self) -> frozenset[int]:
         """The first step of each start, whose time says nothing of the others."""
-        after = [start["after_step"] for start in self.starts if isinstance(start.get("after_step"), int)]
-        return frozenset({self.steps[0]["step"], *(step + 1 for step in after)})
+        stated = (start.get("after_step") for start in self.starts)
+        after = [step for step in stated if isinstance(step, int)]
+        return frozenset({int(self.steps[0]["step"]), *(step + 1 for step in after)})
 
     def facts(self) -> Iterator[tuple[str, str]]:
         """Give name and value of what sums the run up."""
@@ -89,11 +92,18 @@ def read_run(run_dir: Path) -> Run:
     """Read a run's folder.
 
     Raises:
-        FormatError: There is no metrics file, or no step in it yet.
+        FormatError: There is no metrics file, no step in it yet, or it is not one of a run.
     """
     lines = read_metrics(run_dir / METRICS)
     if not any("loss" in line for line in lines):
         raise FormatError(f"{run_dir / METRICS} has no step yet; wait for the first one")
+    for line in lines:
+        for kind, others in WRITTEN_WITH.items():
+            if kind in line and (missing := [key for key in others if key not in line]):
+                raise FormatError(
+                    f"{run_dir / METRICS}: step {line['step']} has {kind} and no {missing[0]}; give the "
+                    "output folder of qwen3-train launch"
+                )
     config = run_dir / RESOLVED_CONFIG
     return Run(
         name=run_dir.resolve().name,
@@ -103,7 +113,7 @@ def read_run(run_dir: Path) -> Run:
     )
 
 
-def _read_starts(path: Path) -> list[dict[str, Checked]]:
+def _read_starts(path: Path) -> list[dict[str, object]]:
     """Return what can be read, for people alone: a line that is damaged is left out."""
     if not path.is_file():
         return []

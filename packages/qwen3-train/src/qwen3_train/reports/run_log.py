@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from qwen3_model.command.checked import Checked
 from qwen3_model.command.files import write_text_atomically
+from qwen3_model.command.narrow import as_int, as_number, as_section
 from qwen3_model.command.plain_text import without_controls
 from qwen3_model.command.progress import clock
 from qwen3_model.errors import FormatError
@@ -92,23 +92,43 @@ def _named(file: TextIO) -> Iterator[None]:
         raise
 
 
-def read_metrics(path: Path) -> list[dict[str, Checked]]:
+def read_metrics(path: Path) -> list[dict[str, float]]:
     """Return the objects of a metrics file; a last line cut by a kill is left out.
 
     Raises:
-        FormatError: The file is missing, or a line before the last is not JSON.
+        FormatError: The file is missing, a line before the last is not JSON, or a line has other values.
     """
     if not path.is_file():
         raise FormatError(f"{path} does not exist; give the output folder of qwen3-train launch")
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     objects = []
     for number, line in enumerate(lines, 1):
         try:
-            objects.append(json.loads(line))
-        except json.JSONDecodeError:
+            objects.append(parse_metrics(line))
+        except FormatError as error:
+            raise FormatError(f"{path}: line {number} holds no metrics of a step: {error}") from None
+        except (ValueError, RecursionError):
             if number != len(lines):
                 raise FormatError(f"{path}: line {number} is not JSON") from None
     return objects
+
+
+def parse_metrics(line: str) -> dict[str, float]:
+    """Return the values of a line of metrics: numbers by name, of which `step` is a whole one.
+
+    Raises:
+        ValueError, RecursionError: The line is not JSON.
+        FormatError: It holds something else.
+    """
+    values: dict[str, float] = {}
+    for name, value in as_section(json.loads(line)).items():
+        try:
+            values[name] = as_int(value) if name == "step" else as_number(value)
+        except FormatError as error:
+            raise FormatError(f"{name}: {error}") from None
+    if "step" not in values:
+        raise FormatError("it has no step")
+    return values
 
 
 def step_line(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from qwen3_model.command.narrow import as_int, as_text
 from qwen3_model.command.run_config import RunConfig
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError
@@ -79,38 +80,39 @@ def read_common(config: RunConfig, problems: list[str]) -> CommonSettings | None
     Returns:
         The settings, which count only while `problems` is empty; None where a section cannot be read.
     """
-    hf_dir = Path(folder) if (folder := config.get("pretrained_model_dir")) else None
+    hf_dir = Path(as_text(folder)) if (folder := config.get("pretrained_model_dir")) else None
     model = None
     if hf_dir is not None and not hf_dir.is_dir():
         problems.append(f"pretrained_model_dir={hf_dir} is not a folder; give a Hugging Face model folder")
     else:
-        model = collect(problems, read_model, config.get("model.model_config") or {}, hf_dir)
+        model = collect(problems, read_model, config.section("model.model_config"), hf_dir)
     layout = collect(problems, read_layout, config)
     offset = collect(problems, read_offset, config.get("model.model_config.offset"))
     num_stages = layout.pp if layout is not None else 1
-    recompute = collect(problems, read_recompute, config.get("recompute_config"), num_stages)
+    recompute = collect(problems, read_recompute, config.section("recompute_config"), num_stages)
     problems += number_problems(config)
     collect(problems, check_schedule, config)
     skip = collect(problems, read_skip, config)
     resume = collect(problems, read_resume, config)
     validation = collect(problems, read_validation, config)
     profile = collect(problems, read_profile, config)
-    pet_config = config.get("model.model_config.pet_config")
+    pet_config = config.section("model.model_config.pet_config")
     lora = collect(problems, read_lora, pet_config, model) if pet_config and model is not None else None
     if model is None or layout is None or offset is None:
         return None
     if recompute is None or resume is None or validation is None:
         return None
+    micro_batch_num = as_int(config.get("parallel_config.micro_batch_num", 1))
     return CommonSettings(
         model=model,
         hf_dir=hf_dir,
         layout=layout,
         offset=offset if num_stages > 1 else (),
-        micro_batch_num=config.get("parallel_config.micro_batch_num", 1) if num_stages > 1 else 1,
+        micro_batch_num=micro_batch_num if num_stages > 1 else 1,
         parallel_optimizer=bool(config.get("parallel.enable_parallel_optimizer", False)),
-        batch_size=config.get("runner_config.batch_size", 1),
-        accumulation=config.get("runner_config.gradient_accumulation_steps", 1),
-        epochs=config.get("runner_config.epochs", 1),
+        batch_size=as_int(config.get("runner_config.batch_size", 1)),
+        accumulation=as_int(config.get("runner_config.gradient_accumulation_steps", 1)),
+        epochs=as_int(config.get("runner_config.epochs", 1)),
         recompute=recompute,
         lora=lora,
         shares_writing=bool(callback_of(config, "CheckpointMonitor").get("remove_redundancy")),

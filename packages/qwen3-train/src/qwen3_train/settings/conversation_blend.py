@@ -1,11 +1,11 @@
 """Several sets of conversations or token files in one run: the list `datasets` of a data loader."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwen3_model.command.checked import Checked
+from qwen3_model.command.narrow import as_int, as_list, as_number, as_section, as_sections
 from qwen3_model.errors import ConfigError
 from qwen3_train.settings.hf_loader import LOADER, HfDataSettings, SftFileSettings
 from qwen3_train.settings.token_files import DataSettings
@@ -42,7 +42,7 @@ Part = DataSettings | HfDataSettings | SftFileSettings | BlendSettings
 
 
 def read_blend(
-    section: Mapping[str, Checked], read_part: Callable[[Mapping[str, Checked]], Part]
+    section: Mapping[str, object], read_part: Callable[[Mapping[str, object]], Part]
 ) -> BlendSettings:
     """Read `datasets` of a loader of conversations.
 
@@ -53,8 +53,8 @@ def read_blend(
     Raises:
         ConfigError: An entry cannot work, or the entries do not go together.
     """
-    loader = section["data_loader"]
-    entries = loader["datasets"]
+    loader = as_section(section["data_loader"])
+    entries = as_sections(loader["datasets"])
     weights = entry_weights(loader)
     num_train = _num_train(loader.get("sizes"), weights)
     shared = {key: loader[key] for key in ("type", "cache_dir") if loader.get(key)}
@@ -76,23 +76,23 @@ def read_blend(
         weights=weights,
         num_train=num_train,
         shuffle=bool(loader.get("shuffle")),
-        seed=1234 if section.get("seed") is None else section["seed"],
+        seed=as_int(section.get("seed", 1234)),
     )
 
 
-def token_section(section: Mapping[str, Checked]) -> dict[str, Checked]:
+def token_section(section: Mapping[str, object]) -> dict[str, object]:
     """Return a section of token files whose `datasets` stand in `config.data_path`.
 
     Raises:
         ConfigError: An entry is no path with a weight, or other paths are given besides.
     """
-    loader = dict(section["data_loader"])
+    loader = dict(as_section(section["data_loader"]))
     weights = entry_weights(loader)
-    config = dict(loader.get("config") or {})
+    config = as_section(loader.get("config", {}))
     if config.get("data_path") or config.get("train_data_path"):
         raise ConfigError(f"{LOADER} has datasets and config.data_path; give one or the other")
-    data_path: list[Checked] = []
-    for number, entry in enumerate(loader.pop("datasets")):
+    data_path: list[object] = []
+    for number, entry in enumerate(as_sections(loader.pop("datasets"))):
         unknown = sorted(entry.keys() - {"path", "weight", "type"})
         if unknown or not entry.get("path"):
             raise ConfigError(
@@ -102,13 +102,13 @@ def token_section(section: Mapping[str, Checked]) -> dict[str, Checked]:
     return {**section, "data_loader": {**loader, "config": {**config, "data_path": data_path}}}
 
 
-def entry_weights(loader: Mapping[str, Checked]) -> tuple[float, ...] | None:
+def entry_weights(loader: Mapping[str, object]) -> tuple[float, ...] | None:
     """Return the shares of the entries; None where no entry has a weight.
 
     Raises:
         ConfigError: The list is empty, some entries have a weight and others not, or one is not above 0.
     """
-    entries: Sequence[Mapping[str, Checked]] = loader["datasets"]
+    entries = as_sections(loader["datasets"])
     if not entries:
         raise ConfigError(f"{LOADER}.datasets is empty; list at least one dataset")
     if beside := [key for key in OF_EACH if loader.get(key)]:
@@ -118,17 +118,17 @@ def entry_weights(loader: Mapping[str, Checked]) -> tuple[float, ...] | None:
         return None
     weights: list[float] = []
     for number, weight in enumerate(given):
-        if weight is None or not 0 < weight < math.inf:
+        if weight is None or not 0 < (share := as_number(weight)) < math.inf:
             raise ConfigError(
                 f"{LOADER}.datasets.{number}.weight={weight} must be a number above 0, since all entries "
                 "have one or none has"
             )
-        weights.append(float(weight))
+        weights.append(float(share))
     return tuple(weight / sum(weights) for weight in weights)
 
 
-def _num_train(sizes: Checked, weights: tuple[float, ...] | None) -> int | None:
-    size = sizes[0] if sizes else None
+def _num_train(sizes: object, weights: tuple[float, ...] | None) -> int | None:
+    size = as_list(sizes)[0] if sizes else None
     if weights is None:
         if size:
             raise ConfigError(f"{LOADER}.sizes={sizes} needs a weight in each entry of datasets")

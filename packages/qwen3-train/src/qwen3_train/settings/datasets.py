@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from qwen3_model.command.checked import Checked
-from qwen3_model.command.run_config import RunConfig, section_problems
+from qwen3_model.command.narrow import as_int, as_section, as_sections, optional
+from qwen3_model.command.run_config import RunConfig, read_section
 from qwen3_model.errors import ConfigError
 from qwen3_train.settings.blend import has_weights
 from qwen3_train.settings.conversation_blend import BlendSettings, read_blend, token_section
@@ -20,13 +20,13 @@ OWNERS = dict.fromkeys(("sizes", "config"), (TOKENS,)) | {"path": (HF, SFT_FILE)
 OWNERS |= dict.fromkeys(("load_func", "name", "data_dir", "split", "data_files", "handler"), (HF,))
 
 
-def read_dataset(section: Mapping[str, Checked]) -> DataSettings | Conversations:
+def read_dataset(section: Mapping[str, object]) -> DataSettings | Conversations:
     """Read a section by the type of its loader.
 
     Raises:
         ConfigError: A value cannot work.
     """
-    loader = section.get("data_loader") or {}
+    loader = as_section(section.get("data_loader", {}))
     kind = loader.get("type") or TOKENS
     if loader.get("datasets") is not None:
         return read_data(token_section(section)) if kind == TOKENS else read_blend(section, read_dataset)
@@ -65,7 +65,7 @@ def read_samples(config: RunConfig) -> Samples:
     Raises:
         ConfigError: A value cannot work, or the length is not stated.
     """
-    section = config.get("train_dataset") or {}
+    section = config.section("train_dataset")
     if _names_data(section):
         data = read_dataset(section)
         files = data if isinstance(data, DataSettings) else None
@@ -76,11 +76,12 @@ def read_samples(config: RunConfig) -> Samples:
             num_files=len(files.train.prefixes) if files else 0,
             keeps_indexes=files is not None and files.cache is not None,
         )
-    loader = section.get("data_loader") or {}
-    keys = loader.get("config") or {}
-    handlers = (handler.get("seq_length") for handler in loader.get("handler") or [])
-    lengths = (keys.get("seq_length"), *handlers, config.get("model.model_config.seq_length"))
-    seq_length = next((length for length in lengths if length is not None), None)
+    loader = config.section("train_dataset.data_loader")
+    keys = config.section("train_dataset.data_loader.config")
+    handlers = config.sections("train_dataset.data_loader.handler")
+    stated = (keys, *handlers, config.section("model.model_config"))
+    lengths = (each.get("seq_length") for each in stated)
+    seq_length = optional(as_int, next((length for length in lengths if length is not None), None))
     if not seq_length or seq_length < 1:
         raise ConfigError(f"train_dataset.data_loader.config.seq_length={seq_length} must be at least 1")
     is_text = (loader.get("type") or TOKENS) == TOKENS
@@ -94,13 +95,14 @@ def read_samples(config: RunConfig) -> Samples:
     )
 
 
-def _names_data(section: Mapping[str, Checked]) -> bool:
+def _names_data(section: Mapping[str, object]) -> bool:
     """Return whether a section names data whose length does not stand in a file of theirs."""
-    loader = section.get("data_loader") or {}
-    entries = loader.get("datasets") or [loader]
+    loader = as_section(section.get("data_loader", {}))
+    entries = as_sections(loader.get("datasets") or [loader])
     if SFT_FILE in (loader.get("type"), *(entry.get("type") for entry in entries)):
         return False
-    paths = [(loader.get("config") or {}).get(key) for key in ("data_path", "train_data_path")]
+    keys = as_section(loader.get("config", {}))
+    paths = [keys.get(key) for key in ("data_path", "train_data_path")]
     return any(paths) or any(entry.get("path") for entry in entries)
 
 
@@ -112,17 +114,16 @@ def read_eval_dataset(config: RunConfig, train: DataSettings | Conversations) ->
     """
     if config.get("do_eval") and isinstance(train, DataSettings):
         _refuse_unsized_weights(train)
-    section = config.get("eval_dataset")
+    stated = config.get("eval_dataset")
     # mindformers' YAMLs have a section that they do not use, of other keys.
-    if not config.get("do_eval") or not section:
+    if not config.get("do_eval") or not stated:
         return None
     if isinstance(train, DataSettings):
         raise ConfigError(
             "eval_dataset is for conversations; of token files the valid part of train_dataset's split is "
             "evaluated, leave it out"
         )
-    if problems := section_problems(section, DATASET, "eval_dataset"):
-        raise ConfigError("; ".join(problems))
+    section = read_section(stated, DATASET, "eval_dataset")
     try:
         held_out = read_dataset(section)
     except ConfigError as error:

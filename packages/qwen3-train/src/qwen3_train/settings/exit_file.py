@@ -3,18 +3,17 @@
 import json
 from pathlib import Path
 
-from qwen3_model.command.checked import Checked
+from qwen3_model.command.narrow import as_text, optional
 from qwen3_model.command.run_config import RunConfig
 from qwen3_model.errors import ConfigError
+from qwen3_train.settings.values import callback_of
 
 KEY = "GracefulExit"
 
 
 def read_exit_file(config: RunConfig) -> Path | None:
     """Return `config_file` of the callback; None where nothing names one, or no request is heeded."""
-    callbacks: list[dict[str, Checked]] = config.get("callbacks") or []
-    callback = next((each for each in callbacks if each.get("type") == "OnRequestExit"), {})
-    path = callback.get("config_file")
+    path = optional(as_text, callback_of(config, "OnRequestExit").get("config_file"))
     return Path(path) if path and config.get("use_graceful_exit", True) else None
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from qwen3_model.command.checked import Checked
+from qwen3_model.command.narrow import as_int, as_section, as_sections, as_text, build, optional
 from qwen3_model.errors import ConfigError
 from qwen3_model.text.chat_pieces import EmptyThink, LossOn, Thoughts
 
@@ -74,10 +74,10 @@ class HfDataSettings:
     name: str | None
     """Configuration of the dataset."""
     data_dir: str | None
-    data_files: Checked
+    data_files: object
     """A path, a list of them, or lists by split."""
     split: str
-    steps: tuple[tuple[str, Mapping[str, Checked]], ...]
+    steps: tuple[tuple[str, Mapping[str, object]], ...]
     """Methods of `datasets.Dataset` and their arguments, in order."""
     chat: ChatSettings
     tokenizer_dir: Path | None
@@ -115,39 +115,39 @@ class SftFileSettings:
         return
 
 
-def read_hf_data(section: Mapping[str, Checked]) -> HfDataSettings:
+def read_hf_data(section: Mapping[str, object]) -> HfDataSettings:
     """Read the keys of `train_dataset` for an HFDataLoader.
 
     Raises:
         ConfigError: A key is missing or values contradict each other.
     """
-    loader = section["data_loader"]
-    load_func = loader.get("load_func") or "load_dataset"
+    loader = as_section(section["data_loader"])
+    load_func = as_text(loader.get("load_func") or "load_dataset")
     if load_func not in ("load_dataset", "load_from_disk"):
         raise ConfigError(
             f"{LOADER}.load_func={load_func!r} is not implemented; use load_dataset or load_from_disk"
         )
     if not loader.get("path"):
         raise ConfigError(f"{LOADER}.path is missing; give for example path: json and data_files: FILE.jsonl")
-    steps, chat, packing = _handlers(loader.get("handler"))
-    tokenizer = chat.get("tokenizer") or {}
+    steps, chat, packing = _handlers(as_sections(loader.get("handler", [])))
+    tokenizer = as_section(chat.get("tokenizer", {}))
     return HfDataSettings(
         load_func=load_func,
-        path=loader["path"],
-        name=loader.get("name"),
-        data_dir=loader.get("data_dir"),
+        path=as_text(loader["path"]),
+        name=optional(as_text, loader.get("name")),
+        data_dir=optional(as_text, loader.get("data_dir")),
         data_files=loader.get("data_files"),
-        split=loader.get("split") or "train",
+        split=as_text(loader.get("split") or "train"),
         steps=tuple(steps),
         chat=_chat(chat, packing),
         tokenizer_dir=_path(tokenizer.get("pretrained_model_dir")),
         shuffle=bool(loader.get("shuffle")),
-        seed=1234 if section.get("seed") is None else section["seed"],
+        seed=as_int(section.get("seed", 1234)),
         cache_dir=_path(loader.get("cache_dir")),
     )
 
 
-def read_sft_file(section: Mapping[str, Checked]) -> SftFileSettings:
+def read_sft_file(section: Mapping[str, object]) -> SftFileSettings:
     """Read the keys of `train_dataset` for an SftFileDataLoader.
 
     Raises:
@@ -156,28 +156,28 @@ def read_sft_file(section: Mapping[str, Checked]) -> SftFileSettings:
     from qwen3_model.text.sft import read_sft_manifest
     from qwen3_model.text.tokens import sibling
 
-    loader = section["data_loader"]
+    loader = as_section(section["data_loader"])
     if not loader.get("path"):
         raise ConfigError(f"{LOADER}.path is missing; give the prefix that qwen3-data sft has printed")
-    prefix = Path(loader["path"])
+    prefix = Path(as_text(loader["path"]))
     return SftFileSettings(
         prefix=prefix,
         shuffle=bool(loader.get("shuffle")),
-        seed=1234 if section.get("seed") is None else section["seed"],
+        seed=as_int(section.get("seed", 1234)),
         seq_length=read_sft_manifest(sibling(prefix, ".json")).seq_length,
     )
 
 
 def _handlers(
-    handlers: Sequence[Mapping[str, Checked]] | None,
-) -> tuple[list[tuple[str, Mapping[str, Checked]]], Mapping[str, Checked], Mapping[str, Checked] | None]:
+    handlers: Sequence[Mapping[str, object]],
+) -> tuple[list[tuple[str, Mapping[str, object]]], Mapping[str, object], Mapping[str, object] | None]:
     """Return the methods of the dataset, the chat handler and the packing handler, as they must follow."""
-    steps: list[tuple[str, Mapping[str, Checked]]] = []
-    chat: Mapping[str, Checked] | None = None
-    packing: Mapping[str, Checked] | None = None
-    for index, handler in enumerate(handlers or ()):
-        kind, key = handler.get("type"), f"{LOADER}.handler.{index}"
-        values = {key: value for key, value in handler.items() if key != "type" and value is not None}
+    steps: list[tuple[str, Mapping[str, object]]] = []
+    chat: Mapping[str, object] | None = None
+    packing: Mapping[str, object] | None = None
+    for index, handler in enumerate(handlers):
+        kind, key = optional(as_text, handler.get("type")), f"{LOADER}.handler.{index}"
+        values = {key: value for key, value in handler.items() if key != "type"}
         if kind == CHAT_HANDLER and chat is None and packing is None:
             _check_keys(key, CHAT_HANDLER, values, CHAT_KEYS)
             chat = values
@@ -202,14 +202,14 @@ def _handlers(
     return steps, chat, packing
 
 
-def _check_keys(key: str, kind: str, values: Mapping[str, Checked], known: Sequence[str]) -> None:
+def _check_keys(key: str, kind: str, values: Mapping[str, object], known: Sequence[str]) -> None:
     unknown = sorted(values.keys() - set(known))
     if unknown:
         raise ConfigError(f"{key} ({kind}) does not take {', '.join(unknown)}; it takes {', '.join(known)}")
 
 
-def _chat(chat: Mapping[str, Checked], packing: Mapping[str, Checked] | None) -> ChatSettings:
-    lengths = {values["seq_length"] for values in (chat, packing or {}) if "seq_length" in values}
+def _chat(chat: Mapping[str, object], packing: Mapping[str, object] | None) -> ChatSettings:
+    lengths = {as_int(values["seq_length"]) for values in (chat, packing or {}) if "seq_length" in values}
     if len(lengths) != 1 or min(lengths) < 2:
         raise ConfigError(
             f"{LOADER}.handler: {CHAT_HANDLER} and {PACKING_HANDLER} need one common seq_length of at least "
@@ -219,20 +219,17 @@ def _chat(chat: Mapping[str, Checked], packing: Mapping[str, Checked] | None) ->
         raise ConfigError(
             f"{LOADER}.handler: {unused[0]} is of the chat template, not of prompt_style vicuna; leave it out"
         )
-    chosen: dict[str, Checked] = {key: _choice(chat, key) for key in CHOICES if key != "pack_strategy"}
-    return ChatSettings(
-        seq_length=lengths.pop(),
-        pack_strategy=None if packing is None else _choice(packing, "pack_strategy"),
-        **chosen,
-    )
+    chosen: dict[str, object] = {key: _choice(chat, key) for key in CHOICES if key != "pack_strategy"}
+    chosen["pack_strategy"] = None if packing is None else _choice(packing, "pack_strategy")
+    return build(ChatSettings, chosen | {"seq_length": lengths.pop()})
 
 
-def _choice(values: Mapping[str, Checked], key: str) -> str:
-    value = values.get(key, CHOICES[key][0])
+def _choice(values: Mapping[str, object], key: str) -> str:
+    value = as_text(values.get(key, CHOICES[key][0]))
     if value not in CHOICES[key]:
         raise ConfigError(f"{LOADER}.handler: {key}={value!r} is none of {', '.join(CHOICES[key])}")
-    return str(value)
+    return value
 
 
-def _path(text: str | None) -> Path | None:
-    return Path(text).expanduser() if text else None
+def _path(text: object) -> Path | None:
+    return Path(as_text(text)).expanduser() if text else None

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from qwen3_model.command.checked import Checked
+from qwen3_model.command.narrow import as_int
 from qwen3_model.command.run_config import RunConfig
 from qwen3_model.errors import ConfigError
 from qwen3_model.ranks.layout import Layout
@@ -19,16 +19,17 @@ def read_layout(config: RunConfig) -> Layout:
     """
     if not config.get("use_parallel", False):
         return Layout()
-    section = config.get("parallel_config") or {}
+    section = config.section("parallel_config")
     _refuse_numbers_below_one(section)
-    if (section.get("pipeline_stage") or 1) > 1:
+    stages = as_int(section.get("pipeline_stage", 1))
+    if stages > 1:
         _refuse_interleaved_stages(config)
     cp = _context_parallel(section)
     return Layout(
-        dp=(section.get("data_parallel") or 1) * cp,
+        dp=as_int(section.get("data_parallel", 1)) * cp,
         cp=cp,
-        tp=section.get("model_parallel") or 1,
-        pp=section.get("pipeline_stage") or 1,
+        tp=as_int(section.get("model_parallel", 1)),
+        pp=stages,
         sequence_parallel=bool(section.get("use_seq_parallel")),
     )
 
@@ -43,23 +44,23 @@ def reads_once(config: RunConfig, device: str) -> bool:
     return bool(device == "Ascend" if stated is None else stated)
 
 
-def _refuse_numbers_below_one(section: Mapping[str, Checked]) -> None:
+def _refuse_numbers_below_one(section: Mapping[str, object]) -> None:
     keys = ("data_parallel", "model_parallel", "pipeline_stage", "context_parallel", "micro_batch_num")
-    values = ((key, section.get(key)) for key in keys)
-    if low := [f"parallel_config.{key}={value}" for key, value in values if value is not None and value < 1]:
+    values = ((key, as_int(section.get(key, 1))) for key in keys)
+    if low := [f"parallel_config.{key}={value}" for key, value in values if value < 1]:
         raise ConfigError("; ".join(f"{each} must be at least 1" for each in low))
 
 
-def _context_parallel(section: Mapping[str, Checked]) -> int:
-    number, algorithm = section.get("context_parallel"), section.get("context_parallel_algo")
-    if number is None or number == 1:
+def _context_parallel(section: Mapping[str, object]) -> int:
+    number, algorithm = as_int(section.get("context_parallel", 1)), section.get("context_parallel_algo")
+    if number == 1:
         return 1
     if algorithm not in (None, GATHERING):
         raise ConfigError(
             f"parallel_config.context_parallel_algo={algorithm!r} is not implemented; use {GATHERING}, which "
             "gathers keys and values over the ranks that share a sequence"
         )
-    return int(number)
+    return number
 
 
 def _refuse_interleaved_stages(config: RunConfig) -> None:

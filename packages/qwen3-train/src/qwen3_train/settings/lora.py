@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from qwen3_model.command.checked import Checked
+from qwen3_model.command.narrow import as_int, as_list, as_number, as_text
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError
 from qwen3_model.ranks.layout import Layout, shard_slices
@@ -48,14 +48,14 @@ class LoraSettings:
         return total
 
 
-def read_lora(section: Mapping[str, Checked], config: Qwen3Config) -> LoraSettings:
+def read_lora(section: Mapping[str, object], config: Qwen3Config) -> LoraSettings:
     """Read the keys of `pet_config`, with mindformers' defaults.
 
     Raises:
         ConfigError: A value is out of range, or a pattern matches nothing that it could.
     """
-    rank, alpha = section.get("lora_rank", 8), float(section.get("lora_alpha", 16))
-    dropout = float(section.get("lora_dropout", 0.01))
+    rank, alpha = as_int(section.get("lora_rank", 8)), float(as_number(section.get("lora_alpha", 16)))
+    dropout = float(as_number(section.get("lora_dropout", 0.01)))
     problems = []
     if rank < 1:
         problems.append(f"{SECTION}.lora_rank={rank} must be at least 1")
@@ -73,7 +73,7 @@ def read_lora(section: Mapping[str, Checked], config: Qwen3Config) -> LoraSettin
         problems.append(f"{SECTION}: with lora_a_init and lora_b_init both zeros nothing would ever train")
     if problems:
         raise ConfigError("; ".join(problems))
-    pattern = section.get("target_modules") or ".*"
+    pattern = as_text(section.get("target_modules") or ".*")
     shapes = adapter_shapes(config, Layout(), (), 0, Adapters(rank, pattern))
     return LoraSettings(
         rank=rank,
@@ -131,16 +131,17 @@ def _trained(
 
 
 def _patterns(
-    section: Mapping[str, Checked], key: str, default: Sequence[str], names: Iterable[str]
+    section: Mapping[str, object], key: str, default: Sequence[str], names: Iterable[str]
 ) -> list[str]:
-    value = section.get(key)
-    patterns = list(default) if value is None else [value] if isinstance(value, str) else list(value)
-    for pattern in patterns:
-        if not any(fnmatchcase(name, str(pattern)) for name in names):
+    value = section.get(key, default)
+    patterns = []
+    for pattern in [value] if isinstance(value, str) else as_list(value):
+        if not isinstance(pattern, str) or not any(fnmatchcase(name, pattern) for name in names):
             raise ConfigError(
                 f"{SECTION}.{key}: {pattern!r} matches no weight; weights are named like "
                 "model.layers.0.self_attn.q_proj.lora_A.weight"
             )
+        patterns.append(pattern)
     return patterns
 
 

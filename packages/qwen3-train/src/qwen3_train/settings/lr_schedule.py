@@ -8,7 +8,7 @@ to 0), the curve here is the one that its documentation describes.
 import math
 from collections.abc import Callable, Mapping
 
-from qwen3_model.command.checked import Checked
+from qwen3_model.command.narrow import as_number, as_text
 from qwen3_model.errors import ConfigError
 
 Schedule = Callable[[int], float]
@@ -43,7 +43,7 @@ ALIASES = {
 """mindformers' short names."""
 
 
-def make_schedule(section: Mapping[str, Checked], run_steps: int) -> Schedule:
+def make_schedule(section: Mapping[str, object], run_steps: int) -> Schedule:
     """Return the learning rate of each step that the YAML section `lr_schedule` describes.
 
     Args:
@@ -54,29 +54,37 @@ def make_schedule(section: Mapping[str, Checked], run_steps: int) -> Schedule:
         ConfigError: The type is unknown, or keys are missing, out of range or foreign to the type; all are
         named.
     """
-    kind = section.get("type") or "ConstantWarmUpLR"
-    kind = ALIASES.get(kind, kind)
+    stated = as_text(section.get("type") or "ConstantWarmUpLR")
+    kind = ALIASES.get(stated, stated)
     if kind not in SCHEDULES:
         names = ", ".join((*SCHEDULES, *ALIASES))
         raise ConfigError(f"lr_schedule.type={kind!r} is none of {names}")
-    values = {key: value for key, value in section.items() if value is not None and key != "type"}
+    values = _numbers(section)
     problems = list(_problems(kind, values))
     if problems:
         raise ConfigError(f"lr_schedule of type {kind}: {'; '.join(problems)}")
-    total = values.get("total_steps", -1)
-    total = run_steps if total == -1 else total
+    total = _total_steps(values, run_steps)
     peak = float(values.get("learning_rate", values.get("base_lr", 0.0)))
     decay = _DECAYS[kind](values, peak, total)
     return _with_warmup(values, peak, total, decay)
 
 
-def warmup_length(section: Mapping[str, Checked], run_steps: int) -> int:
+def warmup_length(section: Mapping[str, object], run_steps: int) -> int:
     """Return the steps in which the rate rises, of a schedule that `make_schedule` has accepted."""
-    total = section.get("total_steps") or -1
-    return _warmup_steps(section, run_steps if total == -1 else total)
+    values = _numbers(section)
+    return _warmup_steps(values, _total_steps(values, run_steps))
 
 
-def _problems(kind: str, values: Mapping[str, Checked]) -> list[str]:
+def _numbers(section: Mapping[str, object]) -> dict[str, float]:
+    return {key: as_number(value) for key, value in section.items() if key != "type"}
+
+
+def _total_steps(values: Mapping[str, float], run_steps: int) -> int:
+    total = int(values.get("total_steps", -1))
+    return run_steps if total == -1 else total
+
+
+def _problems(kind: str, values: Mapping[str, float]) -> list[str]:
     problems = []
     allowed = {"learning_rate", "base_lr", "total_steps", *SCHEDULES[kind]}
     if foreign := sorted(values.keys() - allowed):
@@ -108,7 +116,7 @@ def _range_problem(key: str, value: float) -> str | None:
     return None
 
 
-def _with_warmup(values: Mapping[str, Checked], peak: float, total: int, decay: Schedule) -> Schedule:
+def _with_warmup(values: Mapping[str, float], peak: float, total: int, decay: Schedule) -> Schedule:
     warmup, initial = _warmup_steps(values, total), float(values.get("warmup_lr_init", 0.0))
 
     def rate(step: int) -> float:
@@ -119,34 +127,34 @@ def _with_warmup(values: Mapping[str, Checked], peak: float, total: int, decay: 
     return rate
 
 
-def _warmup_steps(values: Mapping[str, Checked], total: int) -> int:
-    if values.get("warmup_ratio") is not None:
+def _warmup_steps(values: Mapping[str, float], total: int) -> int:
+    if "warmup_ratio" in values:
         return int(total * values["warmup_ratio"])
     return int(values.get("warmup_steps", 0))
 
 
-def _steps(values: Mapping[str, Checked], key: str, total: int, default: int) -> int:
+def _steps(values: Mapping[str, float], key: str, total: int, default: int) -> int:
     """Return a number of steps, given as `<key>_steps` or as the part `<key>_ratio` of all steps."""
     if f"{key}_ratio" in values:
         return int(total * values[f"{key}_ratio"])
     return int(values.get(f"{key}_steps", default))
 
 
-def _span(values: Mapping[str, object], key: str, total: int, default: int) -> int:
+def _span(values: Mapping[str, float], key: str, total: int, default: int) -> int:
     """Return a length in steps, at least 1, given as `_steps` has it."""
     return max(1, _steps(values, key, total, default))
 
 
-def _constant(values: Mapping[str, object], peak: float, total: int) -> Schedule:
+def _constant(values: Mapping[str, float], peak: float, total: int) -> Schedule:
     return lambda step: peak
 
 
-def _linear(values: Mapping[str, object], peak: float, total: int) -> Schedule:
+def _linear(values: Mapping[str, float], peak: float, total: int) -> Schedule:
     span = max(1, total - _warmup_steps(values, total))
     return lambda step: peak * max(0.0, (total - step) / span)
 
 
-def _cosine(values: Mapping[str, Checked], peak: float, total: int) -> Schedule:
+def _cosine(values: Mapping[str, float], peak: float, total: int) -> Schedule:
     warmup, end = _warmup_steps(values, total), float(values.get("lr_end", 0.0))
     last = _span(values, "decay", total, total)
     span, cycles = max(1, last - warmup), float(values.get("num_cycles", 0.5))
@@ -159,7 +167,7 @@ def _cosine(values: Mapping[str, Checked], peak: float, total: int) -> Schedule:
     return rate
 
 
-def _restarts(values: Mapping[str, Checked], peak: float, total: int) -> Schedule:
+def _restarts(values: Mapping[str, float], peak: float, total: int) -> Schedule:
     warmup, end = _warmup_steps(values, total), float(values.get("lr_end", 0.0))
     last = _span(values, "decay", total, total)
     span, cycles = max(1, last - warmup), float(values.get("num_cycles", 1.0))
@@ -172,7 +180,7 @@ def _restarts(values: Mapping[str, Checked], peak: float, total: int) -> Schedul
     return rate
 
 
-def _polynomial(values: Mapping[str, Checked], peak: float, total: int) -> Schedule:
+def _polynomial(values: Mapping[str, float], peak: float, total: int) -> Schedule:
     warmup, end = _warmup_steps(values, total), float(values.get("lr_end", 1e-7))
     span, power = _span(values, "decay", total, total - warmup), float(values.get("power", 1.0))
 
@@ -183,7 +191,7 @@ def _polynomial(values: Mapping[str, Checked], peak: float, total: int) -> Sched
     return rate
 
 
-def _cool_down(values: Mapping[str, Checked], peak: float, total: int) -> Schedule:
+def _cool_down(values: Mapping[str, float], peak: float, total: int) -> Schedule:
     # Warm-up, plateau, cosine to lr_end1, plateau, then lr_end2 (DeepSeek-V3 Technical Report, section 4.2).
     # Without a length the cosine spans all steps, as in mindformers, so that the run ends before it does.
     keep_end = _warmup_steps(values, total) + int(values.get("keep_steps", 0))
@@ -203,7 +211,7 @@ def _cool_down(values: Mapping[str, Checked], peak: float, total: int) -> Schedu
     return rate
 
 
-def _stable_decay(values: Mapping[str, Checked], peak: float, total: int) -> Schedule:
+def _stable_decay(values: Mapping[str, float], peak: float, total: int) -> Schedule:
     start, end = _steps(values, "decay_start", total, total), float(values.get("lr_end", 1e-7))
     span = max(1, total - start)
 
@@ -215,12 +223,12 @@ def _stable_decay(values: Mapping[str, Checked], peak: float, total: int) -> Sch
     return rate
 
 
-def _annealing(values: Mapping[str, Checked], peak: float, total: int) -> Schedule:
+def _annealing(values: Mapping[str, float], peak: float, total: int) -> Schedule:
     period, end = int(values["t_max"]), float(values.get("eta_min", 0.0))
     return lambda step: end + (peak - end) * _half_wave(step / period)
 
 
-def _annealing_restarts(values: Mapping[str, Checked], peak: float, total: int) -> Schedule:
+def _annealing_restarts(values: Mapping[str, float], peak: float, total: int) -> Schedule:
     first, growth, end = int(values["t_0"]), int(values.get("t_mult", 1)), float(values.get("eta_min", 0.0))
 
     def rate(step: int) -> float:
@@ -236,7 +244,7 @@ def _half_wave(turn: float) -> float:
     return max(0.0, 0.5 * (1.0 + math.cos(math.pi * turn)))
 
 
-_DECAYS: dict[str, Callable[[Mapping[str, object], float, int], Schedule]] = {
+_DECAYS: dict[str, Callable[[Mapping[str, float], float, int], Schedule]] = {
     "ConstantWarmUpLR": _constant,
     "LinearWithWarmUpLR": _linear,
     "CosineWithWarmUpLR": _cosine,

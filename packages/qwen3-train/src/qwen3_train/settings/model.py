@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 
-from qwen3_model.command.checked import Checked
+from qwen3_model.command.narrow import build
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError
 from qwen3_model.rope_scaling import read_rope
@@ -45,7 +45,7 @@ DEFAULTS: dict[str, object] = {
 }
 
 
-def read_model(section: Mapping[str, Checked], hf_dir: Path | None) -> Qwen3Config:
+def read_model(section: Mapping[str, object], hf_dir: Path | None) -> Qwen3Config:
     """Return the model's config; its dtype is float32, which is what training keeps and saves.
 
     Args:
@@ -56,7 +56,7 @@ def read_model(section: Mapping[str, Checked], hf_dir: Path | None) -> Qwen3Conf
     Raises:
         ConfigError: A size is missing, or two spellings of one key disagree.
     """
-    values: dict[str, Checked] = {}
+    values: dict[str, object] = {}
     if hf_dir is not None and not _is_tokenizer_only(hf_dir):
         base = Qwen3Config.from_dir(hf_dir)
         values = {field.name: getattr(base, field.name) for field in fields(base)}
@@ -79,7 +79,7 @@ def read_model(section: Mapping[str, Checked], hf_dir: Path | None) -> Qwen3Conf
             f"model.model_config lacks {', '.join(keys)}; state them, or give pretrained_model_dir with "
             "a config.json"
         )
-    return Qwen3Config(**values)
+    return build(Qwen3Config, values)
 
 
 SIZES = (

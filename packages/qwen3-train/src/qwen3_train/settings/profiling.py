@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from qwen3_model.command.narrow import as_int, as_list, as_text
 from qwen3_model.command.run_config import RunConfig
 from qwen3_model.errors import ConfigError
 
@@ -40,32 +41,29 @@ def read_profile(config: RunConfig) -> ProfileSettings | None:
     """
     if not config.get("profile"):
         return None
-    first = _number(config, "profile_start_step", 1)
-    last = _number(config, "profile_stop_step", 10)
+    first = as_int(config.get("profile_start_step", 1))
+    last = as_int(config.get("profile_stop_step", 10))
     if not 1 <= first <= last:
         raise ConfigError(
             f"profile_start_step={first} and profile_stop_step={last} are no window of steps; count from 1, "
             "the start before the stop"
         )
-    rank_ids = config.get("profile_rank_ids")
-    if rank_ids is not None and not all(type(rank) is int and rank >= 0 for rank in rank_ids):
-        raise ConfigError(f"profile_rank_ids={rank_ids} must be ranks, such as [0, 8]")
-    level = _number(config, "profiler_level", 0)
+    stated = config.get("profile_rank_ids")
+    ids = as_list(stated or [])
+    rank_ids = tuple(rank for rank in ids if type(rank) is int and rank >= 0)
+    if len(rank_ids) < len(ids):
+        raise ConfigError(f"profile_rank_ids={stated} must be ranks, such as [0, 8]")
+    level = as_int(config.get("profiler_level", 0))
     output = config.get("profile_output")
     return ProfileSettings(
         first=first,
         last=last,
-        rank_ids=None if rank_ids is None else tuple(rank_ids),
+        rank_ids=None if stated is None else rank_ids,
         one_of_each_stage=bool(config.get("profile_pipeline")),
         # As in mindformers, since level 0 leaves small exchanges out.
         level=max(level, 1) if config.get("profile_communication") else level,
         memory=bool(config.get("profile_memory")),
         with_stack=bool(config.get("with_stack")),
         mstx=bool(config.get("mstx")),
-        output=Path(output) if output else None,
+        output=Path(as_text(output)) if output else None,
     )
-
-
-def _number(config: RunConfig, key: str, default: int) -> int:
-    value = config.get(key)
-    return default if value is None else int(value)

@@ -11,8 +11,8 @@ A name is a regular expression for mindformers' name of a part, or ours (`PART_N
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
-from qwen3_model.command.checked import Checked
 from qwen3_model.errors import ConfigError
 
 ATTENTION, SWIGLU = "attention", "swiglu"
@@ -57,18 +57,17 @@ class Recompute:
         return frozenset(part for part, counts in self.parts if _covers(counts, stage, layer))
 
 
-def read_recompute(section: Mapping[str, Checked] | None, num_stages: int) -> Recompute:
+def read_recompute(section: Mapping[str, object], num_stages: int) -> Recompute:
     """Read the keys of `recompute_config`.
 
     Raises:
         ConfigError: A value cannot be meant, or a name is that of no part.
     """
-    section = section or {}
     whole = _counts(section.get("recompute", False), num_stages, f"{SECTION}.recompute")
     selected, key = section.get("select_recompute", False), f"{SECTION}.select_recompute"
-    wanted: dict[str, Checked] = {}
+    wanted: Mapping[str, object]
     if isinstance(selected, Mapping):
-        wanted = dict(selected)
+        wanted = selected
     elif isinstance(selected, list) and selected and all(isinstance(each, str) for each in selected):
         wanted = dict.fromkeys(selected, True)
     else:
@@ -99,7 +98,7 @@ def _parts_called(pattern: str, key: str) -> list[str]:
     return found
 
 
-def _counts(value: Checked, num_stages: int, key: str) -> tuple[int, ...] | None:
+def _counts(value: object, num_stages: int, key: str) -> tuple[int, ...] | None:
     """Return the number of layers of each stage, None for all; an empty tuple for none."""
     if value is True:
         return None
@@ -118,7 +117,7 @@ def _counts(value: Checked, num_stages: int, key: str) -> tuple[int, ...] | None
     )
 
 
-def _is_count(value: object) -> bool:
+def _is_count(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 

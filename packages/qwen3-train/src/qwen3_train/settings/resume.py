@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from qwen3_model.command.narrow import as_int, as_text
 from qwen3_model.command.run_config import RunConfig
 from qwen3_model.errors import ConfigError
 
@@ -35,8 +36,8 @@ def read_resume(config: RunConfig) -> ResumeSettings:
     Raises:
         ConfigError: Values contradict each other.
     """
-    value, source = config.get("resume_training", False), config.get("load_checkpoint")
-    ignore, skip = bool(config.get("ignore_data_skip", False)), config.get("data_skip_steps") or 0
+    value, source = config.get("resume_training", False), as_text(config.get("load_checkpoint", ""))
+    ignore, skip = bool(config.get("ignore_data_skip", False)), as_int(config.get("data_skip_steps", 0))
     if skip < 0:
         raise ConfigError(f"data_skip_steps={skip} must be at least 0")
     if skip and not ignore:

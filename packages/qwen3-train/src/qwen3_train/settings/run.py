@@ -1,11 +1,11 @@
 """A run's YAML as checked values; free of MindSpore, so that every refusal is quick."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from qwen3_model.checkpoints.fused import FusedLayout, read_fused_layout
-from qwen3_model.command.checked import Checked
+from qwen3_model.command.narrow import as_int, as_number, as_text, optional
 from qwen3_model.command.run_config import RunConfig
 from qwen3_model.device.ascend import AscendSettings, read_ascend_settings
 from qwen3_model.device.simulation import Simulation, default_device
@@ -45,7 +45,7 @@ class TrainSettings(CommonSettings):
     stop_step: int | None
     """Stop after this step although the schedule goes on; None for never."""
     adam: AdamSettings
-    lr_schedule: Mapping[str, Checked]
+    lr_schedule: Mapping[str, object]
     max_grad_norm: float | None
     """Clip the global norm to this; None for no clipping."""
     data: DataSettings | Conversations
@@ -91,12 +91,12 @@ def read_settings(
         ConfigError: Values that cannot work; all that can be found at once are named.
     """
     problems: list[str] = []
-    data = collect(problems, read_dataset, config.get("train_dataset") or {})
+    data = collect(problems, read_dataset, config.section("train_dataset"))
     eval_data = collect(problems, read_eval_dataset, config, data) if data is not None else None
     common = read_common(config, problems)
     available = default_device(simulation)
-    device = config.get("context.device_target") or available
-    output_dir = Path(config.get("output_dir") or "./output")
+    device = as_text(config.get("context.device_target", available))
+    output_dir = Path(as_text(config.get("output_dir") or "./output"))
     problems += _mode_problems(config, available)
     ascend = collect(problems, _read_ascend, config, device, worker_num, output_dir)
     if common is not None:
@@ -110,52 +110,41 @@ def read_settings(
     assert ascend is not None
     if common.lora is not None:
         refuse_empty_stages(common.lora, common.model, common.layout, common.offset)
+    common = replace(common, parallel_optimizer=common.parallel_optimizer and common.layout.dp > 1)
+    monitor = callback_of(config, "CheckpointMonitor")
     return TrainSettings(
-        **_shared_values(common),
-        **_log_and_checkpoint_values(config),
-        seed=config.get("seed", 0),
+        **{field.name: getattr(common, field.name) for field in fields(CommonSettings)},
+        seed=as_int(config.get("seed", 0)),
         output_dir=output_dir,
         device=device,
         ascend=ascend,
         weights_from=weights_source(config, common.hf_dir, common.resume),
         strategy_from=_path_or_none(config.get("src_strategy_path_or_dir")),
         fused_layout=read_fused_layout(config),
-        stop_step=callback_of(config, "TrainCallBack").get("stop_step"),
-        adam=read_adam(config.get("optimizer") or {}),
+        stop_step=optional(as_int, callback_of(config, "TrainCallBack").get("stop_step")),
+        adam=read_adam(config.section("optimizer")),
         lr_schedule=lr_section(config),
         max_grad_norm=_clipping_norm(config),
         data=data,
         eval_data=eval_data,
         do_eval=bool(config.get("do_eval", False)),
-        eval_every=_count_or_none(config.get("eval_step_interval")),
+        eval_every=_count_or_none(config.get("eval_step_interval", 0)),
+        log_every=as_int(callback_of(config, "MFLossMonitor").get("per_print_times", 1)),
+        prefix=as_text(monitor.get("prefix") or "qwen3"),
+        save_every=_count_or_none(monitor.get("save_checkpoint_steps", 0)),
+        keep_max=as_int(monitor.get("keep_checkpoint_max", 1)),
+        async_save=bool(monitor.get("async_save")),
         graceful_exit=bool(config.get("use_graceful_exit", True)),
         exit_file=read_exit_file(config),
         broadcasts=reads_once(config, device),
     )
 
 
-def _shared_values(common: CommonSettings) -> dict[str, Checked]:
-    """Return the fields that a run shares with its plan; with one replica there is nothing to share out."""
-    values = {field.name: getattr(common, field.name) for field in fields(CommonSettings)}
-    return values | {"parallel_optimizer": common.parallel_optimizer and common.layout.dp > 1}
-
-
-def _log_and_checkpoint_values(config: RunConfig) -> dict[str, Checked]:
-    """Return the fields that mindformers' callbacks state: how often to log, which checkpoints to write."""
-    monitor = callback_of(config, "CheckpointMonitor")
-    return {
-        "log_every": callback_of(config, "MFLossMonitor").get("per_print_times") or 1,
-        "prefix": monitor.get("prefix") or "qwen3",
-        "save_every": _count_or_none(monitor.get("save_checkpoint_steps")),
-        "keep_max": monitor.get("keep_checkpoint_max") or 1,
-        "async_save": bool(monitor.get("async_save")),
-    }
-
-
 def _clipping_norm(config: RunConfig) -> float | None:
     """Return the norm that gradients are clipped to, 1 unless stated; None where clipping is off."""
-    wrapper = config.get("runner_wrapper") or {}
-    return float(wrapper.get("max_grad_norm") or 1.0) if wrapper.get("use_clip_grad") else None
+    if not config.get("runner_wrapper.use_clip_grad"):
+        return None
+    return float(as_number(config.get("runner_wrapper.max_grad_norm", 1.0)))
 
 
 def _read_ascend(config: RunConfig, device: str, worker_num: int, output_dir: Path) -> AscendSettings:
@@ -210,10 +199,11 @@ def weights_source(config: RunConfig, hf_dir: Path | None, resume: ResumeSetting
     return hf_dir if wanted else None
 
 
-def _count_or_none(value: int | None) -> int | None:
-    """Return a number of steps; None where it is left out, or 0 or -1, as mindformers writes never."""
-    return value if value is not None and value > 0 else None
+def _count_or_none(value: object) -> int | None:
+    """Return a number of steps; None for 0 or -1, as mindformers writes never."""
+    count = as_int(value)
+    return count if count > 0 else None
 
 
-def _path_or_none(text: str | None) -> Path | None:
-    return Path(text) if text else None
+def _path_or_none(text: object) -> Path | None:
+    return Path(as_text(text)) if text else None

@@ -72,8 +72,8 @@ HANDLER: Schema = {
         "type": NO_EFFECT,
     },
     # Arguments of the dataset's own methods.
-    "n": COUNT, "seed": SEED, "num_shards": COUNT, "index": COUNT, "column_names": ANY,
-    "original_column_name": TEXT, "new_column_name": TEXT, "column_mapping": ANY,
+    "n": COUNT, "seed": SEED, "num_shards": COUNT, "index": COUNT, "column_names": Key((list, str)),
+    "original_column_name": TEXT, "new_column_name": TEXT, "column_mapping": Key((dict,)),
 }  # fmt: skip
 
 ENTRY: Schema = {

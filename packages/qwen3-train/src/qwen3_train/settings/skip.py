@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from qwen3_model.command.narrow import as_int, as_number
 from qwen3_model.command.run_config import RunConfig
 from qwen3_model.errors import ConfigError
 
@@ -25,8 +26,8 @@ def read_skip(config: RunConfig) -> SkipSettings | None:
         ConfigError: A threshold is out of range.
     """
     # As mindformers' documentation states the defaults; its code has 1.0 for the first.
-    limit = config.get("monitor_config.global_norm_spike_threshold", 3.0)
-    most = config.get("monitor_config.global_norm_spike_count_threshold", 10)
+    limit = as_number(config.get("monitor_config.global_norm_spike_threshold", 3.0))
+    most = as_int(config.get("monitor_config.global_norm_spike_count_threshold", 10))
     problems = []
     if not limit > 0:
         problems.append(f"monitor_config.global_norm_spike_threshold={limit} must be above 0")
@@ -39,5 +40,5 @@ def read_skip(config: RunConfig) -> SkipSettings | None:
     return SkipSettings(
         norm_limit=float(limit),
         most_in_row=most,
-        stops_at_nan=config.get("check_for_nan_in_loss_and_grad", False),
+        stops_at_nan=bool(config.get("check_for_nan_in_loss_and_grad", False)),
     )

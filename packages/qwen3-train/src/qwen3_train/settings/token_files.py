@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwen3_model.command.checked import Checked
+from qwen3_model.command.narrow import as_int, as_list, as_section, as_text, optional
 from qwen3_model.errors import ConfigError
 from qwen3_train.settings.blend import Blend, has_weights, parse_blend, split_bounds
 
@@ -36,21 +36,21 @@ class DataSettings:
     separate_documents: bool
 
 
-def read_data(section: Mapping[str, Checked]) -> DataSettings:
+def read_data(section: Mapping[str, object]) -> DataSettings:
     """Read the keys of `train_dataset`.
 
     Raises:
         ConfigError: A key is missing, or values contradict each other.
     """
-    loader = section.get("data_loader") or {}
+    loader = as_section(section.get("data_loader", {}))
     kind = loader.get("type") or "BlendedMegatronDatasetDataLoader"
     if kind != "BlendedMegatronDatasetDataLoader":
         raise ConfigError(
             f"{LOADER}.type={kind!r} is not implemented; use BlendedMegatronDatasetDataLoader with token "
             "files of qwen3-data preprocess, SftFileDataLoader with those of qwen3-data sft, or HFDataLoader"
         )
-    config = loader.get("config") or {}
-    seq_length = config.get("seq_length")
+    config = as_section(loader.get("config", {}))
+    seq_length = optional(as_int, config.get("seq_length"))
     if not seq_length or seq_length < 1:
         raise ConfigError(f"{LOADER}.config.seq_length={seq_length} must be at least 1")
     train, valid, split = _files(config)
@@ -68,10 +68,10 @@ def read_data(section: Mapping[str, Checked]) -> DataSettings:
         seq_length=seq_length,
         num_train=num_train,
         num_valid=num_valid,
-        seed=1234 if config.get("seed") is None else config["seed"],
-        cache=Path(config["path_to_cache"]) if config.get("path_to_cache") else None,
-        eod=config.get("eod"),
-        pad=-1 if config.get("pad") is None else config["pad"],
+        seed=as_int(config.get("seed", 1234)),
+        cache=Path(as_text(config["path_to_cache"])) if config.get("path_to_cache") else None,
+        eod=optional(as_int, config.get("eod")),
+        pad=as_int(config.get("pad", -1)),
         eod_mask_loss=bool(config.get("eod_mask_loss")),
         reset_position_ids=bool(config.get("reset_position_ids")),
         separate_documents=bool(
@@ -100,7 +100,7 @@ def _files(config: Mapping[str, object]) -> tuple[Blend, Blend | None, str | Non
     return blend, blend if bounds[1] is not None else None, split
 
 
-def read_sizes(sizes: Checked) -> tuple[int | None, int | None]:
+def read_sizes(sizes: object) -> tuple[int | None, int | None]:
     """Read `[train, valid, test]`; 0, -1 or none means one pass over the part.
 
     Raises:
@@ -108,11 +108,9 @@ def read_sizes(sizes: Checked) -> tuple[int | None, int | None]:
     """
     if sizes is None:
         return None, None
-    if len(sizes) > 3 or not all(size is None or (type(size) is int and size >= -1) for size in sizes):
+    numbers = [-1 if size is None else size for size in as_list(sizes)]
+    counts = [number for number in numbers if type(number) is int and number >= -1]
+    if len(counts) < len(numbers) or len(counts) > 3:
         raise ConfigError(f"{LOADER}.sizes={sizes} must be the numbers of train, valid and test samples")
-    numbers = [*sizes, None, None, None]
-    return _wanted(numbers[0]), _wanted(numbers[1])
-
-
-def _wanted(size: int | None) -> int | None:
-    return size if size and size > 0 else None
+    train, valid, *_ = (*counts, -1, -1)
+    return train if train > 0 else None, valid if valid > 0 else None

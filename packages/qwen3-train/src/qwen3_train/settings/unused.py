@@ -1,8 +1,8 @@
 """Keys of a YAML that do nothing because of another key, said by `launch` and `plan` alike."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
-from qwen3_model.command.checked import Checked
+from qwen3_model.command.narrow import as_int, as_text
 from qwen3_model.command.run_config import RunConfig
 from qwen3_model.errors import UsageError
 from qwen3_train.settings.profiling import KEYS as PROFILE_KEYS
@@ -59,7 +59,7 @@ def _spellings(config: RunConfig) -> Iterator[str]:
 def _sequence(config: RunConfig) -> Iterator[str]:
     own = config.get("train_dataset.data_loader.config.seq_length")
     if own is None:
-        handlers = config.get("train_dataset.data_loader.handler") or []
+        handlers = config.sections("train_dataset.data_loader.handler")
         own = next((handler["seq_length"] for handler in handlers if handler.get("seq_length")), None)
     stated = config.get("model.model_config.seq_length")
     if stated is not None and own is not None and stated != own:
@@ -78,10 +78,10 @@ Rule = tuple[bool, str, tuple[str, ...]]
 
 def _parallel(config: RunConfig) -> Iterator[Rule]:
     is_parallel = bool(config.get("use_parallel", False))
-    section = config.get("parallel_config") or {}
+    section = config.section("parallel_config")
 
     def size(key: str) -> int:
-        return int(section.get(key) or 1) if is_parallel else 1
+        return as_int(section.get(key) or 1) if is_parallel else 1
 
     grid = (
         "data_parallel",
@@ -173,12 +173,11 @@ def _sources(config: RunConfig) -> Iterator[Rule]:
 
 def _callbacks(config: RunConfig) -> Iterator[str]:
     seen: set[str] = set()
-    callbacks: Sequence[Mapping[str, Checked]] = config.get("callbacks") or []
-    for number, callback in enumerate(callbacks):
-        kind = callback.get("type")
-        if kind is None:
+    for number, callback in enumerate(config.sections("callbacks")):
+        if "type" not in callback:
             yield f"callbacks.{number} has no type, so it does nothing"
             continue
+        kind = as_text(callback["type"])
         if kind == "OnRequestExit" and config.get("use_graceful_exit") is False:
             yield f"callbacks.{number} has no effect, since use_graceful_exit is False"
         if kind in seen:

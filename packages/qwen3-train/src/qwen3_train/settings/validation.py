@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from math import inf
 
-from qwen3_model.command.checked import Checked
+from qwen3_model.command.narrow import as_int, as_number
 from qwen3_model.command.run_config import RunConfig
 from qwen3_model.errors import ConfigError
+from qwen3_train.settings.values import callback_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,19 +45,17 @@ def read_validation(config: RunConfig) -> ValidationSettings:
     Raises:
         ConfigError: There is nothing to compare, or a number is out of range.
     """
-    callbacks: list[dict[str, Checked]] = config.get("callbacks") or []
-    stopping = next((each for each in callbacks if each.get("type") == "EarlyStopping"), None)
-    monitor = next((each for each in callbacks if each.get("type") == "CheckpointMonitor"), {})
-    keep_best = bool(monitor.get("keep_best"))
-    interval = config.get("eval_step_interval") or 0
-    if (keep_best or stopping is not None) and not (config.get("do_eval") and interval > 0):
+    stopping = callback_of(config, "EarlyStopping")  # not empty where it is there: it has its type
+    keep_best = bool(callback_of(config, "CheckpointMonitor").get("keep_best"))
+    interval = as_int(config.get("eval_step_interval", 0))
+    if (keep_best or stopping) and not (config.get("do_eval") and interval > 0):
         what = "keep_best" if keep_best else "the callback EarlyStopping"
         raise ConfigError(f"{what} compares evaluations; set do_eval: True and eval_step_interval")
-    patience, min_delta = (stopping or {}).get("patience", 1), (stopping or {}).get("min_delta", 0.0)
+    patience, min_delta = as_int(stopping.get("patience", 1)), as_number(stopping.get("min_delta", 0.0))
     if patience < 1 or min_delta < 0:
         raise ConfigError(
             f"EarlyStopping has patience={patience} and min_delta={min_delta}; use at least 1 and 0"
         )
     return ValidationSettings(
-        keep_best=keep_best, patience=None if stopping is None else patience, min_delta=float(min_delta)
+        keep_best=keep_best, patience=patience if stopping else None, min_delta=float(min_delta)
     )

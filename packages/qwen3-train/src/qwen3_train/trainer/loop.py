@@ -3,7 +3,7 @@
 import math
 import secrets
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -269,7 +269,7 @@ class TrainingLoop:
                 self.course,
                 skipped=self.step.num_skipped,
                 settings=run_facts(run.settings),
-                best=asdict(self.best) if math.isfinite(self.best.loss) else {},
+                best=replace(self.best) if math.isfinite(self.best.loss) else None,
             ),
             tensors.values(),
         )
