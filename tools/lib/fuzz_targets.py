@@ -259,6 +259,8 @@ def _request(service: Service, raw: bytes) -> None:
         except ApiError as error:
             json.dumps(error.body()).encode()
             problems.append(error)
+        except Qwen3Error as error:
+            raise AssertionError(f"the server answers with 500: {error}") from error
     if problems:
         raise problems[0]
 
