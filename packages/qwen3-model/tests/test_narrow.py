@@ -43,3 +43,11 @@ def test_another_type_is_named(function, value, message):
 
 def test_values_are_handed_over_as_keyword_arguments():
     assert narrow.build(dict, {"a": 1}) == {"a": 1}
+
+
+def test_a_value_at_a_key_is_narrowed_and_its_fault_names_the_key():
+    assert narrow.at_key({"a": 1}, "a", narrow.as_int) == 1
+    with pytest.raises(FormatError, match=r"^b is missing$"):
+        narrow.at_key({"a": 1}, "b", narrow.as_int)
+    with pytest.raises(FormatError, match=r"^a: b: None is not a whole number$"):
+        narrow.at_key({"a": {"b": None}}, "a", lambda inner: narrow.at_key(inner, "b", narrow.as_int))

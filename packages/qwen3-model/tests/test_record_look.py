@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from qwen3_model.ranks.msrun import record_look
+from qwen3_model.errors import FormatError
+from qwen3_model.ranks.msrun import record_look, records
 from qwen3_model.ranks.msrun.live_line import LiveLine
 from qwen3_model.ranks.msrun.record_look import RecordLook
 from qwen3_model.ranks.msrun.records import RUNNING
@@ -62,3 +63,18 @@ def test_a_line_that_nobody_sees_asks_for_nothing(reads, capfd):
         reads.now_s += 0.1
         asked += line.is_due()
     assert asked <= 3, "where there is no terminal"
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("[]", r"\[\] is not a section"),
+        ("", "Expecting value"),
+        ('{"name": "worker_0", "pid": "7"}', "pid: '7' is not a whole number"),
+        ('{"name": "worker_0", "pid": 7}', "state is missing"),
+    ],
+)
+def test_a_record_of_another_form_is_one_sentence(tmp_path, text, fault):
+    records.record_path(tmp_path, "worker_0").write_text(text)
+    with pytest.raises(FormatError, match=rf"worker_0\.state\.json is no record of a worker: {fault}"):
+        records.read_records(tmp_path, ["worker_0"])

@@ -75,6 +75,17 @@ def test_instruction_data_whose_manifest_has_another_type_is_named(tmp_path, nam
         read_sft_manifest(tmp_path / "sft.json")
 
 
+@pytest.mark.parametrize(
+    "contents", [{"a": 5}, {"weight_map": {"a": None}}, {"weight_map": ["a"]}, {"a": {}}]
+)
+def test_a_map_of_names_to_what_is_no_file_is_one_sentence(tmp_path, contents):
+    (tmp_path / "param_name_map.json").write_text(json.dumps(contents), encoding="utf-8")
+    with pytest.raises(
+        FormatError, match=r"param_name_map\.json is no map of names to files: \w+: .* is not a"
+    ):
+        open_checkpoint(tmp_path)
+
+
 @pytest.mark.parametrize("pattern", ["(a+)+$", "(a|aa)*b", ".*.*.*.*.*x", "x" * 2000, "((?:q.){9}){9}"])
 def test_a_pattern_that_may_never_end_to_match_is_refused(tmp_path, pattern):
     config = {"lora_alpha": 8, "r": 4, "rank_pattern": {pattern: 4}}

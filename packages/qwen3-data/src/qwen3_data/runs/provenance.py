@@ -15,7 +15,7 @@ from pathlib import Path
 from qwen3_data.encode.tokenizer_facts import TokenizerFacts
 from qwen3_data.input.sources import Source
 from qwen3_data.runs.preprocess_settings import Settings
-from qwen3_model.command.narrow import as_ints, as_section, build, field
+from qwen3_model.command.narrow import as_ints, as_section, at_key, build
 from qwen3_model.errors import ConfigError, FormatError
 from qwen3_model.text.tokens import MANIFEST_TYPES, Manifest, check_types, manifest_json, sibling
 
@@ -151,7 +151,7 @@ def _restored(prefixes: Sequence[Path], manifests: Sequence[Manifest]) -> dict[s
         return {}
     path = sibling(prefixes[0], ".json")
     try:
-        restored = field(first, "whole", _restored_fields)
+        restored = at_key(first, "whole", _restored_fields)
     except FormatError as error:
         raise FormatError(f"{path}: part: {error}; split the whole again") from None
     check_types(restored, MANIFEST_TYPES, path)
@@ -160,7 +160,7 @@ def _restored(prefixes: Sequence[Path], manifests: Sequence[Manifest]) -> dict[s
 
 def _restored_fields(whole: object) -> dict[str, object]:
     stated = as_section(whole)
-    return {name: field(stated, name, lambda value: value) for name in RESTORED}
+    return {name: at_key(stated, name, lambda value: value) for name in RESTORED}
 
 
 def _check_shares(

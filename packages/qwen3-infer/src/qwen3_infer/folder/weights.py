@@ -1,6 +1,5 @@
 """Which weights a model gets and which adapter goes on them, checked against its config without MindSpore."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from qwen3_model.checkpoints.adapters import (
     pair,
     read_peft,
     stated_alpha,
+    trained_base,
     with_peft_embedding,
 )
 from qwen3_model.checkpoints.fused import FusedLayout
@@ -112,7 +112,7 @@ def _read_run(source: Path, base: Path) -> AdapterSet:
         raise FormatError(
             f"{source} has mindformers' fused names; give what qwen3-ckpt lora export makes of it"
         )
-    trained_on = json.loads(tensors.first.metadata.get("qwen3_train", "{}")).get("base")
+    trained_on = trained_base(tensors.first)
     if trained_on and trained_on != base_fingerprint(base):
         raise WeightError(
             f"the adapter in {source} is for another base than {base} (fingerprint {trained_on}, here "

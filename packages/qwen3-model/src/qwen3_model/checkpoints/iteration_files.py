@@ -28,7 +28,7 @@ from qwen3_model.checkpoints.rows import (
 from qwen3_model.checkpoints.safetensors_file import SafetensorsFile, TensorPlan, open_safetensors
 from qwen3_model.command.files import is_file_name
 from qwen3_model.command.json_file import read_json
-from qwen3_model.command.narrow import as_ints, as_section, as_sections, as_text, field
+from qwen3_model.command.narrow import as_ints, as_section, as_sections, as_text, at_key
 from qwen3_model.command.small_files import INDEX_BYTES, read_small_text
 from qwen3_model.errors import FormatError, WeightError
 
@@ -108,12 +108,12 @@ def open_iteration(folder: Path) -> tuple[dict[str, LazyTensor], list[Safetensor
     meta = read_json(path, INDEX_BYTES)
     opened: dict[str, SafetensorsFile] = {}
     try:
-        stored = field(meta, "storage_data", as_section)
-        storage = {ast.literal_eval(key): field(stored, key, _file_names) for key in stored}
-        stated = field(meta, "state_dict_metadata", as_section)
+        stored = at_key(meta, "storage_data", as_section)
+        storage = {ast.literal_eval(key): at_key(stored, key, _file_names) for key in stored}
+        stated = at_key(meta, "state_dict_metadata", as_section)
         tensors, problems = {}, []
         for name in stated:
-            shape, cuts = field(stated, name, _shape_and_cuts)
+            shape, cuts = at_key(stated, name, _shape_and_cuts)
             try:
                 tensors[name] = _assemble(folder, name, shape, cuts, storage, opened)
             except WeightError as error:
@@ -130,12 +130,12 @@ def open_iteration(folder: Path) -> tuple[dict[str, LazyTensor], list[Safetensor
 
 def _file_names(entries: object) -> Sequence[str]:
     """Return the files that are said to hold a part; each of them has all of it."""
-    return [field(entry, "file_name", as_text) for entry in as_sections(entries)]
+    return [at_key(entry, "file_name", as_text) for entry in as_sections(entries)]
 
 
 def _shape_and_cuts(entry: object) -> tuple[tuple[int, ...], tuple[int, ...]]:
     section = as_section(entry)
-    shape, cuts = (field(section, key, as_ints) for key in ("global_shape", "axis_fragmentations"))
+    shape, cuts = (at_key(section, key, as_ints) for key in ("global_shape", "axis_fragmentations"))
     return tuple(shape), tuple(cuts)
 
 

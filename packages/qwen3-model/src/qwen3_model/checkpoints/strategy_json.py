@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from qwen3_model.checkpoints.strategy import TensorLayout, check_layout
-from qwen3_model.command.narrow import as_int, as_ints, as_section, field
+from qwen3_model.command.narrow import as_int, as_ints, as_section, at_key
 from qwen3_model.command.small_files import INDEX_BYTES, read_small_text
 from qwen3_model.errors import FormatError
 
@@ -17,32 +17,40 @@ from qwen3_model.errors import FormatError
 def read_json_strategy(path: Path) -> tuple[int, dict[str, TensorLayout]]:
     """Read a strategy file in JSON; returns and raises what `read_strategy` does."""
     try:
-        stated = as_section(json.loads(read_small_text(path, INDEX_BYTES)))
-        layouts = field(stated, "parallel_layout_item", _layouts)
+        contents: object = json.loads(read_small_text(path, INDEX_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, error) from None
+    try:
+        stated = as_section(contents)
+        layouts = at_key(stated, "parallel_layout_item", _layouts)
         for name, layout in layouts.items():
             check_layout(name, layout)
-        nodes = field({"parallel_strategy_item": {}, **stated}, "parallel_strategy_item", as_section)
+        nodes = at_key({"parallel_strategy_item": {}, **stated}, "parallel_strategy_item", as_section)
         if nodes:
-            return field(nodes, next(iter(nodes)), _stage), layouts
-        return field({"current_stage": 0, **stated}, "current_stage", as_int), layouts
-    except (ValueError, RecursionError, FormatError) as error:
-        raise FormatError(f"{path} is damaged or no strategy file of MindSpore: {error}") from None
+            return at_key(nodes, next(iter(nodes)), _stage), layouts
+        return at_key({"current_stage": 0, **stated}, "current_stage", as_int), layouts
+    except (ValueError, FormatError) as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> FormatError:
+    return FormatError(f"{path} is damaged or no strategy file of MindSpore: {error}")
 
 
 def _stage(node: object) -> int:
-    return field(as_section(node), "stage", as_int)
+    return at_key(as_section(node), "stage", as_int)
 
 
 def _layouts(stated: object) -> dict[str, TensorLayout]:
     items = as_section(stated)
-    return {name: field(items, name, _layout) for name in items}
+    return {name: at_key(items, name, _layout) for name in items}
 
 
 def _layout(stated: object) -> TensorLayout:
     item = {"opt_weight_shard_step": 0, "opt_weight_shard_size": 0, **as_section(stated)}
     return TensorLayout(
-        dev_matrix=tuple(field(item, "dev_matrix", as_ints)),
-        tensor_map=tuple(field(item, "tensor_map", as_ints)),
-        opt_shard_step=field(item, "opt_weight_shard_step", as_int),
-        opt_shard_size=field(item, "opt_weight_shard_size", as_int),
+        dev_matrix=tuple(at_key(item, "dev_matrix", as_ints)),
+        tensor_map=tuple(at_key(item, "tensor_map", as_ints)),
+        opt_shard_step=at_key(item, "opt_weight_shard_step", as_int),
+        opt_shard_size=at_key(item, "opt_weight_shard_size", as_int),
     )

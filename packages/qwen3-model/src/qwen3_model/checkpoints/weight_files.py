@@ -1,6 +1,5 @@
 """Weights wherever they are: a run of any layout, a merged checkpoint, a Hugging Face folder, one file."""
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -24,7 +23,9 @@ from qwen3_model.checkpoints.strangers import WANTED, explain
 from qwen3_model.checkpoints.strategies import Stages, read_stages, strategy_files
 from qwen3_model.checkpoints.tensors import Tensors
 from qwen3_model.command.files import is_file_name
-from qwen3_model.command.small_files import INDEX_BYTES, read_small_text
+from qwen3_model.command.json_file import read_json
+from qwen3_model.command.narrow import as_section, as_text, at_key
+from qwen3_model.command.small_files import INDEX_BYTES
 from qwen3_model.errors import ConfigError, FormatError
 
 NAME_MAP = "param_name_map.json"
@@ -198,12 +199,13 @@ def _open_merged(source: Path) -> Checkpoint:
 
 def _open_named(path: Path) -> dict[str, SafetensorsFile]:
     folder = path.parent
+    index = read_json(path, INDEX_BYTES)
     try:
-        index = json.loads(read_small_text(path, INDEX_BYTES))
-        weight_map: dict[str, str] = index.get("weight_map", index)
-        names = sorted(set(weight_map.values()))
-    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        stated = at_key(index, "weight_map", as_section) if "weight_map" in index else index
+        weight_map = {tensor: at_key(stated, tensor, as_text) for tensor in stated}
+    except FormatError as error:
         raise FormatError(f"{path} is no map of names to files: {error}") from None
+    names = sorted(set(weight_map.values()))
     if not weight_map:
         raise FormatError(f"{path} lists no tensor")
     absent = [name for name in names if not is_file_name(name) or not (folder / name).is_file()]

@@ -9,6 +9,7 @@ from types import FrameType
 
 import click
 
+from qwen3_model.command.narrow import build
 from qwen3_model.command.parsing import Command
 from qwen3_model.command.plain_text import as_message, one_line, without_controls
 from qwen3_model.errors import Qwen3Error, UsageError
@@ -29,9 +30,8 @@ class Commands(click.Group):
     command_class = Command
     group_class = type
 
-    def __init__(self, *args: object, **attributes: object) -> None:
-        attributes.setdefault("context_settings", CONTEXT)
-        super().__init__(*args, **attributes)  # type: ignore[arg-type]
+    def __init__(self, name: str | None = None, **attributes: object) -> None:
+        build(super().__init__, {"name": name, "context_settings": CONTEXT, **attributes})
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
         if not isinstance(cmd, click.Group):

@@ -79,7 +79,7 @@ def optional(narrow: Callable[[object], T], value: object) -> T | None:
     return None if value is None else narrow(value)
 
 
-def field(section: Mapping[str, object], key: str, narrow: Callable[[object], T]) -> T:
+def at_key(section: Mapping[str, object], key: str, narrow: Callable[[object], T]) -> T:
     """Return `section[key]` as `narrow` returns it; raise FormatError with the key where it does not."""
     if key not in section:
         raise FormatError(f"{key} is missing")

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from qwen3_model.command.files import write_text_atomically
+from qwen3_model.command.narrow import as_int, as_number, as_section, as_text, at_key
+from qwen3_model.errors import FormatError
 
 RUNNING, DONE, STOPPED, FAILED = "running", "done", "stopped", "failed"
 ENDED = (DONE, STOPPED)
@@ -46,15 +48,36 @@ def write_record(log_dir: Path, name: str, pid: int, state: str, error: str = ""
 
 
 def read_records(log_dir: Path, names: Iterable[str]) -> dict[str, WorkerRecord]:
-    """Return the records of `names` that exist; the folder may be shared with other nodes."""
+    """Return the records of `names` that exist; the folder may be shared with other nodes.
+
+    Raises:
+        FormatError: A record is of another form, as a job of another version writes it.
+    """
     records = {}
     for name in names:
+        path = record_path(log_dir, name)
         try:
-            text = record_path(log_dir, name).read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
             continue
-        records[name] = WorkerRecord(**json.loads(text))
+        try:
+            records[name] = _parse(text)
+        except (ValueError, RecursionError, FormatError) as error:
+            raise FormatError(
+                f"{path} is no record of a worker: {error}; give this job a --log-dir of its own"
+            ) from None
     return records
+
+
+def _parse(text: str) -> WorkerRecord:
+    stated = as_section(json.loads(text))
+    return WorkerRecord(
+        name=at_key(stated, "name", as_text),
+        pid=at_key(stated, "pid", as_int),
+        state=at_key(stated, "state", as_text),
+        time_s=at_key(stated, "time_s", as_number),
+        error=at_key({"error": "", **stated}, "error", as_text),
+    )
 
 
 def remove_records(log_dir: Path, names: Iterable[str]) -> None:
