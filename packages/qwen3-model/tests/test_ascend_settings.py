@@ -105,6 +105,17 @@ def test_what_the_yaml_leaves_out_is_left_to_mindspore(calls):
     assert calls == [("set_device", {"device_target": "Ascend"})]
 
 
+def test_a_mindspore_without_the_backend_is_one_sentence(calls, monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("No backend. Please install it.\n\n---\n- C++ Call Stack")
+
+    monkeypatch.setattr(ms, "set_device", refuse)
+    with pytest.raises(
+        ConfigError, match="MindSpore cannot use an Ascend: No backend; see that CANN is set up"
+    ):
+        choose_device("Ascend")
+
+
 def test_a_cpu_is_told_nothing_of_it(calls):
     choose_device("CPU", ALL)
     assert {name for name, _ in calls} <= {"set_device"}

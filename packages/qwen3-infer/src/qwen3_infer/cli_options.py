@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import click
 
 from qwen3_infer.device import Device
-from qwen3_model.command.options import device_option, threads_option
+from qwen3_model.command.options import MAX_THREADS, device_option, threads_option
 from qwen3_model.command.parsing import Command
 from qwen3_model.command.private_files import cache_home
 
@@ -98,4 +98,5 @@ def make_device(run: "RunSettings", kernels: str, threads: int | None) -> Device
 
 def _num_threads() -> int:
     wanted = os.environ.get("OMP_NUM_THREADS", "")
-    return int(wanted) if wanted.isdigit() and int(wanted) > 0 else len(os.sched_getaffinity(0))
+    number = int(wanted) if wanted.isascii() and wanted.isdecimal() and len(wanted) < 10 else 0
+    return min(number, MAX_THREADS) or len(os.sched_getaffinity(0))

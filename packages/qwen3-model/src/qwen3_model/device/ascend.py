@@ -115,7 +115,11 @@ def has_float32_residual(config: RunConfig) -> bool:
 
 
 def choose_device(target: str, ascend: AscendSettings | None = None) -> None:
-    """Choose CPU or Ascend, the latter with its settings; again in the same process it changes nothing."""
+    """Choose CPU or Ascend, the latter with its settings; again in the same process it changes nothing.
+
+    Raises:
+        ConfigError: MindSpore has no backend for Ascend, or not for that device.
+    """
     import mindspore as ms
 
     if ascend is not None and ascend.work_dir is not None:
@@ -137,10 +141,14 @@ def _choose_ascend(ascend: AscendSettings) -> None:
 
     add_gradients_by_add()
 
-    if ascend.device_id is None:
-        ms.set_device("Ascend")
-    else:
-        ms.set_device("Ascend", ascend.device_id)
+    try:
+        if ascend.device_id is None:
+            ms.set_device("Ascend")
+        else:
+            ms.set_device("Ascend", ascend.device_id)
+    except RuntimeError as error:  # its later lines are a stack of C++
+        reason = str(error).strip().splitlines()[0].partition(". ")[0].rstrip(".")
+        raise ConfigError(f"MindSpore cannot use an Ascend: {reason}; see that CANN is set up") from error
     memory = {"max_size": ascend.max_memory, "optimize_level": ascend.memory_optimize_level}
     if any(memory.values()):
         ms.runtime.set_memory(**{name: value for name, value in memory.items() if value})
