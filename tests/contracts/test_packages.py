@@ -39,7 +39,7 @@ def test_any_is_imported_where_its_reason_stands_and_nowhere_else():
     sources = [*ROOT.glob("packages/*/src/**/*.py"), *ROOT.glob("tools/lib/*.py")]
     found = [path for path in sources if imports.search(path.read_text(encoding="utf-8"))]
     names = sorted("/".join(path.parts[-3:]) for path in found)
-    assert names == ["qwen3_model/command/checked.py", "qwen3_model/network/forms.py"]
+    assert names == ["qwen3_model/network/forms.py"]
 
 
 @pytest.mark.parametrize("name", PROJECTS)

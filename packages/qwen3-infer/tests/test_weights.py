@@ -194,6 +194,17 @@ def test_a_runs_adapter_is_that_of_peft(golden, tmp_path):
             np.testing.assert_array_equal(found.modules[module].b, halves.b)
 
 
+def test_adapters_of_a_run_whose_metadata_are_damaged_name_no_base(golden, tmp_path):
+    base, peft, _ = golden
+    run = write_adapter_run(tmp_path / "run", base, peft)
+    for path in run.rglob("*.safetensors"):
+        body = path.read_bytes()
+        begin = b'"{\\"version'
+        assert begin in body
+        path.write_bytes(body.replace(begin, b'"[\\"version'))
+    assert open_adapter(run, base, Qwen3Config.from_dir(base), open_hf_weights(base)).rank == 4
+
+
 def test_an_adapter_for_another_base_is_refused(golden, tmp_path):
     base, peft, _ = golden
     other = write_hf(tmp_path / "other", whole_weights())

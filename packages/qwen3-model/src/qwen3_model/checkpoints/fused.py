@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from qwen3_model.checkpoints.rows import LazyTensor, PickedRows, Run
 from qwen3_model.checkpoints.safetensors_file import TensorPlan
 from qwen3_model.checkpoints.tensors import Tensors
+from qwen3_model.command.narrow import as_flag
 from qwen3_model.command.run_config import RunConfig
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import WeightError
@@ -54,8 +55,8 @@ def read_fused_layout(config: RunConfig) -> FusedLayout:
     section = "model.model_config"
     older = config.get(f"{section}.use_contiguous_weight_layout", False)
     return FusedLayout(
-        contiguous_qkv=config.get(f"{section}.use_contiguous_weight_layout_attention", older),
-        interleaved_mlp=config.get(f"{section}.use_interleaved_weight_layout_mlp", True),
+        contiguous_qkv=as_flag(config.get(f"{section}.use_contiguous_weight_layout_attention", older)),
+        interleaved_mlp=as_flag(config.get(f"{section}.use_interleaved_weight_layout_mlp", True)),
     )
 
 

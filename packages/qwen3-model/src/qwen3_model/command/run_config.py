@@ -10,7 +10,6 @@ from pathlib import Path
 
 import yaml
 
-from qwen3_model.command.checked import Checked
 from qwen3_model.command.keys import Key, Schema, hint, keys_meant, unknown_key
 from qwen3_model.command.narrow import as_section, as_sections
 from qwen3_model.command.small_files import YAML_BYTES, read_small_text
@@ -30,7 +29,7 @@ class RunConfig:
     notes: tuple[str, ...]
     """One sentence for each kind of key that has no effect here."""
 
-    def get(self, dotted: str, default: Checked = None) -> Checked:
+    def get(self, dotted: str, default: object = None) -> object:
         """Return the value at `a.b.c`, or `default` when a part is absent or the value is None."""
         value: object = self.values
         for part in dotted.split("."):

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from qwen3_model.command.keys import Key, Schema
+from qwen3_model.command.narrow import as_int, as_text, optional
 from qwen3_model.command.run_config import RunConfig
 from qwen3_model.command.spellings import read_device
 from qwen3_model.errors import ConfigError
@@ -77,7 +78,8 @@ def read_ascend_settings(
         ConfigError: The memory is no amount, the device's number is negative, or on Ascend another compute
             type is asked for than the one that is implemented there.
     """
-    memory, device_id = config.get("context.max_device_memory"), config.get("context.device_id")
+    memory = optional(as_text, config.get("context.max_device_memory"))
+    device_id = optional(as_int, config.get("context.device_id"))
     if memory is not None and not _is_amount(memory):
         raise ConfigError(f"context.max_device_memory={memory!r} is no amount of memory; write it like 58GB")
     if device_id is not None and device_id < 0:
@@ -90,9 +92,9 @@ def read_ascend_settings(
     return AscendSettings(
         device_id=device_id if worker_num == 1 else None,
         max_memory=memory,
-        memory_optimize_level=config.get("context.memory_optimize_level"),
-        jit_level=config.get("context.jit_config.jit_level"),
-        precision_mode=config.get("context.ascend_config.precision_mode"),
+        memory_optimize_level=optional(as_text, config.get("context.memory_optimize_level")),
+        jit_level=optional(as_text, config.get("context.jit_config.jit_level")),
+        precision_mode=optional(as_text, config.get("context.ascend_config.precision_mode")),
         float32_residual=has_float32_residual(config),
         work_dir=work_dir,
     )
