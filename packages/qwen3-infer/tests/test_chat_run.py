@@ -107,6 +107,15 @@ def type_lines(talk):
     return run
 
 
+def test_a_line_that_is_no_utf8_and_a_name_that_is_no_files_are_notes(type_lines, talk):
+    said, notes = type_lines("\udcff", "/system \udcff", "/save a\0b", "/save ~nobody-of-this-name/x")
+    assert (said, talk[1].system) == ("", "Be brief.")
+    assert notes[:2] == ["this line is no UTF-8 and is left out"] * 2
+    assert [note.split(":")[0] for note in notes[2:]] == [
+        "'a\\x00b' is no name of a file", "'~nobody-of-this-name/x' is no name of a file",
+    ]  # fmt: skip
+
+
 def test_commands_are_no_questions_and_questions_are_no_commands(type_lines, talk):
     engine, conversation = talk
     said, notes = type_lines("/help", "/unknown", "/clear", "/system Be long.", "", "/save")

@@ -2,6 +2,7 @@ import pytest
 
 from qwen3_model.command.keys import Key, parse_dotted
 from qwen3_model.command.run_config import parse_run_config
+from qwen3_model.command.yaml_loader import parse_yaml
 from qwen3_model.errors import ConfigError, UsageError
 
 SCHEMA = {
@@ -57,12 +58,18 @@ def test_unknown_keys_are_all_named_with_a_hint():
         ("seed: 1\nseed: 2", "run.yaml, line 2, column 1: key 'seed' is given twice"),
         ("seed: [1", "run.yaml, line 1, column 9: expected ',' or ']', but got '<stream end>'"),
         ("- 1", "run.yaml must hold keys and values, found list"),
+        (r'path: "a\0"', "run.yaml, line 1, column 7: a text has U+0000 or half a character in it"),
+        (r'path: "\uDE00\uD83D"', "run.yaml, line 1, column 7: a text has U+0000 or half a character in it"),
     ],
 )
 def test_bad_file_is_one_sentence(text, message):
     with pytest.raises(ConfigError) as caught:
         parse(text)
     assert str(caught.value) == message
+
+
+def test_a_character_that_json_escapes_in_two_halves_is_one():
+    assert parse_yaml(r'"\uD83D\uDE00"', "run.yaml") == "\U0001f600"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The command line of qwen3-infer."""
 
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -222,5 +223,9 @@ def _lines(interrupt: Interrupt) -> Iterator[str]:
         interrupt.between_answers = lambda: click.echo("Ctrl-D or /exit leaves", err=True)
         yield from typed_lines(state / "qwen3-infer/chat_history", interrupt.between_answers)
         return
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(
+            errors="surrogateescape"
+        )  # a line that is no UTF-8 does not end the conversation
     for line in sys.stdin:
         yield line.rstrip("\n")

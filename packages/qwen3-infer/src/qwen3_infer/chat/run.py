@@ -12,9 +12,10 @@ from qwen3_infer.device import Device
 from qwen3_infer.processes.shared_model import Sharing, open_model
 from qwen3_infer.settings.settings import RunSettings, make_decoding, open_run_folder
 from qwen3_infer.text.output import Part
+from qwen3_infer.text.utf8 import is_utf8
 from qwen3_model.command.files import refuse_existing, write_text_atomically
 from qwen3_model.command.plain_text import counted
-from qwen3_model.errors import ConfigError, Qwen3Error
+from qwen3_model.errors import ConfigError, Qwen3Error, UsageError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +48,9 @@ class Chat:
     def run(self) -> None:
         """Go on until the lines end, or one of them is /exit."""
         for line in self._terminal.lines:
+            if not is_utf8(line):
+                self._terminal.note("this line is no UTF-8 and is left out")
+                continue
             command = read_command(line)
             if command and command.name == "exit":
                 return
@@ -89,9 +93,13 @@ class Chat:
         if not name:
             self._terminal.note("name a file: /save FILE")
             return
-        path = Path(name).expanduser()
-        refuse_existing(path, force=False)
-        write_text_atomically(path, self._conversation.record())
+        try:
+            path = Path(name).expanduser()
+            refuse_existing(path, force=False)
+            write_text_atomically(path, self._conversation.record())
+        except (ValueError, RuntimeError) as error:  # U+0000 in it, ~ of nobody
+            self._terminal.note(f"{name!r} is no name of a file: {error}")
+            return
         self._terminal.note(f"saved to {path}")
 
     def _ways(self) -> tuple[Callable[[Part], None], Callable[[], bool]]:
@@ -130,6 +138,8 @@ def run_chat(
         cannot
             do is a note.
     """
+    if system is not None and not is_utf8(system):
+        raise UsageError("--system is no UTF-8")
     folder = open_run_folder(settings)
     decoding = make_decoding(settings, folder.defaults, folder.config.vocab_size)
     if decoding.num_sequences > 1:

@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from qwen3_infer.text.utf8 import is_utf8
+
 MOST_NESTED = 256
 """Levels of objects and lists in a call; a deeper one stays text."""
 NO_JSON = -1
@@ -96,7 +98,7 @@ def _parse_call(call: object) -> Call:
     if not isinstance(call, dict):
         raise ValueError("a call is an object")  # noqa: TRY004
     name = call.get("name")
-    if not isinstance(name, str) or not name.strip() or not _is_sendable(name):
+    if not isinstance(name, str) or not name.strip() or not is_utf8(name):
         raise ValueError("a call has a name")
     named = [call[key] for key in ("arguments", "parameters") if call.get(key) is not None]
     arguments = named[0] if named else {}
@@ -112,15 +114,7 @@ def _parse_call(call: object) -> Call:
 def _dump(arguments: Mapping[str, object]) -> str:
     text = json.dumps(arguments, ensure_ascii=False)
     # Half a character, as \ud83d, can only be sent as it was written.
-    return text if _is_sendable(text) else json.dumps(arguments)
-
-
-def _is_sendable(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+    return text if is_utf8(text) else json.dumps(arguments)
 
 
 def _refuse(constant: str) -> object:

@@ -3,6 +3,15 @@
 from qwen3_model.errors import FormatError
 
 
+def is_utf8(text: str) -> bool:
+    """Return whether UTF-8 can hold a text: no half of a character, no byte that was none."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def decode_utf8(raw: bytes, where: str) -> str:
     """Decode `raw`, which stands at `where`.
 

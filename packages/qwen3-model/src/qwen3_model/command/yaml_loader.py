@@ -6,9 +6,24 @@ import yaml
 
 from qwen3_model.errors import ConfigError
 
+NO_TEXT = re.compile("[\0\ud800-\udfff]")
+"""What escapes can put into a text although no name of a file and no encoding has it."""
+
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2's floats and without silently overwritten keys."""
+    """SafeLoader with YAML 1.2's floats and JSON's pairs of escapes, without silently overwritten keys."""
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> str:
+        value = super().construct_scalar(node)
+        if not NO_TEXT.search(value):
+            return value
+        # JSON escapes a character beyond U+FFFF as the two halves that UTF-16 has of it.
+        joined = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        if "\0" in value or joined.count("\ufffd") > value.count("\ufffd"):
+            raise yaml.constructor.ConstructorError(
+                None, None, "a text has U+0000 or half a character in it", node.start_mark
+            )
+        return joined
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
         seen = set()
