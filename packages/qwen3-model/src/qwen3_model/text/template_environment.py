@@ -80,13 +80,15 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Context, operator: str, left: object, right: object) -> object:
         """Compute an operator, if its result is not too long."""
-        budget = _budget(context)
+        assert isinstance(context, LimitedContext)
+        budget = context.budget
         check_operator(budget, operator, left, right)
         return budget.take(super().call_binop(context, operator, left, right))
 
     def call(self, context: Context, callee: object, /, *given: object, **named: object) -> object:
         """Call what a template calls."""
-        budget = _budget(context)
+        assert isinstance(context, LimitedContext)
+        budget = context.budget
         budget.step()
         text = getattr(getattr(callee, "__wrapped__", callee), "__self__", None)
         if isinstance(text, str):
@@ -104,18 +106,14 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
 def render_limited(template: Template, values: Mapping[str, object]) -> str:
     """Return what a template of a LimitedEnvironment makes of `values`."""
     context = template.new_context(dict(values))
-    budget, length, parts = _budget(context), 0, []
+    assert isinstance(context, LimitedContext)
+    budget, length, parts = context.budget, 0, []
     budget.measure_input(values)
     for part in template.root_render_func(context):
         length += len(part)
         budget.require(length)
         parts.append(part)
     return "".join(parts)
-
-
-def _budget(context: Context) -> Budget:
-    assert isinstance(context, LimitedContext)  # as `context_class` says
-    return context.budget
 
 
 class _Counting(NodeTransformer):
