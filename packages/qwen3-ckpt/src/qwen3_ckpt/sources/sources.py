@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen3_model.checkpoints.companions import companion_files, copy_companions, find_companions
+from qwen3_model.checkpoints.rows import LazyTensor
 from qwen3_model.checkpoints.source_file import SourceFile, open_source, refuse_changed
 from qwen3_model.checkpoints.weight_files import Checkpoint
 from qwen3_model.command.files import output_directory, require_free_space
@@ -92,6 +93,6 @@ def output_of(
         refuse_changed(sources.files)
 
 
-def total_bytes(tensors: Iterable[object]) -> int:
+def total_bytes(tensors: Iterable[LazyTensor]) -> int:
     """Return the bytes of all tensors."""
-    return sum(tensor.plan.size_bytes for tensor in tensors)  # type: ignore[attr-defined]
+    return sum(tensor.plan.size_bytes for tensor in tensors)

@@ -84,7 +84,7 @@ def _copy_range(target: BinaryIO, piece: FileRange) -> int:
                 if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
                     raise
                 # Not between these file systems, or not on this kernel.
-                count = _write_all(target, piece.file.read(position, left))  # type: ignore[arg-type]
+                count = _write_all(target, piece.file.read(position, left).data)
             if count == 0:
                 raise FormatError(f"{piece.file.path} has become shorter while it was read")
             copied += count
@@ -93,5 +93,5 @@ def _copy_range(target: BinaryIO, piece: FileRange) -> int:
 
 def _bytes_of(piece: bytes | memoryview | np.ndarray) -> bytes | memoryview:
     if isinstance(piece, np.ndarray):
-        return memoryview(np.ascontiguousarray(piece).reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+        return np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
     return piece

@@ -77,7 +77,7 @@ class SourceFile:
         Raises:
             FormatError: The file has become shorter, or cannot be read there.
         """
-        rest, position = memoryview(target), start  # type: ignore[arg-type]
+        rest, position = target.data, start
         with self.descriptor() as number:
             while rest:
                 try:
