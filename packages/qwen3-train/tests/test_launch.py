@@ -294,6 +294,7 @@ def test_report_draws_the_run(tmp_path):
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
+        ("\x80\n{}", "metrics.jsonl: line 1 is not JSON"),
         ("[1]", "metrics.jsonl: line 1 holds no metrics of a step: [1] is not a section with keys"),
         ('{"loss": 1.0}', "metrics.jsonl: line 1 holds no metrics of a step: it has no step"),
         ('{"step": 1, "loss": "a"}', "line 1 holds no metrics of a step: loss: 'a' is not a number"),
@@ -301,7 +302,7 @@ def test_report_draws_the_run(tmp_path):
     ],
 )
 def test_report_of_another_programs_metrics_is_a_sentence(tmp_path, line, sentence):
-    (tmp_path / "metrics.jsonl").write_text(f"{line}\n", encoding="utf-8")
+    (tmp_path / "metrics.jsonl").write_text(f"{line}\n", encoding="latin-1")
     result = CliRunner().invoke(main, ["report", str(tmp_path)])
     assert result.exit_code == 1
     assert sentence in result.stderr

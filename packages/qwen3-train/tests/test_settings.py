@@ -140,6 +140,7 @@ REFUSED = (
     ({"model__model_config__rope_theta": float("nan")}, "rope_theta=nan must be a finite number"),
     ({"model__model_config__eos_token_id": ["a"]}, "eos_token_id=.'a'. must be an id or a list of ids"),
     ({"optimizer__weight_decay": float("inf")}, "weight_decay=inf must be a finite number"),
+    ({"optimizer__eps": 10**400}, "optimizer.eps=10+[.]{3}0+ must be a finite number"),
 )
 
 

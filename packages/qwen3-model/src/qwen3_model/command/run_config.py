@@ -3,7 +3,8 @@
 A key without a value (`key:`, `key: null`, `--key null`) counts as left out.
 """
 
-import math
+import reprlib
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -217,8 +218,8 @@ def _value_problems(name: str, value: object, rule: Key) -> Iterator[str]:
     if rule.types and not _has_type(value, rule.types):
         expected = " or ".join(TYPE_WORDS.get(kind, kind.__name__) for kind in rule.types)
         yield f"{name}={value!r} must be {expected}"
-    elif isinstance(value, float) and rule.types and not math.isfinite(value):
-        yield f"{name}={value} must be a finite number"
+    elif float in rule.types and isinstance(value, int | float) and not abs(value) <= sys.float_info.max:
+        yield f"{name}={reprlib.repr(value)} must be a finite number"
     elif isinstance(rule.choices, range) and value not in rule.choices:
         yield f"{name}={value} must be from {rule.choices[0]} to {rule.choices[-1]}"
     elif rule.choices and value not in rule.choices:

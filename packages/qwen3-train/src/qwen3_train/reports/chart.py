@@ -3,7 +3,7 @@
 import html
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -15,6 +15,7 @@ SMOOTHED_FROM = 100
 COLOURS = 6
 """Colours of page.css; further runs begin with the first again."""
 Point = tuple[int, float]
+ToPixels = Callable[[tuple[float, float]], tuple[float, float]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,7 +118,7 @@ def draw(series: Sequence[Series]) -> str:
     return f'{_legend(kept)}<div class="chart" data-series="{data}">{"".join(parts)}</svg></div>'
 
 
-def _grid(across: Axis, along: Axis, to_pixels) -> list[str]:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def _grid(across: Axis, along: Axis, to_pixels: ToPixels) -> list[str]:
     parts = []
     for tick, label in zip(along.ticks, along.labels, strict=True):
         _, y = to_pixels((across.low, tick))
@@ -141,7 +142,7 @@ def _legend(kept: Sequence[tuple[Series, Sequence[Point]]]) -> str:
     return f'<ul class="legend">{"".join(entries)}</ul>'
 
 
-def _polyline(kind: str, points: Sequence[Point], to_pixels) -> str:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def _polyline(kind: str, points: Sequence[Point], to_pixels: ToPixels) -> str:
     return f'<polyline class="{kind}" points="{" ".join(f"{x},{y}" for x, y in map(to_pixels, points))}"/>'
 
 
