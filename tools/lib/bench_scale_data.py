@@ -24,7 +24,7 @@ TOKENIZER = Path(__file__).resolve().parents[1] / "demo_data/tokenizer"
 FILE_DOCUMENTS = 156_250_000
 """Documents of each of 64 files of 1e10 documents together, which are 1e13 tokens at 1,000 each."""
 SAMPLES = 2.44e9
-"""Of 4,096 tokens, in 1e13."""
+"""Samples of 4,096 tokens in 1e13 tokens."""
 SEQ_LENGTH = 4096
 OWN_SAMPLES = 4
 """That a replica takes of a step, whatever the others take."""

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from many_runs import train_many
+from run_results import steps_of, tensors_of
 from sft_inputs import loader, sft_run, write_records
 from train_inputs import TINY_MODEL, counting_documents, tiny_run, write_tokens, write_yaml
 
 from qwen3_model.checkpoints.checkpoint_files import choose_checkpoint
 from qwen3_model.checkpoints.fresh_weights import init_weights
 from qwen3_model.checkpoints.hf_folder import write_hf_weights
-from qwen3_model.checkpoints.rank_tensors import open_rank_tensors, strategy_path
+from qwen3_model.checkpoints.rank_tensors import strategy_path
 from qwen3_model.checkpoints.safetensors_file import TensorPlan, open_safetensors
 from qwen3_model.checkpoints.strategy import read_strategy
 from qwen3_train.cli import main
@@ -176,17 +177,6 @@ def launch(folder, values_of, worker_num):
         half = f"qwen3_rank_0-1_{HALF}.safetensors"
         add(name, layout, "--resume_training", half, "--load_checkpoint", str(folder / source))
     train_many(folder, jobs, worker_num, LONGEST_S)
-
-
-def steps_of(run_dir, after=0):
-    lines = read_metrics(run_dir / "metrics.jsonl")
-    return [line for line in lines if "loss" in line and line["step"] > after]
-
-
-def tensors_of(run_dir):
-    held = open_rank_tensors(choose_checkpoint(run_dir, None, None)[0])
-    names = [name for name in held.names() if "model" in name or "lm_head" in name]
-    return {name: held.read(name, tuple(slice(0, size) for size in held.shape(name)))[1] for name in names}
 
 
 def assert_same(run_dir, other_dir, after=0):

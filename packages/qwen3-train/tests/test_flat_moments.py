@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 from many_runs import train_many
+from run_results import tensors_of
 from train_inputs import TINY_MODEL, counting_documents, tiny_run, write_tokens, write_yaml
 
-from qwen3_model.checkpoints.checkpoint_files import choose_checkpoint
-from qwen3_model.checkpoints.rank_tensors import open_rank_tensors
 from qwen3_train.layout.stages import piece_shape
 from qwen3_train.reports.run_log import read_metrics
 
@@ -74,11 +73,6 @@ def curve_of(run_dir, after=0):
     lines = read_metrics(run_dir / "metrics.jsonl")
     steps = [line for line in lines if "loss" in line and line["step"] > after]
     return [line["loss"] for line in steps], [line["grad_norm"] for line in steps]
-
-
-def tensors_of(run_dir):
-    held = open_rank_tensors(choose_checkpoint(run_dir, None, None)[0])
-    return {name: held.read(name)[1] for name in held.names() if "model." in name}
 
 
 @pytest.mark.slow

@@ -13,13 +13,13 @@ import pytest
 from click.testing import CliRunner
 from many_runs import train_many
 from plan_inputs import make_settings
+from run_results import steps_of, tensors_of
 from train_inputs import TINY_MODEL, counting_documents, tiny_run, write_tokens, write_yaml
 
 from qwen3_model.checkpoints.checkpoint_files import choose_checkpoint
 from qwen3_model.checkpoints.fresh_weights import init_weights
 from qwen3_model.checkpoints.fused import FusedLayout, fused_shapes, mlp_runs, qkv_runs, split_name
 from qwen3_model.checkpoints.hf_folder import write_hf_weights
-from qwen3_model.checkpoints.rank_tensors import open_rank_tensors
 from qwen3_model.checkpoints.safetensors_file import TensorPlan, open_safetensors, write_safetensors
 from qwen3_model.ranks.layout import Layout
 from qwen3_train.cli import main
@@ -210,18 +210,6 @@ def from_half(run_dir):
     """Return the keys that go on from the middle of a run, in another folder."""
     half = f"qwen3_rank_0-1_{HALF}.safetensors"
     return ["--resume_training", half, "--load_checkpoint", str(run_dir)]
-
-
-def steps_of(run_dir: Path, after: int = 0):
-    return [
-        line for line in read_metrics(run_dir / "metrics.jsonl") if "loss" in line and line["step"] > after
-    ]
-
-
-def tensors_of(run_dir: Path, name: str | None = None):
-    held = open_rank_tensors(choose_checkpoint(run_dir, None, name)[0])
-    names = [name for name in held.names() if "model" in name or "lm_head" in name]
-    return {name: held.read(name, tuple(slice(0, size) for size in held.shape(name)))[1] for name in names}
 
 
 def assert_same_run(run_dir: Path, single: Path, after: int = 0, last: int = STEPS):

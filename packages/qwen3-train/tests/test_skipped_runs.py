@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from many_runs import train_many
+from run_results import tensors_of
 from train_inputs import TINY_MODEL, counting_documents, tiny_run, write_tokens, write_yaml
 
 from qwen3_model.checkpoints.checkpoint_files import choose_checkpoint
 from qwen3_model.checkpoints.fresh_weights import init_weights
 from qwen3_model.checkpoints.hf_folder import write_hf_weights
-from qwen3_model.checkpoints.rank_tensors import open_rank_tensors
 from qwen3_model.checkpoints.safetensors_file import TensorPlan, open_safetensors
 from qwen3_model.command.plain_text import counted
 from qwen3_train.cli import main
@@ -98,12 +98,6 @@ def metrics_of(run_dir):
 
 def skipped_of(run_dir):
     return [line["step"] for line in metrics_of(run_dir) if "skipped_in_row" in line]
-
-
-def tensors_of(run_dir):
-    held = open_rank_tensors(choose_checkpoint(run_dir, None, None)[0])
-    names = [name for name in held.names() if "model" in name or "lm_head" in name]
-    return {name: held.read(name, tuple(slice(0, size) for size in held.shape(name)))[1] for name in names}
 
 
 def states_of(run_dir):

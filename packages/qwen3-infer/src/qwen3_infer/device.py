@@ -15,8 +15,8 @@ class Device:
     target: str
     """CPU or Ascend."""
     kernels: str
-    """On a CPU: native for C++, native-bf16 for C++ that rounds inputs of products to bfloat16, portable for
-    MindSpore's operators, auto for native if that works and else portable."""
+    """Operators of a CPU: native for C++, native-bf16 for C++ that rounds inputs of products to bfloat16,
+    portable for MindSpore's operators, auto for native if that works and else portable."""
     num_threads: int
     """Threads of the native kernels."""
     cache_dir: Path

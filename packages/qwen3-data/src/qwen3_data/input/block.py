@@ -8,7 +8,7 @@ from qwen3_model.errors import FormatError
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Up to where the inputs have been read."""
+    """The end of what has been read of the inputs."""
 
     source: int = 0
     """Index of the file."""
@@ -26,7 +26,7 @@ class Block:
     first_record: int
     """Number of the first record in its file, from 1."""
     records: list[bytes]
-    """Raw JSON, without line ends; of `.txt` the whole document, of parquet one JSON object per row."""
+    """Raw JSON without line ends; for `.txt` the whole document, for parquet one JSON object per row."""
     after: Position
     read_bytes: int
     """Progress in bytes on disk; an estimate for compressed files."""

@@ -68,7 +68,7 @@ def parquet_blocks(
 
 
 def _records(rows: "RecordBatch") -> Iterator[bytes]:
-    """Yield each row as JSON; of one that is no Unicode the bytes that are none, for the parser to refuse."""
+    """Yield each row as JSON; for a row that is no Unicode its bytes, for the parser to refuse."""
     try:
         values = rows.to_pylist()
     except UnicodeDecodeError:

@@ -35,7 +35,7 @@ class Source:
     compression: str
     """Ending of a compressed file, or "" for none."""
     size_bytes: int
-    """On disk; 0 for stdin."""
+    """Bytes on disk; 0 for stdin."""
     changed_ns: int = 0
     """Time of the last change."""
 

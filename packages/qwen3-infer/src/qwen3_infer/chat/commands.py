@@ -20,7 +20,7 @@ class Command:
     """A line that is no question."""
 
     name: str
-    """Without the slash; one of `COMMANDS`, or what the user wrote."""
+    """The word without its slash: one of `COMMANDS`, or what the user wrote."""
     rest: str
     """What follows it."""
 

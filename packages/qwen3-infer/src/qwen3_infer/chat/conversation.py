@@ -28,7 +28,7 @@ class Answer:
     num_tokens: int
     """Generated."""
     seconds: float
-    """From the question to the last token."""
+    """Seconds from the question to the last token."""
     finish_reason: str
     """"stop", "length", or "interrupted"."""
 

@@ -60,7 +60,7 @@ class Arguments:
     device_target: str = "CPU"
     """CPU or Ascend."""
     kernels: str = "auto"
-    """On a CPU: native, portable, or auto for the first that works."""
+    """Operators of a CPU: native, portable, or auto for the first that works."""
     threads: int = 2
     """Threads of the native kernels."""
     cache_dir: str | None = None

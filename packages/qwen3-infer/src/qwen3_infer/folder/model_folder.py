@@ -27,11 +27,11 @@ class ModelFolder:
     path: Path
     """The folder."""
     config: Qwen3Config
-    """From config.json."""
+    """What config.json says."""
     tokenizer: Qwen3Tokenizer
-    """From tokenizer.json."""
+    """The tokenizer of tokenizer.json."""
     defaults: GenerationConfig
-    """From generation_config.json."""
+    """What generation_config.json says."""
     weights: Tensors
     """The folder's, or those of a checkpoint."""
     adapter: AdapterSet | None = None

@@ -21,7 +21,7 @@ class NativeAdapter:
     """A LoRA adapter, float32: `b` times `scale` times `a` times the inputs is added to a product."""
 
     a: NDArray[np.float32]
-    """(R, inputs); of the embedding's rows (V, R)."""
+    """(R, inputs); for the embedding (V, R)."""
     b: NDArray[np.float32]
     """(outputs, R)."""
     scale: float

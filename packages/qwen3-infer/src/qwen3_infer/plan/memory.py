@@ -27,7 +27,7 @@ class PredictMemory:
     """Bytes on each device."""
 
     weights: int
-    """In bfloat16."""
+    """The rank's weights, in bfloat16."""
     cache: int
     """Keys and values in bfloat16, in whole blocks."""
     prompt: int

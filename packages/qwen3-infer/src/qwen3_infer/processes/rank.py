@@ -14,4 +14,4 @@ class Rank:
     master_addr: str = "127.0.0.1"
     """Address of node 0."""
     driver: str = ""
-    """On rank 0, where the command's process listens: `PORT:SECRET`; empty where there is none."""
+    """Where the command's process listens for rank 0: `PORT:SECRET`; empty where there is none."""

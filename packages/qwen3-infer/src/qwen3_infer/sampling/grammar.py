@@ -33,7 +33,7 @@ class Grammar:
     """What an answer must be."""
 
     text: str
-    """In llguidance's form of Lark; the whole answer, behind the thought."""
+    """Grammar of the whole answer, behind the thought, in llguidance's form of Lark."""
     may_think: bool
     """Whether a thought may stand before it, which follows no grammar."""
     starts_in_thought: bool

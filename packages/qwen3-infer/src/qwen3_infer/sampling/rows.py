@@ -21,15 +21,15 @@ class Row:
     logits_V: np.ndarray
     """float32, the model's own."""
     penalties: Penalties
-    """With the settings of sampling."""
+    """Settings of sampling and the tokens that they penalise."""
     number: float
-    """Random, from 0 to below 1; the choice has no other."""
+    """The one random number of the choice, from 0 to below 1."""
     restriction: Restriction | None = None
-    """What may not follow."""
+    """Tokens that may not follow; None where all may."""
     logprob: bool = False
     """Whether the log-probability of the token is wanted."""
     num_top: int = 0
-    """Of how many of the likeliest tokens it is wanted besides."""
+    """Number of likeliest tokens whose log-probabilities are wanted, too."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,11 +28,11 @@ class Sampling:
     temperature: float = 1.0
     """Divides the logits; 0 takes the likeliest token, whatever the other fields cut away."""
     top_k: int = 0
-    """Only that many of the likeliest tokens; 0 for all."""
+    """Number of likeliest tokens that may be chosen; 0 for all."""
     top_p: float = 1.0
-    """Only the likeliest tokens that together reach this probability."""
+    """Probability that the likeliest tokens together reach, which alone may be chosen."""
     min_p: float = 0.0
-    """Only tokens at least this probable in relation to the likeliest."""
+    """Least probability of a token that may be chosen, as a part of the likeliest's."""
     repetition_penalty: float = 1.0
     """Divides positive and multiplies negative logits of tokens in the prompt or the completion."""
     presence_penalty: float = 0.0

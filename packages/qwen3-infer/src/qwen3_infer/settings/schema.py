@@ -24,7 +24,7 @@ MODEL_CONFIG: Schema = {
     "gated_linear_unit": Key((bool,), (True,)), "qk_layernorm": Key((bool,), (True,)),
     "hidden_act": Key((str,), ("silu", "swiglu")), "pad_token_id": NO_EFFECT,
     "use_flash_attention": NO_EFFECT, "block_size": NO_EFFECT, "num_blocks": NO_EFFECT,
-    # Of a checkpoint of mindformers; its shapes cannot tell.
+    # The order of fused rows in a checkpoint of mindformers, which its shapes cannot tell.
     "use_contiguous_weight_layout_attention": FLAG, "use_interleaved_weight_layout_mlp": FLAG,
     "use_contiguous_weight_layout": FLAG,  # an older name of the first
     "use_past": NO_EFFECT, "qkv_concat": NO_EFFECT, "parallel_decoding_params": NO_EFFECT,

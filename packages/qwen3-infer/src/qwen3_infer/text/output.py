@@ -21,9 +21,9 @@ class Part:
     kind: str
     """"reasoning", "content" or "call"."""
     text: str
-    """The piece; of a call the arguments as JSON."""
+    """The piece; for a call its arguments as JSON."""
     name: str = ""
-    """The function's name, of a call."""
+    """Name of the function that is called; empty for other kinds."""
 
 
 class ChatOutput:

@@ -21,7 +21,7 @@ class Facts(TypedDict):
     weight_bytes: dict[str, int]
     cache_bytes_per_token: dict[str, int]
     stored_bytes: NotRequired[dict[str, int]]
-    """Of the files of a folder that has weights."""
+    """Sizes of the files of a folder that has weights."""
 
 
 def find_config(source: str) -> Qwen3Config:

@@ -268,7 +268,7 @@ def _assemble_tensor(
         raise WeightError(f"{name} has {len(first.shape)} dimensions, the strategy describes {len(splits)}")
     if any(parts > 1 for parts in splits[2:]):
         raise WeightError(f"{name} is cut along dimension 2 or beyond, which no Qwen3 weight is")
-    # Of ranks that have the same slice the first is read.
+    # Where several ranks have the same slice, the first is read.
     rows_of: dict[Slice, FileRows] = {}
     for rank, file in holders.items():
         slice_ = layout.slice_of(rank - first_rank)

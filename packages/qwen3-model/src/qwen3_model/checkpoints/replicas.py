@@ -11,7 +11,8 @@ from qwen3_model.checkpoints.strategies import Stages
 from qwen3_model.checkpoints.strategy import TensorLayout
 from qwen3_model.errors import WeightError
 
-# Of each slice, for a look that costs nothing: a strategy of another layout takes different slices for equal.
+# Bytes of a slice that are compared, which costs nothing: a strategy of another layout takes different slices
+# for equal.
 SAMPLE_BYTES = 4096
 SAMPLED_TENSORS = 32
 

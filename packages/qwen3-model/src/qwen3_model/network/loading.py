@@ -27,7 +27,7 @@ Put = Callable[[Parameter, str, Values], None]
 
 
 def load_hf(model: Qwen3ForCausalLM, directory: Path, *, quiet: bool = True, put: Put | None = None) -> None:
-    """Fill every weight of `model` from the safetensors files of `directory`; of split ones its slice.
+    """Fill every weight of `model` from the safetensors files of `directory`; of a split one a slice.
 
     Args:
         model: What to fill.

@@ -190,7 +190,7 @@ class Qwen3ForCausalLM(nn.Cell):
         return self.head(self.kernels.pick(hidden_MD, last_B))
 
     def head(self, hidden_MD: Tensor) -> Tensor:
-        """Return float32 logits (M, V) of hidden states (M, D); of V the share that this rank has."""
+        """Return float32 logits (M, V) of hidden states (M, D); of a split table V is this rank's share."""
         return self.project(hidden_MD).astype(ms.float32)
 
     def project(self, hidden_MD: Tensor) -> Tensor:

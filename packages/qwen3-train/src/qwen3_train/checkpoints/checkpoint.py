@@ -53,7 +53,7 @@ class TrainState:
     global_batch: int | None = None
     """Samples of a step; None where the checkpoint does not say."""
     start: Start = field(default_factory=Start)
-    """From where on steps have that size."""
+    """Where the run stood when its steps got that size."""
     facts: Mapping[str, object] = field(default_factory=dict)
     """What decides the data's fingerprint besides their files, in words."""
     course: str = ""

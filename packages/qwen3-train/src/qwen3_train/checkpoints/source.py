@@ -48,7 +48,7 @@ class ResumeSource:
     """A checkpoint with weights, moments and step."""
 
     files: Mapping[int, SafetensorsFile]
-    """Open file of each rank that wrote it; of a merged checkpoint the one with the step."""
+    """Open file of each rank that wrote it; for a merged checkpoint the one with the step."""
     is_own: bool
     """Whether it lies in the run's own folder."""
     merged: Path | None = None

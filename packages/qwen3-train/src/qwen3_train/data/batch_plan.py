@@ -36,7 +36,7 @@ class BatchPlan:
     """Samples of one epoch."""
     num_epochs: int
     start: Start = Start()
-    """From where on steps have this size."""
+    """Where the run stood when its steps got this size."""
 
     @property
     def global_batch(self) -> int:

@@ -34,7 +34,7 @@ class Grid:
     ends: Group
     """First and last stage, where a tied embedding is on both; else this rank alone."""
     before: Link | None
-    """To the stage before."""
+    """Link to the stage before; None on the first."""
     after: Link | None
 
     @property

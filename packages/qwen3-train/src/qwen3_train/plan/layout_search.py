@@ -26,9 +26,9 @@ class Machine:
     """Floating-point operations per second that matrix products reach."""
     devices_per_node: int = 8
     node_bytes_per_s: float = 1.0e11
-    """Between devices of a node."""
+    """Bytes a second between devices of a node."""
     network_bytes_per_s: float = 2.0e10
-    """Between nodes, for each device."""
+    """Bytes a second between nodes, for each device."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -37,15 +37,15 @@ class StartUp:
     """Seconds of a start, computed."""
 
     first_data_s: float | None
-    """To make the indexes of samples; None where the data decide, or are no token files."""
+    """Seconds to make the indexes of samples; None where the data decide, or are no token files."""
     later_data_s: float | None
-    """To find them made."""
+    """Seconds to find the indexes made."""
     look_s: float
-    """The launcher's look at every rank's file before a run is resumed."""
+    """Seconds in which the launcher looks at every rank's file before a run is resumed."""
     weights_bytes: int
     """What all ranks together read of weights to begin with; 0 for random ones."""
     weights_s: float
-    """To read them, or on the slowest rank to make random ones."""
+    """Seconds to read the weights, or to make random ones on the slowest rank."""
 
 
 def plan_startup(settings: PlanSettings) -> StartUp:

@@ -25,7 +25,7 @@ class Totals:
     unique_bytes: int
     """Bytes of one of its replicas without ZeRO-1: what there is to save."""
     sent_bytes: int
-    """In a step."""
+    """Bytes that all ranks together send in a step."""
     num_groups: int
     """Communication groups of the job."""
     idle_share: float

@@ -23,18 +23,18 @@ class Series:
     """A curve of one run."""
 
     name: str
-    """In the legend."""
+    """Text of the legend."""
     colour: int
-    """Counted from 0, by run."""
+    """Number of the run's colour, from 0."""
     points: Sequence[Point]
     """Steps, rising, and values."""
     is_held_out: bool = False
-    """Drawn with dots, since it has few points."""
+    """Whether it is drawn with dots, since it has few points."""
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """From where to where an axis goes, and its ticks, round numbers within."""
+    """Range of an axis, and its ticks, round numbers within."""
 
     low: float
     high: float

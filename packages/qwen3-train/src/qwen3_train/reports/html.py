@@ -50,7 +50,7 @@ def _series(run: Run, number: int, key: str, held_out: str | None, *, is_alone: 
     lines = [line for line in run.lines if key in line]
     points = [(int(line["step"]), line[key]) for line in lines if line["step"] not in compiled]
     points = points or [(int(line["step"]), line[key]) for line in lines]
-    # Of a single run, the held-out curve has a colour of its own.
+    # Where there is a single run, the held-out curve has a colour of its own.
     name = "training" if is_alone and held_out else run.name
     found = [Series(name=name, colour=number, points=points)]
     if held_out and (

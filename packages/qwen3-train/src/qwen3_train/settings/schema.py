@@ -45,7 +45,7 @@ MODEL_CONFIG: Schema = {
     "pet_config": PET_CONFIG, "offset": ANY, "pp_interleave_num": COUNT,
     "use_cache": NO_EFFECT, "input_sliced_sig": NO_EFFECT, "qkv_concat": NO_EFFECT,
     "untie_embeddings_and_output_weights": NO_EFFECT, "use_past": NO_EFFECT, "return_extra_loss": NO_EFFECT,
-    # Of a checkpoint of mindformers to start from; its shapes cannot tell.
+    # The order of fused rows in a checkpoint of mindformers to start from, which its shapes cannot tell.
     "use_contiguous_weight_layout": FLAG,  # its name in mindformers 1.6
     "use_contiguous_weight_layout_attention": FLAG, "use_interleaved_weight_layout_mlp": FLAG,
 }  # fmt: skip

@@ -45,7 +45,7 @@ class SharedAdamW(nn.Cell):
             cut and not is_cut_by_rows(shape, replicas.size)
             for cut, shape in zip(self.cut, shapes, strict=True)
         )
-        # Of what comes round, dp times what goes out.
+        # What comes round is dp times what goes out; the buckets are made by the latter.
         sizes = [weight.size for weight in self.weights]
         self.buckets = make_buckets([i for i, cut in enumerate(self.cut) if cut], sizes)
         self.kernels, self.each = kernels, ops.HyperMap()

@@ -254,7 +254,7 @@ def _first_failure(
             failures.append((record.time_s, reason))
         elif record.state == RUNNING and record.name in {one.name for one in seen}:
             how = exit_reason(settings.msrun_log, record.pid)
-            # Of those that vanished together, msrun names the one that did not die by its hand.
+            # Where several vanished together, msrun names the one that did not die by its hand.
             noticed_s = seen_s if how else seen_s + POLL_S
             failures.append((noticed_s, f"{record.title} {how or 'was killed or lost'}; see {log}"))
     return min(failures)[1] if failures else ""
