@@ -18,7 +18,8 @@ from slurm_cluster import Cluster, missing_programs
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "examples" / "slurm"
 LONGEST_S = 400
-STEPS = 150
+STEPS = 400
+"""A step takes ten milliseconds, and ranks agree once a second to end: it must not end before that."""
 
 pytestmark = [
     pytest.mark.slow,
