@@ -8,7 +8,7 @@ class MeasuredSum(TypedDict):
 
     is_right: bool
     seconds: float
-    """Of the fastest try."""
+    """Seconds of the fastest try."""
     gb_per_s: float
 
 
@@ -16,7 +16,7 @@ class MeasuredStep(TypedDict):
     """A training step."""
 
     loss: float
-    """In nats."""
+    """Nats per token."""
     grad_norm: float
     seconds: float
 
@@ -25,7 +25,7 @@ class Measured(TypedDict):
     """All that is measured."""
 
     mindspore: str
-    """Its version."""
+    """Version of MindSpore."""
     product_error: float
     """Largest difference of a product of matrices from float64, relative."""
     sum: MeasuredSum | None
