@@ -45,6 +45,16 @@ def test_records_are_json_lines_in_the_order_of_the_input(tmp_path, completions)
     }  # fmt: skip
 
 
+def test_half_a_character_in_an_id_stays_escaped_and_loses_no_record(tmp_path, completions):
+    tokenizer, (first, *_) = completions
+    prompt = replace(first.request.prompt, id="\ud83d")
+    path = tmp_path / "results.jsonl"
+    write_records(
+        path, [replace(first, request=replace(first.request, prompt=prompt))], tokenizer, chat=False
+    )
+    assert json.loads(path.read_text("utf-8"))["id"] == "\ud83d"
+
+
 def test_a_chat_record_divides_reasoning_from_answer(completions):
     done = replace(completions[1][0], text="<think>\nWhy? \n</think>\n\nBecause.")
     record = make_record(done, completions[0], chat=True)

@@ -1,6 +1,5 @@
 """Messages so far, and the next answer to them; the history stays in the model's cache."""
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from qwen3_infer.settings.settings import Decoding
 from qwen3_infer.text.output import ChatOutput, Part
 from qwen3_infer.text.prompt import ends_in_thought
 from qwen3_infer.text.prompts import Prompt
+from qwen3_infer.text.utf8 import to_json
 from qwen3_model.errors import ConfigError
 
 RETRY_STEP = 1_000_003
@@ -70,7 +70,7 @@ class Conversation:
 
     def record(self) -> str:
         """Return the conversation as a line of JSON, as `generate --chat` reads it."""
-        return json.dumps({"messages": self.messages}, ensure_ascii=False) + "\n"
+        return to_json({"messages": self.messages}) + "\n"
 
     def retry(
         self, on_part: Callable[[Part], None], is_stopped: Callable[[], bool] = lambda: False

@@ -1,6 +1,5 @@
 """A whole run of `qwen3-infer score`: refuse early, load, score, write."""
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from qwen3_infer.evaluate.score_windows import Score, cut_windows
 from qwen3_infer.folder.model_folder import ModelFolder
 from qwen3_infer.processes.shared_model import Sharing, open_model
 from qwen3_infer.settings.settings import RunSettings, open_run_folder
+from qwen3_infer.text.utf8 import to_json
 from qwen3_model.command.files import refuse_existing, write_text_atomically
 from qwen3_model.command.progress import Progress
 from qwen3_model.errors import FormatError, UsageError
@@ -92,7 +92,7 @@ def run_score(
         )
     if settings.output is not None:
         lines.append(_record(total, {"documents": number, "window": window, "stride": stride}))
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        text = "".join(to_json(line) + "\n" for line in lines)
         write_text_atomically(settings.output, text)
     return total
 

@@ -1,12 +1,12 @@
 """Completions as files: mindformers' text_generation_result.txt and a record a line for programs."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from qwen3_infer.schedule.jobs import Completion
 from qwen3_infer.text.output import Part, split_answer
 from qwen3_infer.text.prompt import ends_in_thought
+from qwen3_infer.text.utf8 import to_json
 from qwen3_model.command.files import write_text_atomically
 from qwen3_model.text.tokenizer import Qwen3Tokenizer
 
@@ -60,7 +60,7 @@ def write_records(
 ) -> None:
     """Write JSON lines in the order of the input."""
     records = (make_record(each, tokenizer, chat=chat) for each in completions)
-    lines = [json.dumps(record, ensure_ascii=False) for record in records]
+    lines = [to_json(record) for record in records]
     write_text_atomically(path, "".join(line + "\n" for line in lines))
 
 

@@ -6,10 +6,9 @@ docs/serving.md has the grammar.
 import json
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from qwen3_infer.text.utf8 import is_utf8
+from qwen3_infer.text.utf8 import is_utf8, to_json
 
 MOST_NESTED = 256
 """Levels of objects and lists in a call; a deeper one stays text."""
@@ -108,13 +107,7 @@ def _parse_call(call: object) -> Call:
         arguments = arguments or {}
     if not isinstance(arguments, dict):
         raise ValueError("arguments are an object")  # noqa: TRY004
-    return Call(name, _dump(arguments))
-
-
-def _dump(arguments: Mapping[str, object]) -> str:
-    text = json.dumps(arguments, ensure_ascii=False)
-    # Half a character, as \ud83d, can only be sent as it was written.
-    return text if is_utf8(text) else json.dumps(arguments)
+    return Call(name, to_json(arguments))
 
 
 def _refuse(constant: str) -> object:

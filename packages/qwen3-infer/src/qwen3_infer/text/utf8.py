@@ -1,5 +1,7 @@
 """Text that people give, as strict UTF-8."""
 
+import json
+
 from qwen3_model.errors import FormatError
 
 
@@ -10,6 +12,12 @@ def is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def to_json(value: object) -> str:
+    """Return a value as one line of JSON that UTF-8 can hold: half a character stays escaped."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if is_utf8(text) else json.dumps(value)
 
 
 def decode_utf8(raw: bytes, where: str) -> str:
