@@ -204,3 +204,18 @@ def test_an_empty_key_and_a_seed_of_the_server_are_refused(serve_dir, tmp_path):
     assert (code, "the API key is empty" in text) == (2, True)
     code, text = serve("--pretrained-model-dir", serve_dir, "--seed", 3)
     assert (code, "a request to the server has a seed of its own" in text) == (2, True)
+
+
+def test_names_and_keys_that_no_client_could_send_are_refused(serve_dir, tmp_path):
+    model = ("--pretrained-model-dir", serve_dir)
+    for option, value, sentence in (
+        ("--api-key", "two\nlines", "the API key is not one line of text"),
+        ("--api-key", "\udcff", "the API key is not one line of text"),
+        ("--model-name", "\udcff", "the model's name '\\udcff' is no UTF-8; give clients another one as"),
+        ("--host", "ü..x", "is no address of this machine"),
+    ):
+        code, text = serve(*model, option, value, "--insecure")
+        assert (code, sentence in text) == (2, True), text
+    (tmp_path / "key").write_bytes(b"\xff")
+    code, text = serve(*model, "--api-key-file", tmp_path / "key")
+    assert (code, "byte 1 (0xff) is no UTF-8" in text) == (1, True)

@@ -108,13 +108,16 @@ def serve(
     from qwen3_infer.cli_launch import read_launch, read_worker_num, runs_for_another
     from qwen3_infer.serve.run import ServeSettings, run_serve
     from qwen3_infer.settings.settings import read_settings
+    from qwen3_infer.text.utf8 import decode_utf8
 
     if options.pop("seed") is not None:
         raise UsageError("--seed is of generate and chat; a request to the server has a seed of its own")
     if api_key_file is not None:
-        api_key = api_key_file.read_text(encoding="utf-8").strip()
+        api_key = decode_utf8(api_key_file.read_bytes(), str(api_key_file)).strip()
     if api_key == "":
         raise UsageError("the API key is empty; leave it out to have none")
+    if api_key is not None and not api_key.isprintable():
+        raise UsageError("the API key is not one line of text; no client could send it")
     kernels, threads = as_text(options.pop("kernels")), optional(as_int, options.pop("threads"))
     names = ("host", "port", "insecure", "model_name", "max_requests", "max_queue",
              "max_connections", "max_body_bytes")  # fmt: skip

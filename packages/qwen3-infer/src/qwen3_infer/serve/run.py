@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from qwen3_infer.device import Device
 from qwen3_infer.processes.shared_model import Sharing, open_model
 from qwen3_infer.settings.settings import RunSettings, make_decoding, open_run_folder
+from qwen3_infer.text.utf8 import is_utf8
 from qwen3_model.command.plain_text import counted, one_line
 from qwen3_model.errors import Qwen3Error, UsageError
 
@@ -83,6 +84,9 @@ def run_serve(
     _refuse_open_door(serve)
     say, note = note, lambda text: say(one_line(text))
     folder = open_run_folder(settings)
+    name = serve.model_name or folder.path.resolve().name
+    if not is_utf8(name):
+        raise UsageError(f"the model's name {name!r} is no UTF-8; give clients another one as --model-name")
     decoding = replace(make_decoding(settings, folder.defaults, folder.config.vocab_size), num_sequences=1)
     folder.tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}])
     for text in settings.notes:
@@ -101,7 +105,7 @@ def run_serve(
         context_tokens = min(folder.config.max_position_embeddings, engine.longest)
         service = Service(
             folder=folder,
-            name=serve.model_name or folder.path.resolve().name,
+            name=name,
             defaults=decoding,
             thinking=settings.thinking,
             context_tokens=context_tokens,
@@ -141,7 +145,7 @@ def bound(host: str, port: int) -> Iterator[socket.socket]:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         door = socket.socket(family, kind, protocol)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise UsageError(f"--host {host} is no address of this machine: {error}") from None
     with door:
         door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
