@@ -37,6 +37,7 @@ def test_settings_that_can_work_pass(settings):
         ({"node_rank": -1}, "--node-rank -1 is none"),
         ({"master_port": 80}, "--master-port 80 is not from 1024 to 65535"),
         ({"master_addr": "203.0.113.7"}, "--master-addr 203.0.113.7 is not this machine's"),
+        ({"master_addr": "rack..7"}, "--master-addr rack..7 is no name of a host"),
         ({"log_dir": Path(__file__)}, "is not a folder"),
         ({"log_dir": Path("/proc/log")}, "cannot be made"),
     ],

@@ -152,6 +152,8 @@ def _address_problems(settings: LaunchSettings) -> list[str]:
         family, *_, target = socket.getaddrinfo(addr.strip("[]"), port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
         return [f"--master-addr {addr} is unknown ({error.strerror or error}); give the address of node 0"]
+    except UnicodeError:
+        return [f"--master-addr {addr} is no name of a host; give the address of node 0"]
     if settings.node_rank != 0:
         return []
     with socket.socket(family, socket.SOCK_STREAM) as probe:
