@@ -246,3 +246,8 @@ def test_what_rank_0_shows_comes_whole_and_in_order(tmp_path):
         file.write('ur"}\n')
     reader.hand_on()
     assert shown[2:] == ["four"]
+    with (tmp_path / NAME).open("a", encoding="utf-8") as file:
+        file.write('[3]\n{"say": 3}\nnone\n{"say": "five"}\n')
+    reader.hand_on()
+    sentence = f"{tmp_path / NAME} has a line of another program, which is left out"
+    assert shown[3:] == [("note", sentence)] * 3 + ["five"]

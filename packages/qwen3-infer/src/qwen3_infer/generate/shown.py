@@ -4,6 +4,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from qwen3_model.command.narrow import as_section, as_text
+from qwen3_model.errors import FormatError
+
 NAME = "shown.jsonl"
 """In the folder of the logs: {"say": text} for stdout and {"note": text} for stderr, in their order."""
 
@@ -55,5 +58,9 @@ class ShownReader:
         lines = body[: body.rfind(b"\n") + 1]
         self._position += len(lines)
         for line in lines.splitlines():
-            for kind, text in json.loads(line).items():
+            try:
+                shown = {kind: as_text(text) for kind, text in as_section(json.loads(line)).items()}
+            except (ValueError, FormatError):
+                shown = {"note": f"{self._path} has a line of another program, which is left out"}
+            for kind, text in shown.items():
                 (self._say if kind == "say" else self._note)(text)
