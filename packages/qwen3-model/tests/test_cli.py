@@ -276,6 +276,11 @@ def test_verify_compares_the_head_of_a_tied_model_with_the_embedding(folder):
         (lambda folder: (folder / "model.safetensors").unlink(), "neither model.safetensors nor"),
         (lambda folder: os.truncate(folder / "model.safetensors", 2000), "damaged|cut short"),
         (lambda folder: (folder / "model.safetensors.index.json").write_text("{"), "is no index"),
+        (
+            lambda folder: (folder / "model.safetensors.index.json").write_text("[1]"),
+            r"\[1\] is not a section",
+        ),
+        (lambda folder: (folder / "model.safetensors.index.json").write_text("{}"), "weight_map is missing"),
     ],
 )
 def test_verify_of_a_damaged_folder_is_one_sentence(folder, spoil, message):

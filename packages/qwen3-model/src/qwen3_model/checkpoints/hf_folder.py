@@ -23,6 +23,7 @@ from qwen3_model.checkpoints.safetensors_file import (
 from qwen3_model.checkpoints.strangers import WANTED, explain
 from qwen3_model.checkpoints.tensors import Tensors
 from qwen3_model.command.files import is_file_name
+from qwen3_model.command.narrow import as_section, at_key
 from qwen3_model.command.small_files import INDEX_BYTES, read_small_text
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import FormatError, WeightError
@@ -113,10 +114,15 @@ def _compare_single(single: SafetensorsFile, indexed: dict[str, SafetensorsFile]
 
 def _read_index(index_path: Path) -> dict[str, str]:
     try:
-        weight_map = json.loads(read_small_text(index_path, INDEX_BYTES))["weight_map"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise FormatError(f"{index_path} is no index: {type(error).__name__} {error}") from None
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        index: object = json.loads(read_small_text(index_path, INDEX_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{index_path} is no index: {error}") from None
+    try:
+        stated = at_key(as_section(index), "weight_map", as_section)
+    except FormatError as error:
+        raise FormatError(f"{index_path} is no index: {error}") from None
+    weight_map = {tensor: name for tensor, name in stated.items() if isinstance(name, str)}
+    if len(weight_map) < len(stated):
         raise FormatError(f"{index_path}: weight_map must map tensor names to file names")
     outside = {name for name in weight_map.values() if not is_file_name(name)}
     if outside:
