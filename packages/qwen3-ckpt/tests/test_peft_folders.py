@@ -181,6 +181,8 @@ def test_keys_that_change_the_mathematics_or_are_unknown_are_refused_by_name(tmp
         ({"r": 0}, "r is 0, not a rank"),
         ({"r": "8"}, "r is '8', not a rank"),
         ({"lora_alpha": True}, "lora_alpha is True, not a number above 0"),
+        ({"lora_alpha": 10**400}, "not a number above 0"),
+        ({"alpha_pattern": {"q_proj": 10**400}}, "not a number above 0"),
         ({"use_rslora": "false"}, "use_rslora is 'false', not true or false"),
         (
             {"rank_pattern": ["q_proj"]},

@@ -112,6 +112,8 @@ YARN = {"rope_type": "yarn", "factor": 4.0}
         ({"rope_theta": "1e6"}, "rope_theta: '1e6' is not a number"),
         ({"rope_theta": True}, "rope_theta: True is not a number"),
         ({"rope_theta": float("nan")}, "rope_theta=nan must be a finite number"),
+        ({"rope_theta": 10**400}, "must be a finite number"),
+        ({"rms_norm_eps": 10**400}, "must be a number above 0"),
         ({"rope_scaling": []}, "rope_scaling=[] must be a section"),
         ({"rope_scaling": YARN | {"factor": None}}, "lacks factor"),
         ({"rope_scaling": YARN | {"factor": [4]}}, "rope_scaling.factor: [4] is not a number"),

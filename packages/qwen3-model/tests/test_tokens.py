@@ -163,6 +163,7 @@ def test_a_manifest_of_another_run_is_refused(pair):
         ({"eod_appended": 1}, r"wrong type in \['eod_appended'\]"),
         ({"settings": []}, r"wrong type in \['settings'\]"),
         ({"sources": ["a", 5]}, r"wrong type in \['sources'\]"),
+        ({"num_tokens": 2**63}, r"wrong type in \['num_tokens'\]"),
         ({"version": True}, r"wrong type in \['version'\]"),
         ({"colour": "red"}, r"unknown \['colour'\]"),
     ],

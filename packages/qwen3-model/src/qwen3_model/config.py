@@ -8,6 +8,8 @@ transformers reads it.
 import difflib
 import functools
 import math
+import reprlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,8 +128,12 @@ class Qwen3Config:
                 raise ConfigError(f"{name}={value!r} must be a whole number from 1 to {most}")
         for name in ("rope_theta", "rms_norm_eps", "initializer_range"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-                raise ConfigError(f"{name}={value!r} must be a number above 0")
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int | float)
+                or not 0 < value <= sys.float_info.max
+            ):
+                raise ConfigError(f"{name}={reprlib.repr(value)} must be a number above 0")
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             _check_ids(name, getattr(self, name))
         if not isinstance(self.tie_word_embeddings, bool):

@@ -1,6 +1,7 @@
 """How `config.json` describes the rotary embedding: its base and, for long contexts, YaRN's stretch."""
 
-import math
+import reprlib
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -91,8 +92,8 @@ def _checked(key: str, value: object, narrow: Callable[[object], T]) -> T:
         narrowed = narrow(value)
     except FormatError as error:
         raise ConfigError(f"config.json: {key}: {error}") from None
-    if isinstance(narrowed, float) and not math.isfinite(narrowed):
-        raise ConfigError(f"config.json: {key}={value} must be a finite number")
+    if isinstance(narrowed, int | float) and not abs(narrowed) <= sys.float_info.max:
+        raise ConfigError(f"config.json: {key}={reprlib.repr(value)} must be a finite number")
     return narrowed
 
 

@@ -5,6 +5,7 @@ got every share, and counts stay true when a file is cut and joined again.
 """
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -225,10 +226,11 @@ def _incomplete(broken: Mapping[Run, Mapping[int, Path]]) -> str:
             "shares of one run, or pass --allow-incomplete"
         )
     ((run, shares),) = broken.items()
-    missing = [str(index) for index in range(run[0]) if index not in shares]
-    more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
+    missing = list(itertools.islice((str(index) for index in range(run[0]) if index not in shares), SHOWN))
+    num_missing = run[0] - len(shares)
+    more = f" and {num_missing - SHOWN} more" if num_missing > SHOWN else ""
     return (
-        f"of {run[0]} shares of a run, {', '.join(missing[:SHOWN])}{more} are missing beside "
+        f"of {run[0]} shares of a run, {', '.join(missing)}{more} are missing beside "
         f"{next(iter(shares.values()))}; run preprocess with --shard-index {missing[0]} "
         f"--num-shards {run[0]}, or pass --allow-incomplete"
     )

@@ -8,9 +8,12 @@ Source: peft's LoraConfig; a pattern's key fits a module when it matches the end
 
 import math
 import re
+import reprlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 from qwen3_model.command.json_file import read_json
 from qwen3_model.errors import FormatError
@@ -105,8 +108,9 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
 def stated_alpha_in(config: Mapping[str, object], path: Path) -> float:
     """Return LoRA's alpha; raise FormatError where it is no number above 0."""
     alpha = config.get("lora_alpha")
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < float("inf"):
-        raise FormatError(f"{path} is no adapter config: its lora_alpha is {alpha!r}, not a number above 0")
+    if not _is_above_zero(alpha):
+        shown = reprlib.repr(alpha)
+        raise FormatError(f"{path} is no adapter config: its lora_alpha is {shown}, not a number above 0")
     return float(alpha)
 
 
@@ -136,6 +140,12 @@ def peft_config(
     }
 
 
+def _is_above_zero(value: object) -> TypeGuard[float]:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return 0 < value <= sys.float_info.max
+
+
 def _flag(config: Mapping[str, object], key: str, path: Path) -> bool:
     value = config.get(key) or False
     if not isinstance(value, bool):
@@ -155,8 +165,8 @@ def _pattern(config: Mapping[str, object], key: str, path: Path) -> dict[str, fl
                     f"{path}: {key} has the pattern {name:.80}, which may never end to match; write "
                     "names of modules"
                 )
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-                raise FormatError(f"{path}: {key} of {name} is {value!r}, not a number above 0")
+            if not _is_above_zero(value):
+                raise FormatError(f"{path}: {key} of {name} is {reprlib.repr(value)}, not a number above 0")
             pattern[name] = value
     except re.error as error:
         raise FormatError(f"{path}: {key} must map patterns of modules to numbers: {error}") from None

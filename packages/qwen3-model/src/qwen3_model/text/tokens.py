@@ -35,6 +35,7 @@ CODE_OF_DTYPE = {dtype: code for code, dtype in DTYPE_OF_CODE.items()}
 
 MANIFEST_VERSION = 2
 """Version 1 lacks `settings` and `part`."""
+MOST = 2**63 - 1
 COUNT_OR_NONE, OBJECT_OR_NONE = (int, type(None)), (dict, type(None))
 MANIFEST_TYPES: Mapping[str, tuple[type, ...]] = {
     "tokenizer_name": (str,), "tokenizer_sha256": (str,), "eod_appended": (bool,), "sources": (list,),
@@ -323,12 +324,13 @@ def _parse_manifest(raw: object, path: Path) -> Manifest:
 def check_types(manifest: Mapping[str, object], types: Mapping[str, tuple[type, ...]], path: Path) -> None:
     """Raise FormatError for fields of a manifest of another type than `types` says, or than int.
 
-    Lists, of which a manifest has `sources` alone, must have texts.
+    Lists, of which a manifest has `sources` alone, must have texts; an int has 64 bits.
     """
     wrong = [
         name
         for name, value in manifest.items()
         if type(value) not in types.get(name, (int,))
+        or (isinstance(value, int) and not -MOST <= value <= MOST)
         or (isinstance(value, list) and not all(isinstance(entry, str) for entry in value))
     ]
     if wrong:
