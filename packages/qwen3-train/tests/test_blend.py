@@ -163,7 +163,9 @@ def test_compiled_code_gives_the_order_of_numpy(monkeypatch, count):
 def test_blocks_that_begin_wrong_are_put_right(monkeypatch):
     monkeypatch.setattr(blend_order, "BLOCK", 32)
     wanted = weighted_order([0.31, 0.29, 0.4], 900)
-    monkeypatch.setattr(blend_order, "_near", lambda shares, left, samples: np.zeros((len(samples), 3), int))
+    monkeypatch.setattr(
+        blend_order, "_round_counts", lambda shares, left, samples: np.zeros((len(samples), 3), int)
+    )
     for rounds in (1, 2, 100):
         monkeypatch.setattr(blend_order, "MAX_ROUNDS", rounds)
         for got, want in zip(weighted_order([0.31, 0.29, 0.4], 900), wanted, strict=True):

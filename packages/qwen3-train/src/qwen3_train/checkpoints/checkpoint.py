@@ -184,7 +184,7 @@ def _entries(
     epoch_step: EpochStep, state: TrainState, tensors: Iterable[FloatTensor]
 ) -> Iterator[tuple[TensorPlan, Iterator[NDArray[np.generic]]]]:
     for tensor in tensors:
-        yield TensorPlan(tensor.name, "F32", tensor.shape), _once(tensor.read)
+        yield TensorPlan(tensor.name, "F32", tensor.shape), _iterate_once(tensor.read)
     for name, count in (
         ("epoch_num", epoch_step.epoch),
         ("step_num", state.global_step),
@@ -195,5 +195,5 @@ def _entries(
     yield TensorPlan("loss_scale", "F32", (1,)), iter([np.ones(1, np.float32)])
 
 
-def _once(read: Callable[[], NDArray[np.float32]]) -> Iterator[NDArray[np.generic]]:
+def _iterate_once(read: Callable[[], NDArray[np.float32]]) -> Iterator[NDArray[np.generic]]:
     yield read()

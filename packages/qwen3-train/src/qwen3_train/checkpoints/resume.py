@@ -72,14 +72,14 @@ def continue_plan(
                 "ignore_data_skip: True to go on with these data from their first sample"
             )
         epoch = read_epoch(source.first_file)
-        changed = _other_data(plan, state.global_step, epoch, settings.resume.data_skip_steps)
+        changed = _begin_other_data(plan, state.global_step, epoch, settings.resume.data_skip_steps)
         notes.append(
             f"ignore_data_skip: the data are others{difference}; epoch {changed.start.epoch + 1} begins with "
             f"their sample {changed.start.samples}, and the run will have "
             f"{counted(changed.num_steps, 'step')}"
         )
         return Resumed(plan=changed, steps_done=state.global_step, best=best)
-    return Resumed(plan=_continued(plan, state, notes), steps_done=state.global_step, best=best)
+    return Resumed(plan=_continue_plan(plan, state, notes), steps_done=state.global_step, best=best)
 
 
 def run_facts(settings: TrainSettings) -> dict[str, object]:
@@ -148,7 +148,7 @@ def _differences(before: Mapping[str, object], now: Mapping[str, object]) -> str
     return f": {', '.join(parts)}" if parts else ": the settings are the same, the files are not"
 
 
-def _other_data(plan: BatchPlan, steps: int, epochs: int, skip: int) -> BatchPlan:
+def _begin_other_data(plan: BatchPlan, steps: int, epochs: int, skip: int) -> BatchPlan:
     """Let the epoch after those begun begin with the first sample of other data, or `skip` steps later."""
     start = Start(steps, epochs, samples=skip * plan.global_batch)
     if start.samples >= plan.num_samples:
@@ -165,7 +165,7 @@ def _other_data(plan: BatchPlan, steps: int, epochs: int, skip: int) -> BatchPla
     return replace(plan, start=start)
 
 
-def _continued(plan: BatchPlan, state: TrainState, notes: list[str]) -> BatchPlan:
+def _continue_plan(plan: BatchPlan, state: TrainState, notes: list[str]) -> BatchPlan:
     """Let the plan begin where the checkpoint stands, if its steps had another size."""
     if state.global_batch is None:
         return plan

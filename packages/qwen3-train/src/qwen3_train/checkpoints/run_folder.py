@@ -63,7 +63,7 @@ def _is_failed_start(output_dir: Path) -> bool:
 def refuse_live_run(output_dir: Path) -> None:
     """Raise OutputExistsError when a process of this machine is running in `output_dir`."""
     if (output_dir / LOCK).exists():
-        os.close(_locked(output_dir))
+        os.close(_lock_folder(output_dir))
 
 
 @contextmanager
@@ -76,7 +76,7 @@ def only_run(output_dir: Path) -> Iterator[None]:
         OutputExistsError: Another process has it.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
-    lock = _locked(output_dir)
+    lock = _lock_folder(output_dir)
     try:
         os.pwrite(lock, f"{os.getpid():<10}\n".encode(), 0)
         yield
@@ -84,7 +84,7 @@ def only_run(output_dir: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def _locked(output_dir: Path) -> int:
+def _lock_folder(output_dir: Path) -> int:
     """Return the file descriptor that holds the folder's lock."""
     lock = os.open(output_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:

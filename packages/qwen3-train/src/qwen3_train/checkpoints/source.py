@@ -133,7 +133,7 @@ def find_source(
     if own is None and (earlier := newest_checkpoint(settings.output_dir / EARLIER, notes)) is not None:
         own = ResumeSource(files=earlier.files, is_own=False)
     if resume.file is not None:
-        return _named(settings, resume.file, own, force=force, notes=notes)
+        return _find_named(settings, resume.file, own, force=force, notes=notes)
     if own is not None:
         if resume.source is not None and not _is_same(resume.source, settings.output_dir):
             notes.append(f"load_checkpoint is where the run began; it goes on from {own.first}")
@@ -146,7 +146,7 @@ def find_source(
     if source is None or _is_empty(source, settings.output_dir):
         notes.append(f"{source} holds no checkpoint yet, so the run begins")
         return None
-    return _other(settings, source, None, notes)
+    return _find_other(settings, source, None, notes)
 
 
 def newest_checkpoint(run_dir: Path, notes: list[str]) -> ResumeSource | None:
@@ -169,13 +169,13 @@ def newest_checkpoint(run_dir: Path, notes: list[str]) -> ResumeSource | None:
     return ResumeSource(files=files, is_own=True)
 
 
-def _named(
+def _find_named(
     settings: TrainSettings, name: str, own: ResumeSource | None, *, force: bool, notes: list[str]
 ) -> ResumeSource:
     other = settings.resume.source
     if other is not None and not _is_same(other, settings.output_dir):
         if own is None or force:
-            return _other(settings, other, name, notes)
+            return _find_other(settings, other, name, notes)
         notes.append(f"{name} of {other} is where the run began; it goes on from {own.first}")
         return own
     files, passed_over = choose_rank_files(settings.output_dir, None, name)
@@ -189,7 +189,7 @@ def _named(
     return ResumeSource(files=files, is_own=True)
 
 
-def _other(settings: TrainSettings, source: Path, name: str | None, notes: list[str]) -> ResumeSource:
+def _find_other(settings: TrainSettings, source: Path, name: str | None, notes: list[str]) -> ResumeSource:
     """Return a checkpoint of another run, or a merged one."""
     if not source.exists():
         raise ConfigError(f"{source} does not exist; give a run or a checkpoint to go on from")

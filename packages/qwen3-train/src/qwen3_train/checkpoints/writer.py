@@ -64,7 +64,7 @@ class CheckpointWriter:
             self._write(epoch_step, state, tensors)
             self.finish()
             return
-        copies = [_copied(tensor) for tensor in tensors]
+        copies = [_copy_tensor(tensor) for tensor in tensors]
         self._thread = Thread(target=self._write, args=(epoch_step, state, copies), name="checkpoint")
         self._thread.start()
 
@@ -116,7 +116,7 @@ class CheckpointWriter:
             self.log(f"saved {path}")
 
 
-def _copied(tensor: FloatTensor) -> FloatTensor:
+def _copy_tensor(tensor: FloatTensor) -> FloatTensor:
     # On a CPU the array is the parameter's own memory, which the next step changes.
     values: NDArray[np.float32] = np.array(tensor.read())
     return FloatTensor(tensor.name, tensor.shape, lambda: values)

@@ -28,7 +28,7 @@ MAX_ROUNDS = 4
 
 def weighted_order(weights: Sequence[float], num_samples: int) -> Order:
     """Return for each sample its file and its number there, always serving the file most behind."""
-    return _whole(weighted_pieces(weights, num_samples), num_samples)
+    return _join_pieces(weighted_pieces(weights, num_samples), num_samples)
 
 
 def weighted_pieces(weights: Sequence[float], num_samples: int) -> Iterator[Order]:
@@ -42,7 +42,7 @@ def weighted_pieces(weights: Sequence[float], num_samples: int) -> Iterator[Orde
 
 def exhaustive_order(sizes: Sequence[int]) -> Order:
     """Return the order that serves every sample once, the files mixed in proportion to their sizes."""
-    return _whole(exhaustive_pieces(sizes), int(sum(sizes)))
+    return _join_pieces(exhaustive_pieces(sizes), int(sum(sizes)))
 
 
 def exhaustive_pieces(sizes: Sequence[int]) -> Iterator[Order]:
@@ -52,7 +52,7 @@ def exhaustive_pieces(sizes: Sequence[int]) -> Iterator[Order]:
     return _serve(left / max(total, 1), left, total)
 
 
-def _whole(pieces: Iterator[Order], total: int) -> Order:
+def _join_pieces(pieces: Iterator[Order], total: int) -> Order:
     files, numbers, done = np.zeros(total, dtype=np.int32), np.zeros(total, dtype=np.int64), 0
     for files_P, numbers_P in pieces:
         part = slice(done, done + len(files_P))
@@ -87,7 +87,7 @@ def _serve_chunk(
     begins = first + BLOCK * np.arange(num_blocks, dtype=np.int64)
     # Early enough that every file has been served since, and no block begins below zero.
     warm = min(BLOCK, 4 * len(shares) + 16)
-    before = _near(shares, left, begins - warm)
+    before = _round_counts(shares, left, begins - warm)
     for step in range(warm):
         _step(shares, left, before, begins - warm + step)
     before[0] = served
@@ -131,7 +131,7 @@ def _step(
     return behind.astype(np.int32), numbers
 
 
-def _near(
+def _round_counts(
     shares: NDArray[np.float64], left: NDArray[np.int64] | None, samples: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """Return counts near those after so many samples: shares rounded so that their sum is right."""

@@ -65,15 +65,17 @@ def read_rows(records: "Dataset") -> Iterator[dict[str, object]]:
         names = list(batch)
         for values in zip(*(batch[name] for name in names), strict=True):
             yield {
-                name: _present(value) for name, value in zip(names, values, strict=True) if value is not None
+                name: _drop_none(value)
+                for name, value in zip(names, values, strict=True)
+                if value is not None
             }
 
 
-def _present(value: object) -> object:
+def _drop_none(value: object) -> object:
     if isinstance(value, Mapping):
-        return {key: _present(inner) for key, inner in value.items() if inner is not None}
+        return {key: _drop_none(inner) for key, inner in value.items() if inner is not None}
     if isinstance(value, list):
-        return [_present(inner) for inner in value]
+        return [_drop_none(inner) for inner in value]
     return value
 
 
@@ -98,7 +100,7 @@ def _check_files(data: HfDataSettings) -> None:
 
 def _check_local(path: str) -> list[Path]:
     """Return the files that a path of data_files names; refuse a path without any, and a Git LFS pointer."""
-    found = _found(path)
+    found = _find_paths(path)
     if not found:
         raise ConfigError(f"{LOADER}.data_files: {path} does not exist")
     files = [each for each in found if each.is_file()]
@@ -119,14 +121,14 @@ def _local_paths(data: HfDataSettings) -> list[str]:
     return [path for path in _paths(data.data_files) if "://" not in path]
 
 
-def _found(path: str) -> list[Path]:
+def _find_paths(path: str) -> list[Path]:
     """Return what a path or a pattern names on this machine, in the order of names."""
     return [Path(path)] if Path(path).exists() else list(map(Path, sorted(glob.glob(path))))  # noqa: PTH207 - may be absolute
 
 
 def _local_files(data: HfDataSettings) -> list[Path]:
     """Return the files of this machine that `data_files` names."""
-    return [file for path in _local_paths(data) for file in _found(path) if file.is_file()]
+    return [file for path in _local_paths(data) for file in _find_paths(path) if file.is_file()]
 
 
 def _broken_json(data: HfDataSettings) -> str | None:

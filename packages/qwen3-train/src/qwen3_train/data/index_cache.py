@@ -95,14 +95,14 @@ def cached(folder: Path | None, facts: object, make: Callable[[Room], object]) -
         make(room)
         return room.arrays
     path = folder / f"{hashlib.sha256(repr((VERSION, facts)).encode()).hexdigest()[:32]}.safetensors"
-    if (found := _mapped(path)) is not None:
+    if (found := _map_arrays(path)) is not None:
         return found
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(path.with_suffix(".lock")):
-        if (found := _mapped(path)) is not None:
+    with _hold_lock(path.with_suffix(".lock")):
+        if (found := _map_arrays(path)) is not None:
             return found
         write_atomically(path, lambda temporary: _fill(temporary, make))
-    if (found := _mapped(path)) is None:
+    if (found := _map_arrays(path)) is None:
         raise FormatError(f"{path} was written, and is gone or damaged; see what removes files there")
     return found
 
@@ -124,7 +124,7 @@ def _fill(path: Path, make: Callable[[Room], object]) -> None:
         make(FileRoom(file.fileno()))
 
 
-def _mapped(path: Path) -> Arrays | None:
+def _map_arrays(path: Path) -> Arrays | None:
     """Return the arrays of a file; None where it is missing or damaged."""
     with suppress(FileNotFoundError, FormatError):
         file = open_safetensors(path)
@@ -138,7 +138,7 @@ def _mapped(path: Path) -> Arrays | None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _hold_lock(path: Path) -> Iterator[None]:
     """Hold a lock that one process has at a time, where the file system knows locks."""
     number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     try:

@@ -114,7 +114,7 @@ def show_sample(
             yield from _rows(sample, begin, end, tokenizer)
         else:
             ids = sample.input_ids_L[begin:end].tolist()
-            yield _coloured(ids, is_learned_L[begin:end].tolist(), tokenizer, color=color)
+            yield _colour(ids, is_learned_L[begin:end].tolist(), tokenizer, color=color)
 
 
 def _is_padding(sample: Sample, begin: int) -> bool:
@@ -122,7 +122,7 @@ def _is_padding(sample: Sample, begin: int) -> bool:
     return not sample.loss_mask_L[begin:].any() and bool((rest == rest[0]).all())
 
 
-def _coloured(ids: list[int], learned: list[bool], tokenizer: Qwen3Tokenizer | None, *, color: bool) -> str:
+def _colour(ids: list[int], learned: list[bool], tokenizer: Qwen3Tokenizer | None, *, color: bool) -> str:
     text, first = "", 0
     marks = (
         {True: (LEARNED, RESET), False: (PLAIN, RESET)} if color else {True: ("[[", "]]"), False: ("", "")}
@@ -140,13 +140,13 @@ def _rows(sample: Sample, begin: int, end: int, tokenizer: Qwen3Tokenizer | None
     yield f"{'index':>6} {'position':>8} {'id':>7} {'label':>7} token"
     for at in range(begin, end):
         token, label = int(sample.input_ids_L[at]), int(sample.labels_L[at])
-        target, shown = "-", _shown(token, tokenizer)
+        target, shown = "-", _show_token(token, tokenizer)
         if sample.loss_mask_L[at]:
-            target, shown = str(label), f"{shown} -> {_shown(label, tokenizer)}"
+            target, shown = str(label), f"{shown} -> {_show_token(label, tokenizer)}"
         yield f"{at:>6} {sample.position_ids_L[at]:>8} {token:>7} {target:>7} {shown}"
 
 
-def _shown(token: int, tokenizer: Qwen3Tokenizer | None) -> str:
+def _show_token(token: int, tokenizer: Qwen3Tokenizer | None) -> str:
     return "" if tokenizer is None else repr(tokenizer.decode([token], skip_special=False))
 
 

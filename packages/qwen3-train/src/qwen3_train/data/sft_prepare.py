@@ -35,7 +35,7 @@ def prepare_sft(settings: TrainSettings, data: Conversations, notes: list[str]) 
             f"the tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens, but the model has "
             f"vocab_size={settings.model.vocab_size}; use the model's own tokenizer or raise vocab_size"
         )
-    valid = _valid(settings, settings.eval_data, tokenizer, notes) if settings.eval_data else None
+    valid = _prepare_valid(settings, settings.eval_data, tokenizer, notes) if settings.eval_data else None
     return RunData(
         train=train,
         valid=valid,
@@ -88,7 +88,7 @@ def _samples(
     return tokenizer, samples
 
 
-def _valid(
+def _prepare_valid(
     settings: TrainSettings, data: Conversations, tokenizer: Qwen3Tokenizer, notes: list[str]
 ) -> SftDataset | SftBlend:
     """Return the held-out conversations in the order of the data."""

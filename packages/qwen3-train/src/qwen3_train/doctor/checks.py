@@ -116,11 +116,11 @@ def _ports(launch: LaunchSettings) -> Finding:
     except ConfigError as error:
         return Finding("ports", FAIL, where, str(error))
     if launch.node_rank:
-        return _reaches(launch)
+        return _check_reach(launch)
     return Finding("ports", PASS, f"{where} is free here, for the scheduler")
 
 
-def _reaches(launch: LaunchSettings) -> Finding:
+def _check_reach(launch: LaunchSettings) -> Finding:
     """Whether node 0's address can be reached at all; its port opens with its own doctor."""
     try:
         with socket.create_connection((launch.master_addr, launch.master_port), timeout=5):

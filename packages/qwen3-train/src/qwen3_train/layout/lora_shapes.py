@@ -75,9 +75,9 @@ def target_modules(config: Qwen3Config, pattern: str) -> list[str]:
             raise ConfigError(
                 f"pet_config.target_modules={pattern!r} is no regular expression: {error}"
             ) from None
-        matched = {path for path in able if _means(wanted, path)}
+        matched = {path for path in able if _matches_module(wanted, path)}
         if not matched:
-            unable = sorted({path.rpartition(".")[2] for path in paths if _means(wanted, path)})
+            unable = sorted({path.rpartition(".")[2] for path in paths if _matches_module(wanted, path)})
             known = ", ".join((*FUSED, *FUSED_NAME))
             fault = (
                 f"means {', '.join(unable)}, which cannot carry an adapter" if unable else "matches nothing"
@@ -87,7 +87,7 @@ def target_modules(config: Qwen3Config, pattern: str) -> list[str]:
     return [path for path in able if path in found]
 
 
-def _means(wanted: re.Pattern[str], path: str) -> bool:
+def _matches_module(wanted: re.Pattern[str], path: str) -> bool:
     leaf = path.rpartition(".")[2]
     names = (leaf, FUSED_NAME.get(leaf, leaf), path)
     return any(wanted.match(name) for name in names)

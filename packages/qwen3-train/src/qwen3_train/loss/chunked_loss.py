@@ -120,7 +120,7 @@ class _Chunks(nn.Cell):
                 own = (*own, self.kernels.rows(inputs[k], first, end))
             if first > 0:
                 # One chunk after the other: all at once would take the memory of all.
-                own = (ops.depend(own[0], self._made(total, pieces, sums)), *own[1:])
+                own = (ops.depend(own[0], self._take_last(total, pieces, sums)), *own[1:])
             labels_C = self.kernels.rows(labels_M, first, end)
             weights_C = self.kernels.rows(weights_M, first, end)
             logits_CV = self._logits(own, copies)
@@ -133,9 +133,9 @@ class _Chunks(nn.Cell):
                 pieces = self._append(pieces, slopes_CV, copies, scale_C1)
         if not self.has_gradients:
             return (total,)
-        return total, self._joined(pieces), self._complete(sums, factors)
+        return total, self._join_pieces(pieces), self._complete(sums, factors)
 
-    def _made(self, total: Tensor, pieces: tuple, sums: tuple) -> tuple[Tensor, ...]:
+    def _take_last(self, total: Tensor, pieces: tuple, sums: tuple) -> tuple[Tensor, ...]:
         """Return what the chunk before has made last; a tuple with None in it is none for a graph."""
         made: tuple[Tensor, ...] = (total,)
         for k in range(len(sums)):
@@ -175,7 +175,7 @@ class _Chunks(nn.Cell):
             appended = (*appended, (*pieces[k], piece_CD))
         return appended
 
-    def _joined(self, pieces: tuple) -> tuple[Tensor, ...]:
+    def _join_pieces(self, pieces: tuple) -> tuple[Tensor, ...]:
         joined: tuple[Tensor, ...] = ()
         for each in pieces:
             joined = (*joined, each[0] if len(each) == 1 else self.join(each))

@@ -63,7 +63,7 @@ def _memory(plan: Plan) -> list[str]:
         if any(of_stages)
     ]
     lines += _table(rows)
-    lines += _outside(plan)
+    lines += _describe_outside(plan)
     if plan.problem:
         return [*lines, f"Does not fit: {plan.problem}"]
     if plan.memory_bytes is None:
@@ -72,7 +72,7 @@ def _memory(plan: Plan) -> list[str]:
     return [*lines, f"Fits: {gib(fullest)} of {gib(plan.memory_bytes)} GiB on the fullest device."]
 
 
-def _outside(plan: Plan) -> list[str]:
+def _describe_outside(plan: Plan) -> list[str]:
     """What MindSpore's memory does not have, and no dry run shows."""
     stage = max(plan.stages, key=lambda stage: stage.outside)
     if not stage.outside:

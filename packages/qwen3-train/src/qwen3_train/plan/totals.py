@@ -49,7 +49,7 @@ def count_totals(settings: PlanSettings, stages: list[StageMemory], traffic: lis
     # A gradient, or its sum, is as large as what it is of, and so is each of the two moments.
     trained = [max(stage.gradients, stage.gradient_sums) for stage in stages]
     unique = layout.tp * 3 * sum(trained)
-    moments = 2 * WEIGHT_BYTES * sum(_saved(settings, stage) for stage in range(layout.pp))
+    moments = 2 * WEIGHT_BYTES * sum(_count_saved(settings, stage) for stage in range(layout.pp))
     written = ranks_of_stage * (sum(trained) + moments)
     return Totals(
         checkpoint_bytes=unique if settings.shares_writing else written,
@@ -63,7 +63,7 @@ def count_totals(settings: PlanSettings, stages: list[StageMemory], traffic: lis
     )
 
 
-def _saved(settings: PlanSettings, stage: int) -> int:
+def _count_saved(settings: PlanSettings, stage: int) -> int:
     """Elements of each moment in a rank's file: a replica's rows, or all where it has no rows of its own."""
     dp = settings.layout.dp if settings.parallel_optimizer else 1
     shapes = trained_shapes(settings, stage).values()

@@ -114,7 +114,7 @@ def prepare_run(
     is_stopped = patience is not None and resumed.best.waited >= patience
     is_finished = source is not None and (resumed.steps_done >= last_step or is_stopped)
     if source is not None and is_finished and settings.resume.mode != "auto":
-        raise ConfigError(f"{source.first.name} {_finished(resumed, last_step)}")
+        raise ConfigError(f"{source.first.name} {_explain_finished(resumed, last_step)}")
     notes += _adapter_notes(settings)
     notes += _step_notes(settings, plan, last_step)
     notes += _evaluation_notes(settings, plan, data.num_valid)
@@ -188,7 +188,7 @@ def _evaluation_notes(settings: TrainSettings, plan: BatchPlan, num_valid: int) 
         )
 
 
-def _finished(resumed: Resumed, last_step: int) -> str:
+def _explain_finished(resumed: Resumed, last_step: int) -> str:
     if resumed.steps_done < last_step:
         return (
             f"was ended by EarlyStopping, {counted(resumed.best.waited, 'evaluation')} after the lowest "
@@ -217,7 +217,7 @@ def _check_weights(settings: TrainSettings, *, is_start: bool) -> None:
         open_weight_files(source, settings.strategy_from)
 
 
-def _smaller(settings: TrainSettings, num_samples: int) -> str:
+def _suggest_more(settings: TrainSettings, num_samples: int) -> str:
     """Say what to change, so that the samples are enough for a step."""
     if settings.data.num_train is not None and settings.data.num_train <= num_samples:
         more = "raise --train_dataset.data_loader.sizes"
@@ -244,6 +244,6 @@ def _plan(settings: TrainSettings, train: Dataset) -> BatchPlan:
         raise ConfigError(
             f"one step takes {counted(plan.global_batch, 'sample')} (batch_size {settings.batch_size} x "
             f"{settings.passes} forward passes x data_parallel {plan.num_replicas}) but the data give "
-            f"{num_samples} of seq_length {settings.data.seq_length}; {_smaller(settings, num_samples)}"
+            f"{num_samples} of seq_length {settings.data.seq_length}; {_suggest_more(settings, num_samples)}"
         )
     return plan

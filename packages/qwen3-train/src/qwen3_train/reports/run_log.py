@@ -46,14 +46,14 @@ class RunLog:
             self._stream.write(line)
             self._stream.flush()
         if self._file is not None:
-            with _named(self._file):
+            with _name_in_errors(self._file):
                 self._file.write(line)
                 self._file.flush()
 
     def close(self) -> None:
         """Close the log file."""
         if self._file is not None:
-            with _named(self._file):
+            with _name_in_errors(self._file):
                 self._file.close()
 
 
@@ -70,20 +70,20 @@ class Metrics:
 
     def write(self, *, step: int, **values: float) -> None:
         """Write one line, at once."""
-        with _named(self._file):
+        with _name_in_errors(self._file):
             self._file.write(json.dumps({"step": step} | values) + "\n")
             self._file.flush()
         self._events.write(step, values)
 
     def close(self) -> None:
         """Close the files."""
-        with _named(self._file):
+        with _name_in_errors(self._file):
             self._file.close()
         self._events.close()
 
 
 @contextmanager
-def _named(file: TextIO) -> Iterator[None]:
+def _name_in_errors(file: TextIO) -> Iterator[None]:
     """Say in an error of the block which file it is about, which writing, unlike opening, does not."""
     try:
         yield

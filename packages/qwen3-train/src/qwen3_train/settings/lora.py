@@ -83,7 +83,7 @@ def read_lora(section: Mapping[str, object], config: Qwen3Config) -> LoraSetting
         b_init=inits["lora_b_init"],
         target_modules=pattern,
         modules=tuple(name.removesuffix(".lora_A.weight") for name in shapes if ".lora_A." in name),
-        trained=_trained(section, config.weight_shapes() | shapes),
+        trained=_find_trained(section, config.weight_shapes() | shapes),
     )
 
 
@@ -112,7 +112,7 @@ def refuse_empty_stages(
         )
 
 
-def _trained(
+def _find_trained(
     section: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, tuple[int, ...]]:
     include = _patterns(section, "freeze_include", ["*"], shapes)
@@ -120,7 +120,7 @@ def _trained(
     trained = {
         name: shape
         for name, shape in shapes.items()
-        if not _matches(name, include) or _matches(name, exclude)
+        if not _matches_any(name, include) or _matches_any(name, exclude)
     }
     if not any(".lora_" in name for name in trained):
         raise ConfigError(
@@ -145,7 +145,7 @@ def _patterns(
     return patterns
 
 
-def _matches(name: str, patterns: Iterable[str]) -> bool:
+def _matches_any(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 

@@ -61,7 +61,7 @@ def read_model(section: Mapping[str, object], hf_dir: Path | None) -> Qwen3Confi
         base = Qwen3Config.from_dir(hf_dir)
         values = {field.name: getattr(base, field.name) for field in fields(base)}
     values |= {ours: value for ours, value in DEFAULTS.items() if ours not in values}
-    values |= _stated(section)
+    values |= _read_stated(section)
     if section.get("rope_scaling") is not None:
         theta = values.get("rope_theta", 1.0)
         raw = {"rope_theta": theta, "rope_scaling": section["rope_scaling"]}
@@ -107,7 +107,7 @@ def _is_tokenizer_only(folder: Path) -> bool:
     return (folder / "tokenizer.json").is_file() and not (folder / "config.json").exists()
 
 
-def _stated(section: Mapping[str, object]) -> dict[str, object]:
+def _read_stated(section: Mapping[str, object]) -> dict[str, object]:
     stated: dict[str, object] = {}
     for key, value in section.items():
         if key not in FIELDS or value is None:

@@ -71,7 +71,7 @@ def train(
     """
     settings = run.settings
     model, grid = make_model(settings, rank, log.line, cache_dir)
-    reader = _one_reader(settings, grid)
+    reader = _make_one_reader(settings, grid)
     dropout = start_adapters(model, run, reader) if settings.lora else None
     step = make_step(settings, model, grid)
     step.dropout, done = dropout, 0
@@ -115,7 +115,7 @@ def train(
             metrics.close()
 
 
-def _one_reader(settings: TrainSettings, grid: Grid) -> OneReader | None:
+def _make_one_reader(settings: TrainSettings, grid: Grid) -> OneReader | None:
     """Return what lets replicas read a part each of the weights; None where each reads all."""
     if not settings.broadcasts or grid.replicas.size == 1:
         return None

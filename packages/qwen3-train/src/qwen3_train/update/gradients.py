@@ -201,7 +201,7 @@ class BucketSum(nn.Cell):
         sums: tuple[tuple[Tensor, ...], ...] = ()
         for number in range(len(self.buckets)):
             # One bucket after the other, in the same order on all ranks.
-            last = self._exchanged(number, tensors, last)
+            last = self._exchange_bucket(number, tensors, last)
             sums = (*sums, self._parts(number, last.reshape(-1)))
         results: tuple[Tensor, ...] = ()
         for first in range(0, len(tensors), BLOCK):
@@ -210,13 +210,13 @@ class BucketSum(nn.Cell):
 
     def exchange(self, number: int, tensors: tuple[Tensor, ...], last: Tensor) -> tuple[Tensor, ...]:
         """Return the sums of one bucket alone, after `last`."""
-        return self._parts(number, self._exchanged(number, tensors, last).reshape(-1))
+        return self._parts(number, self._exchange_bucket(number, tensors, last).reshape(-1))
 
-    def _exchanged(self, number: int, tensors: tuple[Tensor, ...], last: Tensor) -> Tensor:
-        joined = self._joined(self.buckets[number], tensors, last)
+    def _exchange_bucket(self, number: int, tensors: tuple[Tensor, ...], last: Tensor) -> Tensor:
+        joined = self._join_bucket(self.buckets[number], tensors, last)
         return self.group.scatter_rows(joined) if self.scatters else self.group.sum(joined)
 
-    def _joined(self, bucket: tuple[int, ...], tensors: tuple[Tensor, ...], last: Tensor) -> Tensor:
+    def _join_bucket(self, bucket: tuple[int, ...], tensors: tuple[Tensor, ...], last: Tensor) -> Tensor:
         """Return the tensors of a bucket side by side, a row for each rank that gets one.
 
         Not before `last`: of sums, which stay, the copies of all buckets would be made at once.

@@ -76,12 +76,12 @@ class AdamW(nn.Cell):
             update = ops.partial(self._update_one, rate, eps, decay, step, own_scale)
             updated = self.each(
                 update,
-                _chosen(self.decays, block),
-                _chosen(self.stays, block),
-                _chosen(self.weights, block),
-                _chosen(self.m, block),
-                _chosen(self.v, block),
-                _chosen(gradients, block),
+                _choose_items(self.decays, block),
+                _choose_items(self.stays, block),
+                _choose_items(self.weights, block),
+                _choose_items(self.m, block),
+                _choose_items(self.v, block),
+                _choose_items(gradients, block),
             )
             done = ops.depend(step, updated)
         return done
@@ -106,7 +106,7 @@ class AdamW(nn.Cell):
         return self.kernels.adamw(weight, m, v, gradient, rate, eps, own_decay, step, self.betas, scale)
 
 
-def _chosen(each: Sequence[Item], block: tuple[int, ...]) -> tuple[Item, ...]:
+def _choose_items(each: Sequence[Item], block: tuple[int, ...]) -> tuple[Item, ...]:
     """Return the items whose indices a block lists, in its order."""
     chosen: tuple[Item, ...] = ()
     for i in block:
