@@ -292,7 +292,7 @@ def _hint(key: str, known: set[str]) -> str:
     return f"{key} (did you mean {close[0]}?)" if close else key
 
 
-def _released(hidden: int, layers: int, heads: int, intermediate: int, *, tied: bool) -> Qwen3Config:
+def _make_released(hidden: int, layers: int, heads: int, intermediate: int, *, tied: bool) -> Qwen3Config:
     return Qwen3Config(
         vocab_size=151936,
         hidden_size=hidden,
@@ -315,12 +315,12 @@ def _released(hidden: int, layers: int, heads: int, intermediate: int, *, tied: 
 
 
 SIZES = {
-    "0.6B": _released(1024, 28, 16, 3072, tied=True),
-    "1.7B": _released(2048, 28, 16, 6144, tied=True),
-    "4B": _released(2560, 36, 32, 9728, tied=True),
-    "8B": _released(4096, 36, 32, 12288, tied=False),
-    "14B": _released(5120, 40, 40, 17408, tied=False),
-    "32B": _released(5120, 64, 64, 25600, tied=False),
+    "0.6B": _make_released(1024, 28, 16, 3072, tied=True),
+    "1.7B": _make_released(2048, 28, 16, 6144, tied=True),
+    "4B": _make_released(2560, 36, 32, 9728, tied=True),
+    "8B": _make_released(4096, 36, 32, 12288, tied=False),
+    "14B": _make_released(5120, 40, 40, 17408, tied=False),
+    "32B": _make_released(5120, 64, 64, 25600, tied=False),
 }
 """The released dense sizes, as in each one's `config.json`."""
 

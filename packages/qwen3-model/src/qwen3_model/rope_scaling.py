@@ -69,7 +69,7 @@ def read_rope(raw: Mapping[str, object]) -> tuple[float, YarnScaling | None]:
     """
     newer, older = _section(raw, "rope_parameters"), _section(raw, "rope_scaling")
     stated = [base for source in (raw, newer, older) if (base := source.get("rope_theta")) is not None]
-    bases = {float(_checked("rope_theta", base, as_number)) for base in stated}
+    bases = {float(_check_value("rope_theta", base, as_number)) for base in stated}
     for source in (newer, older):
         source.pop("rope_theta", None)
     if len(bases) != 1:
@@ -87,7 +87,7 @@ def _section(raw: Mapping[str, object], key: str) -> dict[str, object]:
     return dict(section or {})
 
 
-def _checked(key: str, value: object, narrow: Callable[[object], T]) -> T:
+def _check_value(key: str, value: object, narrow: Callable[[object], T]) -> T:
     try:
         narrowed = narrow(value)
     except FormatError as error:
@@ -110,7 +110,7 @@ def _read_scaling(source: dict[str, object], raw: Mapping[str, object]) -> YarnS
         raise ConfigError(f"config.json: rope_scaling has unknown keys {', '.join(unknown)}")
     source.setdefault("original_max_position_embeddings", raw.get("max_position_embeddings"))
     stated = {
-        key: _checked(f"rope_scaling.{key}", value, KEYS[key])
+        key: _check_value(f"rope_scaling.{key}", value, KEYS[key])
         for key, value in source.items()
         if value is not None
     }

@@ -27,10 +27,10 @@ def fuse(tensors: dict[str, LazyTensor], config: Qwen3Config, layout: FusedLayou
         q, k, v = (tensors[f"{old}.self_attn.{part}_proj.weight"] for part in "qkv")
         gate, up = (tensors[f"{old}.mlp.{part}_proj.weight"] for part in ("gate", "up"))
         name = f"{new}.{QKV}.weight"
-        result[name] = _joined(name, [q, k, v], _fused_qkv_rows(config, layout, q, k, v))
+        result[name] = _join_rows(name, [q, k, v], _fused_qkv_rows(config, layout, q, k, v))
         name = f"{new}.{FC1}.weight"
         weave = InterleavedRows if layout.interleaved_mlp else StackedRows
-        result[name] = _joined(name, [gate, up], weave([gate.rows, up.rows]))
+        result[name] = _join_rows(name, [gate, up], weave([gate.rows, up.rows]))
     return result
 
 
@@ -47,7 +47,7 @@ def _fused_qkv_rows(
     return StackedRows(bands)
 
 
-def _joined(name: str, parts: list[LazyTensor], rows: RowSource) -> LazyTensor:
+def _join_rows(name: str, parts: list[LazyTensor], rows: RowSource) -> LazyTensor:
     first = parts[0].plan
     if other := next((part.plan for part in parts if part.plan.dtype != first.dtype), None):
         raise WeightError(

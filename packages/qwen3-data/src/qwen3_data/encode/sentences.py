@@ -34,7 +34,7 @@ def split_sentences(text: str, *, keep_newlines: bool) -> list[str]:
     """
     sentences = []
     begin = 0
-    for end in _ends(text):
+    for end in _find_ends(text):
         part = text[begin:end]
         if part.strip():
             sentences.append(part if keep_newlines else part.strip())
@@ -44,7 +44,7 @@ def split_sentences(text: str, *, keep_newlines: bool) -> list[str]:
     return sentences
 
 
-def _ends(text: str) -> Iterator[int]:
+def _find_ends(text: str) -> Iterator[int]:
     """Yield where sentences end, the white space after them included."""
     for found in END.finditer(text):
         is_mark = found.end() > found.start()

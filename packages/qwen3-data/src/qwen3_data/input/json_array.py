@@ -57,7 +57,7 @@ class _Array:
             if letter == QUOTE and mark.end() - mark.start() == 1:
                 self._skip_string(buffer, mark.end())
                 return
-            if letter != QUOTE and self._ends(letter, mark.end()):
+            if letter != QUOTE and self._count_letter(letter, mark.end()):
                 first, self.begin, self.ended = self.begin, mark.end(), self.depth == 0
                 yield first, mark.start()
                 if self.ended:
@@ -69,7 +69,7 @@ class _Array:
         del buffer[: self.begin]
         self.scanned, self.begin = self.scanned - self.begin, 0
 
-    def _ends(self, letter: int, end: int) -> bool:
+    def _count_letter(self, letter: int, end: int) -> bool:
         """Count a bracket or comma; return whether an element ends before it."""
         self.depth += (letter in b"[{") - (letter in b"]}")
         if self.depth == 1 and letter == 0x5B and not self.begun:

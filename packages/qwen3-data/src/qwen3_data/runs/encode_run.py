@@ -114,7 +114,7 @@ class EncodeRun:
             self._pump(writers)
             refuse_changed(self.sources)
             if not self.totals.num_documents and settings.num_shards == 1:
-                raise FormatError(self._nothing_found())
+                raise FormatError(self._explain_nothing_found())
             for key, writer in writers.items():
                 writer.finish()
                 self.totals.num_tokens += writer.num_tokens
@@ -242,7 +242,7 @@ class EncodeRun:
             }
         )
 
-    def _nothing_found(self) -> str:
+    def _explain_nothing_found(self) -> str:
         count = len(self.sources)
         name = str(self.sources[0].path) if count == 1 else f"the input ({count} files)"
         skipped = f" ({self.totals.num_skipped} bad records)" if self.totals.num_skipped else ""

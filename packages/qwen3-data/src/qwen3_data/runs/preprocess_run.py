@@ -61,7 +61,7 @@ def run_preprocess(
     asked = run_settings(settings, sources, tokenizer, str(dtype))
     resumes = settings.resume and Workspace.has_progress(prefix)
     if settings.resume and not resumes:
-        manifests = _finished(outputs, asked, force=settings.force)
+        manifests = _find_finished(outputs, asked, force=settings.force)
         if manifests is not None:
             Workspace.sweep(prefix)
             if settings.rejects is not None and not settings.rejects.exists():
@@ -109,7 +109,7 @@ def _check_same_run(workspace: Workspace, asked: dict[str, object]) -> None:
         )
 
 
-def _finished(outputs: list[Path], asked: dict[str, object], *, force: bool) -> list[Manifest] | None:
+def _find_finished(outputs: list[Path], asked: dict[str, object], *, force: bool) -> list[Manifest] | None:
     """Return the manifests of finished outputs of this run; None where they are missing or do not tell.
 
     Raises:

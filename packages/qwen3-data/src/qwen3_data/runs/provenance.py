@@ -120,7 +120,7 @@ def joint_manifest(
     changes |= {"settings": None, "part": None, "version": max(one.version for one in known)}
     if is_whole_run and first.settings is not None:
         changes["settings"] = _settings_of_all([dict(one.settings or {}) for one in known])
-    return build(partial(replace, first), {**changes, **_restored(prefixes, known)})
+    return build(partial(replace, first), {**changes, **_restore_whole(prefixes, known)})
 
 
 def _sum(values: Iterable[int | None]) -> int | None:
@@ -143,7 +143,7 @@ def _settings_of_all(shares: list[dict[str, object]]) -> dict[str, object]:
     return joint
 
 
-def _restored(prefixes: Sequence[Path], manifests: Sequence[Manifest]) -> dict[str, object]:
+def _restore_whole(prefixes: Sequence[Path], manifests: Sequence[Manifest]) -> dict[str, object]:
     """Return what the manifest of a whole said of which these are all parts in order; else nothing."""
     first = manifests[0].part
     if first is None or not {"index", "of", "whole"} <= first.keys() or first["of"] != len(manifests):

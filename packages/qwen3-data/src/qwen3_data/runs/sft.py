@@ -132,7 +132,7 @@ class _SftRun:
             os.fsync(mask_file.fileno())
         writer.finish()
         if not writer.num_documents:
-            raise FormatError(self._nothing_left())
+            raise FormatError(self._explain_nothing_left())
         manifest = self._manifest(writer)
         text = json.dumps(dataclasses.asdict(manifest), indent=2, ensure_ascii=False) + "\n"
         write_text_atomically(sibling(stem, ".json"), text)
@@ -183,7 +183,7 @@ class _SftRun:
             self.checker.check(texts, ids_T, offsets)
         return ids_T, offsets
 
-    def _nothing_left(self) -> str:
+    def _explain_nothing_left(self) -> str:
         totals = self.totals
         what = (
             f"{len(totals.rejects)} bad records, {counted(totals.fit.num_dropped, 'sample')} too long for "

@@ -83,7 +83,7 @@ class MindSporeEngine:
         ids_BL[0, : len(ids)] = ids
         positions_BL = np.arange(position, position + length, dtype=np.int32)[None]
         where = self._rooms.piece(start, position, length)
-        return self._rows(Tensor(ids_BL), Tensor(positions_BL), _one(len(ids) - 1), where)[0]
+        return self._rows(Tensor(ids_BL), Tensor(positions_BL), _make_scalar(len(ids) - 1), where)[0]
 
     def read_all(self, start: int, ids: Sequence[int], position: int, length: int) -> np.ndarray:
         """Do the same as `read`, and return the logits after each of `ids`, float32 (len(ids), V)."""
@@ -121,14 +121,14 @@ class MindSporeEngine:
         for length in lengths:
             for position in self._rooms.warm_up_positions(length):
                 self.read(0, [0], position, length)
-        idle = [self._rooms.batch(*self._idle(count)) for count in range(1, self.num_rows + 1)]
+        idle = [self._rooms.batch(*self._idle_tokens(count)) for count in range(1, self.num_rows + 1)]
         for size in sorted({len(tokens_R) for tokens_R, _, _ in idle}):
-            self.decode(*self._idle(size))
+            self.decode(*self._idle_tokens(size))
         for length in lengths:
             if self.shares_beginnings and 2 * length <= self.num_tokens:
                 self.copy(0, length, length)
 
-    def _idle(self, count: int) -> np.ndarray:
+    def _idle_tokens(self, count: int) -> np.ndarray:
         """Return where `count` tokens go that belong to nobody: (3, count), starts, tokens, positions."""
         return np.array([[0], [0], [0]], np.int32).repeat(count, 1)
 
@@ -142,5 +142,5 @@ def choose_kernels(device: Device, note: Callable[[str], None]) -> Kernels:
     return make_kernels(device.target, float32_residual=is_float32)
 
 
-def _one(value: int) -> Tensor:
+def _make_scalar(value: int) -> Tensor:
     return Tensor(np.array([value], np.int32))

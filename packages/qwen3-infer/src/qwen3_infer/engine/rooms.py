@@ -109,7 +109,7 @@ class Pool:
 
     def batch(self, starts_B: np.ndarray, tokens_B: np.ndarray, positions_B: np.ndarray) -> Batch:
         """Return the rows that a token of each of B regions is computed with; `picked` finds theirs."""
-        starts_R, tokens_R, positions_R = self._filled(starts_B, tokens_B, positions_B)
+        starts_R, tokens_R, positions_R = self._fill_rows(starts_B, tokens_B, positions_B)
         return tokens_R, positions_R, Tensor(starts_R)
 
     def picked(self, starts_B: np.ndarray) -> Sequence[int]:
@@ -131,7 +131,7 @@ class Pool:
     def _copy_piece(self, source: int, target: int, length: int) -> None:
         self._copy(slots(source, length), slots(target, length)).asnumpy()
 
-    def _filled(
+    def _fill_rows(
         self, starts_B: np.ndarray, tokens_B: np.ndarray, positions_B: np.ndarray
     ) -> tuple[np.ndarray, ...]:
         count = len(starts_B)
@@ -160,7 +160,7 @@ class Blocks(Pool):
         # any.
         blocks_P = np.full(self.num_blocks(count), first, np.int32)
         blocks_P[:count] = np.arange(first, first + count)
-        return ms.mutable((Tensor(self._writes(start + position, length)), Tensor(blocks_P)))
+        return ms.mutable((Tensor(self._list_blocks(start + position, length)), Tensor(blocks_P)))
 
     def num_blocks(self, count: int) -> int:
         """Return for how many blocks the attention of a piece is compiled that needs `count`."""
@@ -171,7 +171,7 @@ class Blocks(Pool):
 
     def batch(self, starts_B: np.ndarray, tokens_B: np.ndarray, positions_B: np.ndarray) -> Batch:
         """Return the rows that a token of each of B regions is computed with; `picked` finds theirs."""
-        starts_R, tokens_R, positions_R = self._filled(starts_B, tokens_B, positions_B)
+        starts_R, tokens_R, positions_R = self._fill_rows(starts_B, tokens_B, positions_B)
         blocks_R1 = (starts_R // self.unit)[:, None]
         # Lengths say where a row ends; what follows in the list is never read, but must be there.
         table_RP = np.minimum(blocks_R1 + np.arange(self._most_blocks), self.num_tokens // self.unit)
@@ -190,9 +190,9 @@ class Blocks(Pool):
 
     def _copy_piece(self, source: int, target: int, length: int) -> None:
         source_C = np.arange(source, source + length, self.unit, dtype=np.int32) // self.unit
-        self._copy(Tensor(source_C), Tensor(self._writes(target, length)))
+        self._copy(Tensor(source_C), Tensor(self._list_blocks(target, length)))
 
-    def _writes(self, start: int, length: int) -> np.ndarray:
+    def _list_blocks(self, start: int, length: int) -> np.ndarray:
         """Whole blocks from the token `start` of the cache on, and the 0 in each."""
         blocks = np.arange(start, start + length, self.unit, dtype=np.int32) // self.unit
         return np.stack((blocks, np.zeros_like(blocks)), 1)

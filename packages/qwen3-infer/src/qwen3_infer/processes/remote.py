@@ -70,7 +70,7 @@ class Ranks:
 
     def check(self) -> None:
         """Raise what has ended a process, should one have ended."""
-        if self._error is None and (gone := self._gone()) is not None:
+        if self._error is None and (gone := self._find_lost_rank()) is not None:
             now_s = time.monotonic()
             self._gone_since_s = self._gone_since_s or now_s
             if now_s - self._gone_since_s > VERDICT_S:
@@ -106,7 +106,7 @@ class Ranks:
             self._raise_verdict()
         return self._answer()
 
-    def _gone(self) -> int | None:
+    def _find_lost_rank(self) -> int | None:
         """Return a rank whose connection has ended; none but the first ever says anything."""
         if self._is_closed or len(self._links) < self._num_ranks:
             return None
@@ -116,7 +116,7 @@ class Ranks:
     def _answer(self) -> tuple[Mapping[str, object], list[np.ndarray]]:
         try:
             while not select.select(self._links[:1], [], [], LOOK_S)[0]:
-                if self._gone() is not None:  # rank 0 waits for it, and would for half an hour
+                if self._find_lost_rank() is not None:  # rank 0 waits for it, and would for half an hour
                     self._raise_verdict()
             said, arrays = wire.receive(self._links[0])
         except OSError:

@@ -39,9 +39,9 @@ def receive(source: socket.socket) -> tuple[Mapping[str, object], list[np.ndarra
     Raises:
         OSError: The other side is gone, or sends something else.
     """
-    (length,) = LENGTH.unpack(_exactly(source, LENGTH.size))
+    (length,) = LENGTH.unpack(_receive_exactly(source, LENGTH.size))
     try:
-        head = as_section(json.loads(_exactly(source, length)))
+        head = as_section(json.loads(_receive_exactly(source, length)))
         arrays = [_array(source, *as_list(each)) for each in as_list(head["arrays"])]
         return as_section(head["message"]), arrays
     except (FormatError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -50,11 +50,11 @@ def receive(source: socket.socket) -> tuple[Mapping[str, object], list[np.ndarra
 
 def _array(source: socket.socket, dtype: object, shape: object) -> np.ndarray:
     kind, sizes = np.dtype(as_text(dtype)), as_ints(shape)
-    body = _exactly(source, math.prod(sizes) * kind.itemsize)
+    body = _receive_exactly(source, math.prod(sizes) * kind.itemsize)
     return np.frombuffer(body, kind).reshape(sizes)
 
 
-def _exactly(source: socket.socket, count: int) -> bytearray:
+def _receive_exactly(source: socket.socket, count: int) -> bytearray:
     if not 0 <= count <= MOST_BYTES:
         raise ConnectionError(f"a message of {count} bytes")
     body = bytearray(count)

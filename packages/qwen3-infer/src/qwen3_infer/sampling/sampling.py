@@ -164,7 +164,7 @@ def distribution(logits_V: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, 
         ids = _likeliest_first(logits_V, sampling.top_k or _num_above(logits_V, highest, sampling))
         weights = _weights(logits_V[ids], highest, sampling.temperature)
         if sampling.top_p < 1:
-            weights = weights[_before(weights) < sampling.top_p * weights.sum()]
+            weights = weights[_sum_before(weights) < sampling.top_p * weights.sum()]
     if sampling.min_p > 0:
         weights = weights[weights >= sampling.min_p * weights[0]]
     return ids[: len(weights)], weights / weights.sum()
@@ -183,7 +183,7 @@ def _nucleus(logits_V: np.ndarray, highest: np.float32, sampling: Sampling) -> t
         weights = _weights(logits_V[ids], highest, sampling.temperature)
         if len(ids) == size or weights.sum() >= least:
             break
-    return ids, weights[_before(weights) < least]
+    return ids, weights[_sum_before(weights) < least]
 
 
 def _num_above(logits_V: np.ndarray, highest: np.float32, sampling: Sampling) -> int:
@@ -239,7 +239,7 @@ def _total(logits_V: np.ndarray, highest: np.float32, temperature: float) -> flo
         return float(np.exp((logits_V - highest) / np.float32(temperature)).sum(dtype=np.float64))
 
 
-def _before(weights: np.ndarray) -> np.ndarray:
+def _sum_before(weights: np.ndarray) -> np.ndarray:
     return np.cumsum(weights) - weights
 
 

@@ -60,7 +60,7 @@ class RegionAllocator:
         assert job.region is not None
         # Its request may have been cancelled, and another request have got the room since.
         num_equal = count_equal(source.ids, job.request.prompt_ids) if source.is_valid else 0
-        num_copied = min(job.num_shared, self._whole_pieces(num_equal))
+        num_copied = min(job.num_shared, self._round_to_pieces(num_equal))
         if num_copied > 0:
             self._engine.copy(source.start, job.region.start, num_copied)
             job.region.ids[:] = job.request.prompt_ids[:num_copied]
@@ -97,12 +97,12 @@ class RegionAllocator:
         to_be_read = {other.region: other.request.prompt_ids for other in reading}
         best: tuple[Region | None, int] = (None, 0)
         for region in self.pool.regions:
-            num_shared = self._whole_pieces(count_equal(to_be_read.get(region, region.ids), ids))
+            num_shared = self._round_to_pieces(count_equal(to_be_read.get(region, region.ids), ids))
             if num_shared > best[1]:
                 best = region, num_shared
         return best
 
-    def _whole_pieces(self, num_tokens: int) -> int:
+    def _round_to_pieces(self, num_tokens: int) -> int:
         """Return `num_tokens` rounded down to the unit in which prefixes are copied."""
         return num_tokens - num_tokens % self._engine.pieces[-1]
 

@@ -199,7 +199,7 @@ class Scheduler:
             else:
                 found[job] = Chosen(row)
         for job, chosen in zip(rows, choose_rows(list(rows.values()), self._chooser), strict=True):
-            found[job] = chosen or _no_numbers(job)
+            found[job] = chosen or _refuse_nan(job)
         return [self._go_on(job, found[job]) for job in jobs]
 
     def _go_on(self, job: Job, chosen: Chosen | Qwen3Error) -> Event:
@@ -267,7 +267,7 @@ def _row(job: Job, logits: Logits) -> Row | int:
     )
 
 
-def _no_numbers(job: Job) -> WeightError:
+def _refuse_nan(job: Job) -> WeightError:
     if job.region:
         job.region.ids.clear()
     return WeightError("the model computes NaN or infinity; check its weights with qwen3-model verify")

@@ -118,7 +118,7 @@ class Answer:
                 self._legacy_entry(choice, token, logprob, likeliest)
                 for token, (logprob, likeliest) in zip(prompt_ids[1:], event.job.prompt_logprobs, strict=True)
             ]
-            logprobs = _joined(entries)
+            logprobs = _join_entries(entries)
             choice.legacy_logprobs.append(logprobs)
         if self._request.is_prompt_alone:
             choice.finish_reason = "length"
@@ -185,7 +185,7 @@ class Answer:
     def _whole_choice(self, index: int, choice: Choice) -> dict[str, object]:
         tail = {"finish_reason": choice.finish_reason}
         if not self._request.is_chat:
-            joined = _joined(choice.legacy_logprobs) if choice.legacy_logprobs else None
+            joined = _join_entries(choice.legacy_logprobs) if choice.legacy_logprobs else None
             return {"index": index, "text": choice.text, "logprobs": joined} | tail
         content = None if choice.calls and not choice.text else choice.text
         message: dict[str, object] = {"role": "assistant", "content": content, "refusal": None}
@@ -260,5 +260,5 @@ class Answer:
         return self._tokenizer.token_text(token)
 
 
-def _joined(entries: Sequence[dict[str, list[object]]]) -> dict[str, list[object]]:
+def _join_entries(entries: Sequence[dict[str, list[object]]]) -> dict[str, list[object]]:
     return {key: [value for entry in entries for value in entry[key]] for key in entries[0]}

@@ -107,13 +107,13 @@ class Completions:
         }
         ticket = self._worker.submit(request.requests)
         try:
-            work = self._stream if request.stream else self._whole
+            work = self._stream if request.stream else self._send_whole
             await until_gone(receive, work(request, answer, ticket, scope, receive, send))
         finally:
             self._worker.cancel(ticket)
             self._note(answer, record)
 
-    async def _whole(
+    async def _send_whole(
         self, request: ApiRequest, answer: Answer, ticket: Ticket, scope: Scope, receive: Receive, send: Send
     ) -> None:
         async for _ in self._chunks(answer, ticket, scope["record"]):

@@ -77,12 +77,12 @@ def make_app(
     )
     conversions = partial(Conversions, service=service, limits=limits, reading=reading)
     routes = [
-        Route("/", _fixed(make_page())),
+        Route("/", _answer_always(make_page())),
         Route("/health", health),
         Route("/ping", health),
-        Route("/version", _fixed(JSONResponse({"version": __version__}))),
-        Route("/openapi.json", _fixed(JSONResponse(document))),
-        Route("/docs", _fixed(docs)),
+        Route("/version", _answer_always(JSONResponse({"version": __version__}))),
+        Route("/openapi.json", _answer_always(JSONResponse(document))),
+        Route("/docs", _answer_always(docs)),
         Route("/tokenize", conversions(tokenize)),
         Route("/detokenize", conversions(detokenize)),
         Route("/metrics", show_metrics),
@@ -96,7 +96,7 @@ def make_app(
     return Gate(app, api_key=api_key, is_local=is_local, metrics=metrics, log=log)
 
 
-def _fixed(response: Response) -> Callable[[HttpRequest], Awaitable[Response]]:
+def _answer_always(response: Response) -> Callable[[HttpRequest], Awaitable[Response]]:
     """Return an endpoint that always answers the same."""
 
     async def show(request: HttpRequest) -> Response:

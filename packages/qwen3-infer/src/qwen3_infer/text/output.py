@@ -85,7 +85,7 @@ class ChatOutput:
             self._enter("answer", rest)
             yield from _text("reasoning", thought.rstrip())
         else:
-            certain = len(self._buffer) if is_last else _certain(self._buffer, THOUGHT_END)
+            certain = len(self._buffer) if is_last else _count_certain(self._buffer, THOUGHT_END)
             shown = self._buffer[:certain].rstrip()
             self._buffer = self._buffer[len(shown) :]
             yield from _text("reasoning", shown)
@@ -99,7 +99,7 @@ class ChatOutput:
             self._space = before[len(text) :]
             yield from _text("content", text)
             return
-        certain = len(self._buffer) if is_last or not self._has_tools else _certain(self._buffer, CALL)
+        certain = len(self._buffer) if is_last or not self._has_tools else _count_certain(self._buffer, CALL)
         shown = self._buffer[:certain]
         if self._has_tools and not is_last:
             shown = shown.rstrip()
@@ -111,7 +111,7 @@ class ChatOutput:
         if end is None and not is_last:
             return
         if end is None or end == NO_JSON:
-            yield from self._no_call()
+            yield from self._take_tag_as_text()
             return
         behind = self._buffer[end:].lstrip(_AFTER_VALUE)
         if not is_last and any(tag.startswith(behind) and tag != behind for tag in (CALL, CALL_END)):
@@ -119,14 +119,14 @@ class ChatOutput:
         is_closed = behind.startswith((CALL, CALL_END)) or (is_last and not behind)
         calls = parse_calls(self._buffer[:end]) if is_closed else ()
         if not calls:
-            yield from self._no_call()
+            yield from self._take_tag_as_text()
             return
         self._enter("answer", behind.removeprefix(CALL_END))
         self.num_calls += len(calls)
         for call in calls:
             yield Part("call", call.arguments, call.name)
 
-    def _no_call(self) -> Iterator[Part]:
+    def _take_tag_as_text(self) -> Iterator[Part]:
         """Let the tag be text; behind it another call may begin."""
         self._state, self._skips_space = "answer", False
         yield Part("content", self._space + CALL)
@@ -159,7 +159,7 @@ def _text(kind: str, text: str) -> Iterator[Part]:
         yield Part(kind, text)
 
 
-def _certain(text: str, tag: str) -> int:
+def _count_certain(text: str, tag: str) -> int:
     """Return how much of `text` cannot be the beginning of `tag`."""
     for length in range(min(len(text), len(tag) - 1), 0, -1):
         if text.endswith(tag[:length]):

@@ -39,13 +39,13 @@ class TextStream:
         known = self._tokenizer.decode(self._ids[self._start : self._read])
         text = self._tokenizer.decode(self._ids[self._start :])
         if text.endswith(BROKEN):
-            return self._release(self._certain(known, text), is_last=False)
+            return self._release(self._find_settled(known, text), is_last=False)
         if len(text) <= len(known):
             return ""
         self._start, self._read = self._read, len(self._ids)
         return self._release(text[len(known) :], is_last=False)
 
-    def _certain(self, known: str, text: str) -> str:
+    def _find_settled(self, known: str, text: str) -> str:
         """Return what of a text that ends within a character no later byte can change; most often nothing."""
         if len(self._ids) - self._read < MOST_HELD:
             return ""
@@ -73,12 +73,12 @@ class TextStream:
             self.is_stopped = True
             certain = min(found)
         else:
-            certain = len(self._buffer) - (0 if is_last else self._undecided())
+            certain = len(self._buffer) - (0 if is_last else self._count_undecided())
         given, self._buffer = self._buffer[:certain], self._buffer[certain:]
         self.text += given
         return given
 
-    def _undecided(self) -> int:
+    def _count_undecided(self) -> int:
         """Return the length of the longest end of the buffer that a stop string begins with."""
         for length in range(min(len(self._buffer), max(map(len, self._stop_strings), default=0)), 0, -1):
             if any(stop.startswith(self._buffer[-length:]) for stop in self._stop_strings):

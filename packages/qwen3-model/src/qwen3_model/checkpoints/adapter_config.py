@@ -55,12 +55,12 @@ class AdapterConfig:
 
     def scale(self, module: str, rank: int) -> float:
         """Return what B A of a module is multiplied by."""
-        alpha = _by_pattern(self.alpha_pattern, module, self.alpha)
+        alpha = _find_by_pattern(self.alpha_pattern, module, self.alpha)
         return alpha / (math.sqrt(rank) if self.is_rslora else rank)
 
     def check_rank(self, module: str, rank: int) -> None:
         """Raise FormatError where the file states another rank for a module than its adapter has."""
-        stated = _by_pattern(self.rank_pattern, module, rank if self.rank is None else self.rank)
+        stated = _find_by_pattern(self.rank_pattern, module, rank if self.rank is None else self.rank)
         if stated != rank:
             raise FormatError(
                 f"{self.path} says rank {stated!r}, but the adapters of {module} have rank {rank}; the two "
@@ -185,6 +185,6 @@ def is_simple_pattern(pattern: str) -> bool:
     return len(pattern) <= MOST_PATTERN and repetitions <= MOST_REPETITIONS and not is_nested
 
 
-def _by_pattern(pattern: Mapping[str, float], module: str, default: float) -> float:
+def _find_by_pattern(pattern: Mapping[str, float], module: str, default: float) -> float:
     fitting = (value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", module))
     return next(fitting, default)

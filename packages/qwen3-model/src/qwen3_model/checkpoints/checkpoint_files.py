@@ -214,7 +214,7 @@ def _open_step(
     """Open every rank's file of a step."""
     files: dict[int, SafetensorsFile] = {}
     for rank, steps in sorted(ranks.items()):
-        path = _only(steps[epoch_step], epoch_step)
+        path = _require_one(steps[epoch_step], epoch_step)
         try:
             files[rank] = open_safetensors(path)
         except (FormatError, OSError) as error:
@@ -226,12 +226,12 @@ def _open_step(
 
 def _start_problem(step: RankFiles) -> str | None:
     """Return a sentence where ranks of different starts of the run wrote the step: it may be a mixture."""
-    if len({_course(file) for file in step.files.values()}) < 2:
+    if len({_read_course(file) for file in step.files.values()}) < 2:
         return None
     return f"step {step.step} was written by ranks of different starts of the run"
 
 
-def _course(file: SafetensorsFile) -> str:
+def _read_course(file: SafetensorsFile) -> str:
     """Which start of a run wrote the file; empty where it does not say."""
     try:
         return str(json.loads(file.metadata.get("qwen3_train", "{}")).get("course", ""))
@@ -262,7 +262,7 @@ def _steps_of(rank_dir: Path) -> dict[EpochStep, list[Path]]:
     return found
 
 
-def _only(paths: list[Path], epoch_step: EpochStep) -> Path:
+def _require_one(paths: list[Path], epoch_step: EpochStep) -> Path:
     if len(paths) > 1:
         names = ", ".join(path.name for path in paths)
         raise ConfigError(

@@ -90,7 +90,7 @@ def split_fused(
         for name in ours:
             new = moment + (f"{name.removesuffix('.weight')}.lora_{half}.weight" if half else name)
             is_part = len(ours) > 1 and half != "A"
-            result[new] = (_picked(tensor, runs, name) if is_part else tensor).renamed(new)
+            result[new] = (_pick_rows(tensor, runs, name) if is_part else tensor).renamed(new)
     return result
 
 
@@ -107,7 +107,7 @@ def _weight_name(name: str) -> tuple[str, str, str]:
     return (moment, f"{match[1]}.weight", match[2].upper()) if match else (moment, bare, "")
 
 
-def _picked(tensor: LazyTensor, runs: Mapping[str, list[Run]], name: str) -> LazyTensor:
+def _pick_rows(tensor: LazyTensor, runs: Mapping[str, list[Run]], name: str) -> LazyTensor:
     part = name.split(".")[-2].removesuffix("_proj")
     group = "qkv" if part in "qkv" else ("gate", "up")
     needed = sum(len(run) for each in group for run in runs[each])

@@ -104,23 +104,25 @@ def _problems(
     if head and EMBEDDING in weights and not _equal(head, weights[EMBEDDING]):
         yield "config.json ties the head to the embedding, but lm_head.weight differs from it"
     own = {name: weights[name] for name in shapes if name in weights}
-    yield from _misshapen(own, shapes)
+    yield from _find_misshapen(own, shapes)
     for name, tensor in own.items():
         if (dtype := tensor.plan.dtype) not in FLOAT_DTYPES:
-            yield f"{_where(name, tensor)} has dtype {dtype}, expected one of {', '.join(FLOAT_DTYPES)}"
+            yield f"{_locate(name, tensor)} has dtype {dtype}, expected one of {', '.join(FLOAT_DTYPES)}"
     for name in sorted(weights.keys() - shapes.keys()):
-        yield f"{_where(name, weights[name])} is no weight of this model"
+        yield f"{_locate(name, weights[name])} is no weight of this model"
 
 
-def _misshapen(tensors: Mapping[str, LazyTensor], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+def _find_misshapen(
+    tensors: Mapping[str, LazyTensor], shapes: Mapping[str, tuple[int, ...]]
+) -> Iterator[str]:
     """Yield a sentence for each weight, or moment of one, that has another shape than the model's."""
     for name, tensor in tensors.items():
         wanted = shapes.get(weight_of(name), tensor.plan.shape)
         if tensor.plan.shape != wanted:
-            yield f"{_where(name, tensor)} has shape {tensor.plan.shape}, config.json says {wanted}"
+            yield f"{_locate(name, tensor)} has shape {tensor.plan.shape}, config.json says {wanted}"
 
 
-def _where(name: str, tensor: LazyTensor) -> str:
+def _locate(name: str, tensor: LazyTensor) -> str:
     return f"{name} in {next(tensor.rows.files())[0].path.name}"
 
 
@@ -142,7 +144,7 @@ def check_shapes(tensors: Mapping[str, LazyTensor], config: Qwen3Config) -> None
     Raises:
         WeightError: Shapes differ; the tensors are named.
     """
-    wrong = list(_misshapen(tensors, config.weight_shapes() | fused_shapes(config)))
+    wrong = list(_find_misshapen(tensors, config.weight_shapes() | fused_shapes(config)))
     if wrong:
         raise WeightError(
             f"the merged weights do not fit the model: {some(wrong, '; ')}; the strategy or the config is of "

@@ -50,7 +50,7 @@ def check_samples(files: Mapping[int, SafetensorsFile], stages: Stages) -> None:
         WeightError: Most slices of two ranks differ, so the strategy is of another layout.
     """
     compared: dict[tuple[Path, Path], list[tuple[str, bool]]] = {}
-    pairs = _pairs(files, {stage: _some(layouts) for stage, layouts in stages.items()})
+    pairs = _pairs(files, {stage: _sample_layouts(layouts) for stage, layouts in stages.items()})
     order = {file.path: number for number, file in enumerate(files.values())}
     # File by file: more of them than may be open would else be opened again for each tensor.
     for name, first, file in sorted(pairs, key=lambda pair: order[pair[2].path]):
@@ -84,7 +84,7 @@ def _pairs(
         first_rank += devices
 
 
-def _some(layouts: dict[str, TensorLayout]) -> dict[str, TensorLayout]:
+def _sample_layouts(layouts: dict[str, TensorLayout]) -> dict[str, TensorLayout]:
     """Return a spread of the matrices; vectors are equal under most layouts."""
     matrices = [name for name, layout in layouts.items() if len(layout.tensor_map) == 2] or list(layouts)
     return {name: layouts[name] for name in matrices[:: -(-len(matrices) // SAMPLED_TENSORS)]}

@@ -179,7 +179,7 @@ class StackedRows(_Combined):
     def read(self, start: int, stop: int, first: int = 0, last: int | None = None) -> Bytes:
         """Return a view when the rows lie in one source, else a copy."""
         parts = [source.read(*window, first, last) for source, window in self._windows(start, stop)]
-        return _joined(parts, 0) if parts else np.empty((0, len(range(self.row_bytes)[first:last])), np.uint8)
+        return _join(parts, 0) if parts else np.empty((0, len(range(self.row_bytes)[first:last])), np.uint8)
 
     def ranges(self, start: int, stop: int) -> list[FileRange] | None:
         """Return the sources' ranges; None unless all have them."""
@@ -210,7 +210,7 @@ class JoinedColumns(_Combined):
             if begin < end:
                 parts.append(source.read(start, stop, begin, end))
             offset += source.row_bytes
-        return _joined(parts, 1) if parts else np.empty((stop - start, 0), np.uint8)
+        return _join(parts, 1) if parts else np.empty((stop - start, 0), np.uint8)
 
 
 class PickedRows(_Combined):
@@ -228,7 +228,7 @@ class PickedRows(_Combined):
             self._source.read(run.start, run.stop, first, last)[:: run.step]
             for run in self._windows(start, stop)
         ]
-        return _joined(parts, 0) if parts else self._source.read(0, 0, first, last)
+        return _join(parts, 0) if parts else self._source.read(0, 0, first, last)
 
     def ranges(self, start: int, stop: int) -> list[FileRange] | None:
         """Return the source's ranges, unless rows are skipped."""
@@ -308,7 +308,7 @@ def equal_rows(left: RowSource, right: RowSource) -> bool:
     return all(np.array_equal(left.read(*window), right.read(*window)) for window in row_windows(left))
 
 
-def _joined(parts: list[Bytes], axis: int) -> Bytes:
+def _join(parts: list[Bytes], axis: int) -> Bytes:
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis)
 
 

@@ -48,7 +48,7 @@ def read_bits(values: Values, target: np.ndarray) -> None:
     """
     ranges = values.ranges() if isinstance(values, TensorPart) else None
     if ranges is None:
-        _by_rows(_copy, values, target)
+        _convert_by_rows(_copy, values, target)
         return
     # Straight from the files: a copy in between would take as long as the reading.
     bytes_, pieces, at = target.reshape(-1).view(np.uint8), [], 0
@@ -58,7 +58,7 @@ def read_bits(values: Values, target: np.ndarray) -> None:
             pieces.append((part.file, part.start + start, slice(at + start, at + start + size)))
         at += part.size_bytes
     assert at == target.nbytes, "the file has the values in the target's type"
-    _in_threads(lambda piece: piece[0].read_into(piece[1], bytes_[piece[2]]), pieces)
+    _run_in_threads(lambda piece: piece[0].read_into(piece[1], bytes_[piece[2]]), pieces)
 
 
 def read_float32(dtype: str, values: Values, target: NDArray[np.float32]) -> None:
@@ -67,17 +67,19 @@ def read_float32(dtype: str, values: Values, target: NDArray[np.float32]) -> Non
     Raises:
         FormatError: They lie in a file that has become shorter, or cannot be read.
     """
-    _by_rows(_widen_bf16 if dtype == "BF16" else _copy, values, target)
+    _convert_by_rows(_widen_bf16 if dtype == "BF16" else _copy, values, target)
 
 
-def _by_rows(convert: Callable[[np.ndarray, np.ndarray], None], values: Values, target: np.ndarray) -> None:
+def _convert_by_rows(
+    convert: Callable[[np.ndarray, np.ndarray], None], values: Values, target: np.ndarray
+) -> None:
     """Convert some rows at a time, on a few threads; reading and numpy release the lock meanwhile."""
     if not values.shape:
         convert(np.asarray(values), target)
         return
     step = max(1, CHUNK * values.shape[0] // max(target.size, 1))
     pieces = [slice(start, min(start + step, values.shape[0])) for start in range(0, values.shape[0], step)]
-    _in_threads(lambda piece: convert(np.asarray(values[piece]), target[piece]), pieces)
+    _run_in_threads(lambda piece: convert(np.asarray(values[piece]), target[piece]), pieces)
 
 
 def _widen_bf16(bits: np.ndarray, target: np.ndarray) -> None:
@@ -89,7 +91,7 @@ def _copy(values: np.ndarray, target: np.ndarray) -> None:
     np.copyto(target, values)
 
 
-def _in_threads(work: Callable[[Piece], None], pieces: Sequence[Piece]) -> None:
+def _run_in_threads(work: Callable[[Piece], None], pieces: Sequence[Piece]) -> None:
     if len(pieces) < NUM_THREADS:
         for piece in pieces:
             work(piece)

@@ -66,7 +66,7 @@ class Command(click.Command):
         try:
             return super().parse_args(ctx, list(self._as_switches(args)))
         except click.NoSuchOption as error:
-            close = most_alike(error.option_name, self.shown_names()) or self._renamed(error.option_name)
+            close = most_alike(error.option_name, self.shown_names()) or self._find_renamed(error.option_name)
             raise click.NoSuchOption(error.option_name, ctx=ctx, message=_no_such(error, close)) from None
 
     def invoke(self, ctx: click.Context) -> object:
@@ -83,7 +83,7 @@ class Command(click.Command):
         names = [name for option in options for name in (*option.opts, *option.secondary_opts)]
         return [name for name in names if name.startswith("--")]
 
-    def _renamed(self, name: str) -> list[str]:
+    def _find_renamed(self, name: str) -> list[str]:
         """Return the present name of the option with an earlier one that is most like `name`."""
         earlier = {old: option.opts[0] for option in self.params for old in getattr(option, "old", ())}
         return [earlier[each] for each in difflib.get_close_matches(name, earlier, n=1)]
@@ -126,7 +126,7 @@ def closest(key: str, options: list[str], keys: tuple[str, ...]) -> str:
     found = difflib.get_close_matches(f"--{spelled}", options, n=1, cutoff=0.75)
     if not found:
         return f" (did you mean {' or '.join(keys)}?)" if keys else ""
-    is_key_closer = keys and _likeness(spelled, keys[0].replace("_", "-")) >= _likeness(spelled, found[0][2:])
+    is_key_closer = keys and _rate(spelled, keys[0].replace("_", "-")) >= _rate(spelled, found[0][2:])
     return f" (did you mean {' or '.join(keys) if is_key_closer else found[0]}?)"
 
 
@@ -151,7 +151,7 @@ def _no_such(error: click.NoSuchOption, close: list[str]) -> str:
     return f"No such option {error.option_name}.{hint}"
 
 
-def _likeness(one: str, other: str) -> float:
+def _rate(one: str, other: str) -> float:
     return difflib.SequenceMatcher(None, one, other).ratio()
 
 

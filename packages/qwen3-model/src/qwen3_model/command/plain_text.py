@@ -33,7 +33,7 @@ def counted(number: int, noun: str, spec: str = "") -> str:
 
 def without_controls(text: str) -> str:
     r"""Return `text` with control characters spelled out (`\x1b`), line ends and tabs as they are."""
-    return CONTROLS.sub(_spelled, text)
+    return CONTROLS.sub(_spell_character, text)
 
 
 def one_line(text: str) -> str:
@@ -50,6 +50,6 @@ def _printable(letter: str) -> str:
     return letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii")
 
 
-def _spelled(found: re.Match[str]) -> str:
+def _spell_character(found: re.Match[str]) -> str:
     number = ord(found[0])
     return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"

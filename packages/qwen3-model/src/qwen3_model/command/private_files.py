@@ -84,11 +84,11 @@ def _owners(*, is_last: bool) -> set[int]:
     if is_last:
         return own
     # In a user namespace without root, the system's own folders seem to belong to nobody.
-    return own | _nobody()
+    return own | _read_unmapped_ids()
 
 
 @cache
-def _nobody() -> frozenset[int]:
+def _read_unmapped_ids() -> frozenset[int]:
     try:
         maps = Path("/proc/self/uid_map").read_text(encoding="ascii").splitlines()
         if any(line.split()[:1] == ["0"] for line in maps):

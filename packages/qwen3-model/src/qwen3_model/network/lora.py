@@ -164,18 +164,20 @@ class LoraEmbedding(LookUp):
     def project(self, hidden_MD: Tensor) -> Tensor:
         """Return logits: the adapted weight as a head."""
         base_MV = self.kernels.linear(hidden_MD, self.weight)
-        return base_MV + self.multiply(self._low(hidden_MD), self.lora_A.weight.astype(hidden_MD.dtype))
+        return base_MV + self.multiply(
+            self._project_low(hidden_MD), self.lora_A.weight.astype(hidden_MD.dtype)
+        )
 
     def products(self, hidden_MD: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Return the two products whose sum `project` returns, see `Linear.products`."""
         a_VR = self.turn(self.lora_A.weight, (1, 0))
-        return (hidden_MD, self._low(hidden_MD)), (self.weight, a_VR)
+        return (hidden_MD, self._project_low(hidden_MD)), (self.weight, a_VR)
 
     def product_weights(self) -> tuple[Parameter, ...]:
         """Return the weights behind the second part of `products`."""
         return self.weight, self.lora_A.weight
 
-    def _low(self, hidden_MD: Tensor) -> Tensor:
+    def _project_low(self, hidden_MD: Tensor) -> Tensor:
         return self.multiply(hidden_MD, self.lora_B.weight.astype(hidden_MD.dtype)) * self.scale
 
 

@@ -68,7 +68,7 @@ def read_conversations(record: object) -> list[Conversation]:
         raise ConversationError(
             f"has none of messages, conversations, instruction; its keys are {sorted(record)[:8]}"
         )
-    return [_checked(messages, tools) for messages, tools in found]
+    return [_check_conversation(messages, tools) for messages, tools in found]
 
 
 def _objects(value: object, name: str) -> list[Message]:
@@ -144,7 +144,7 @@ def _tools(record: Mapping[str, object]) -> list[Message] | None:
     return tools
 
 
-def _checked(messages: list[Message], tools: list[Message] | None) -> Conversation:
+def _check_conversation(messages: list[Message], tools: list[Message] | None) -> Conversation:
     """Return a conversation of which nothing is lost when it is rendered."""
     rendered: list[Message] = []
     unlearned: set[int] = set()

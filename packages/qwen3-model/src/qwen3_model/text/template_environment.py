@@ -53,12 +53,12 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
             trim_blocks=True,
             lstrip_blocks=True,
             extensions=["jinja2.ext.loopcontrols"],
-            finalize=_printed,
+            finalize=_count_printed,
             optimized=False,
         )
         known = {name: self.filters[name] for name in FILTERS} | dict(filters)
-        self.filters = {name: _counted(name, function) for name, function in known.items()}
-        self.filters |= {"_each": _each, "_joined": _joined, "_measured": _measured}
+        self.filters = {name: _count_filter(name, function) for name, function in known.items()}
+        self.filters |= {"_each": _each, "_join_counted": _join_counted, "_measure": _measure}
         del self.globals["lipsum"]
         self.globals.update(names)
 
@@ -128,28 +128,28 @@ class _Counting(NodeTransformer):
     def visit_For(self, node: nodes.For) -> nodes.Node:
         letters = sum(len(data.data) for part in node.body for data in _data(part))
         self.generic_visit(node)
-        node.iter = _filtered(node.iter, "_each", nodes.Const(letters))
+        node.iter = _wrap_in_filter(node.iter, "_each", nodes.Const(letters))
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
-        return _filtered(nodes.List(node.nodes, lineno=node.lineno), "_joined")
+        return _wrap_in_filter(nodes.List(node.nodes, lineno=node.lineno), "_join_counted")
 
     def visit_List(self, node: nodes.List) -> nodes.Node:
         if all(isinstance(entry, nodes.Const) for entry in node.items):
             return node
         self.generic_visit(node)
-        return _filtered(node, "_measured")
+        return _wrap_in_filter(node, "_measure")
 
     def visit_Dict(self, node: nodes.Dict) -> nodes.Node:
         self.generic_visit(node)
-        return _filtered(node, "_measured")
+        return _wrap_in_filter(node, "_measure")
 
     def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
         if node.ctx != "load" or all(isinstance(entry, nodes.Const) for entry in node.items):
             return node
         self.generic_visit(node)
-        return _filtered(node, "_measured")
+        return _wrap_in_filter(node, "_measure")
 
 
 def _data(node: nodes.Node) -> Iterator[nodes.TemplateData]:
@@ -161,13 +161,13 @@ def _data(node: nodes.Node) -> Iterator[nodes.TemplateData]:
             yield from _data(child)
 
 
-def _filtered(node: nodes.Node, name: str, *given: nodes.Expr) -> nodes.Filter:
+def _wrap_in_filter(node: nodes.Node, name: str, *given: nodes.Expr) -> nodes.Filter:
     assert isinstance(node, nodes.Expr)
     return nodes.Filter(node, name, list(given), [], None, None, lineno=node.lineno)
 
 
 @pass_context
-def _printed(context: LimitedContext, value: object) -> object:
+def _count_printed(context: LimitedContext, value: object) -> object:
     return context.budget.take(value)
 
 
@@ -177,18 +177,18 @@ def _each(context: LimitedContext, values: Iterable[object], letters: int) -> It
 
 
 @pass_context
-def _joined(context: LimitedContext, values: list[object]) -> str:
+def _join_counted(context: LimitedContext, values: list[object]) -> str:
     budget = context.budget
     budget.step(budget.letters(values))
     return "".join(map(str, values))
 
 
 @pass_context
-def _measured(context: LimitedContext, value: object) -> object:
+def _measure(context: LimitedContext, value: object) -> object:
     return context.budget.take(value)
 
 
-def _counted(name: str, function: Callable[..., object]) -> Callable[..., object]:
+def _count_filter(name: str, function: Callable[..., object]) -> Callable[..., object]:
     """Return a filter that is checked before and measured after."""
     check, takes_iterators = FILTER_CHECKS.get(name), name in LAZY
     # What jinja2 puts before the value; it has no public name for the mark.

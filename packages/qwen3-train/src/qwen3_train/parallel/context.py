@@ -126,8 +126,8 @@ class ContextPortableKernels(PortableKernels):
         """
         b, length = cos_BLH.shape[0] // 2, cos_BLH.shape[1]
         sizes = b, length, num_heads, num_kv_heads
-        query_turns = self._turns(cos_BLH, sin_BLH, num_heads)
-        key_turns = self._turns(cos_BLH, sin_BLH, num_kv_heads)
+        query_turns = self._repeat_for_heads(cos_BLH, sin_BLH, num_heads)
+        key_turns = self._repeat_for_heads(cos_BLH, sin_BLH, num_kv_heads)
         plans: tuple[Plan, ...] = ()
         for i in range(2):
             keys = self.sequence.counts[i] * length

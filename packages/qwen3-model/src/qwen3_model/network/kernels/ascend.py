@@ -159,11 +159,11 @@ class AscendKernels:
         keys, values, _, slots = cache
         b, length, num_heads, num_kv_heads = plan[SIZES]
         h = q_RH.shape[1]
-        keys = self._stored(keys, slots[WRITES], k_RH)
-        values = self._stored(values, slots[WRITES], v_RH)
+        keys = self._store_rows(keys, slots[WRITES], k_RH)
+        values = self._store_rows(values, slots[WRITES], v_RH)
         if length > 1:
             return self.attention(
-                q_RH, self._joined(keys, slots[BLOCKS]), self._joined(values, slots[BLOCKS]), plan
+                q_RH, self._join_blocks(keys, slots[BLOCKS]), self._join_blocks(values, slots[BLOCKS]), plan
             )
         out_B1D = ops.incre_flash_attention(
             q_RH.reshape(b, 1, num_heads * h),
@@ -244,12 +244,12 @@ class AscendKernels:
         """Subtract at one column of each row of `x_MV`, which nothing else reads; takes no gradient."""
         return self._scatter_add(x_MV, 1, columns_M1, -values_M1)
 
-    def _stored(self, cache: Parameter, writes_W2: Tensor, new_RH: Tensor) -> Tensor:
+    def _store_rows(self, cache: Parameter, writes_W2: Tensor, new_RH: Tensor) -> Tensor:
         """The cache with new rows in the order (B, L, K) at `writes_W2`: a block and a token of it."""
         new_WLD = new_RH.reshape(writes_W2.shape[0], -1, cache.shape[2])
         return ops.depend(cache, ops.auto_generate.kv_cache_scatter_update(cache, writes_W2, new_WLD, 1))
 
-    def _joined(self, cache: Tensor, blocks_P: Tensor) -> Tensor:
+    def _join_blocks(self, cache: Tensor, blocks_P: Tensor) -> Tensor:
         """One row's blocks side by side, (1, S, K * H)."""
         return mint.index_select(cache, 0, blocks_P).reshape(1, -1, cache.shape[2])
 

@@ -77,8 +77,8 @@ class PortableKernels:
         """Return turns as (R, H), a mask to be added to the scores, and the orders of query and key rows."""
         b, length = cos_BLH.shape[0], cos_BLH.shape[1]
         sizes = b, length, num_heads, num_kv_heads
-        query_turns = self._turns(cos_BLH, sin_BLH, num_heads)
-        key_turns = self._turns(cos_BLH, sin_BLH, num_kv_heads)
+        query_turns = self._repeat_for_heads(cos_BLH, sin_BLH, num_heads)
+        key_turns = self._repeat_for_heads(cos_BLH, sin_BLH, num_kv_heads)
         mask = self._mask(visible_BLS, length, length, num_heads)
         q_orders = swapped_rows(b, length, num_heads), swapped_rows(b, num_heads, length)
         k_orders = swapped_rows(b, length, num_kv_heads), swapped_rows(b, num_kv_heads, length)
@@ -217,7 +217,7 @@ class PortableKernels:
         mask_B1LS = ((1.0 - visible_BLS.astype(ms.float32)) * HIDDEN).expand_dims(1)
         return ops.tile(mask_B1LS, (1, num_heads, 1, 1)).reshape(-1, mask_B1LS.shape[3])
 
-    def _turns(self, cos_BLH: Tensor, sin_BLH: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
+    def _repeat_for_heads(self, cos_BLH: Tensor, sin_BLH: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
         """Repeat each token's cos and sin for its heads; with -sin first, swapped halves need no negation."""
         h = cos_BLH.shape[2]
         cos_M1H = self._join((cos_BLH, cos_BLH)).reshape(-1, 1, 2 * h)
