@@ -207,7 +207,7 @@ def test_ranks_that_are_all_signalled_save_the_same_step(start, tmp_path):
 @pytest.mark.slow
 def test_a_folder_that_vanishes_is_an_error_and_not_the_end_of_the_run(start, tmp_path):
     out = tmp_path / "out"
-    process = start("out", ENDLESS, "--callbacks.1.save_checkpoint_steps", "300")
+    process = start("out", ENDLESS, "--callbacks.1.save_checkpoint_steps", "100")
     wait_for_step(process, out, 3)
     shutil.rmtree(out)
     told, error = process.communicate(timeout=LONGEST_S)
