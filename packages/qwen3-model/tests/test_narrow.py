@@ -51,3 +51,23 @@ def test_a_value_at_a_key_is_narrowed_and_its_fault_names_the_key():
         narrow.at_key({"a": 1}, "b", narrow.as_int)
     with pytest.raises(FormatError, match=r"^a: b: None is not a whole number$"):
         narrow.at_key({"a": {"b": None}}, "a", lambda inner: narrow.at_key(inner, "b", narrow.as_int))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 10**400, -(10**400)])
+def test_what_no_float_can_hold_is_not_finite(value):
+    assert narrow.is_number(value)
+    assert not narrow.is_finite(value)
+    assert not narrow.is_above_zero(value)
+
+
+def test_a_number_above_zero_is_no_bool():
+    assert [narrow.is_above_zero(value) for value in (1, 0.5, 0, -1, True, "1")] == [True, True, *[False] * 4]
+
+
+def test_an_absent_key_has_its_default_or_is_named():
+    assert narrow.at_key({}, "a", narrow.as_int, 0) == 0
+    assert narrow.at_key({"a": 1}, "a", narrow.as_int, 0) == 1
+    with pytest.raises(FormatError, match=r"^a is missing$"):
+        narrow.at_key({}, "a", narrow.as_int)
+    with pytest.raises(FormatError, match=r"^a: None is not a whole number$"):
+        narrow.at_key({"a": None}, "a", narrow.as_int, 0)

@@ -9,13 +9,12 @@ import difflib
 import functools
 import math
 import reprlib
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from qwen3_model.command.json_file import read_json
-from qwen3_model.command.narrow import build
+from qwen3_model.command.narrow import build, is_above_zero
 from qwen3_model.command.plain_text import without_controls
 from qwen3_model.errors import ConfigError
 from qwen3_model.rope_scaling import YarnScaling, read_rope
@@ -128,11 +127,7 @@ class Qwen3Config:
                 raise ConfigError(f"{name}={value!r} must be a whole number from 1 to {most}")
         for name in ("rope_theta", "rms_norm_eps", "initializer_range"):
             value = getattr(self, name)
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, int | float)
-                or not 0 < value <= sys.float_info.max
-            ):
+            if not is_above_zero(value):
                 raise ConfigError(f"{name}={reprlib.repr(value)} must be a number above 0")
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             _check_ids(name, getattr(self, name))

@@ -1,12 +1,11 @@
 """How `config.json` describes the rotary embedding: its base and, for long contexts, YaRN's stretch."""
 
 import reprlib
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from qwen3_model.command.narrow import as_flag, as_number, build
+from qwen3_model.command.narrow import as_flag, as_number, build, is_finite, is_number
 from qwen3_model.errors import ConfigError, FormatError
 
 T = TypeVar("T")
@@ -92,7 +91,7 @@ def _check_value(key: str, value: object, narrow: Callable[[object], T]) -> T:
         narrowed = narrow(value)
     except FormatError as error:
         raise ConfigError(f"config.json: {key}: {error}") from None
-    if isinstance(narrowed, int | float) and not abs(narrowed) <= sys.float_info.max:
+    if is_number(narrowed) and not is_finite(narrowed):
         raise ConfigError(f"config.json: {key}={reprlib.repr(value)} must be a finite number")
     return narrowed
 

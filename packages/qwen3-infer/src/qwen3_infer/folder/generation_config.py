@@ -6,7 +6,7 @@ from pathlib import Path
 
 from qwen3_infer.sampling.sampling import SAMPLING_TYPES, Sampling
 from qwen3_model.command.json_file import read_json
-from qwen3_model.command.narrow import build
+from qwen3_model.command.narrow import build, is_number
 from qwen3_model.config import Qwen3Config
 from qwen3_model.errors import ConfigError
 
@@ -57,7 +57,7 @@ def read_generation_config(directory: Path, config: Qwen3Config) -> GenerationCo
     sampling: dict[str, float] = {}
     for key in (key for key in SAMPLING_TYPES if key in raw):
         value = raw[key]
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if not is_number(value):
             raise ConfigError(f"{path}: {key}={value!r} must be a number")
         sampling[key] = value
     try:

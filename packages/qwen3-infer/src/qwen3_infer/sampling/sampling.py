@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from qwen3_model.command.narrow import is_finite
 from qwen3_model.errors import ConfigError
 
 CANDIDATES = (256, 1024, 4096)
@@ -73,11 +74,7 @@ SAMPLING_TYPES: dict[str, type] = {
 
 
 def _require(condition: bool, name: str, value: float, rule: str) -> None:
-    try:
-        is_right = condition and math.isfinite(value)
-    except OverflowError:  # a whole number beyond all floats
-        is_right = False
-    if not is_right:
+    if not condition or not is_finite(value):
         raise ConfigError(f"{name}={value!r:.80} is no sampling value; it must be {rule}")
 
 

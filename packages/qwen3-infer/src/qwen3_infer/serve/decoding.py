@@ -8,7 +8,7 @@ from qwen3_infer.serve.errors import invalid
 from qwen3_infer.serve.fields import SAMPLING
 from qwen3_infer.serve.service import Service
 from qwen3_infer.settings.settings import Decoding
-from qwen3_model.command.narrow import as_int, as_list, as_number, as_section, build
+from qwen3_model.command.narrow import as_int, as_list, as_section, build, is_number
 
 
 def read_decoding(given: Mapping[str, object], service: Service) -> Decoding:
@@ -54,10 +54,9 @@ def _logit_bias(given: Mapping[str, object], service: Service) -> tuple[tuple[in
     biases, vocab_size = [], service.folder.config.vocab_size
     for name, bias in given.items():
         token = int(name) if name.isascii() and name.isdigit() and len(name) < 10 else -1
-        is_number = isinstance(bias, int | float) and not isinstance(bias, bool)
-        if not (0 <= token < vocab_size and is_number) or not -100 <= as_number(bias) <= 100:
+        if not 0 <= token < vocab_size or not is_number(bias) or not -100 <= bias <= 100:
             raise invalid(
                 "logit_bias", f"must have token ids below {vocab_size}, and numbers from -100 to 100"
             )
-        biases.append((token, float(as_number(bias))))
+        biases.append((token, float(bias)))
     return tuple(sorted(biases))

@@ -9,13 +9,12 @@ Source: peft's LoraConfig; a pattern's key fits a module when it matches the end
 import math
 import re
 import reprlib
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeGuard
 
 from qwen3_model.command.json_file import read_json
+from qwen3_model.command.narrow import is_above_zero
 from qwen3_model.errors import FormatError
 
 CONFIG_FILE = "adapter_config.json"
@@ -108,7 +107,7 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
 def stated_alpha_in(config: Mapping[str, object], path: Path) -> float:
     """Return LoRA's alpha; raise FormatError where it is no number above 0."""
     alpha = config.get("lora_alpha")
-    if not _is_above_zero(alpha):
+    if not is_above_zero(alpha):
         shown = reprlib.repr(alpha)
         raise FormatError(f"{path} is no adapter config: its lora_alpha is {shown}, not a number above 0")
     return float(alpha)
@@ -140,12 +139,6 @@ def peft_config(
     }
 
 
-def _is_above_zero(value: object) -> TypeGuard[float]:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return 0 < value <= sys.float_info.max
-
-
 def _flag(config: Mapping[str, object], key: str, path: Path) -> bool:
     value = config.get(key) or False
     if not isinstance(value, bool):
@@ -165,7 +158,7 @@ def _pattern(config: Mapping[str, object], key: str, path: Path) -> dict[str, fl
                     f"{path}: {key} has the pattern {name:.80}, which may never end to match; write "
                     "names of modules"
                 )
-            if not _is_above_zero(value):
+            if not is_above_zero(value):
                 raise FormatError(f"{path}: {key} of {name} is {reprlib.repr(value)}, not a number above 0")
             pattern[name] = value
     except re.error as error:

@@ -8,7 +8,6 @@ for it once more, transposed.
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -23,6 +22,7 @@ from qwen3_model.checkpoints.adapter_config import (
     read_adapter_config,
     stated_alpha_in,
 )
+from qwen3_model.checkpoints.checkpoint_files import read_run_text
 from qwen3_model.checkpoints.safetensors_file import SafetensorsFile, open_safetensors
 from qwen3_model.command.json_file import read_json
 from qwen3_model.config import Qwen3Config
@@ -107,10 +107,7 @@ def read_peft(folder: Path, alpha: float | None = None) -> AdapterSet:
 
 def trained_base(file: SafetensorsFile) -> str:
     """Return the fingerprint of the base that a file's adapters were trained on, empty where it says none."""
-    try:
-        return str(json.loads(file.metadata.get("qwen3_train", "{}")).get("base") or "")
-    except (ValueError, AttributeError, RecursionError):
-        return ""
+    return read_run_text(file, "base")
 
 
 def _saved_modules(file: SafetensorsFile, config: AdapterConfig) -> dict[str, tuple[SafetensorsFile, str]]:

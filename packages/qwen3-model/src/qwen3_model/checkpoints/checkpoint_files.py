@@ -226,15 +226,21 @@ def _open_step(
 
 def _start_problem(step: RankFiles) -> str | None:
     """Return a sentence where ranks of different starts of the run wrote the step: it may be a mixture."""
-    if len({_read_course(file) for file in step.files.values()}) < 2:
+    if len({read_run_text(file, "course") for file in step.files.values()}) < 2:
         return None
     return f"step {step.step} was written by ranks of different starts of the run"
 
 
-def _read_course(file: SafetensorsFile) -> str:
-    """Which start of a run wrote the file; empty where it does not say."""
+def read_run_text(file: SafetensorsFile, key: str) -> str:
+    """Return a text that a run states in the metadata of its files; empty where it states none.
+
+    Args:
+        file: A rank's file of a checkpoint.
+        key: `course`, which start of the run wrote the file, or `base`, the fingerprint of the weights under
+            adapters.
+    """
     try:
-        return str(json.loads(file.metadata.get("qwen3_train", "{}")).get("course", ""))
+        return str(json.loads(file.metadata.get("qwen3_train", "{}")).get(key) or "")
     except (ValueError, AttributeError, RecursionError):
         return ""
 

@@ -6,6 +6,7 @@
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from qwen3_model.checkpoints.strategy import TensorLayout, check_layout
@@ -25,10 +26,10 @@ def read_json_strategy(path: Path) -> tuple[int, dict[str, TensorLayout]]:
         layouts = at_key(stated, "parallel_layout_item", _layouts)
         for name, layout in layouts.items():
             check_layout(name, layout)
-        nodes = at_key({"parallel_strategy_item": {}, **stated}, "parallel_strategy_item", as_section)
+        nodes: Mapping[str, object] = at_key(stated, "parallel_strategy_item", as_section, {})
         if nodes:
             return at_key(nodes, next(iter(nodes)), _stage), layouts
-        return at_key({"current_stage": 0, **stated}, "current_stage", as_int), layouts
+        return at_key(stated, "current_stage", as_int, 0), layouts
     except (ValueError, FormatError) as error:
         raise _damaged(path, error) from None
 
@@ -47,10 +48,10 @@ def _layouts(stated: object) -> dict[str, TensorLayout]:
 
 
 def _layout(stated: object) -> TensorLayout:
-    item = {"opt_weight_shard_step": 0, "opt_weight_shard_size": 0, **as_section(stated)}
+    item = as_section(stated)
     return TensorLayout(
         dev_matrix=tuple(at_key(item, "dev_matrix", as_ints)),
         tensor_map=tuple(at_key(item, "tensor_map", as_ints)),
-        opt_shard_step=at_key(item, "opt_weight_shard_step", as_int),
-        opt_shard_size=at_key(item, "opt_weight_shard_size", as_int),
+        opt_shard_step=at_key(item, "opt_weight_shard_step", as_int, 0),
+        opt_shard_size=at_key(item, "opt_weight_shard_size", as_int, 0),
     )

@@ -4,8 +4,9 @@ Each function returns the value itself, of the same object, or raises. Where a s
 before, nothing is raised; where nobody has, the reader catches `FormatError` and adds the file and the key.
 """
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 from qwen3_model.errors import FormatError
 
@@ -35,7 +36,7 @@ def as_int(value: object) -> int:
 
 def as_number(value: object) -> float:
     """Return `value`, an int or a float, unchanged; raise FormatError for another type, also for a bool."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if is_number(value):
         return value
     raise _wrong(value, "a number")
 
@@ -79,14 +80,37 @@ def optional(narrow: Callable[[object], T], value: object) -> T | None:
     return None if value is None else narrow(value)
 
 
-def at_key(section: Mapping[str, object], key: str, narrow: Callable[[object], T]) -> T:
-    """Return `section[key]` as `narrow` returns it; raise FormatError with the key where it does not."""
+def at_key(
+    section: Mapping[str, object], key: str, narrow: Callable[[object], T], default: T | None = None
+) -> T:
+    """Return `section[key]` as `narrow` returns it, or `default` where the key is absent.
+
+    Raises:
+        FormatError: With the key: `narrow` raises, or the key is absent and there is no default.
+    """
     if key not in section:
-        raise FormatError(f"{key} is missing")
+        if default is None:
+            raise FormatError(f"{key} is missing")
+        return default
     try:
         return narrow(section[key])
     except FormatError as error:
         raise FormatError(f"{key}: {error}") from None
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Return whether `value` is an int or a float, and no bool."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_finite(value: float) -> bool:
+    """Return whether a float can hold `value`: it is not NaN, not infinite, no int beyond all floats."""
+    return abs(value) <= sys.float_info.max
+
+
+def is_above_zero(value: object) -> TypeGuard[float]:
+    """Return whether `value` is a number above 0 that a float can hold."""
+    return is_number(value) and value > 0 and is_finite(value)
 
 
 def build(make: Callable[..., T], values: Mapping[str, object]) -> T:

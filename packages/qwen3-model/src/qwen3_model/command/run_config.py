@@ -4,7 +4,6 @@ A key without a value (`key:`, `key: null`, `--key null`) counts as left out.
 """
 
 import reprlib
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from qwen3_model.command.keys import Key, Schema, hint, keys_meant, unknown_key
-from qwen3_model.command.narrow import as_section, as_sections
+from qwen3_model.command.narrow import as_section, as_sections, is_finite, is_number
 from qwen3_model.command.small_files import YAML_BYTES, read_small_text
 from qwen3_model.command.yaml_loader import parse_yaml
 from qwen3_model.errors import ConfigError, OverrideError, Qwen3Error, UsageError
@@ -218,7 +217,7 @@ def _value_problems(name: str, value: object, rule: Key) -> Iterator[str]:
     if rule.types and not _has_type(value, rule.types):
         expected = " or ".join(TYPE_WORDS.get(kind, kind.__name__) for kind in rule.types)
         yield f"{name}={value!r} must be {expected}"
-    elif float in rule.types and isinstance(value, int | float) and not abs(value) <= sys.float_info.max:
+    elif float in rule.types and is_number(value) and not is_finite(value):
         yield f"{name}={reprlib.repr(value)} must be a finite number"
     elif isinstance(rule.choices, range) and value not in rule.choices:
         yield f"{name}={value} must be from {rule.choices[0]} to {rule.choices[-1]}"

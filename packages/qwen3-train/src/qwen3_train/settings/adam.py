@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from qwen3_model.command.narrow import as_list, as_number
+from qwen3_model.command.narrow import as_list, as_number, is_number
 
 TYPES = ("AdamW", "FusedAdamW")
 """Values of `optimizer.type`, of one meaning; mindformers has both."""
@@ -46,4 +46,4 @@ def optimizer_problems(section: Mapping[str, object]) -> list[str]:
 
 
 def _is_beta(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1
+    return is_number(value) and 0 <= value < 1

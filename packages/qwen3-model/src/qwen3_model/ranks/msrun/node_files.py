@@ -72,13 +72,14 @@ class End:
 
 
 Contents = TypeVar("Contents", NodeState, Round, End)
-READERS: Mapping[str, Callable[[object], object]] = {
-    "start": as_text, "beat": as_int, "round": as_int, "state": as_text, "address": as_text,
-    "reason": as_text, "number": as_int, "members": lambda value: tuple(as_ints(value)),
-    "starts": lambda value: tuple(as_texts(value)), "port": as_int, "restarts": as_int,
-    "arguments": lambda value: tuple(as_texts(value)), "is_finished": as_flag, "is_final": as_flag,
-}  # fmt: skip
-"""How each key of the files is read; one key means the same in all of them."""
+READERS: Mapping[object, Callable[[object], object]] = {
+    str: as_text,
+    int: as_int,
+    bool: as_flag,
+    tuple[int, ...]: lambda value: tuple(as_ints(value)),
+    tuple[str, ...]: lambda value: tuple(as_texts(value)),
+}
+"""How a value of each type that a field may have is read."""
 
 
 class DamagedFileError(FormatError):
@@ -160,16 +161,16 @@ class NodeFiles:
             values = as_section(stated)
         except FormatError as error:
             raise self._of_another_version(name, f"holds no JSON object: {error}") from None
-        known = {field.name: field.default for field in fields(kind)}
+        known = {field.name: field for field in fields(kind)}
         checked: dict[str, object] = {}
         for key, value in values.items():
             if key not in known:
                 raise self._of_another_version(name, f"has the unknown key {key!r}")
             try:
-                checked[key] = READERS[key](value)
+                checked[key] = READERS[known[key].type](value)
             except FormatError as error:
                 raise self._of_another_version(name, f"has a wrong {key}: {error}") from None
-        if missing := [key for key, default in known.items() if default is MISSING and key not in checked]:
+        if missing := [key for key in known if known[key].default is MISSING and key not in checked]:
             raise self._of_another_version(name, f"lacks {', '.join(missing)}")
         return build(kind, checked)
 

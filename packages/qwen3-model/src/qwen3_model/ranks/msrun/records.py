@@ -76,7 +76,7 @@ def _parse(text: str) -> WorkerRecord:
         pid=at_key(stated, "pid", as_int),
         state=at_key(stated, "state", as_text),
         time_s=at_key(stated, "time_s", as_number),
-        error=at_key({"error": "", **stated}, "error", as_text),
+        error=at_key(stated, "error", as_text, ""),
     )
 
 
